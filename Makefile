@@ -55,7 +55,7 @@ FUZZ := $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%)
 FUZZ_BIN := $(FUZZ:%=$(OBJ)/fuzz/%)
 # One short line for each command; V=1 shows them whole.
 run = $(if $(V),,@$(if $(findstring s,$(firstword -$(MAKEFLAGS))),,printf '%-4s %s\n' $(1) $(2);))
-FORMATTED := $(wildcard lib/*/*.[ch] tools/*.[ch] tests/*/*.[ch])
+FORMATTED := $(wildcard lib/*/*.[ch] tools/*.[ch] tests/*/*.[ch] examples/*/*.[ch])
 
 .PHONY: all
 all: $(TOOL_BIN) ## build every program into build/bin (the default)
@@ -99,6 +99,12 @@ $(FIXTURE): $(OBJ)/tests/fixture/fixture.o $(OBJ)/librill.a $(BIN)/.flavour-$(fl
 	@mkdir -p $(@D)
 	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
+# The template of a filter, as it would be built by its author; tests/cli/filter.bats runs it.
+EXAMPLE := $(BIN)/example/rill-clip
+$(BIN)/example/rill-%: $(OBJ)/examples/filter/rill-%.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
+	@mkdir -p $(@D)
+	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
+
 # Only a peer here: bench_kernel times it, in the build without threads of its own where Debian has it, if it is installed.
 OPENBLAS_DIR := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 OPENBLAS := $(shell pkg-config --exists openblas 2>/dev/null && echo yes)
@@ -124,8 +130,9 @@ $(OBJ)/faults.so: tests/faults/faults.c
 deps: ## install what is missing (Debian, Ubuntu; elsewhere it prints the packages)
 	@CC='$(CC)' tests/install-deps
 
-# The fuzz targets run under the sanitizers, built without much optimization: it is compiled once and runs for seconds.
-fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) $(if $(SANITIZER),,OPT='-O1 -g')
+# The fuzz targets run under the sanitizers, built without much optimization and with line numbers alone: it is compiled once and
+# runs for seconds.
+fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) $(if $(SANITIZER),,OPT='-O1 -g1')
 # With no -j of the user's, all cores.
 submake = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 
@@ -138,7 +145,7 @@ test: deps ## every test; the last line counts them
 	    FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-all $(UNIT_BIN)
 
 .PHONY: test-programs fuzz-programs list-fuzz
-test-programs: all $(UNIT_BIN) $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so $(MODEL_TESTS)
+test-programs: all $(UNIT_BIN) $(FIXTURE) $(EXAMPLE) $(BENCH_BIN) $(OBJ)/faults.so $(MODEL_TESTS)
 fuzz-programs: $(FUZZ_BIN)
 list-fuzz:
 	@echo $(abspath $(FUZZ_BIN))
@@ -148,7 +155,7 @@ unit: $(UNIT_BIN) ## build and run the library's unit tests
 	@tests/run-unit $(UNIT_BIN)
 
 .PHONY: cli-tests
-cli-tests: all $(FIXTURE) $(BENCH_BIN) $(OBJ)/faults.so ## run the programs' tests (bats); T=prune runs one file
+cli-tests: all $(FIXTURE) $(EXAMPLE) $(BENCH_BIN) $(OBJ)/faults.so ## run the programs' tests (bats); T=prune runs one file
 	@RILL_BIN=$(abspath $(BIN)) FAULTS=$(if $(SANITIZER),,$(abspath $(OBJ)/faults.so)) tests/run-bats $(or $(T:%=tests/cli/%.bats),$(wildcard tests/cli/*.bats))
 
 .PHONY: test-models
@@ -187,7 +194,7 @@ $(OBJ)/libfuzzer/%: $(OBJ)/tests/fuzz/fuzz_%.o $(OBJ)/librill.a
 coverage: ## line coverage of the unit and program tests (gcovr shows it when installed)
 	@$(MAKE) --no-print-directory COVERAGE=1 coverage-run
 .PHONY: coverage-run
-coverage-run: $(UNIT_BIN) all $(FIXTURE) $(BENCH_BIN)
+coverage-run: $(UNIT_BIN) all $(FIXTURE) $(EXAMPLE) $(BENCH_BIN)
 	@find $(OBJ) -name '*.gcda' -delete
 	-@tests/run-unit $(UNIT_BIN)
 	-@RILL_BIN=$(abspath $(BIN)) tests/run-bats $(wildcard tests/cli/*.bats)

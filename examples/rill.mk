@@ -13,6 +13,22 @@
 #     FILE.gguf          from FILE.rill        for llama.cpp
 #     FILE.eval.json     from FILE.rill        perplexity on EVAL (a .tok.rill)
 #
+# and for pruning in rounds, each of which prunes what the one before has left and recovered:
+#
+#     FILE.round1.rill   from FILE.rill          FILE.round1.cut.rill, trained by DISTILL on LEARN (a .kd.rill, or a .tok.rill)
+#     FILE.round1.cut.rill    from FILE.rill          pruned by PRUNE, with statistics on MEASURE (a .tok.rill)
+#     FILE.round2.rill   from FILE.round1.rill   and so on to round 4; PRUNE_2 and DISTILL_2 say what is different in it
+#
+#     TEACHER := teacher.rill
+#     LEARN := wiki.kd.rill
+#     MEASURE := wiki.tok.rill
+#     PRUNE := --layers 84% --ffn 84%                      70% of 70% in two rounds
+#     include rill.mk
+#     all: teacher.round2.eval.json
+#
+# Weights are cut by --data instead of statistics, and stay zero: PRUNE_1 := --sparsity 30% --method sparsegpt --data wiki.tok.rill,
+# PRUNE_2 := the same at 50%, DISTILL := --keep-mask --steps 100.
+#
 # Every program writes its output whole or not at all, so an interrupted `make` leaves no half file behind, and a failing
 # program in a pipe makes the next one fail too.
 
@@ -21,6 +37,10 @@ TEACHER ?= teacher.rill
 CONTEXT ?= 512
 ENCODE ?= sample:50
 EVAL ?= eval.tok.rill
+PRUNE ?= --layers 84% --ffn 84%
+DISTILL ?= --loss kl
+LEARN ?= corpus.kd.rill
+MEASURE ?= corpus.tok.rill
 RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0 iq4_nl iq4_xs mxfp4 q3_k_l q3_k_m q3_k_s q2_k bf16 f16
 
 .DELETE_ON_ERROR:
@@ -40,6 +60,19 @@ define rill_type_rule
 	$$(RILL) quantize --type $(1) $$< -o $$@ --force
 endef
 $(foreach type,$(RILL_TYPES),$(eval $(call rill_type_rule,$(type))))
+
+# $(call rill_round,N,SUFFIX): a round of its own for each number, because make takes no pattern rule twice on the way to a file; SUFFIX
+# is that of the round before.
+rill_prune = $(or $(PRUNE_$(1)),$(PRUNE))
+define rill_round
+%.round$(1).cut.rill: %$(2).rill $$(MEASURE)
+	$$(if $$(filter --data,$$(call rill_prune,$(1))),,$$(RILL) calibrate -m $$< $$(MEASURE) | )$$(RILL) prune \
+	  $$(call rill_prune,$(1)) $$(if $$(filter --data,$$(call rill_prune,$(1))),,--stats -) $$< -o $$@ --force
+%.round$(1).rill: %.round$(1).cut.rill $$(LEARN)
+	$$(RILL) distill -m $$< $$(or $$(DISTILL_$(1)),$$(DISTILL)) $$(LEARN) -o $$@ --force
+endef
+$(eval $(call rill_round,1,))
+$(foreach round,2 3 4,$(eval $(call rill_round,$(round),.round$(shell expr $(round) - 1))))
 
 %.gguf: %.rill
 	$(RILL) export --to gguf $< -o $@ --force

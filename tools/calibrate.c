@@ -45,6 +45,27 @@ static int collect(struct cli *c, struct session_data *in, struct model *m, stru
     return rc;
 }
 
+/* The layers that prune --layers would take first; all of them with -v, and in the report. */
+static int report(struct cli *c, const struct stats *s, struct err *e) {
+    enum { FEW = 8 };
+    uint32_t ranked[MODEL_MAX_LAYERS], n = stats_config(s)->n_layers;
+    char text[FEW * 32] = "";
+    cJSON *list = cJSON_AddArrayToObject(cli_report(c), "influence");
+    bool ok = list != NULL;
+    stats_rank_layers(s, ranked);
+    for (uint32_t i = 0; i < n && i < FEW; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%u (%.3g)", i ? ", " : "", ranked[i],
+                 stats_influence(s, ranked[i]));
+    cli_say(c, "%llu positions; layers of least influence: %s%s", (unsigned long long)stats_positions(s), text,
+            n > FEW ? ", ..." : "");
+    for (uint32_t i = 0; cli_verbose(c) && i < n; i++)
+        cli_say(c, "influence %.5f: layer %u", stats_influence(s, ranked[i]), ranked[i]);
+    for (uint32_t i = 0; ok && i < n; i++) ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(stats_influence(s, i)));
+    ok = ok && json_put_u64(cli_report(c), "positions", stats_positions(s)) &&
+         json_put_u64(cli_report(c), "sequences", stats_sequences(s));
+    return ok ? 0 : err_nomem(e, "report");
+}
+
 static int run(struct cli *c, struct err *e) {
     struct stream_writer *out;
     struct session_data in = {0};
@@ -58,9 +79,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc && stats_positions(s) == 0) rc = err_set(e, ERR_DATA, "%s: no tokens", stream_reader_name(in.stream));
     if (!rc) rc = stats_write(s, out, e);
     if (!rc) rc = cli_close_output(c, e);
-    if (!rc && !(json_put_u64(cli_report(c), "positions", stats_positions(s)) &&
-                 json_put_u64(cli_report(c), "sequences", stats_sequences(s))))
-        rc = err_nomem(e, "report");
+    if (!rc) rc = report(c, s, e);
     stats_free(s);
     model_free(m);
     session_data_release(&in);
@@ -77,7 +96,9 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .threaded = true,
         .description = "Runs a model over a token stream and sums up the inputs of its matrices: |x|, x^2 and "
-                       "per-sequence means of every channel, and the block influence of every layer.\nThe result feeds "
+                       "per-sequence means of every channel, and the block influence of every layer: how far it turns "
+                       "the residual stream. The layers "
+                       "of least influence are named on standard error, all of them with -v.\nThe result feeds "
                        "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
                        "is the statistics of both corpora together.",
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "

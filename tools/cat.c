@@ -82,14 +82,11 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description =
-            "Writes the segments of its inputs one after the other. Tensors are passed on as they are stored, unless "
-            "--codec is given; then they are decoded and encoded anew. The system's cat joins streams too; "
-            "this one "
-            "verifies what it copies, and says so in the provenance.\n\n"
-            "--select and --drop take shell patterns and may be repeated; what both name is dropped. The tensors "
-            "`tokens` and `lengths` of a batch always stay. Batches of which tensors are chosen are encoded anew, raw "
-            "without --codec.",
+        .description = "Writes the segments of its inputs one after another. Tensors are copied as they are stored; "
+                       "with --codec they are decoded and encoded anew. The system's cat joins streams too; this one "
+                       "verifies what it copies, and says so in the provenance.\n\n--select and --drop take shell "
+                       "patterns and may be repeated; what both name is dropped. The tensors `tokens` and `lengths` of "
+                       "a batch always stay. Batches that lose tensors are encoded anew, raw unless --codec is given.",
         .examples = "rill cat model.rill --codec planes > model.small.rill\n"
                     "    the same model in two thirds of the bytes\n"
                     "rill cat --merge a.tok.rill b.tok.rill > both.tok.rill\n"

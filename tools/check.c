@@ -2,6 +2,7 @@
 #include <inttypes.h>
 
 #include "lib/cli/cli.h"
+#include "lib/view/view.h"
 
 static bool finite;
 
@@ -55,15 +56,11 @@ static int check_stream(struct stream_reader *r, unsigned char *piece, struct ba
 
 static void say_ok(const struct cli *c, const struct stream_reader *r, FILE *out) {
     struct stream_totals t;
-    char digest[DIGEST_TEXT_SIZE];
     if (cli_quiet(c)) return;
     stream_reader_totals(r, &t);
-    digest_text(t.digest, digest);
     cli_put(out, stream_reader_name(r));
-    fputs(": OK", out);
-    if (t.segments > 1) fprintf(out, ", %" PRIu64 " segments", t.segments);
-    if (t.batches) fprintf(out, ", %" PRIu64 " batches, %" PRIu64 " positions", t.batches, t.positions);
-    fprintf(out, ", %" PRIu64 " tensors, %" PRIu64 " bytes, %s\n", t.tensors, t.bytes, digest);
+    fputs(": OK, ", out);
+    view_put_totals(out, &t);
 }
 
 static int run(struct cli *c, struct err *e) {
@@ -93,10 +90,11 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Reads each stream to its end and verifies all of it: checksums, order, counts, index, that compressed "
-            "data decodes, and that the sequences of batches follow each other. Prints OK with the totals and the "
-            "digest of the content, a line for each stream; nothing with -q.\n\nThe exit code is 3 when a stream is "
-            "damaged, cut or otherwise malformed, and 4 when --finite finds a value that is not.",
+            "Reads each stream to its end and verifies all of it: checksums, order, counts, index, that "
+            "compressed data decodes, and that the sequences of batches follow each other. Prints OK with "
+            "the totals and the digest of the content, a line for each stream; nothing with -q.\n\nThe exit "
+            "code is 3 when a stream is damaged, cut or otherwise malformed, and 4 when --finite finds a NaN "
+            "or an infinity.",
         .examples = "rill check model.rill\n"
                     "    is this file whole?\n"
                     "rill check -q --finite model.rill\n"

@@ -175,23 +175,21 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "diff",
-        .summary = "how far two streams are from each other",
+        .summary = "compare the tensors of two streams",
         .operands = "A B",
         .min_operands = 2,
         .max_operands = 2,
         .writes_text = true,
         .threaded = true,
         .description =
-            "Compares tensors of equal names, in f32 whatever the element types: the largest, mean and root mean "
-            "square difference, the relative error ||A - B|| / ||A||, the cosine, and the bits an element "
-            "takes in B; and the descriptions. Prints what differs, then the same of all tensors together, "
-            "and fails with exit code 4 when anything differs.\n\n"
-            "With limits (--max-abs, --mean-abs, --min-cosine) it fails when a tensor is outside one of "
-            "them, or is missing "
-            "or of another shape; other differences are only printed.\n\n"
-            "Data streams are compared batch by batch and printed for each name. Otherwise B must be a "
-            "regular file; A may "
-            "be -, standard input. Provenance and the way data is stored are not compared.",
+            "Compares tensors of equal names, in f32 whatever the element types: the largest, mean and root "
+            "mean square difference, the relative error ||A - B|| / ||A||, the cosine, and the bits an "
+            "element takes in B; and the descriptions. Prints what differs, then the same of all tensors "
+            "together, and fails with exit code 4 when anything differs.\n\nWith limits (--max-abs, "
+            "--mean-abs, --min-cosine) it fails when a tensor is outside one of them, or is missing or of "
+            "another shape; other differences are only printed.\n\nData streams are compared batch by batch, "
+            "and the differences of each name are printed together. Otherwise B must be a regular file; A "
+            "may be -, standard input. Provenance and the way data is stored are not compared.",
         .examples = "rill diff model.rill other.rill\n"
                     "    what differs\n"
                     "rill diff --min-cosine 0.99 model.rill model.q4.rill\n"

@@ -53,7 +53,10 @@ static const struct cli_option options[] = {
      .arg = "FILE",
      .completes_files = true,
      .help = "score the minimal pairs or multiple-choice questions of this JSON-lines file"},
-    {.name = "table", .type = CLI_FLAG, .to = &what.table, .help = "print tables for reading instead of JSON lines"},
+    {.name = "table",
+     .type = CLI_FLAG,
+     .to = &what.table,
+     .help = "print tables for reading instead of JSON lines; with -v also percentiles and the model's digest"},
     {.name = "fail-above",
      .type = CLI_F64,
      .to = &fail_above,
@@ -101,7 +104,9 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Prints one JSON object a line. Perplexity is of a token stream, by a protocol that is printed with it, "
+            "Prints one JSON object a line, which ends with the model, its digest, the bytes of its tensors and their "
+            "bits "
+            "per weight. Perplexity is of a token stream, by a protocol that is printed with it, "
             "because protocols are not comparable. The stream is standard input; with --reference or --task, which do "
             "not need one, only if it is a file (< FILE); name a pipe with -.\n  gptq       one text in disjoint "
             "windows, all but a window's first token scored\n  llama      the same windows, BOS first, only the second "

@@ -132,14 +132,13 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .makes_folder = makes_folder,
         .description =
-            "These formats want every shape before the first weight, so the model is read by random access: from a "
-            "file "
-            "in place, from a pipe through a temporary file in TMPDIR (or /tmp) that is as large as the model.\n"
-            "A folder must not exist yet, --force or not, and appears complete or not at all. A model whose layers "
-            "differ, "
-            "as pruning leaves them, has no place in Hugging Face's config.json; in GGUF it is of architecture deci, "
-            "which llama.cpp computes like llama with a shape for each layer.\n"
-            "--to imatrix takes statistics, as calibrate writes them, instead of a model.",
+            "These formats want every shape before the first weight, so the model is read by random access: "
+            "from a file in place, from a pipe through a temporary file in TMPDIR (or /tmp) that is as large "
+            "as the model.\nA folder must not exist yet, --force or not, and appears complete or not at all. "
+            "A model whose layers differ, as pruning leaves them, cannot be described by Hugging Face's "
+            "config.json; in GGUF it becomes architecture deci, which llama.cpp runs as a llama whose layers "
+            "have shapes of their own.\n--to imatrix takes statistics, as calibrate writes them, instead of "
+            "a model.",
         .examples =
             "rill export --to gguf model.rill -o model.gguf\n    for llama.cpp\n"
             "rill export --to gguf --split-size 2G model.rill -o ./model-gguf\n    in parts, for llama.cpp too\n"

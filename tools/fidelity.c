@@ -19,8 +19,8 @@ static const struct cli_option options[] = {
     {.name = "speed",
      .type = CLI_FLAG,
      .to = &speed,
-     .help = "say how many tokens a second are decoded and turned into a gradient, the student not counted; other from "
-             "run to run (--report has it in any case)"},
+     .help = "say how many tokens a second are decoded and turned into a gradient, the student not counted; "
+             "different in every run (--report has it in any case)"},
     {0},
 };
 
@@ -120,22 +120,17 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Compares encodings of the same answers (logit-dump) with the dense ones (teacher-infer) by the gradient "
-            "that "
-            "they give a student: of the loss kl with respect to the logits, as training has it. One JSON object an "
-            "encoding, the dense one first. Any of the inputs may be standard input (-).\n  angle                 "
-            "between "
-            "the gradients summed over all positions, in degrees: what a step\n                        over many "
-            "positions "
-            "sees. The noise of draws averages out, a bias stays\n  norm_ratio            their lengths, encoding over "
-            "dense\n  position_angle        the mean over positions of the angle at each\n  position_norm_ratio   "
-            "likewise, "
-            "of root mean squares\n  calibration_error     expected, of what the target gives the student's most "
-            "probable "
-            "token,\n                        against how often that is the label; 15 bins\n  bytes, bytes_zstd     of "
-            "the "
-            "answer, a position, as encoded and as --codec zstd stores it\nAll at the temperature of the encodings, at "
-            "positions that have a label.",
+            "Compares encodings of the same answers (logit-dump) with the dense ones (teacher-infer) by the "
+            "gradient that they give a student: of the loss kl with respect to the logits, as in training. "
+            "Prints one JSON object for each encoding, the dense one first. Any of the inputs may be "
+            "standard input (-).\n  angle                 between the gradients summed over all positions, "
+            "in degrees: what a step\n                        over many positions sees. The noise of draws "
+            "averages out, a bias stays\n  norm_ratio            their lengths, encoding over dense\n  "
+            "position_angle        the mean over positions of the angle at each\n  position_norm_ratio   "
+            "likewise, of root mean squares\n  calibration_error     expected, of what the target gives the "
+            "student's most probable token,\n                        against how often that is the label; 15 "
+            "bins\n  bytes, bytes_zstd     of the answer, a position, as encoded and as --codec zstd stores "
+            "it\nAll at the temperature of the encodings, at positions that have a label.",
         .examples =
             "rill fidelity -m student.rill --table dense.kd.rill corpus.kd.rill\n    50 draws against the whole\n"
             "rill logit-dump --encode ghost:20 dense.kd.rill | rill fidelity -m student.rill dense.kd.rill -\n"

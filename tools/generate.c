@@ -57,8 +57,8 @@ static const struct cli_option options[] = {
     {.name = "text",
      .type = CLI_FLAG,
      .to = &what.text,
-     .help =
-         "write text, a line for each sequence, instead of a token stream; to a terminal without control characters"},
+     .help = "write text, a line for each sequence, instead of a token stream; on a terminal control "
+             "characters are escaped"},
     {.name = "only-new", .type = CLI_FLAG, .to = &what.only_new, .help = "leave the prompts out of the output"},
     {0},
 };

@@ -64,13 +64,14 @@ int main(int argc, char **argv) {
         .min_operands = 1,
         .max_operands = 1,
         .writes_stream = true,
-        .description = "PATH is a folder as Hugging Face has it (config.json, model.safetensors or its shards with "
-                       "their index, tokenizer.json), one .safetensors beside its config.json, or a .gguf of "
-                       "llama.cpp, of a split one the first part (-00001-of-). `rill help architectures` lists the "
-                       "architectures. Tokenizers: byte-level BPE, "
-                       "SentencePiece (BPE and unigram) and WordPiece.\nAll files of a folder that define tokens are "
-                       "read, as in transformers; if they contradict each other, the import is refused.\nWhat is not "
-                       "supported is refused by name: a nearly right model would be silently wrong.",
+        .description =
+            "PATH is a Hugging Face folder (config.json, model.safetensors or its shards with their index, "
+            "tokenizer.json), one .safetensors beside its config.json, or a .gguf of llama.cpp, of a split "
+            "one the first part (-00001-of-). `rill help architectures` lists the architectures. Tokenizers: "
+            "byte-level BPE, SentencePiece (BPE and unigram) and WordPiece.\nAll files of a folder that "
+            "define tokens are read, as in transformers; if they contradict each other, the import is "
+            "refused.\nWhat is not supported is refused by name: a nearly right model would be silently "
+            "wrong.",
         .examples = "rill import ./SmolLM2-135M > teacher.rill\n    a folder, tensors as they are\n"
                     "rill import --dtype bf16 model.gguf -o model.rill\n    a GGUF, dequantized\n",
         .options = options,

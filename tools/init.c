@@ -32,7 +32,7 @@ static const struct cli_option options[] = {
     {.name = "copy-embed",
      .type = CLI_FLAG,
      .to = &shape.copy_embed,
-     .help = "begin with the embedding of MODEL; that of a bilstm then has its width"},
+     .help = "start from the embedding of MODEL, whose width that of a bilstm then has"},
     {.name = "heads",
      .type = CLI_U64,
      .to = &shape.heads,
@@ -89,8 +89,8 @@ static const struct cli_option options[] = {
      .to = &shape.arch,
      .arg = "NAME",
      .fallback = "llama",
-     .help = "architecture, one of those that help architectures lists; an encoder gets a masked-LM head, a "
-             "bilstm a classifier of sequences"},
+     .help = "architecture, one of those that `rill help architectures` lists; an encoder gets a masked-LM "
+             "head, a bilstm a classifier of sequences"},
     {.name = "classes",
      .type = CLI_U64,
      .to = &shape.classes,
@@ -128,9 +128,8 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
      .needs = {"window"},
-     .help = "every N-th layer sees all positions all the same; 1: all have the window; 0: as the architecture has it, "
-             "2 in "
-             "gemma2, 6 in gemma3, 1 in others"},
+     .help = "every N-th layer sees all positions nevertheless; 1: all have the window; 0: as the "
+             "architecture has it, 2 in gemma2, 6 in gemma3, 1 in others"},
     {.name = "norm-eps",
      .type = CLI_F64,
      .to = &shape.norm_eps,
@@ -213,13 +212,13 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .seeded = true,
-        .description = "Makes a student of any shape for distill, with the vocabulary of the model that is read (its "
-                       "teacher). Matrices are "
-                       "normal with deviation 0.02, those that write to the residual stream divided by the root of "
-                       "twice the number of layers, "
-                       "as in GPT-2. A bilstm is embedding, layers of one LSTM in each direction, the states in "
-                       "which the directions end, a dense layer with relu, classifier; its weights begin as those "
-                       "of PyTorch's modules.",
+        .description =
+            "Makes a student of any shape for distill, with the vocabulary of the model that is read (its "
+            "teacher). Matrices are drawn from a normal distribution with a standard deviation of 0.02; "
+            "those that write to the residual stream are divided by the square root of twice the number of "
+            "layers, as in GPT-2. A bilstm has an embedding, layers of one LSTM in each direction, the final "
+            "states of both, a dense layer with ReLU and a classifier; its weights start as those of "
+            "PyTorch's modules do.",
         .examples = "rill init --layers 2 --hidden 64 --heads 4 --kv-heads 2 --ffn 128 model.rill -o student.rill\n"
                     "    a small student for model.rill\n"
                     "rill init --arch bilstm --layers 1 --hidden 64 --embed 32 classes.rill -o student.rill\n"

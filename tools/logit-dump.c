@@ -1,5 +1,4 @@
 /* rill logit-dump: encodes a teacher's knowledge compactly, or shows some of it as a table. */
-#include <fnmatch.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -20,9 +19,9 @@ static const struct cli_option options[] = {
      .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "sample:50",
      .needs = {"!tsv"},
-     .help =
-         "topk:K keeps the K largest probabilities, topp:P as few as have the share P, ghost:K adds the rest as one "
-         "pseudo-token, sample:N keeps N random draws, an unbiased estimate for all tokens; keep leaves what there is"},
+     .help = "topk:K keeps the K largest probabilities, topp:P the fewest that sum to P, ghost:K adds the "
+             "rest as one pseudo-token, sample:N keeps N random draws, an unbiased estimate for all tokens; "
+             "keep leaves what there is"},
     {.name = "drop",
      .type = CLI_LIST,
      .to = &drop,
@@ -92,44 +91,13 @@ static int choose_response(struct cli *c, struct work *w, struct err *e) {
     return knowledge_check_encode(&w->in.format, &w->out, e);
 }
 
-/* A pattern that names nothing is a mistake. */
-static int drop_fields(struct knowledge_format *f, const char *pattern, struct err *e) {
-    uint32_t kept = 0;
-    bool response = f->encoding && !fnmatch(pattern, "response", 0);
-    for (uint32_t i = 0; i < f->n_fields; i++)
-        if (fnmatch(pattern, f->fields[i].name, 0) != 0) f->fields[kept++] = f->fields[i];
-    if (kept == f->n_fields && !response) return err_set(e, ERR_USAGE, "--drop %s: there is no such field", pattern);
-    f->n_fields = kept;
-    if (response) f->encoding = KNOW_NONE;
-    return 0;
-}
-
-static int choose_fields(struct knowledge_format *f, struct err *e) {
-    enum dtype dtype = DT_BF16;
-    bool sampled = false;
-    if (field_dtype && !f->n_fields) return err_set(e, ERR_USAGE, "--field-dtype: nothing was tapped");
-    for (size_t i = 0; i < drop.n; i++)
-        if (drop_fields(f, drop.items[i], e)) return e->code;
-    if (field_dtype && session_field_dtype(field_dtype, &dtype, e)) return e->code;
-    for (uint32_t i = 0; i < f->n_fields; i++) {
-        if (field_dtype) f->fields[i].dtype = dtype;
-        sampled |= f->fields[i].sampled;
-    }
-    if (!sampled) f->tap_positions = 0;
-    return 0;
-}
-
 static int begin(struct cli *c, struct work *w, struct err *e) {
     struct stream_writer *writer;
     w->out = w->in.format;
-    if (choose_response(c, w, e) || choose_fields(&w->out, e)) return e->code;
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->in.stream), true);
-    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
-    if (!rc) rc = cli_open_output(c, &writer, e);
-    if (!rc) rc = stream_write_meta(writer, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, cli_seed(c), e);
-    cJSON_Delete(meta);
-    return rc;
+    if (choose_response(c, w, e) || session_choose_fields(&drop, field_dtype, &w->out, e) ||
+        cli_open_output(c, &writer, e))
+        return e->code;
+    return knowledge_encoder_open(&w->encoder, writer, stream_reader_meta(w->in.stream), &w->out, cli_seed(c), e);
 }
 
 static int report(struct cli *c, struct work *w, struct err *e) {
@@ -146,7 +114,7 @@ static int report(struct cli *c, struct work *w, struct err *e) {
 static int encode_stream(struct cli *c, struct work *w, struct err *e) {
     bool more;
     if (begin(c, w, e)) return e->code;
-    cli_progress_begin(c, "token", 0);
+    cli_progress_begin(c, "tokens", 0);
     while (true) {
         if (knowledge_read(w->in.stream, &w->in.format, &w->batch, &more, e)) return e->code;
         if (!more) break;
@@ -165,11 +133,8 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
     int rc = session_load_vocab(c, &how, &w->vocab, NULL, e);
     if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
-    /* The padding of a teacher without a vocabulary is not shown; encoded shares that include it are shown
-     * unchanged. */
-    struct knowledge_format *f = &w->in.format;
-    bool cut = !rc && f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->vocab->n_unpadded;
-    return cut ? knowledge_fit(f, w->vocab->n_unpadded, e) : rc;
+    if (!rc) knowledge_cut_padding(&w->in.format, w->vocab->n_unpadded); /* encoded shares have it, and keep it */
+    return rc;
 }
 
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
@@ -222,20 +187,17 @@ int main(int argc, char **argv) {
         .seeded = true,
         .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
-        .description =
-            "Reads the dense output of teacher-infer and keeps of each position what a student needs. Draws (sample:N) "
-            "are unbiased: on average the student is taught the whole distribution, from some 2 bytes for each "
-            "distinct token drawn. The largest entries (topk:K) teach a truncated teacher; ghost:K corrects most of "
-            "that.\n\nFields of teacher-infer --tap are passed on, except those of --drop. Knowledge in topk:K or "
-            "ghost:K can be reduced to fewer entries later, and converted to the "
-            "other. The output does not depend on how the input is cut into batches, nor on -j.",
-        .examples =
-            "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > s.kd.rill\n"
-            "    the same answers, fewer fields, in a fourth of the bytes of f32\n"
-            "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
-            "    50 draws a position from the teacher at temperature 2\n"
-            "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"
-            "    what the teacher expects after positions 100 to 109\n",
+        .description = "Reads the dense output of teacher-infer and keeps what a student needs of each position. Draws "
+                       "(sample:N) are unbiased: on average the student is taught the whole distribution, at about 2 "
+                       "bytes for each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; "
+                       "ghost:K corrects most of that.\n\nFields of teacher-infer --tap are passed on, except those of "
+                       "--drop. Knowledge in topk:K or ghost:K can be reduced to fewer entries later, and converted to "
+                       "the other. The output does not depend on how the input is cut into batches, nor on -j.",
+        .examples = "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > "
+                    "s.kd.rill\n    the same answers, fewer fields, in a quarter of the bytes of f32\nrill "
+                    "logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n    50 draws a "
+                    "position from the teacher at temperature 2\nrill logit-dump --tsv -m teacher.rill "
+                    "corpus.kd.rill --positions 100:10\n    what the teacher expects after positions 100 to 109\n",
         .options = options,
         .run = run,
     };

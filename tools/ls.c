@@ -13,31 +13,54 @@ static const struct cli_option options[] = {
     {0},
 };
 
+/* Several files are told apart by a line before each. */
+static int put_name(FILE *out, const char *name, bool first, struct err *e) {
+    if (how.json) {
+        cJSON *j = cJSON_CreateObject();
+        return cli_put_json(out, j, json_put_str(j, "type", "file") && json_put_str(j, "name", name), e);
+    }
+    if (!first) fputc('\n', out);
+    cli_put(out, name);
+    fputs(":\n", out);
+    return 0;
+}
+
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *r;
     FILE *out;
-    int rc = cli_open_stream(c, cli_input_path(c, 0), "stdin", STREAM_ANY, &r, e);
-    if (!rc) rc = cli_text(c, &out, e);
-    return rc ? rc : view_list(r, out, &how, e);
+    size_t n = cli_operands(c) ? cli_operands(c) : 1;
+    int rc = 0;
+    for (size_t i = 0; !rc && i < n; i++) {
+        rc = cli_open_stream(c, cli_input_path(c, i), "stdin", STREAM_ANY, &r, e);
+        if (!rc) rc = cli_text(c, &out, e);
+        if (!rc && n > 1) rc = put_name(out, stream_reader_name(r), i == 0, e);
+        if (!rc) rc = view_list(r, out, &how, e);
+    }
+    return rc;
 }
 
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "ls",
         .summary = "list what is in a stream",
-        .operands = "[FILE]",
-        .max_operands = 1,
+        .operands = "[FILE...]",
+        .max_operands = -1,
         .reads_stdin = true,
         .writes_text = true,
         .description =
-            "Prints the kind and the plain facts of each segment, a line for each tensor (element type, "
-            "shape, bytes, what share of them is stored, codec, name) and the totals with the digest of the "
-            "content, which does not cover the provenance or the file's name. Numbers of each layer are "
-            "shown as 5x512,0 (five times 512, then 0); ends lists the tokens that end a text. Tensors in "
-            "batches are summed up by name: their first dimension counts through all batches.\n\nIn a regular "
-            "file the data is skipped and not verified; use check for that.",
+            "Prints the kind and the plain facts of each segment, then a table of its tensors: element type, shape, "
+            "bytes, name, and where any is compressed what share of the bytes is stored and by which codec. Of a model "
+            "follow the parameters and bytes of its parts; norms and biases count with what they belong to, and a tied "
+            "output matrix is the embedding. The last line has the bytes of all tensors, of the whole stream, and the "
+            "digest of the content, which does not cover the provenance or the file's name.\n\nNumbers of each layer "
+            "are shown as 5x512,0 (five times 512, then 0), long lists by their first numbers; what is not so is left "
+            "out (no tied=false); ends lists the tokens that end a text. Tensors in batches are summed up by name: "
+            "their first dimension counts through all batches.\n\nIn a regular file the data is skipped and not "
+            "verified; use check for that.",
         .examples = "rill ls model.rill\n"
-                    "    the tensors of a model\n"
+                    "    the tensors of a model and what its parts take\n"
+                    "rill ls model.rill tokens.rill\n"
+                    "    two files\n"
                     "rill ls --json model.rill\n"
                     "    the same for programs\n",
         .options = options,

@@ -51,7 +51,7 @@ static int parse_weights(struct work *w, struct err *e) {
         if ((next = strchr(at, ','))) *next++ = 0;
         double v;
         if (!parse_f64(at, &v) || !(v > 0 && v <= 1e9))
-            return err_set(e, ERR_USAGE, "--weights %s: \"%s\" is no number above 0", weights, at);
+            return err_set(e, ERR_USAGE, "--weights %s: \"%s\" is not a number above 0", weights, at);
         if (i < w->n) w->in[i].weight = v;
     }
     if (i == w->n && strlen(weights) < sizeof copy) return 0;
@@ -80,14 +80,10 @@ static int begin(struct cli *c, struct work *w, struct err *e) {
     if (open_inputs(c, w, e)) return e->code;
     if (knowledge_mix_format(&w->how, w->in, w->n, &w->out, &bad, e))
         return err_prefix(e, "%s", stream_reader_name(w->in[bad].r));
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->in[0].r), true);
-    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
-    if (!rc) rc = cli_open_output(c, &writer, e);
-    if (!rc) rc = stream_write_meta(writer, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, 0, e);
-    if (!rc) rc = knowledge_mixer_new(&w->mixer, &w->how, w->in, w->n, &w->out, e);
-    cJSON_Delete(meta);
-    return rc;
+    if (cli_open_output(c, &writer, e) ||
+        knowledge_encoder_open(&w->encoder, writer, stream_reader_meta(w->in[0].r), &w->out, 0, e))
+        return e->code;
+    return knowledge_mixer_new(&w->mixer, &w->how, w->in, w->n, &w->out, e);
 }
 
 static int report(struct cli *c, struct work *w, struct err *e) {
@@ -109,7 +105,7 @@ static int report(struct cli *c, struct work *w, struct err *e) {
 static int mix(struct cli *c, struct work *w, struct err *e) {
     bool more = true;
     if (begin(c, w, e)) return e->code;
-    cli_progress_begin(c, "token", 0);
+    cli_progress_begin(c, "tokens", 0);
     while (more) {
         if (knowledge_mixer_step(w->mixer, w->encoder, &more, e)) return e->code;
         cli_progress(c, knowledge_mixer_counts(w->mixer).positions, NULL);
@@ -133,24 +129,21 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "mix",
-        .summary = "make one answer of what several teachers say about the same tokens",
+        .summary = "combine what several teachers say about the same tokens",
         .operands = "KNOWLEDGE KNOWLEDGE...",
         .min_operands = 2,
         .max_operands = -1,
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Reads the knowledge of several teachers on the same tokens in step, and writes the weighted mean of their "
-            "distributions. One of the inputs may be standard input (-). All have the same vocabulary, encoding and "
-            "temperature.\n  dense       the mean, arithmetic or geometric, of all probabilities\n  ghost       exact, "
-            "of "
-            "the tokens that all teachers have among their entries\n  topk, topp  of the tokens that any has; what a "
-            "teacher "
-            "does not tell counts as 0: kl then\n              has the mean of the gradients on each teacher, and "
-            "eval, "
-            "which needs exact\n              probabilities, refuses them\n  sample      draws are pooled, an unbiased "
-            "estimate of the mixture: 100 and 50 draws weigh 2 to 1\nEncodings that differ are refused: encode the "
-            "dense "
+            "Reads the knowledge of several teachers on the same tokens in step, and writes the weighted "
+            "mean of their distributions. One of the inputs may be standard input (-). All have the same "
+            "vocabulary, encoding and temperature.\n  dense       the mean, arithmetic or geometric, of all "
+            "probabilities\n  ghost       exact, of the tokens that all teachers have among their entries\n  "
+            "topk, topp  of the tokens that any has; what a teacher does not name counts as 0: kl then\n     "
+            "         has the mean of the gradients on each teacher, and eval, which needs exact\n           "
+            "   probabilities, refuses them\n  sample      draws are pooled, an unbiased estimate of the "
+            "mixture: 100 and 50 draws weigh 2 to 1\nEncodings that differ are refused: encode the dense "
             "answers alike (logit-dump), or mix them before. So are fields of --tap, which have no mean.",
         .examples = "rill mix dense.kd.rill dense2.kd.rill | rill logit-dump --encode sample:50 > corpus.kd.rill\n"
                     "    50 draws a position from the mean of two teachers\n"

@@ -95,13 +95,11 @@ int main(int argc, char **argv) {
         .max_operands = -1,
         .reads_stdin = true,
         .writes_text = true,
-        .description =
-            "Reads what distill --log writes, or any table of numbers in tab-separated text with a line of names, and "
-            "writes the curves as SVG, which a browser shows. Several logs are drawn into one picture, each curve "
-            "under "
-            "the name of its file. Of a column that has numbers in some lines only, as evaluations have, these are "
-            "drawn as points and joined.\n\nA line that has another number of columns, or something else than numbers, "
-            "is an error. gnuplot does the drawing and must be installed.",
+        .description = "Reads what distill --log writes, or any table of numbers in tab-separated text with a line of "
+                       "names, and writes the curves as SVG, which a browser shows. Several logs are drawn into one "
+                       "picture, each curve under the name of its file. A column with numbers in some lines only, such "
+                       "as an evaluation, is drawn as joined points.\n\nA line that has another number of columns, or "
+                       "anything but numbers, is an error. gnuplot does the drawing and must be installed.",
         .examples = "rill plot run.tsv > run.svg\n"
                     "    all losses and evaluations\n"
                     "rill plot --y ce --log y --title 'two runs' run.tsv again.tsv -o ce.svg\n"

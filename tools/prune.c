@@ -1,25 +1,12 @@
 /* rill prune: takes weights out of a model, in one pass. */
-#include "lib/prune/prune.h"
-#include "lib/cli/cli.h"
-#include "lib/formats/formats.h"
-#include "lib/session/session.h"
+#include "lib/compress/compress.h"
 
-static double sparsity;
-static uint64_t min_count;
-static struct cli_amount layers, experts, ffn, kv_heads;
-static const char *drop, *score, *stats_path, *vocab_path, *pattern, *method, *data_path;
-static struct session_options how;
-static uint64_t max_tokens;
-static double damp;
-static bool reconstruct;
-static struct cli_list rates;
-static bool prune_head, dry_run;
-static const char *plan_path;
+static struct compress_prune_options o;
 
 static const struct cli_option options[] = {
     {.name = "sparsity",
      .type = CLI_SHARE,
-     .to = &sparsity,
+     .to = &o.sparsity,
      .arg = "SHARE",
      .fallback = "0",
      .min = 0,
@@ -27,19 +14,19 @@ static const struct cli_option options[] = {
      .help = "make this share of the weights of each matrix of the layers zero (0.5, or 50%)"},
     {.name = "pattern",
      .type = CLI_STRING,
-     .to = &pattern,
+     .to = &o.pattern,
      .arg = "N:M",
      .needs = {"!sparsity"},
      .help = "keep N of each M consecutive weights of a row instead (2:4, 4:8), and make the others zero"},
     {.name = "rate",
      .type = CLI_LIST,
-     .to = &rates,
+     .to = &o.rates,
      .arg = "REGEX=S",
      .help = "how sparse the matrices become whose name, Rill's or GGUF's, matches the regular expression: a share, 0, "
              "or N:M; the last match wins"},
     {.name = "method",
      .type = CLI_CHOICE,
-     .to = &method,
+     .to = &o.method,
      .arg = "BY",
      .choices = "magnitude|wanda|sparsegpt|alps",
      .fallback = "magnitude",
@@ -50,7 +37,7 @@ static const struct cli_option options[] = {
              "(alps, the best and slowest)"},
     {.name = "data",
      .type = CLI_STRING,
-     .to = &data_path,
+     .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
      .needs = {"!stats", "!dry-run", "!layers", "!drop-layers", "!ffn", "!kv-heads", "!vocab",
@@ -60,34 +47,34 @@ static const struct cli_option options[] = {
          "which the model will see, 128 sequences of 512 for a start"},
     {.name = "max-tokens",
      .type = CLI_U64,
-     .to = &max_tokens,
+     .to = &o.max_tokens,
      .arg = "N",
      .fallback = "0",
      .needs = {"data"},
      .help = "take whole sequences of --data up to the one that reaches N positions; 0: all"},
     {.name = "reconstruct",
      .type = CLI_FLAG,
-     .to = &reconstruct,
+     .to = &o.reconstruct,
      .needs = {"data"},
      .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; takes "
              "twice as long"},
     {.name = "damp",
      .type = CLI_F64,
-     .to = &damp,
+     .to = &o.damp,
      .arg = "SHARE",
      .fallback = "0.01",
      .max = 1,
      .needs = {"method=sparsegpt|method=alps|reconstruct"},
      .help = "what is added to the diagonal of the second moments of --data, as a share of its mean"},
-    SESSION_DATA_PRECISION(how, "data"),
+    SESSION_DATA_PRECISION(o.how, "data"),
     {.name = "sparsify-head",
      .type = CLI_FLAG,
-     .to = &prune_head,
+     .to = &o.prune_head,
      .needs = {"sparsity|pattern"},
      .help = "also the embedding and the output matrix"},
     {.name = "plan",
      .type = CLI_STRING,
-     .to = &plan_path,
+     .to = &o.plan,
      .arg = "FILE",
      .completes_files = true,
      .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!kv-heads"},
@@ -95,13 +82,13 @@ static const struct cli_option options[] = {
          "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
     {.name = "dry-run",
      .type = CLI_FLAG,
-     .to = &dry_run,
+     .to = &o.dry_run,
      .help =
          "print the plan and stop: the layers that stay with their widths, and the sparsity of each matrix, as text "
          "for --plan, edited or not"},
     {.name = "layers",
      .type = CLI_AMOUNT,
-     .to = &layers,
+     .to = &o.layers,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
@@ -109,13 +96,13 @@ static const struct cli_option options[] = {
      .help = "keep N layers, or a share of them (67%): those of least block influence go; 0: keep all"},
     {.name = "drop-layers",
      .type = CLI_STRING,
-     .to = &drop,
+     .to = &o.drop_layers,
      .arg = "LIST",
      .needs = {"!layers"},
      .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
     {.name = "experts",
      .type = CLI_AMOUNT,
-     .to = &experts,
+     .to = &o.experts,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_EXPERTS,
@@ -124,7 +111,7 @@ static const struct cli_option options[] = {
              "that take them; 0: keep all"},
     {.name = "ffn",
      .type = CLI_AMOUNT,
-     .to = &ffn,
+     .to = &o.ffn,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
@@ -132,7 +119,7 @@ static const struct cli_option options[] = {
              "multiple of 256 or 32, the blocks of quantized types; 0: keep all"},
     {.name = "kv-heads",
      .type = CLI_AMOUNT,
-     .to = &kv_heads,
+     .to = &o.kv_heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
@@ -140,7 +127,7 @@ static const struct cli_option options[] = {
          "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
     {.name = "vocab",
      .type = CLI_STRING,
-     .to = &vocab_path,
+     .to = &o.vocab,
      .arg = "TOKENS",
      .completes_files = true,
      .help =
@@ -149,7 +136,7 @@ static const struct cli_option options[] = {
          "name is ./padding)"},
     {.name = "vocab-min-count",
      .type = CLI_U64,
-     .to = &min_count,
+     .to = &o.vocab_min_count,
      .arg = "N",
      .fallback = "1",
      .min = 1,
@@ -158,7 +145,7 @@ static const struct cli_option options[] = {
      .help = "how often a token must occur to stay"},
     {.name = "score",
      .type = CLI_CHOICE,
-     .to = &score,
+     .to = &o.score,
      .arg = "BY",
      .choices = "auto|weights|activations",
      .fallback = "auto",
@@ -167,7 +154,7 @@ static const struct cli_option options[] = {
              "activations when there are statistics"},
     {.name = "stats",
      .type = CLI_STRING,
-     .to = &stats_path,
+     .to = &o.stats,
      .arg = "FILE",
      .needs = {"layers|experts|ffn|kv-heads|plan|method=wanda", "layers|experts|method=wanda|!score=weights"},
      .completes_files = true,
@@ -175,164 +162,8 @@ static const struct cli_option options[] = {
     {0},
 };
 
-static int report_tensor(void *ctx, const struct prune_tensor_report *t, struct err *e) {
-    struct cli *c = ctx;
-    log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
-    if (t->has_error) log_line(LOG_INFO, "%s: squared error of its outputs %.4g", t->name, t->output_error);
-    return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
-}
-
-static int report(struct cli *c, const struct prune_report *r, struct err *e) {
-    char sparse[64] = "";
-    if (r->matrix_weights)
-        snprintf(sparse, sizeof sparse, ", %.1f%% of the weights of sparse matrices are zero",
-                 100 * (double)r->zeros / (double)r->matrix_weights);
-    cli_say(c, "%.2f M parameters of %.2f M, %u layers of %u%s", (double)r->parameters_after / 1e6,
-            (double)r->parameters_before / 1e6, r->after.n_layers, r->before.n_layers, sparse);
-    return prune_report_put(r, cli_report(c), e);
-}
-
-static struct prune_amount amount(const struct cli_amount *a) {
-    return (struct prune_amount){(uint32_t)a->n, a->share};
-}
-
-static bool asked(const struct cli_amount *a) {
-    return a->n || a->share > 0;
-}
-
-/* --vocab names a stream, except "padding", which needs none. */
-static bool reads_tokens(void) {
-    return vocab_path && strcmp(vocab_path, "padding") != 0;
-}
-
-static int parse_rates(struct prune_options *o, struct err *e) {
-    struct prune_rule *parsed = mem_array(rates.n ? rates.n : 1, sizeof *parsed, e);
-    if (!parsed) return e->code;
-    o->rules = parsed;
-    o->n_rules = rates.n;
-    for (size_t i = 0; i < rates.n; i++)
-        if (prune_rule_parse(rates.items[i], &parsed[i], e)) return err_prefix(e, "--rate");
-    return 0;
-}
-
-static int fill_options(struct prune_options *o, uint32_t *drop_list, const struct stats *stats,
-                        const struct prune_tokens *tokens, struct err *e) {
-    *o = (struct prune_options){.sparsity = {.share = sparsity},
-                                .prune_head = prune_head,
-                                .calibrated = data_path != NULL,
-                                .reconstruct = reconstruct,
-                                .damp = damp,
-                                .foreign_name = target_tensor_name,
-                                .tokens = reads_tokens() ? tokens : NULL,
-                                .padding = vocab_path && !reads_tokens(),
-                                .vocab_min_count = min_count,
-                                .stats = stats,
-                                .drop_layers = drop_list,
-                                .layers = amount(&layers),
-                                .experts = amount(&experts),
-                                .ffn = amount(&ffn),
-                                .kv_heads = amount(&kv_heads)};
-    o->score = !strcmp(score, "activations") || (!strcmp(score, "auto") && stats) ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS;
-    prune_method_parse(method, &o->method);
-    int rc = drop ? prune_layers_parse(drop, drop_list, &o->n_drop_layers, e) : 0;
-    if (rc) return err_prefix(e, "--drop-layers");
-    if (pattern && prune_sparsity_parse(pattern, &o->sparsity, e)) return err_prefix(e, "--pattern");
-    if (pattern && !o->sparsity.m) return err_set(e, ERR_USAGE, "--pattern: '%s' is no N:M, such as 2:4", pattern);
-    if (!plan_path && sparsity <= 0 && !pattern && !rates.n && !asked(&layers) && !drop && !asked(&experts) &&
-        !asked(&ffn) && !asked(&kv_heads) && !vocab_path)
-        return err_set(
-            e, ERR_USAGE,
-            "nothing to prune: give --sparsity, --pattern, --rate, --plan, --layers, --drop-layers, --experts, "
-            "--ffn, --kv-heads or --vocab");
-    return parse_rates(o, e);
-}
-
-static void say(void *c, const char *message) {
-    cli_say(c, "%s", message);
-}
-
-static void say_targets(void *c, const struct model_config *before, const struct model_config *after) {
-    target_warnings(before, after, say, c);
-}
-
-static void layer_done(void *c, uint32_t layers_done) {
-    cli_progress(c, layers_done, NULL);
-}
-
-static int with_data(struct cli *c, struct stream_reader *in, struct stream_writer *out, const struct prune_options *o,
-                     struct prune_report *r, struct err *e) {
-    struct session_tokens data = {0};
-    struct prune_calibration k = {.in = &data.in, .n = 1, .progress = layer_done, .progress_ctx = c};
-    int rc = model_layerwise_new(&k.model, kernel_cpu(), in, WEIGHTS_F32, NULL, NULL, e);
-    if (!rc) rc = session_read_tokens(c, data_path, "data", model_layerwise_model(k.model), max_tokens, &data, e);
-    if (!rc) rc = grad_tape_new(&k.scratch, kernel_cpu(), false, session_precision(&how), e);
-    if (!rc) cli_progress_begin(c, "layers", model_layerwise_model(k.model)->config.n_layers);
-    if (!rc) rc = prune_layerwise(&k, out, o, r, e);
-    cli_progress_end(c);
-    grad_tape_free(k.scratch);
-    model_layerwise_free(k.model);
-    session_tokens_release(&data);
-    return rc;
-}
-
-static int print_plan(struct cli *c, struct stream_reader *in, const struct prune_options *o, struct prune_report *r,
-                      struct err *e) {
-    struct buf plan = {0};
-    FILE *out;
-    int rc = cli_text(c, &out, e);
-    if (!rc) rc = prune_dry_run(in, o, &plan, r, e);
-    if (!rc) fwrite(plan.data, 1, plan.len, out);
-    buf_release(&plan);
-    return rc;
-}
-
-static int prune(struct cli *c, struct stream_reader *in, const struct prune_options *o, struct prune_report *r,
-                 struct err *e) {
-    struct stream_writer *out;
-    int rc = cli_open_output(c, &out, e);
-    if (!rc && !cJSON_AddArrayToObject(cli_report(c), "tensors")) rc = err_nomem(e, "report");
-    if (!rc) rc = data_path ? with_data(c, in, out, o, r, e) : prune_stream(in, out, o, r, e);
-    return rc ? rc : cli_close_output(c, e);
-}
-
-/* As a string. */
-static int read_plan(struct cli *c, struct buf *text, struct prune_options *o, struct err *e) {
-    enum { MOST = 1 << 28 };
-    struct cli_file *f;
-    int rc = cli_open_file(c, plan_path, "plan", &f, e);
-    if (!rc) rc = cli_file_read_all(f, MOST, text, e);
-    if (!rc && (text->len > MOST || (text->len && memchr(text->data, 0, text->len))))
-        rc = err_set(e, ERR_DATA, "%s: no text of at most %d bytes", plan_path, MOST);
-    if (!rc) rc = buf_append(text, "", 1, e);
-    o->plan = (const char *)text->data, o->plan_name = plan_path;
-    return rc;
-}
-
 static int run(struct cli *c, struct err *e) {
-    static uint32_t drop_list[MODEL_MAX_LAYERS];
-    struct stream_reader *in, *stats_in, *tokens_in;
-    struct prune_options o = {0};
-    struct buf plan = {0};
-    struct prune_report r = {0};
-    struct stats *stats = NULL;
-    struct prune_tokens tokens = {0};
-    int rc = 0;
-    if (stats_path) rc = cli_open_stream(c, stats_path, "stats", STREAM_STATS, &stats_in, e);
-    if (!rc && stats_path) rc = stats_load(&stats, stats_in, e);
-    if (!rc && reads_tokens()) rc = cli_open_stream(c, vocab_path, "tokens", STREAM_ANY, &tokens_in, e);
-    if (!rc && reads_tokens()) rc = prune_tokens_count(&tokens, tokens_in, e);
-    if (!rc) rc = fill_options(&o, drop_list, stats, &tokens, e);
-    if (!rc && plan_path) rc = read_plan(c, &plan, &o, e);
-    o.warn = say, o.warn_ctx = c, o.shape = say_targets, o.sparse = report_tensor, o.sparse_ctx = c;
-    if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e);
-    if (!rc) rc = dry_run ? print_plan(c, in, &o, &r, e) : prune(c, in, &o, &r, e);
-    if (!rc) rc = report(c, &r, e);
-    buf_release(&plan);
-    prune_report_release(&r);
-    prune_tokens_release(&tokens);
-    stats_free(stats);
-    mem_free((void *)o.rules);
-    return rc;
+    return compress_prune(c, &o, e);
 }
 
 int main(int argc, char **argv) {

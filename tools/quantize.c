@@ -1,9 +1,9 @@
 /* rill quantize: quantizes a model stream, one tensor at a time. */
 #include "lib/compress/compress.h"
 
-static struct compress_options o;
+static struct compress_quantize_options o;
 
-static const struct cli_option options[] = {
+static struct cli_option options[] = {
     {.name = "type",
      .type = CLI_STRING,
      .to = &o.type,
@@ -75,7 +75,7 @@ static const struct cli_option options[] = {
      .completes_files = true,
      .needs = {"target-bpw|target-size"},
      .help =
-         "weigh the matrices against each other by how much the model's own distribution over these tokens hangs on "
+         "weigh the matrices against each other by how much the model's own distribution over these tokens depends on "
          "them (Fisher information, a backward pass over each sequence, the model and its gradients in memory); "
          "without it, the relative errors of all outputs count the same"},
     {.name = "cache",
@@ -89,6 +89,7 @@ static const struct cli_option options[] = {
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,
+     .needs = {"!method=hqq"},
      .help =
          "print the plan and stop: each matrix with its type, size and the reason, as text for --plan, edited or not"},
     {.name = "stats",
@@ -96,16 +97,23 @@ static const struct cli_option options[] = {
      .to = &o.stats,
      .arg = "FILE",
      .completes_files = true,
+     .needs = {"!method=hqq"},
      .help = "weight the error of each input channel by the statistics of calibrate, or of llama-imatrix (a GGUF or a "
              ".dat)"},
+    {.name = "clip",
+     .type = CLI_FLAG,
+     .to = &o.clip,
+     .needs = {"stats", "!method=gptq", "!dry-run"},
+     .help = "cut off the largest weights of a group where that lowers the error by --stats, as AWQ does, but of q and "
+             "k"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
-     .choices = "rtn|gptq",
+     .choices = "rtn|hqq|gptq",
      .fallback = "rtn",
-     .help = "rtn: each weight to the nearest value, with the scales that a search finds; gptq: with --data, codes by "
-             "error "
-             "feedback on the grid of each type and descent over codes and scales, layer by layer"},
+     .help = "rtn: each weight to the nearest value, with the scales that a search finds; hqq: the same, then mins (or "
+             "scales, in types without) in half-quadratic steps, which need no data; gptq: with --data, codes by "
+             "error feedback on the grid of each type and descent over codes and scales, layer by layer"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
@@ -161,7 +169,7 @@ static const struct cli_option options[] = {
 };
 
 static int run(struct cli *c, struct err *e) {
-    return compress_run(c, &o, e);
+    return compress_quantize(c, &o, e);
 }
 
 int main(int argc, char **argv) {
@@ -206,5 +214,7 @@ int main(int argc, char **argv) {
         .options = options,
         .run = run,
     };
+    for (struct cli_option *option = options; option->name; option++)
+        if (strcmp(option->name, "type") == 0) option->suggests = quant_type_names();
     return cli_main(&program, argc, argv);
 }

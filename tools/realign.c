@@ -50,11 +50,7 @@ static int load(struct work *w, struct err *e) {
         session_open_data(w->c, cli_input_path(w->c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w->in, e) ||
         session_check_vocab(w->teacher, &w->in, "knowledge", e))
         return e->code;
-    struct knowledge_format *f =
-        &w->in.format; /* padding of a teacher without a vocabulary has no share in a softmax */
-    if (f->encoding == KNOW_DENSE && f->vocab[0] && f->vocab_size > w->teacher->n_unpadded &&
-        knowledge_fit(f, w->teacher->n_unpadded, e))
-        return err_prefix(e, "%s", stream_reader_name(w->in.stream));
+    knowledge_cut_padding(&w->in.format, w->teacher->n_unpadded);
     if (!tokens) return 0;
     if (session_open_data(w->c, tokens, "tokens", STREAM_TOKENS, NULL, &w->given, e)) return e->code;
     return session_check_vocab(w->student, &w->given, "tokens", e);
@@ -64,14 +60,10 @@ static int begin(struct work *w, struct err *e) {
     struct stream_writer *writer;
     struct align_options o = {w->teacher, w->student, &w->in.format, (uint32_t)entries};
     if (align_format(&o, &w->out, e)) return err_prefix(e, "%s", stream_reader_name(w->in.stream));
-    cJSON *meta = tokens ? cJSON_Duplicate(stream_reader_meta(w->given.stream), true) : cJSON_CreateObject();
-    int rc = meta ? knowledge_meta_put(meta, &w->out, e) : err_nomem(e, "META");
-    if (!rc) rc = cli_open_output(w->c, &writer, e);
-    if (!rc) rc = stream_write_meta(writer, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, writer, &w->out, 0, e);
-    if (!rc) rc = align_new(&w->align, &o, e);
-    cJSON_Delete(meta);
-    return rc;
+    const cJSON *meta = tokens ? stream_reader_meta(w->given.stream) : NULL;
+    if (cli_open_output(w->c, &writer, e) || knowledge_encoder_open(&w->encoder, writer, meta, &w->out, 0, e))
+        return e->code;
+    return align_new(&w->align, &o, e);
 }
 
 static void show(void *ctx) {
@@ -101,7 +93,7 @@ static int report(struct work *w, struct err *e) {
 
 static int realign(struct work *w, struct err *e) {
     if (load(w, e) || begin(w, e)) return e->code;
-    cli_progress_begin(w->c, "token", 0);
+    cli_progress_begin(w->c, "tokens", 0);
     struct align_tokens given = {w->given.stream, &w->given.format};
     if (align_read(w->align, w->in.stream, tokens ? &given : NULL, w->encoder, show, w, e)) return e->code;
     cli_progress_end(w->c);
@@ -131,20 +123,16 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Lays both tokenizations of a text over its bytes. Where tokens of both end at the same byte, what the "
-            "teacher "
-            "expects next is translated: a token becomes the student's with the same bytes, or the first one by which "
-            "the "
-            "student's tokenizer spells it; the student's next token of the text, if the teacher spells it by several, "
-            "gets "
-            "the product of their probabilities. The result is ghost:K knowledge (see logit-dump) of the student's "
-            "tokens, "
-            "for distill and its losses, uld included. A position where no token of the teacher ends teaches nothing; "
-            "its "
-            "label still counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, for they have no "
-            "rest. The "
-            "texts must be the same, byte for byte but for a space in front; the first difference is named. How many "
-            "positions and how much probability could be aligned is printed, and is in the --report.",
+            "Lays both tokenizations of a text over its bytes. Where tokens of both end at the same byte, "
+            "what the teacher expects next is translated: a token becomes the student's with the same bytes, "
+            "or the first one by which the student's tokenizer spells it; the student's next token of the "
+            "text, if the teacher spells it by several, gets the product of their probabilities. The result "
+            "is ghost:K knowledge (see logit-dump) of the student's tokens, for distill and its losses, uld "
+            "included. A position where no token of the teacher ends teaches nothing; its label still "
+            "counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, because they do not "
+            "tell how much probability is left. The texts must be the same, byte for byte, except for a "
+            "leading space; the first difference is named. How many positions and how much probability could "
+            "be aligned is printed, and is in the --report.",
         .examples = "rill realign -m student.rill --teacher teacher.rill dense.kd.rill > student.kd.rill\n"
                     "    the student's tokens are made of the teacher's text\n"
                     "rill realign -m student.rill --teacher teacher.rill --tokens tokens.rill dense.kd.rill -o s.rill\n"

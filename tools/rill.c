@@ -18,6 +18,7 @@ static void print_architectures(FILE *out) {
 
 static const struct cli_topic topics[] = {
     {"architectures", "models that are known, and who else reads them", print_architectures},
+    {"common", "options that programs share, and what holds for all of them", cli_help_common},
     {NULL, NULL, NULL},
 };
 

@@ -20,7 +20,7 @@ static const struct cli_option options[] = {
      .to = &batch,
      .arg = "N",
      .needs = {"!meta", "!prov", "!vocab"},
-     .help = "of a data stream, the N-th batch only, from 0"},
+     .help = "of a data stream, the batch of this number only, counted from 0"},
     {.name = "head",
      .type = CLI_U64,
      .to = &how.head,
@@ -88,8 +88,10 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .description =
             "Prints the first values of each tensor; with --stats or --histogram a summary instead. Quantized values "
-            "are shown as the numbers that they stand for. --tsv writes all values, for other programs.\n\nIn a "
-            "regular file, data that is not shown is not verified; use check for that.",
+            "are shown as the numbers that they stand for. What is in a batch comes after the number of the batch. "
+            "--tsv "
+            "writes all values for other programs, whole numbers with every digit.\n\nIn a regular file, data that is "
+            "not shown is not verified; use check for that.",
         .examples = "rill show --tensor 'layers.0.*' --stats model.rill\n"
                     "    range, mean and deviation of the first layer's tensors\n"
                     "rill show --tensor norm.weight --tsv model.rill > norm.tsv\n"

@@ -6,7 +6,7 @@
 
 static struct session_options how;
 static struct session_teacher_options teaching;
-static const char *encode, *dtype, *weights;
+static const char *encode, *dtype, *weights, *rows;
 static double temperature;
 static bool raw_logits, dry_run;
 static struct cli_list taps;
@@ -34,11 +34,19 @@ static const struct cli_option options[] = {
      .help =
          "keep what is tapped at N random positions of each sequence, the same ones for all points, by the seed; of "
          "a shorter sequence at all of them"},
+    {.name = "rows",
+     .type = CLI_CHOICE,
+     .to = &rows,
+     .choices = "counted|all",
+     .fallback = "counted",
+     .help =
+         "where tokens have a mask or labels of their own (tokenize --chat, --mask-rate, --tags), answers and states "
+         "are made and kept at positions that training counts alone; all: everywhere"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &dry_run,
-     .help = "run nothing: print how many bytes a token and in all each field would take, for these tokens, before "
-             "compression. Draws are counted at nearly their most, top-p at a typical size"},
+     .help = "run nothing: print the bytes that each field would take, per token and in all, for these "
+             "tokens, before compression. Draws are counted at nearly their most, top-p at a typical size"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
@@ -112,7 +120,7 @@ static int choose_format(struct work *w, struct err *e) {
     if (stream_target_classes(f->target)) f->classes = m->config.classes;
     f->tap_positions = (uint32_t)tap_positions;
     for (size_t i = 0; i < taps.n; i++)
-        if (session_tap_parse(taps.items[i], &m->config, f->tap_positions, f, e)) return e->code;
+        if (session_tap_parse(taps.items[i], &m->config, !teaching.all_rows, f, e)) return e->code;
     if (m->vocab) digest_text(m->vocab_digest, f->vocab);
     return session_teacher_tap(w->teacher, f, cli_seed(w->c), e);
 }
@@ -121,12 +129,9 @@ static int choose_format(struct work *w, struct err *e) {
 static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
     struct work *w = ctx;
     digest_text(teacher, w->format.teacher);
-    cJSON *meta = cJSON_Duplicate(stream_reader_meta(w->tokens.stream), true);
-    int rc = meta ? knowledge_meta_put(meta, &w->format, e) : err_nomem(e, "META");
-    if (!rc) rc = stream_write_meta(w->out, meta, e);
-    if (!rc) rc = knowledge_encoder_new(&w->encoder, w->out, &w->format, cli_seed(w->c), e);
+    const cJSON *meta = stream_reader_meta(w->tokens.stream);
+    int rc = knowledge_encoder_open(&w->encoder, w->out, meta, &w->format, cli_seed(w->c), e);
     *encoder = w->encoder;
-    cJSON_Delete(meta);
     return rc;
 }
 
@@ -147,13 +152,14 @@ static int infer(struct work *w, struct err *e) {
 static int print_sizes(struct work *w, struct err *e) {
     FILE *out;
     if (cli_text(w->c, &out, e)) return e->code;
-    return session_print_sizes(&w->format, w->tokens.stream, out, e);
+    return session_print_sizes(&w->format, &w->tokens, teaching.all_rows, out, e);
 }
 
 static int infer_stream(struct work *w, struct err *e) {
     struct cli *c = w->c;
     struct knowledge_format f = {0};
     teaching.layerwise = !strcmp(weights, "stream");
+    teaching.all_rows = !strcmp(rows, "all");
     if ((strcmp(encode, "none") != 0 && knowledge_encoding_parse(encode, &f, e)) ||
         session_teacher_open(&w->teacher, c, &how, &teaching, e) ||
         session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, session_teacher_model(w->teacher),
@@ -205,7 +211,7 @@ int main(int argc, char **argv) {
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
                     "    everything the teacher says, to a file\n"
                     "rill teacher-infer -m teacher.rill --tap hidden:all --tap-positions 4 tokens.rill > tap.rill\n"
-                    "    the hidden states of four positions of each sequence besides\n"
+                    "    also the hidden states of four positions of each sequence\n"
                     "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill "
                     "> kd.rill\n"
                     "    a teacher that is neither on disk nor in memory whole\n",

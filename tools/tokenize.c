@@ -51,9 +51,9 @@ static const struct cli_option options[] = {
      .to = &o.corpus.tags,
      .arg = "FIELD",
      .needs = {"jsonl", "!labels", "!chat", "!decode"},
-     .help =
-         "for models that tag tokens (named entities): the FIELD of --jsonl is a list of words, and this one a list of "
-         "as many classes, numbers or names, null for none. A word's first token has the class, its others none"},
+     .help = "for models that tag tokens (named entities): the FIELD of --jsonl is a list of words, and this "
+             "one a list of as many classes, numbers or names, null for none. The first token of a word gets "
+             "the class, the others none"},
     {.name = "mask-rate",
      .type = CLI_F64,
      .to = &o.mask_rate,
@@ -170,8 +170,8 @@ static const struct cli_option options[] = {
     {.name = "decode",
      .type = CLI_FLAG,
      .to = &decode,
-     .help = "the input is a token stream, the output its text; documents that were lines end with a line end. To a "
-             "terminal without control characters"},
+     .help = "the input is a token stream, the output its text; documents that were lines end with a line "
+             "end. On a terminal control characters are escaped"},
     {0},
 };
 
@@ -220,27 +220,27 @@ int main(int argc, char **argv) {
         .seeded = true,
         .seed_needs = {"mask-rate"},
         .description =
-            "Writes the text on standard input or in files as a token stream, by the vocabulary of a model: byte-level "
-            "BPE, with the same tokens as Hugging Face's tokenizers. Invalid UTF-8 is kept; a byte order mark at the "
-            "start is not. UTF-16, compressed files and models are refused.\nA document becomes a sequence, what a "
-            "model sees at one time: every program keeps attention, positions and loss inside it. With --context N all "
-            "documents are joined and cut into sequences of N tokens, what perplexity by windows wants; a sequence "
-            "then "
-            "has the end of one document and the beginning of the next. With --pack N no document is joined with "
-            "another, and none of up to N tokens is cut (\"Fewer truncations improve language modeling\", 2024). With "
-            "BOS "
-            "each sequence begins with it, which N counts.\nWith --chat the documents are conversations, rendered "
-            "by the model's chat template, byte for byte as transformers does. Special tokens in that text are special "
-            "tokens, also where a message spells one. The batches get a mask that marks what the assistant says: the "
-            "text in the template's {% generation %} blocks or, where it has none, what each assistant message adds to "
-            "the conversation before it with its generation prompt. distill trains on the masked tokens alone. BOS and "
-            "EOS are the template's, unless --bos or --eos asks for more. A template that uses what Rill does not "
-            "know, refuses a conversation, or does not end is an error that names its line.\nModels of the BERT family "
-            "learn from tokens that were masked (--mask-rate), from texts with a class (--labels) or words with one "
-            "(--tags); the stream then "
-            "holds the labels, and teacher-infer, distill and eval follow them.\nInput of any length takes "
-            "the same memory, as long as no single word is larger than that.\n--report has the numbers of documents, "
-            "sequences and tokens, and the bytes of text that the tokens stand for, which bits per byte divide by.",
+            "Writes the text on standard input or in files as a token stream, by the vocabulary of a model: "
+            "byte-level BPE, with the same tokens as Hugging Face's tokenizers. Invalid UTF-8 is kept; a "
+            "byte order mark at the start is not. UTF-16, compressed files and models are refused.\nA "
+            "document becomes a sequence, what a model sees at one time: every program keeps attention, "
+            "positions and loss inside it. With --context N all documents are joined and cut into sequences "
+            "of N tokens, as perplexity by windows needs it; a sequence then has the end of one document and "
+            "the beginning of the next. With --pack N no document is joined with another, and none of up to "
+            "N tokens is cut (\"Fewer truncations improve language modeling\", 2024). If the vocabulary has "
+            "a BOS token that it puts in front, each sequence begins with it, and N counts it.\nWith --chat "
+            "the documents are conversations, rendered by the model's chat template, byte for byte as "
+            "transformers does. Special tokens written in that text are taken as such, even where a message "
+            "spells one. The batches get a mask that marks what the assistant says: the text in the "
+            "template's {% generation %} blocks or, where it has none, what each assistant message adds to "
+            "the conversation before it with its generation prompt. distill trains on the masked tokens "
+            "alone. BOS and EOS are the template's, unless --bos or --eos asks for more. A template that "
+            "uses what Rill does not know, refuses a conversation, or does not end is an error that names "
+            "its line.\nModels of the BERT family learn from tokens that were masked (--mask-rate), from "
+            "texts with a class (--labels) or words with one (--tags); the stream then holds the labels, and "
+            "teacher-infer, distill and eval follow them.\nInput of any length takes the same memory, as "
+            "long as no single word is larger than that.\n--report has the numbers of documents, sequences "
+            "and tokens, and the bytes of text that the tokens stand for, which bits per byte divide by.",
         .examples = "rill tokenize -m model.rill --context 512 corpus.txt -o corpus.tok.rill\n"
                     "    the whole file in sequences of 512 tokens\n"
                     "rill tokenize -m model.rill --separator '<|endoftext|>' --pack 512 corpus.txt -o packed.tok.rill\n"

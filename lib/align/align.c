@@ -22,6 +22,7 @@ struct align {
     /* Of a sequence: */
     struct spans teacher, student;
     struct buf tokens, mask; /* the student's: u32, u8 */
+    struct buf counted;      /* u8: which of its positions count */
     struct buf pair;         /* size_t: the teacher's row for each of the student's */
     struct buf next; /* f32: of each of the teacher's rows, the probability of its next token; below 0: not known */
     struct buf row_entries,
@@ -73,8 +74,9 @@ int align_new(struct align **out, const struct align_options *o, struct err *e) 
 
 void align_free(struct align *a) {
     if (!a) return;
-    struct buf *all[] = {&a->tokens, &a->mask, &a->pair, &a->next,   &a->row_entries, &a->row_offset, &a->wanted,
-                         &a->x,      &a->sum,  &a->top,  &a->values, &a->offset,      &a->ids,        &a->probs};
+    struct buf *all[] = {&a->tokens,     &a->mask,   &a->pair, &a->next,  &a->row_entries,
+                         &a->row_offset, &a->wanted, &a->x,    &a->sum,   &a->top,
+                         &a->values,     &a->offset, &a->ids,  &a->probs, &a->counted};
     for (size_t i = 0; i < COUNT_OF(all); i++) buf_release(all[i]);
     align_spans_release(&a->teacher);
     align_spans_release(&a->student);
@@ -164,7 +166,7 @@ static int translate_row(struct align *a, size_t at, size_t n, const float *x, s
     float *next = (float *)a->next.data;
     size_t *offset = (size_t *)a->row_offset.data;
     next[at] = -1;
-    if (at + 1 < n) {
+    if (at + 1 < n && knowledge_answered(&a->rows, a->o.from, at)) {
         uint32_t id = a->rows.tokens[at + 1];
         next[at] = x ? expf(x[id]) : sparse_probability(&a->rows, at, id);
     }
@@ -188,11 +190,8 @@ static int translate_rows(struct align *a, size_t n, struct err *e) {
     *(size_t *)a->row_offset.data = 0;
     for (size_t at = 0; at < n; at += ALIGN_BLOCK) {
         size_t block = n - at < ALIGN_BLOCK ? n - at : ALIGN_BLOCK;
-        if (dense) {
-            knowledge_dense_rows(&a->rows, f, at, block, x);
-            kernel_log_softmax(kernel_f32(x), kernel_f32(x), block, columns,
-                               (float)knowledge_inv_temperature(f, f->temperature));
-        }
+        struct kernel_target target; /* whose log-probabilities are in x, of dense answers */
+        knowledge_target(&a->rows, f, f->temperature, at, block, x, &target);
         for (size_t i = 0; i < block; i++)
             if (translate_row(a, at + i, n, dense ? x + i * columns : NULL, columns, e)) return e->code;
     }
@@ -241,7 +240,7 @@ static int put_entries(struct align *a, struct entry *x, size_t n, uint32_t labe
 /* The student's position j of m; the teacher's sequence has n. */
 static int align_position(struct align *a, size_t j, size_t m, size_t n, struct entry *scratch, struct err *e) {
     size_t i = ((const size_t *)a->pair.data)[j];
-    a->counts.positions++;
+    a->counts.positions += a->counted.data[j];
     if (i != SIZE_MAX) {
         const size_t *offset = (const size_t *)a->row_offset.data;
         const uint32_t *tokens = (const uint32_t *)a->tokens.data;
@@ -270,13 +269,19 @@ static int lay_out(struct align *a, size_t n, size_t m, struct err *e) {
             return err_set(e, ERR_DATA, "token %u of a vocabulary of %u", tokens[j], a->o.student->n_unpadded);
     if (align_spell(&a->teacher, a->o.teacher, a->rows.tokens, n, e) ||
         align_spell(&a->student, a->o.student, tokens, m, e) || align_check_text(&a->teacher, &a->student, e) ||
-        buf_reserve(&a->pair, m * sizeof(size_t), e) || buf_reserve(&a->wanted, n, e))
+        buf_reserve(&a->pair, m * sizeof(size_t), e) || buf_reserve(&a->wanted, n, e) || buf_reserve(&a->counted, m, e))
         return e->code;
     size_t *pair = (size_t *)a->pair.data;
     align_pair(&a->teacher, n, &a->student, m, pair);
     memset(a->wanted.data, 0, n);
-    for (size_t j = 0; j < m; j++)
-        if (pair[j] != SIZE_MAX) a->wanted.data[pair[j]] = 1;
+    knowledge_count_positions(TARGET_NEXT, 1, &(uint32_t){(uint32_t)m}, a->mask.data, NULL, a->counted.data);
+    for (size_t j = 0; j < m; j++) {
+        if (pair[j] == SIZE_MAX) continue;
+        if (a->counted.data[j] && knowledge_answered(&a->rows, a->o.from, pair[j]))
+            a->wanted.data[pair[j]] = 1;
+        else
+            pair[j] = SIZE_MAX;
+    }
     return 0;
 }
 
@@ -297,7 +302,8 @@ static int align_sequence(struct align *a, uint64_t number, size_t n, struct kno
     struct knowledge_input in = {.head = {.first_seq = number, .n_positions = m, .n_seqs = 1},
                                  .tokens = (const uint32_t *)a->tokens.data,
                                  .lengths = &length,
-                                 .mask = a->mask.data};
+                                 .mask = a->mask.data,
+                                 .counted = a->counted.data};
     if (!rc) rc = knowledge_encoder_begin(k, &in, e);
     if (!rc)
         rc = knowledge_encoder_entries(k, m, (const uint64_t *)a->offset.data, (const uint32_t *)a->ids.data,

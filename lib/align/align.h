@@ -11,7 +11,7 @@
  *     is taken from the first one's: p(ab) = p(a) p(b | a)
  *   - all else is rest
  * The result is a ghost: the entries are known, the rest is one token. A position at which no token of the teacher ends has no entries, and
- * teaches nothing. That a token stands for its bytes alone is an approximation: the student might go on to a longer token where the
+ * teaches nothing; nor does one whose row of the teacher was left out, because the teacher's next token is not to be learnt. That a token stands for its bytes alone is an approximation: the student might go on to a longer token where the
  * teacher ends one. Related: MinED aligns tokens by edit distance (Wan et al. 2024, Knowledge fusion of large language models,
  * arXiv:2401.10491); ALM compares likelihoods of chunks of equal bytes (Minixhofer et al. 2025, Universal cross-tokenizer distillation via
  * approximate likelihood matching, arXiv:2503.20083), as is done here for the token of the text.
@@ -51,7 +51,7 @@ int align_read(struct align *a, struct stream_reader *teacher, const struct alig
 struct align_counts {
     uint64_t begun;                  /* further ones, of which the student has the beginning */
     uint64_t teacher_tokens, mapped; /* of the vocabulary; those that say the same as one of the student's */
-    uint64_t positions, aligned;     /* the student's; those that have an answer */
+    uint64_t positions, aligned;     /* the student's that count; those that have an answer */
     uint64_t labels, labels_known;   /* tokens of the text after aligned positions; those with a known probability */
     uint64_t chained;                /* of which so many are a product */
     double mass;                     /* sum over aligned positions of the probability that has a token of the student */

@@ -270,6 +270,7 @@ void out_remove_temporaries(void);
  * result does not depend on how work was shared out. `stream` tells uses apart (position in the data, tensor, step).
  */
 void philox(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]);
+double philox_f64(const uint32_t words[2]); /* two of its words as a uniform in [0, 1), 53 bits */
 
 /* A sequence on top of it, for code that draws one after another. */
 struct rng {

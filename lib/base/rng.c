@@ -23,6 +23,14 @@ void philox(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]) {
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
+static uint64_t u64_of(uint32_t low, uint32_t high) {
+    return low | (uint64_t)high << 32;
+}
+
+double philox_f64(const uint32_t words[2]) {
+    return (double)(u64_of(words[0], words[1]) >> 11) * 0x1p-53;
+}
+
 struct rng rng_init(uint64_t seed, uint64_t stream) {
     return (struct rng){.seed = seed, .stream = stream};
 }
@@ -36,8 +44,8 @@ uint32_t rng_u32(struct rng *r) {
 }
 
 static uint64_t next_u64(struct rng *r) {
-    uint64_t low = rng_u32(r);
-    return low | (uint64_t)rng_u32(r) << 32;
+    uint32_t low = rng_u32(r);
+    return u64_of(low, rng_u32(r));
 }
 
 /* The high word of n * u64 is nearly uniform; drawing again below 2^64 mod n makes it exactly so (Lemire, "Fast random
@@ -50,7 +58,8 @@ uint64_t rng_below(struct rng *r, uint64_t n) {
 }
 
 double rng_f64(struct rng *r) {
-    return (double)(next_u64(r) >> 11) * 0x1p-53;
+    uint32_t low = rng_u32(r), words[2] = {low, rng_u32(r)};
+    return philox_f64(words);
 }
 
 /* Box and Muller 1958, the cosine half only, so that the sequence has no hidden second value. */

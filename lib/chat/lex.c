@@ -84,13 +84,13 @@ static int unescape(struct lexer *x, const char **at, const char *end, char **to
         return 0;
     } else if (digits) {
         if (hex_value(*at, digits, end, &v) || v > 0x10ffff || (v >= 0xd800 && v < 0xe000) || !v)
-            return fail(x, "an escape that is no character");
+            return fail(x, "an escape that is not a character");
         *to += chat_put_utf8(*to, v);
         *at += digits;
     } else if (c >= '0' && c <= '7') {
         v = (uint32_t)(c - '0');
         for (int i = 0; i < 2 && *at < end && **at >= '0' && **at <= '7'; i++) v = v * 8 + (uint32_t)(*(*at)++ - '0');
-        if (!v) return fail(x, "an escape that is no character");
+        if (!v) return fail(x, "an escape that is not a character");
         *to += chat_put_utf8(*to, v);
     } else if (c == 'N') {
         return fail(x, "the escape \\N is not supported");

@@ -426,7 +426,7 @@ static bool read_date(const char *date, struct tm *out) {
 
 int chat_check_date(const char *date, struct err *e) {
     struct tm t;
-    return read_date(date, &t) ? 0 : err_set(e, ERR_USAGE, "the date \"%.40s\" is no YYYY-MM-DD", date);
+    return read_date(date, &t) ? 0 : err_set(e, ERR_USAGE, "the date \"%.40s\" is not YYYY-MM-DD", date);
 }
 
 static bool call_strftime(struct render *r, const struct call_args *a, struct value *out) {
@@ -434,7 +434,7 @@ static bool call_strftime(struct render *r, const struct call_args *a, struct va
     struct tm t;
     char text[256];
     if (!arg_str(r, a, 0, "format", STR(""), &format) || !chat_copy(r, format.p, format.n, &copy)) return false;
-    if (!read_date(r->o->date, &t)) return chat_fail(r, "the date is no YYYY-MM-DD");
+    if (!read_date(r->o->date, &t)) return chat_fail(r, "the date is not YYYY-MM-DD");
     size_t n = strftime(text, sizeof text, copy.p, &t); /* the C locale: no program here sets another */
     if (!n && copy.n) return chat_fail(r, "strftime_now with a format that is too long");
     out->kind = V_STR;

@@ -137,7 +137,7 @@ bool chat_slice(struct render *r, const struct value *v, const struct value part
     if (v->kind != V_STR && v->kind != V_LIST) return chat_fail(r, "a slice of %s", value_kind(v));
     if (part[2].kind != V_NONE) {
         if (part[2].kind != V_INT || !part[2].i || part[2].i == INT64_MIN)
-            return chat_fail(r, "the step of a slice is no integer other than 0");
+            return chat_fail(r, "the step of a slice is not an integer other than 0");
         step = part[2].i;
     }
     if (!chat_step(r, v->kind == V_STR ? v->s.n : 0)) return false;

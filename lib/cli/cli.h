@@ -212,8 +212,8 @@ int cli_put_document(struct cli *c, const void *text, size_t n, struct err *e) M
  * of memory). */
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) MUST_CHECK;
 /* The plain facts of an object on one line as "  key=value", including those of nested objects: "  of.key=value" if
- * the object before has the same key. Lists of numbers are "5,5,0", equal neighbours with a count: "5x512,0". Other lists
- * are left out. */
+ * the object before has the same key. Lists of numbers are "5,5,0", equal neighbours with a count: "5x512,0"; long ones are
+ * cut. Other lists and what is false are left out. */
 void cli_put_facts(FILE *out, const cJSON *object);
 
 /* ---- the program rill ------------------------------------------------------------ */
@@ -225,6 +225,8 @@ struct cli_topic {
     const char *name, *summary;
     void (*print)(FILE *out);
 };
+/* A topic: the options that programs share. */
+void cli_help_common(FILE *out);
 /* `rill NAME ...`: finds rill-NAME and execs it; lists the programs when there is no NAME. topics end with a NULL
  * name. */
 int cli_dispatch(int argc, char **argv, const struct cli_topic *topics);

@@ -29,7 +29,9 @@ int cli_reserve_stack(struct err *e) MUST_CHECK;
 /* ---- signals.c ------------------------------------------------------------------------------------------------- */
 
 void cli_signals_install(void); /* from here on a fatal signal removes temporary files first */
-void signals_end(void);         /* re-raises the signal of cli_stop_requested, if any */
+/* Is there a line on stderr without an end (the bar)? A signal that ends the program ends it first. */
+void signals_line_open(bool open);
+void signals_end(void); /* re-raises the signal of cli_stop_requested, if any */
 
 /* ---- text.c ---------------------------------------------------------------------------------------------------- */
 
@@ -79,6 +81,7 @@ struct cli_args {
     size_t *kept_file; /* [n_kept]: offset of a file's name in the word, from 1; 0: there is none */
     size_t n_kept;
     const struct cli_option *action; /* --help and its like: parsing stopped there */
+    const struct cli_program *program;
 };
 
 /* Sets defaults, then parses argv; all memory comes from the arena. ERR_USAGE suggests the nearest option. */
@@ -122,6 +125,7 @@ void complete_fish(FILE *f, const struct cli_program *p, const struct cli_args *
 
 struct progress {
     bool enabled, terminal, running, shown;
+    double period; /* seconds from one drawing to the next, at least */
     const char *unit;
     uint64_t total, done;
     struct timespec start, last;

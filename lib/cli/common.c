@@ -79,16 +79,17 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
         .help =
             "allocate no more memory than this for tensors and tables, and fail before exceeding it; K, M and G are "
             "powers of 1024. Without it: what the machine has available, the control group and ulimit -v leave"};
-    rows[n++] =
-        (struct cli_option){.name = "progress",
-                            .type = CLI_CHOICE,
-                            .to = &c->progress_mode,
-                            .arg = "WHEN",
-                            .choices = "auto|always|never",
-                            .fallback = "auto",
-                            .needs = {"!progress=always|!quiet"},
-                            .transient = true,
-                            .help = "show progress; auto: on a terminal, and only by the last program of a pipeline"};
+    rows[n++] = (struct cli_option){
+        .name = "progress",
+        .type = CLI_CHOICE,
+        .to = &c->progress_mode,
+        .arg = "WHEN",
+        .choices = "auto|always|never",
+        .fallback = "auto",
+        .needs = {"!progress=always|!quiet"},
+        .transient = true,
+        .help = "show progress; auto: a bar on a terminal, by the last program of a pipeline, and without a "
+                "terminal, if -v is given, a line every half minute"};
     rows[n++] =
         (struct cli_option){.name = "report",
                             .type = CLI_STRING,

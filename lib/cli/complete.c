@@ -9,8 +9,13 @@
 static const char *offered(const struct cli_option *o) {
     return o->choices ? o->choices : o->suggests;
 }
-static void put_words(FILE *f, const char *words) {
-    for (const char *s = words; *s; s++) fputc(*s == '|' ? ' ' : *s, f);
+
+/* The words with blanks between them. */
+static void put_words(FILE *f, const char *words, const char *escaped) {
+    for (const char *s = words; *s; s++) {
+        if (strchr(escaped, *s)) fputc('\\', f);
+        fputc(*s == '|' ? ' ' : *s, f);
+    }
 }
 
 /* _rill_teacher_infer */
@@ -48,7 +53,7 @@ static void bash_case(FILE *f, const struct cli_option *o) {
     fprintf(f, "--%s) ", o->name);
     if (offered(o)) {
         fputs("COMPREPLY=($(compgen -W '", f);
-        put_words(f, offered(o));
+        put_words(f, offered(o), "");
         fputs("' -- \"$cur\"))", f);
     } else if (o->completes_files) {
         fputs("COMPREPLY=($(compgen -f -- \"$cur\"))", f);
@@ -98,11 +103,7 @@ static void zsh_option(FILE *f, const struct cli_option *o) {
         fputc(':', f);
         if (offered(o)) {
             fputc('(', f);
-            for (const char *s = offered(o); *s; s++)
-                if (*s == ':')
-                    fputs("\\:", f);
-                else
-                    fputc(*s == '|' ? ' ' : *s, f);
+            put_words(f, offered(o), ":");
             fputc(')', f);
         } else if (o->completes_files) {
             fputs("_files", f);
@@ -127,7 +128,7 @@ static void fish_option(FILE *f, const char *program, const struct cli_option *o
     fprintf(f, " -l %s", o->name);
     if (offered(o)) {
         fputs(" -x -a '", f);
-        put_words(f, offered(o));
+        put_words(f, offered(o), "");
         fputc('\'', f);
     } else if (o->completes_files) {
         fputs(" -r -F", f);

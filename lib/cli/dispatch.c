@@ -106,8 +106,7 @@ static int list_folder(struct programs *p, size_t i, struct err *e) {
     return rc;
 }
 
-static int find_programs(struct programs *p, struct err *e) {
-    if (find_folders(p, e)) return e->code;
+static int list_folders(struct programs *p, struct err *e) {
     for (size_t i = 0; i < p->n_folders; i++)
         if (list_folder(p, i, e)) return e->code;
     return 0;
@@ -163,44 +162,53 @@ static void list_programs(const struct programs *p, FILE *f) {
     for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, "  rill help %-14s %s\n", t->name, t->summary);
 }
 
+static void put_names(const struct programs *p, FILE *f) {
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+}
+
+/* What there is to read after "help". */
+static void put_pages(const struct programs *p, FILE *f) {
+    put_names(p, f);
+    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
+}
+
+/* What our programs answer, one after another. */
+static void put_answers(const struct programs *p, const char *option, FILE *f) {
+    for (size_t i = 0; i < p->n; i++)
+        if (p->ours[i]) copy_answer(p->path[i], option, f);
+}
+
 static void print_bash(const struct programs *p, FILE *f) {
     fprintf(f, "# bash completion for rill: made by rill --help-bash\n");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) copy_answer(p->path[i], "--help-bash", f);
+    put_answers(p, "--help-bash", f);
     fprintf(
         f,
         "_rill() {\n    local cur=${COMP_WORDS[COMP_CWORD]} f=_rill_${COMP_WORDS[1]//-/_}\n"
         "    if [ \"$COMP_CWORD\" -eq 1 ] || { [ \"$COMP_CWORD\" -eq 2 ] && [ \"${COMP_WORDS[1]}\" = help ]; }; then\n"
         "        COMPREPLY=($(compgen -W 'help --help --version");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
-    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
+    put_pages(p, f);
     fprintf(f, "' -- \"$cur\"))\n    elif declare -F \"$f\" >/dev/null; then \"$f\"\n"
                "    else COMPREPLY=($(compgen -f -- \"$cur\")); fi\n}\ncomplete -o filenames -F _rill rill\n");
 }
 
 static void print_zsh(const struct programs *p, FILE *f) {
     fprintf(f, "#compdef rill\n# zsh completion for rill: made by rill --help-zsh\n");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) copy_answer(p->path[i], "--help-zsh", f);
+    put_answers(p, "--help-zsh", f);
     fprintf(f, "_rill() {\n    local state line context\n    typeset -A opt_args\n"
                "    _arguments -C '1:program:->program' '*::argument:->arguments'\n    case $state in\n"
                "    program) compadd help --help --version");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
+    put_names(p, f);
     fprintf(f, " ;;\n    arguments)\n        local f=_rill_${words[1]//-/_}\n"
                "        if [[ ${words[1]} == help ]]; then compadd");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) fprintf(f, " %s", p->name[i]);
-    for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
+    put_pages(p, f);
     fprintf(f, "\n        elif (( $+functions[$f] )); then $f\n        else _files; fi ;;\n    esac\n}\n"
                "if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _rill \"$@\"; else compdef _rill rill; fi\n");
 }
 
 static void print_fish(const struct programs *p, FILE *f) {
     fprintf(f, "# fish completion for rill: made by rill --help-fish\n");
-    for (size_t i = 0; i < p->n; i++)
-        if (p->ours[i]) copy_answer(p->path[i], "--help-fish", f);
+    put_answers(p, "--help-fish", f);
     fprintf(f, "complete -c rill -f -n '__fish_use_subcommand' -a 'help --help --version'\n");
     fprintf(f, "complete -c rill -f -n '__fish_seen_subcommand_from help' -a '");
     for (size_t i = 0; i < p->n; i++)
@@ -244,18 +252,20 @@ static int unknown_program(const struct programs *p, const char *name) {
     return 2;
 }
 
-/* Execs rill-NAME with the given arguments; returns only on failure. */
-static int become(const struct programs *p, const char *name, char **argv) {
-    char text[PATH_MAX + 200];
-    for (size_t i = 0; i < p->n; i++) {
-        if (strcmp(p->name[i], name) != 0) continue;
-        argv[0] = (char *)(uintptr_t)p->path[i];
-        execv(p->path[i], argv);
-        snprintf(text, sizeof text, "%s: %s", p->path[i], strerror(errno));
+/* Execs rill-NAME, the first in the folders' order, with the given arguments; returns only on failure. The folders, of which /usr/bin
+ * may be one, are not listed unless there is none of that name. */
+static int become(struct programs *p, const char *name, char **argv, struct err *e) {
+    char path[PATH_MAX + 300], text[PATH_MAX + 500];
+    for (size_t i = 0; i < p->n_folders && *name && !strchr(name, '/'); i++) {
+        int n = snprintf(path, sizeof path, "%s/rill-%s", p->folder[i], name);
+        if (n < 0 || (size_t)n >= sizeof path || !is_program(path)) continue;
+        argv[0] = path;
+        execv(path, argv);
+        snprintf(text, sizeof text, "%s: %s", path, strerror(errno));
         say(text);
         return 1;
     }
-    return unknown_program(p, name);
+    return list_folders(p, e) ? e->code : unknown_program(p, name);
 }
 
 /* The help of rill itself. */
@@ -295,7 +305,8 @@ static int answer_topic(const struct cli_topic *t) {
     return 1;
 }
 
-static int dispatch(struct programs *p, int argc, char **argv) {
+/* The exit code, or a negative error. */
+static int dispatch(struct programs *p, int argc, char **argv, struct err *e) {
     static const char *const options[] = {"help",        "--help",     "-h",          "--version",  "-V",
                                           "--help-bash", "--help-zsh", "--help-fish", "--help-man", "--help-summary"};
     const char *name = argc > 1 ? argv[1] : "help";
@@ -305,11 +316,11 @@ static int dispatch(struct programs *p, int argc, char **argv) {
         if (strcmp(argv[2], t->name) == 0) return answer_topic(t);
     if (help && argc > 2) {
         char option[] = "--help", *arguments[] = {argv[0], option, NULL};
-        return become(p, argv[2], arguments);
+        return become(p, argv[2], arguments, e);
     }
     for (size_t i = 0; i < COUNT_OF(options); i++)
-        if (strcmp(name, options[i]) == 0) return answer(p, name, verbose);
-    if (name[0] != '-') return become(p, name, argv + 1);
+        if (strcmp(name, options[i]) == 0) return list_folders(p, e) ? e->code : answer(p, name, verbose);
+    if (name[0] != '-') return become(p, name, argv + 1, e);
     say("unknown option; usage: rill PROGRAM [OPTION]... [OPERAND]...");
     return 2;
 }
@@ -317,12 +328,10 @@ static int dispatch(struct programs *p, int argc, char **argv) {
 int cli_dispatch(int argc, char **argv, const struct cli_topic *topics) {
     struct programs p = {.topics = topics};
     struct err e;
-    int code = 1;
     cli_process_setup();
-    if (find_programs(&p, &e))
-        say(e.msg);
-    else
-        code = dispatch(&p, argc, argv);
+    int code = find_folders(&p, &e);
+    if (!code) code = dispatch(&p, argc, argv, &e);
+    if (code < 0) say(e.msg);
     arena_release(&p.arena);
-    return code;
+    return code < 0 ? 1 : code;
 }

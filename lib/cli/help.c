@@ -56,27 +56,23 @@ static void fill(FILE *f, const char *text, int column) {
     fputc('\n', f);
 }
 
-/* Paragraphs are filled; lines that begin with a space stay as they are. */
+/* A line is a paragraph, and is filled; lines that begin with a space stay as they are. */
 static void fill_paragraphs(FILE *f, const char *text) {
     char paragraph[4096];
-    size_t n = 0;
+    bool text_before = false;
     for (const char *s = text; *s;) {
         size_t length = strcspn(s, "\n");
         bool blank = length == 0, literal = *s == ' ';
-        if ((blank || literal) && n) {
-            paragraph[n] = 0;
-            fill(f, paragraph, 0);
-            n = 0;
-        }
-        if (blank || literal)
+        if (!blank && !literal && text_before) fputc('\n', f);
+        if (blank || literal) {
             fprintf(f, "%.*s\n", (int)length, s);
-        else
-            n += (size_t)snprintf(paragraph + n, sizeof paragraph - n, "%.*s ", (int)length, s);
-        if (n >= sizeof paragraph) n = sizeof paragraph - 1;
+        } else {
+            snprintf(paragraph, sizeof paragraph, "%.*s", (int)length, s);
+            fill(f, paragraph, 0);
+        }
+        text_before = !blank && !literal;
         s += length + (s[length] == '\n');
     }
-    paragraph[n] = 0;
-    if (n) fill(f, paragraph, 0);
 }
 
 static void print_option(FILE *f, const struct cli_option *o) {
@@ -113,6 +109,54 @@ static void print_options(FILE *f, const struct cli_args *a, size_t from, size_t
         if (!option_is_hidden(&a->rows[i])) print_option(f, &a->rows[i]);
 }
 
+#define EXIT_STATUS                                                                                                    \
+    "\nExit status: 0 done, 1 input/output or resource failure, 2 wrong usage, 3 malformed\n"                          \
+    "or mismatched input, 4 a check asked for did not hold.\n"
+
+/* Common options whose text or conditions are this program's own are explained with it, the others by `rill help common`. */
+static bool is_special(const struct cli_program *p, const struct cli_option *o) {
+    return (p->force_help && !strcmp(o->name, "force")) || (p->seed_needs[0] && !strcmp(o->name, "seed"));
+}
+
+static void name_common_options(FILE *f, const struct cli_program *p, const struct cli_args *a) {
+    char text[512] = "Options that programs share (rill help common explains them):";
+    for (size_t i = a->n_own; i < a->n_rows; i++) {
+        const struct cli_option *o = &a->rows[i];
+        size_t n = strlen(text);
+        if (option_is_hidden(o) || is_special(p, o)) continue;
+        const char *comma = text[n - 1] == ':' ? "" : ",";
+        if (o->letter)
+            snprintf(text + n, sizeof text - n, "%s -%c --%s", comma, o->letter, o->name);
+        else
+            snprintf(text + n, sizeof text - n, "%s --%s", comma, o->name);
+    }
+    fputc('\n', f);
+    fill(f, text, 0);
+}
+
+void cli_help_common(FILE *out) {
+    static const struct cli_program p = {
+        .name = "", .operands = "", .writes_stream = true, .writes_text = true, .seeded = true, .threaded = true};
+    struct cli c = {.program = &p, .codec = "raw", .progress_mode = "auto"};
+    struct cli_option rows[CLI_MAX_COMMON];
+    size_t n = common_options(&c, &p, rows);
+    fill_paragraphs(out,
+                    "Programs read standard input, or the files that are named in its place (- is standard input), and "
+                    "write their result to standard output; messages go to standard error. A result that is not for "
+                    "people does not go to a terminal. Options come in any order, before and after operands, and each "
+                    "at most once unless its text says that it may be repeated; -- ends them. An option that would "
+                    "have no effect beside the others is refused.\n\nA program has those of the following options "
+                    "that mean something to it: --codec, --level and --no-provenance belong to programs that write "
+                    "streams, --seed to those that draw random numbers, -j to those that compute.\n");
+    fputc('\n', out);
+    for (size_t i = 0; i < n; i++)
+        if (!option_is_hidden(&rows[i])) print_option(out, &rows[i]);
+    fputs("\nEnvironment: RILL_DEBUG, when set, shows messages for debugging; RILL_CPU names a slower CPU path\n"
+          "(rill --version -v shows which is used).\n",
+          out);
+    fputs(EXIT_STATUS, out);
+}
+
 void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
     fprintf(f, "Usage: rill %s [OPTION]...%s%s\n", p->name, *p->operands ? " " : "", p->operands);
     fprintf(f, "%c%s.\n", toupper((unsigned char)*p->summary), p->summary + 1);
@@ -124,8 +168,9 @@ void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
         fprintf(f, "\nOptions:\n");
         print_options(f, a, 0, a->n_own);
     }
-    fprintf(f, "\nOptions of every rill program%s:\n", a->n_own ? "" : " that apply here");
-    print_options(f, a, a->n_own, a->n_rows);
+    for (size_t i = a->n_own; i < a->n_rows; i++)
+        if (is_special(p, &a->rows[i])) print_option(f, &a->rows[i]);
+    name_common_options(f, p, a);
     if (p->examples) {
         fprintf(f, "\nExamples:\n");
         for (const char *s = p->examples; *s;) {
@@ -134,8 +179,7 @@ void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
             s += length + (s[length] == '\n');
         }
     }
-    fprintf(f, "\nExit status: 0 done, 1 input/output or resource failure, 2 wrong usage, 3 malformed\n"
-               "or mismatched input, 4 a check asked for did not hold.\n");
+    fputs(EXIT_STATUS, f);
 }
 
 /* ---- --help-man -------------------------------------------------------------------------------------------------- */
@@ -173,7 +217,7 @@ static void roff_sentence(FILE *f, const char *text) {
 }
 
 static void man_paragraphs(FILE *f, const char *text) {
-    bool literal = false, gap = false, any = false;
+    bool literal = false, gap = false, any = false; /* gap: a new paragraph begins */
     for (const char *s = text; *s;) {
         size_t length = strcspn(s, "\n");
         bool block = *s == ' ';
@@ -193,7 +237,7 @@ static void man_paragraphs(FILE *f, const char *text) {
                 roff_text(f, s, length, true);
             }
             literal = block;
-            gap = false;
+            gap = !block;
             any = true;
         }
         s += length + (s[length] == '\n');

@@ -137,7 +137,7 @@ int needs_check(const struct cli_args *a, struct err *e) {
     return 0;
 }
 
-/* "with --tsv" and "not with --a, --b" for whole clauses, "VALUE with ..." for those of a value. */
+/* "with --tsv" and "not with --a, --b" for whole clauses, "VALUE: with ..." for those of a value. */
 void needs_describe(const struct cli_option *o, char *out, size_t size) {
     struct words w = {.out = out, .size = size};
     bool first = true;
@@ -149,7 +149,7 @@ void needs_describe(const struct cli_option *o, char *out, size_t size) {
         if (!wants && !*self.value && beside == 1) continue; /* printed together below */
         if (!first) add(&w, "; ");
         first = false;
-        if (*self.value) add(&w, self.value), add(&w, " ");
+        if (*self.value) add(&w, self.value), add(&w, ": ");
         if (!wants) add(&w, "not ");
         if (beside) add(&w, "with ");
         add_terms(&w, clause, o->name, true, " and ");

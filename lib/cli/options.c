@@ -57,6 +57,12 @@ const char *cli_nearest(const char *word, const char *const *names, size_t n) {
     return best;
 }
 
+/* Programs that change a model take it as their input, those that run one take it by -m: told to who mixes them up. */
+static bool is_model_operand(const struct cli_program *p, const char *written) {
+    return p->operands && strstr(p->operands, "MODEL") &&
+           (!strncmp(written, "-m", 2) || !strncmp(written, "--model", 7));
+}
+
 static int unknown_option(const struct cli_args *a, const char *written, const char *name, size_t length,
                           struct err *e) {
     char word[80];
@@ -65,6 +71,10 @@ static int unknown_option(const struct cli_args *a, const char *written, const c
     snprintf(word, sizeof word, "%.*s", (int)(length < 79 ? length : 79), name);
     for (size_t i = 0; i < a->n_rows && n < COUNT_OF(names); i++)
         if (!option_is_hidden(&a->rows[i])) names[n++] = a->rows[i].name;
+    if (is_model_operand(a->program, written))
+        return err_set(e, ERR_USAGE,
+                       "unknown option %.80s: the model is the operand here, or standard input (rill %s %s)", written,
+                       a->program->name, a->program->operands);
     const char *near = cli_nearest(word, names, n);
     if (near) return err_set(e, ERR_USAGE, "unknown option %.80s (did you mean --%s?)", written, near);
     return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists the options)", written);
@@ -293,11 +303,17 @@ static int parse_all(struct parse *p) {
     return 0;
 }
 
+static int missing_option(const struct cli_args *a, const struct cli_option *o, struct err *e) {
+    if (o->letter && a->n_operands)
+        return err_set(e, ERR_USAGE, "--%s %s is required, and no operand is taken for it (rill %s -%c %s %s)", o->name,
+                       option_arg(o), a->program->name, o->letter, option_arg(o), a->program->operands);
+    return err_set(e, ERR_USAGE, "--%s %s is required", o->name, option_arg(o));
+}
+
 int args_check(const struct cli_args *a, const struct cli_program *p, struct err *e) {
     size_t n = a->n_operands, min = (size_t)p->min_operands;
     for (size_t i = 0; i < a->n_rows; i++)
-        if (a->rows[i].required && !a->values[i].given)
-            return err_set(e, ERR_USAGE, "--%s %s is required", a->rows[i].name, option_arg(&a->rows[i]));
+        if (a->rows[i].required && !a->values[i].given) return missing_option(a, &a->rows[i], e);
     if (n < min) return err_set(e, ERR_USAGE, "%s needed: %s", n ? "more operands are" : "an operand is", p->operands);
     if (p->max_operands >= 0 && n > (size_t)p->max_operands)
         return err_set(e, ERR_USAGE, "unexpected operand '%.200s'", a->operands[p->max_operands]);
@@ -324,7 +340,7 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     const struct cli_option *own = p->options ? p->options : none;
     size_t n_words = 1;
     for (int i = 1; i < argc; i++) n_words += 1 + strlen(argv[i]); /* -abc is kept as three words */
-    *a = (struct cli_args){0};
+    *a = (struct cli_args){.program = p};
     while (own[a->n_own].name) a->n_own++;
     a->n_rows = a->n_own + n_common;
     a->rows = arena_array(arena, a->n_rows + 1, sizeof *a->rows, e);

@@ -1,6 +1,7 @@
 /*
  * progress: one line on stderr, at most ten times a second on a terminal, gone at the end. In a pipeline only the last
- * program shows one (several would overwrite each other). --progress=always without a terminal writes whole lines, rarely.
+ * program shows one (several would overwrite each other). Without a terminal whole lines are written: every two seconds
+ * with --progress=always, every half minute with -v.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 
 #define TERMINAL_PERIOD 0.1
 #define LINE_PERIOD     2.0
+#define VERBOSE_PERIOD  30.0
 
 static double since(const struct timespec *t, const struct timespec *now) {
     return (double)(now->tv_sec - t->tv_sec) + 1e-9 * (double)(now->tv_nsec - t->tv_nsec);
@@ -28,11 +30,12 @@ void progress_setup(struct cli *c) {
     struct stat st;
     bool pipe_behind = !c->output_path && fstat(STDOUT_FILENO, &st) == 0 && S_ISFIFO(st.st_mode);
     p->terminal = isatty(STDERR_FILENO);
-    if (strcmp(c->progress_mode, "always") == 0)
-        p->enabled = true;
+    bool always = strcmp(c->progress_mode, "always") == 0, never = strcmp(c->progress_mode, "never") == 0;
+    p->period = p->terminal ? TERMINAL_PERIOD : always ? LINE_PERIOD : VERBOSE_PERIOD;
+    if (always || never)
+        p->enabled = always;
     else
-        p->enabled =
-            strcmp(c->progress_mode, "auto") == 0 && p->terminal && !c->quiet && !pipe_behind && in_foreground();
+        p->enabled = p->terminal ? !c->quiet && !pipe_behind && in_foreground() : c->verbose;
 }
 
 /* 999, 1.2k, 34.5M: three digits and a letter are enough to see whether it moves. */
@@ -54,13 +57,26 @@ static void short_time(double seconds, char out[24]) {
         snprintf(out, 24, "%lu:%02lu", s / 60, s % 60);
 }
 
+/* "12.3/s", or where that is less than one "3.2 s/step": `unit` is a plural. */
+static void rate_text(double per_second, const char *unit, char out[64]) {
+    char number[24];
+    size_t n = strlen(unit);
+    if (per_second >= 1 || per_second <= 0) {
+        short_number(per_second, number);
+        snprintf(out, 64, "%s/s", number);
+        return;
+    }
+    snprintf(out, 64, "%.*f s/%.*s", per_second > 0.01 ? 1 : 0, 1 / per_second,
+             (int)(n && unit[n - 1] == 's' ? n - 1 : n), unit);
+}
+
 /* Built in a buffer of its own, then cut to the terminal's width: a wrapped line cannot be erased. */
 void progress_format(const struct progress *p, double seconds, int width, char *out, size_t size) {
-    char done[16], total[16], rate[16], left[24], bar[24], line[512];
+    char done[16], total[16], rate[64], left[24], bar[24], line[512];
     int n = 0;
     double per_second = seconds > 0 ? (double)p->done / seconds : 0;
     short_number((double)p->done, done);
-    short_number(per_second, rate);
+    rate_text(per_second, p->unit, rate);
     if (p->total) {
         uint64_t at = p->done < p->total ? p->done : p->total;
         double part = (double)at / (double)p->total;
@@ -71,11 +87,11 @@ void progress_format(const struct progress *p, double seconds, int width, char *
         bar[20] = 0;
         short_number((double)p->total, total);
         short_time(per_second > 0 ? (double)(p->total - at) / per_second : 0, left);
-        n = snprintf(line, sizeof line, "%3.0f%% [%s] %s/%s %s, %s/s", 100 * part, bar, done, total, p->unit, rate);
+        n = snprintf(line, sizeof line, "%3.0f%% [%s] %s/%s %s, %s", 100 * part, bar, done, total, p->unit, rate);
         if (per_second > 0 && n > 0) n += snprintf(line + n, sizeof line - (size_t)n, ", %s left", left);
     } else {
         short_time(seconds, left);
-        n = snprintf(line, sizeof line, "%s %s, %s/s, %s", done, p->unit, rate, left);
+        n = snprintf(line, sizeof line, "%s %s, %s, %s", done, p->unit, rate, left);
     }
     if (*p->note && n > 0 && n < (int)sizeof line) snprintf(line + n, sizeof line - (size_t)n, ", %s", p->note);
     snprintf(out, size, "%.*s", width > 0 ? width : 0, line);
@@ -90,6 +106,11 @@ static void put(const char *text, size_t n) {
     (void)fd_write(STDERR_FILENO, text, n); /* failing to show a bar is no reason to stop */
 }
 
+static void set_shown(struct progress *p, bool shown) {
+    p->shown = shown;
+    signals_line_open(shown);
+}
+
 static void draw(struct cli *c, const struct timespec *now) {
     struct progress *p = &c->progress;
     char state[512], line[640];
@@ -97,13 +118,13 @@ static void draw(struct cli *c, const struct timespec *now) {
     progress_format(p, since(&p->start, now), p->terminal ? terminal_width() - used - 1 : 500, state, sizeof state);
     int n = snprintf(line, sizeof line, p->terminal ? "\rrill %s: %s\033[K" : "rill %s: %s\n", c->program->name, state);
     if (n > 0) put(line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
-    p->shown = p->terminal;
+    set_shown(p, p->terminal);
     p->last = *now;
 }
 
 void progress_hide(struct cli *c) {
     if (c->progress.shown) put("\r\033[K", 4);
-    c->progress.shown = false;
+    set_shown(&c->progress, false);
 }
 
 void cli_progress_begin(struct cli *c, const char *unit, uint64_t total) {
@@ -124,7 +145,7 @@ void cli_progress(struct cli *c, uint64_t done, const char *note_fmt, ...) {
     if (!p->running) return;
     p->done = done;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    if (since(&p->last, &now) < (p->terminal ? TERMINAL_PERIOD : LINE_PERIOD)) return;
+    if (since(&p->last, &now) < p->period) return;
     p->note[0] = 0;
     if (note_fmt) {
         va_list ap;
@@ -141,9 +162,9 @@ void cli_progress_end(struct cli *c) {
     if (!p->running) return;
     if (p->terminal) {
         progress_hide(c);
-    } else { /* in a log, the last line says how it ended */
+    } else { /* in a log, the last line says how it ended; with -v only of what took long enough for one before */
         clock_gettime(CLOCK_MONOTONIC, &now);
-        draw(c, &now);
+        if (p->period < VERBOSE_PERIOD || since(&p->start, &now) >= p->period) draw(c, &now);
     }
     p->running = false;
 }

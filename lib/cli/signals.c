@@ -4,15 +4,18 @@
  * signals (lib/base/parallel.c): handlers run in the main thread.
  */
 #include <signal.h>
+#include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
 
 static volatile sig_atomic_t stop_signal;    /* the signal that asked to stop; 0: none */
+static volatile sig_atomic_t line_is_open;   /* on stderr: what comes next would continue it */
 static volatile sig_atomic_t usr1_requested; /* SIGUSR1 has come since cli_take_usr1 */
 
 /* Re-raises the signal for the parent to see. It is blocked while its handler runs and takes effect when that
  * returns. */
 static void die_of(int sig) {
+    if (line_is_open) (void)fd_write(STDERR_FILENO, "\n", 1);
     out_remove_temporaries();
     signal(sig, SIG_DFL);
     raise(sig);
@@ -57,6 +60,10 @@ static bool is_harmless(int sig) {
 void cli_signals_install(void) {
     for (int sig = 1; sig <= SIGRTMAX; sig++)
         if (!is_harmless(sig) && (sig <= SIGSYS || sig >= SIGRTMIN)) catch_signal(sig, die_of, SIG_DFL);
+}
+
+void signals_line_open(bool open) {
+    line_is_open = open;
 }
 
 void signals_end(void) {

@@ -68,15 +68,24 @@ static void put_number(FILE *out, double v) {
     fprintf(out, "%.10g", v);
 }
 
-/* "5,3,0", equal neighbours with a count: "5x512,0". False if it is not a list of at most 4096 numbers. */
+/* "5,3,0", equal neighbours with a count: "5x512,0"; of more than MOST_RUNS the first three, and how many numbers there
+ * are. False if it is not a list of at most 4096 numbers. */
 static bool put_list(FILE *out, const char *of, const char *key, const cJSON *list) {
-    size_t n = 0;
-    for (const cJSON *x = list->child; x; x = x->next)
+    enum { MOST_RUNS = 16 };
+    size_t n = 0, runs = 0;
+    for (const cJSON *x = list->child; x; x = x->next) {
         if (!cJSON_IsNumber(x) || ++n > 4096) return false;
+        runs += x == list->child || x->prev->valuedouble != x->valuedouble;
+    }
     if (!n) return false;
     put_fact(out, of, key, "");
+    size_t shown = 0;
     for (const cJSON *x = list->child, *next; x; x = next) {
         size_t run = 0;
+        if (runs > MOST_RUNS && shown++ == 3) {
+            fprintf(out, "...(%zu)", n);
+            break;
+        }
         for (next = x; next && next->valuedouble == x->valuedouble; next = next->next) run++;
         if (run > 1) fprintf(out, "%zux", run);
         put_number(out, x->valuedouble);
@@ -100,7 +109,7 @@ static void put_facts(FILE *out, const cJSON *parent, const cJSON *object) {
             snprintf(number, sizeof number, "%.10g", x->valuedouble);
             put_fact(out, of, x->string, number);
         }
-        if (cJSON_IsBool(x)) put_fact(out, of, x->string, cJSON_IsTrue(x) ? "true" : "false");
+        if (cJSON_IsTrue(x)) put_fact(out, of, x->string, "true");
     }
 }
 

@@ -1,25 +1,27 @@
 /*
- * compress: quantizing as a program carries it out: what its options say, the statistics, plans and tokens that they name, the plan
- * for a target, what is said and reported.
- * Order of files, each calling only those before it: settings, target, run.
+ * compress: quantizing, pruning and folding as programs carry them out: what their options say, the statistics, plans and tokens that
+ * they name, the plan for a target, what is said and reported.
+ * Order of files, each calling only those before it: data; settings, target, run (quantizing); prune; fold.
  */
 #ifndef RILL_COMPRESS_H
 #define RILL_COMPRESS_H
 
 #include "lib/cli/cli.h"
+#include "lib/fold/fold.h"
+#include "lib/prune/prune.h"
 #include "lib/quant/quant.h"
 #include "lib/session/session.h"
 
-/* What the command line says. Texts are read by compress_run; NULL or 0: not given. */
-struct compress_options {
+/* What the command line says. Texts are read by compress_quantize; NULL or 0: not given. */
+struct compress_quantize_options {
     const char *type, *head_type, *embed_type; /* names */
     struct cli_list rules;                     /* REGEX=TYPE */
     const char *plan, *stats, *data, *fisher;  /* files */
     const char *types, *cache;                 /* of a target: names between commas, a folder */
     double target_bpw;
     uint64_t target_size;
-    bool pure, strict, dry_run;
-    const char *method;         /* "rtn" or "gptq" */
+    bool pure, strict, dry_run, clip;
+    const char *method;         /* "rtn", "hqq" or "gptq" */
     struct session_options how; /* the precision over the data */
     uint64_t max_tokens, sweeps;
     double damp;
@@ -28,6 +30,40 @@ struct compress_options {
 
 /* Reads the model (operand 0) and writes it quantized, or with dry_run the plan as text; says what differs from what was
  * asked for and fills in the report. ERR_USAGE, ERR_DATA, ERR_IO. */
-int compress_run(struct cli *c, const struct compress_options *o, struct err *e) MUST_CHECK;
+int compress_quantize(struct cli *c, const struct compress_quantize_options *o, struct err *e) MUST_CHECK;
+
+/* The same of pruning. Texts are read by compress_prune; NULL or 0: not given. */
+struct compress_prune_options {
+    double sparsity;
+    const char *pattern;                              /* N:M, instead of sparsity */
+    struct cli_list rates;                            /* REGEX=SPARSITY */
+    struct cli_amount layers, experts, ffn, kv_heads; /* that stay */
+    const char *drop_layers;                          /* a list, instead of layers */
+    const char *method, *score;                       /* names */
+    const char *plan, *stats, *data;                  /* files */
+    const char *vocab;                                /* a file, or "padding" */
+    uint64_t vocab_min_count;
+    struct session_options how; /* the precision over the data */
+    uint64_t max_tokens;
+    double damp;
+    bool reconstruct, prune_head, dry_run;
+};
+
+/* Reads the model (operand 0) and writes it pruned, or with dry_run the plan as text; says what is left and fills in the
+ * report. ERR_USAGE, ERR_DATA, ERR_IO. */
+int compress_prune(struct cli *c, const struct compress_prune_options *o, struct err *e) MUST_CHECK;
+
+/* The same of folding. */
+struct compress_fold_options {
+    const char *method, *type;  /* names */
+    const char *stats, *data;   /* files */
+    struct session_options how; /* the precision over the data */
+    uint64_t max_tokens;
+    double alpha;
+};
+
+/* Reads the model (operand 0) and writes it with its weights rewritten; says what was left out and fills in the report. ERR_USAGE,
+ * ERR_DATA, ERR_IO. */
+int compress_fold(struct cli *c, const struct compress_fold_options *o, struct err *e) MUST_CHECK;
 
 #endif

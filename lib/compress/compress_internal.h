@@ -1,4 +1,4 @@
-/* Shared inside lib/compress: a run, and the order of its files, which is that of this page. */
+/* Shared inside lib/compress: a run of quantizing, and the order of the files, which is that of this page. */
 #ifndef RILL_COMPRESS_INTERNAL_H
 #define RILL_COMPRESS_INTERNAL_H
 
@@ -7,7 +7,7 @@
 
 struct compress {
     struct cli *c;
-    const struct compress_options *o;
+    const struct compress_quantize_options *o;
     struct session_file model;
     struct stream_reader *in; /* its first reading */
     struct quant_options how; /* for lib/quant; what it points to is below */
@@ -16,13 +16,37 @@ struct compress {
     struct quant_rule *rules;
     struct buf plan; /* a string: read, or made for a target */
     struct quant_summary sum;
+    struct buf layers; /* struct compress_layer: outside layers, then each layer */
 };
+
+/* ---- data.c -------------------------------------------------------------------------------------------------------- */
+
+/* What changing a model layer by layer takes. */
+struct compress_data {
+    struct model_layerwise *model; /* in WEIGHTS_F32 */
+    struct grad_tape *scratch;     /* that does not record */
+    struct session_tokens tokens;
+};
+/* The model that `in` is at the beginning of, and the tokens at path; NULL: none. Begin with {0}; on failure too compress_data_release. */
+int compress_data_open(struct compress_data *d, struct cli *c, struct stream_reader *in, const char *path,
+                       uint64_t max_tokens, const struct session_options *how, struct err *e) MUST_CHECK;
+void compress_data_release(struct compress_data *d);
 
 /* ---- settings.c ---------------------------------------------------------------------------------------------------- */
 
-bool compress_has_target(const struct compress_options *o);
+bool compress_has_target(const struct compress_quantize_options *o);
 /* The options as lib/quant takes them, from texts and files. */
 int compress_read_settings(struct compress *k, struct err *e) MUST_CHECK;
+
+/* ---- layers.c ------------------------------------------------------------------------------------------------------ */
+
+/* Sums over the tensors of a layer. */
+struct compress_layer {
+    double elems, bytes, error, power; /* squared error, squared weights */
+};
+int compress_add_to_layer(struct compress *k, const struct quant_tensor_report *t, struct err *e) MUST_CHECK;
+/* A line for each layer at LOG_INFO. */
+void compress_say_layers(const struct compress *k);
 
 /* ---- target.c ------------------------------------------------------------------------------------------------------ */
 

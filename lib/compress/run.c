@@ -1,4 +1,4 @@
-/* A run from its options to the model or the plan that it writes. */
+/* Quantizing, from the options to the model or the plan that is written. */
 #include "lib/compress/compress_internal.h"
 
 #define DENSE_POSITIONS 24576 /* on which the original's inputs are compared */
@@ -8,6 +8,7 @@
 static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
     struct compress *k = ctx;
     quant_summary_add(&k->sum, t);
+    if (compress_add_to_layer(k, t, e)) return e->code;
     cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(k->c), "tensors"), *o = cJSON_CreateObject();
     if (!o || !quant_report_put(o, t) || !cJSON_AddItemToArray(list, o)) {
         cJSON_Delete(o);
@@ -25,6 +26,7 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
 /* What differs from what was asked for, a line each. */
 static void say_summary(const struct compress *k, const struct quant_totals *totals) {
     const struct quant_summary *s = &k->sum;
+    compress_say_layers(k);
     if (s->requantized[0])
         cli_say(k->c, "tensors are quantized already (%s): %s", s->requantized,
                 !k->how.type || dtype_info(k->how.type->base)->is_quantized
@@ -32,12 +34,13 @@ static void say_summary(const struct compress *k, const struct quant_totals *tot
                     : "they stay as coarse as they are");
     if (totals->fell_back)
         cli_say(k->c,
-                "%llu tensors fell back to a larger type because their rows are not a whole number of blocks: first "
+                "%llu tensor%s fell back to a larger type because %s rows are not a whole number of blocks: first "
                 "'%s', now %s (-v lists all, --strict refuses)",
-                (unsigned long long)totals->fell_back, s->first_fallback, dtype_info(s->first_fallback_to)->name);
+                (unsigned long long)totals->fell_back, totals->fell_back == 1 ? "" : "s",
+                totals->fell_back == 1 ? "its" : "their", s->first_fallback, dtype_info(s->first_fallback_to)->name);
     if (totals->blind)
-        cli_say(k->c, "%llu tensors got a type that is made for weights whose importance is known: use --stats",
-                (unsigned long long)totals->blind);
+        cli_say(k->c, "%llu tensor%s got a type that is made for weights whose importance is known: use --stats",
+                (unsigned long long)totals->blind, totals->blind == 1 ? "" : "s");
 }
 
 static bool put_phases(cJSON *r, const struct quant_totals *totals) {
@@ -80,9 +83,9 @@ static int print_plan(struct compress *k, struct err *e) {
     if (!rc) fwrite(plan.data, 1, plan.len, out);
     if (!rc && totals.refused)
         cli_say(k->c,
-                "%llu tensors are quantized already and would grow, which gains nothing: without --dry-run this is "
+                "%llu tensor%s quantized already and would grow, which gains nothing: without --dry-run this is "
                 "refused (quantize the original, or --force)",
-                (unsigned long long)totals.refused);
+                (unsigned long long)totals.refused, totals.refused == 1 ? " is" : "s are");
     if (!rc) rc = report_totals(k->c, &totals, e);
     buf_release(&plan);
     return rc;
@@ -91,22 +94,18 @@ static int print_plan(struct compress *k, struct err *e) {
 /* ---- a model that is written ------------------------------------------------------------------------------------- */
 
 static int with_data(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
-    const struct compress_options *o = k->o;
-    struct session_tokens data = {0};
+    const struct compress_quantize_options *o = k->o;
+    struct compress_data d = {0};
     struct quant_calibration q = {.damp = o->damp,
                                   .act_order = true,
                                   .asymmetric = !o->symmetric,
                                   .dense_positions = DENSE_POSITIONS,
                                   .sweeps = (unsigned)o->sweeps};
-    int rc = model_layerwise_new(&q.model, kernel_cpu(), k->in, WEIGHTS_F32, NULL, NULL, e);
-    if (!rc) rc = session_read_tokens(k->c, o->data, "data", model_layerwise_model(q.model), o->max_tokens, &data, e);
-    if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(q.model), e);
-    if (!rc) rc = grad_tape_new(&q.scratch, kernel_cpu(), false, session_precision(&o->how), e);
-    q.in = &data.in, q.n = 1;
+    int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
+    if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
+    q.model = d.model, q.scratch = d.scratch, q.in = &d.tokens.in, q.n = 1;
     if (!rc) rc = quantize_layerwise(&q, out, &k->how, report_tensor, k, totals, e);
-    grad_tape_free(q.scratch);
-    model_layerwise_free(q.model);
-    session_tokens_release(&data);
+    compress_data_release(&d);
     return rc;
 }
 
@@ -126,7 +125,7 @@ static int quantize(struct compress *k, struct err *e) {
 }
 
 static int carry_out(struct compress *k, struct err *e) {
-    const struct compress_options *o = k->o;
+    const struct compress_quantize_options *o = k->o;
     bool target = compress_has_target(o);
     int rc = compress_read_settings(k, e);
     if (!rc && target && !k->model.is_file && (!o->dry_run || o->fisher))
@@ -139,7 +138,7 @@ static int carry_out(struct compress *k, struct err *e) {
     return quantize(k, e);
 }
 
-int compress_run(struct cli *c, const struct compress_options *o, struct err *e) {
+int compress_quantize(struct cli *c, const struct compress_quantize_options *o, struct err *e) {
     struct compress k = {.c = c, .o = o};
     session_file_init(&k.model, cli_input_path(c, 0));
     int rc = carry_out(&k, e);
@@ -147,6 +146,7 @@ int compress_run(struct cli *c, const struct compress_options *o, struct err *e)
     stats_free(k.stats);
     imatrix_free(k.imatrix);
     buf_release(&k.plan);
+    buf_release(&k.layers);
     mem_free(k.rules);
     return rc;
 }

@@ -1,9 +1,9 @@
-/* What the options of a run say: types, rules, a plan, statistics. */
+/* What the options of quantizing say: types, rules, a plan, statistics. */
 #include <string.h>
 
 #include "lib/compress/compress_internal.h"
 
-bool compress_has_target(const struct compress_options *o) {
+bool compress_has_target(const struct compress_quantize_options *o) {
     return o->target_bpw > 0 || o->target_size;
 }
 
@@ -24,7 +24,7 @@ static int parse_rules(struct compress *k, struct err *e) {
 }
 
 static int parse_types(struct compress *k, struct err *e) {
-    const struct compress_options *o = k->o;
+    const struct compress_quantize_options *o = k->o;
     if (!o->type && !o->plan && !compress_has_target(o))
         return err_set(e, ERR_USAGE, "--type, --plan, --target-bpw or --target-size is required");
     if (k->how.calibrated && !o->data && !o->dry_run)
@@ -79,11 +79,13 @@ static int read_stats(struct compress *k, struct err *e) {
 }
 
 int compress_read_settings(struct compress *k, struct err *e) {
-    const struct compress_options *o = k->o;
+    const struct compress_quantize_options *o = k->o;
     k->how = (struct quant_options){.pure = o->pure,
                                     .strict = o->strict,
                                     .grow = cli_given(k->c, "force"),
-                                    .calibrated = strcmp(o->method, "rtn") != 0,
+                                    .calibrated = !strcmp(o->method, "gptq"),
+                                    .clip = o->clip,
+                                    .hqq = !strcmp(o->method, "hqq"),
                                     .fuses_qkv = target_fuses_qkv,
                                     .foreign_name = target_tensor_name};
     int rc = parse_types(k, e);

@@ -27,7 +27,7 @@ static int put_budget(struct cli *c, const struct quant_budget_result *r, struct
 }
 
 int compress_plan_target(struct compress *k, struct err *e) {
-    const struct compress_options *o = k->o;
+    const struct compress_quantize_options *o = k->o;
     struct quant_budget b = {.bytes = o->target_size, .bits_per_weight = o->target_bpw, .cache = o->cache};
     struct quant_budget_result r;
     unsigned *types = NULL;

@@ -24,9 +24,8 @@ static void end_step(struct counter *c) {
 }
 
 static void count_sequence(struct counter *c, uint64_t n) {
-    bool begins = !c->pack || c->pack + n > c->most;
+    bool begins = knowledge_begins_pack(c->most, &c->pack, n);
     if (c->most && begins && c->step >= c->o->batch_tokens) end_step(c);
-    c->pack = !c->most ? 0 : begins ? n : c->pack + n;
     if (c->pass && c->pass + n > c->o->micro_tokens) end_pass(c);
     c->pass += n;
     c->step += n;

@@ -78,6 +78,10 @@ struct trainer {
 double trainer_now(void); /* seconds, monotonic */
 /* Sequence `i` of the queue is used: counts it and takes it into the digest. */
 void trainer_use_seq(struct trainer *t, size_t i);
+/* Sequences of the next pass of the step under way; 0: not known yet, or it has all it takes. `last`: no rows follow. */
+size_t trainer_next_pass(const struct trainer *t, bool last, size_t *n_positions);
+/* teacher_run_ahead for the passes of the step under way. */
+int trainer_run_teacher(struct trainer *t, bool last, bool *ready, struct err *e) MUST_CHECK;
 /* Forward and backward over `n_seqs` sequences from used_seqs on: gradients and sums of the step grow. */
 int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) MUST_CHECK;
 /* The values of the step's losses into t->progress; before the first step, their names. */
@@ -93,20 +97,30 @@ bool distill_put_losses(cJSON *to, const struct distill_progress *p);
 /* Is there one that fits the student? ERR_DATA. */
 int teacher_check(const struct distill_teacher *d, const struct model *student, struct err *e) MUST_CHECK;
 const struct model *teacher_model(const struct distill_teacher *d); /* NULL: none */
-/* Before the passes over the sequences of `rows` from number seq and `position` on, of which the step needs `enough` positions (0: no
- * matter how many): a teacher layer by layer runs over those that can be cut (`last`: no rows follow). *ready = false: they are too few.
- * Does nothing while there are positions that it has run over, and for any other teacher. */
-int teacher_run_ahead(struct trainer *t, const struct knowledge_rows *rows, size_t seq, size_t position,
-                      uint64_t enough, bool last, bool *ready, struct err *e) MUST_CHECK;
+/*
+ * Before the passes over the sequences of `rows` from number seq and `position` on: a teacher layer by layer runs over all those that can
+ * be cut of a step. `next` gives the sequences of one after the `taken` positions before it, 0 where there is none, and then says in
+ * *full whether that is because the step has all it takes. `last`: no rows follow. *ready = false: more are needed first.
+ * Does nothing while there are positions that it has run over, and for any other teacher.
+ */
+struct teacher_ahead {
+    const struct knowledge_rows *rows;
+    size_t seq, position;
+    bool last;
+    size_t (*next)(const struct trainer *t, const struct teacher_ahead *a, size_t seq, uint64_t taken,
+                   size_t *n_positions, bool *full);
+};
+int teacher_run_ahead(struct trainer *t, const struct teacher_ahead *a, bool *ready, struct err *e) MUST_CHECK;
 /* A forward pass: its hidden states and head on t->teacher_tape, and the points that losses want of it. */
 int teacher_forward(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
                     struct err *e) MUST_CHECK;
 
 int teacher_prepare(struct trainer *t, struct err *e) MUST_CHECK; /* its tape, and where its points go */
 void teacher_release(struct trainer *t);
-/* The student's averages: their hidden states and head on t->ema_tape. */
-int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out,
-                        struct err *e) MUST_CHECK;
+/* The student as it would be saved, with its averages if it has any: hidden states and head on the tape, which is
+ * reset. */
+int trainer_forward_averages(struct trainer *t, struct grad_tape *tape, const struct model_input *in,
+                             struct grad_head_input *out, struct err *e) MUST_CHECK;
 /* A point of the teacher beside the student, of the last pass; false: it has none. */
 bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, const float **rows, size_t *cols);
 
@@ -114,6 +128,8 @@ bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, 
 
 int evaluation_begin(struct trainer *t, struct err *e) MUST_CHECK;
 void evaluation_release(struct trainer *t);
+/* teacher_run_ahead for what is queued of the held-out stream. */
+int evaluation_run_teacher(struct trainer *t, bool last, struct err *e) MUST_CHECK;
 /* A forward pass over the first n_seqs sequences of t->eval->rows: sums of the metrics grow. */
 int evaluation_pass(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) MUST_CHECK;
 /* Members of a checkpoint's "options", and of its META. */

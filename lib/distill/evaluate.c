@@ -18,11 +18,24 @@ static bool asked_to_stop(const struct trainer *t) {
     return t->stop && t->stop(t->stop_ctx);
 }
 
+/* A teacher layer by layer runs over whatever there is. */
+static size_t pass_ahead(const struct trainer *t, const struct teacher_ahead *a, size_t seq, uint64_t taken,
+                         size_t *n_positions, bool *full) {
+    (void)taken;
+    *full = true;
+    return knowledge_next_pass(a->rows, seq, t->o.micro_tokens, UINT64_MAX, a->last, n_positions);
+}
+
+int evaluation_run_teacher(struct trainer *t, bool last, struct err *e) {
+    struct teacher_ahead a = {&t->eval->rows, 0, 0, last, pass_ahead};
+    bool ready;
+    return teacher_run_ahead(t, &a, &ready, e);
+}
+
 static int queue_passes(struct trainer *t, pass_fn *pass, bool last, struct err *e) {
     struct evaluation *v = t->eval;
     size_t n_positions, n_seqs;
-    bool ready;
-    if (v->begun && v->live && teacher_run_ahead(t, &v->rows, 0, 0, 0, last, &ready, e)) return e->code;
+    if (v->begun && v->live && evaluation_run_teacher(t, last, e)) return e->code;
     while (!asked_to_stop(t) &&
            (n_seqs = knowledge_next_pass(&v->rows, 0, t->o.micro_tokens, UINT64_MAX, last, &n_positions)) > 0) {
         if (pass(t, n_seqs, n_positions, e)) return e->code;
@@ -57,7 +70,7 @@ static int all_passes(struct trainer *t, pass_fn *pass, struct err *e) {
 
 static uint64_t count_labelled(const struct trainer *t, size_t n_seqs, size_t n_positions) {
     const struct knowledge_rows *r = &t->eval->rows;
-    size_t rows = t->eval->format.target == TARGET_SEQUENCE ? n_seqs : n_positions;
+    size_t rows = knowledge_first_row(&t->eval->format, n_seqs, n_positions);
     uint64_t n = 0;
     for (size_t i = 0; i < rows; i++) n += r->labels[i] != UINT32_MAX;
     return n;
@@ -158,17 +171,6 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struc
     return loss_list_block(&v->losses, &r, e);
 }
 
-/* As it would be saved: with its averages, if it has any. */
-static int student_head(struct trainer *t, const struct model_input *in, struct grad_head_input *out, struct err *e) {
-    struct grad_tape *tape = t->eval->tape;
-    grad_reset(tape);
-    train_use_averages(&t->set, t->m, true);
-    struct grad_var *h = model_graph(t->m, tape, in, NULL, NULL, e);
-    *out = (struct grad_head_input){tape, h, model_logits_head(t->m, tape)};
-    train_use_averages(&t->set, t->m, false);
-    return h ? 0 : e->code;
-}
-
 int evaluation_pass(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e) {
     struct evaluation *v = t->eval;
     struct grad_head_input heads[2];
@@ -177,7 +179,8 @@ int evaluation_pass(struct trainer *t, size_t n_seqs, size_t n_positions, struct
                              .tokens = v->rows.tokens,
                              .lengths = v->rows.lengths,
                              .types = v->rows.types};
-    if (student_head(t, &in, &heads[0], e) || (v->live && teacher_forward(t, &in, &heads[1], e))) return e->code;
+    if (trainer_forward_averages(t, v->tape, &in, &heads[0], e) || (v->live && teacher_forward(t, &in, &heads[1], e)))
+        return e->code;
     grad_heads(1 + v->live, heads, block, t);
     return grad_error(v->tape, e);
 }

@@ -87,9 +87,9 @@ static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *
     while (!rc && more && !(*n_seqs && ready)) {
         rc = trainer_feed(t, &source, &more, e);
         if (rc) break;
-        *n_seqs = knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, t->o.batch_tokens, !more, n_positions);
+        *n_seqs = trainer_next_pass(t, !more, n_positions);
         double before = trainer_now();
-        rc = teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, t->o.batch_tokens, !more, &ready, e);
+        rc = trainer_run_teacher(t, !more, &ready, e);
         ran += trainer_now() - before;
     }
     knowledge_stream_release(&data);
@@ -125,7 +125,7 @@ static int feed_evaluation(struct trainer *t, size_t *n_seqs, size_t *n_position
     struct evaluation *v = t->eval;
     struct knowledge_stream data = {.meta = t->o.eval.format, .format = &v->format};
     struct knowledge_source source = knowledge_stream_source(&data);
-    bool more = true, ready;
+    bool more = true;
     int rc = t->o.eval.open(t->o.eval.ctx, &data.r, e);
     while (!rc && more && !*n_seqs) {
         rc = source.next(source.ctx, &v->rows, &more, e);
@@ -133,7 +133,7 @@ static int feed_evaluation(struct trainer *t, size_t *n_seqs, size_t *n_position
     }
     knowledge_stream_release(&data);
     double begin = trainer_now();
-    if (!rc && v->live) rc = teacher_run_ahead(t, &v->rows, 0, 0, 0, !more, &ready, e);
+    if (!rc && v->live) rc = evaluation_run_teacher(t, !more, e);
     if (t->ahead) m->eval_ahead = (trainer_now() - begin) / (double)t->ahead;
     return rc;
 }

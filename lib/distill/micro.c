@@ -50,6 +50,15 @@ struct asked {
     long held;        /* the field whose rows are in t->field, or -1: losses that follow one another ask for the same */
 };
 
+/* Rows that some of n positions from number `at` on have, `made` of them, to their places; the others are 0. */
+static void spread(const uint64_t *before, size_t at, size_t n, size_t made, size_t cols, float *out) {
+    for (size_t i = n; before && i-- > 0;) /* from the back: a row never moves forward past its place */
+        if (before[at + i + 1] > before[at + i])
+            memmove(out + i * cols, out + --made * cols, cols * sizeof *out);
+        else
+            memset(out + i * cols, 0, cols * sizeof *out);
+}
+
 /* The rows of a field for this micro-batch, zeros where it has none. */
 static int read_field(const struct asked *a, size_t field, struct err *e) {
     struct trainer *t = a->t;
@@ -59,12 +68,7 @@ static int read_field(const struct asked *a, size_t field, struct err *e) {
     if (buf_reserve(&t->field, n_positions * cols * sizeof(float), e)) return e->code;
     float *out = (float *)t->field.data;
     knowledge_feature_rows(&t->rows, field, first, n, out);
-    if (!t->format.fields[field].sampled) return 0;
-    for (size_t i = n_positions; i-- > 0;) /* from the back: a row never moves forward past its place */
-        if (a->sampled[i])
-            memmove(out + i * cols, out + --n * cols, cols * sizeof *out);
-        else
-            memset(out + i * cols, 0, cols * sizeof *out);
+    spread(knowledge_feature_before(&t->rows, field), t->used_positions, n_positions, n, cols, out);
     return 0;
 }
 
@@ -85,10 +89,15 @@ static int teacher_pairs(void *ctx, uint32_t layer, size_t seq, size_t first, si
                          struct err *e) {
     const struct asked *a = ctx;
     struct trainer *t = a->t;
-    size_t row, field = (size_t)knowledge_field_find(&t->format, "attention", layer);
+    size_t row, field = (size_t)knowledge_field_find(&t->format, "attention", layer), at = t->used_positions;
+    const uint64_t *before = knowledge_feature_before(&t->rows, field);
     (void)e;
+    for (size_t i = 0; i < seq; i++) at += a->in->lengths[i];
     knowledge_feature_span(&t->rows, field, t->used_seqs + seq, 1, &row);
-    knowledge_feature_pairs(&t->rows, field, row + first, n, length, out);
+    size_t from = before ? before[at + first] - before[at] : first;
+    size_t rows = before ? before[at + first + n] - before[at + first] : n;
+    knowledge_feature_pairs(&t->rows, field, row + from, rows, length, out);
+    spread(before, at + first, n, rows, t->format.fields[field].heads * length, out);
     return 0;
 }
 
@@ -148,7 +157,7 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
         if (loss_list_uses(&t->losses, LOSS_TEACHER_LIVE)) m.live = m.n_heads++;
     }
     if (t->ema_tape) {
-        if (teacher_forward_ema(t, &in, &m.heads[m.n_heads], e)) return e->code;
+        if (trainer_forward_averages(t, t->ema_tape, &in, &m.heads[m.n_heads], e)) return e->code;
         m.ema = m.n_heads++;
     }
     if (run_points(t, &in, e)) return e->code;

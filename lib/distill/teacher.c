@@ -100,25 +100,25 @@ static int run_layers(struct trainer *t, const struct model_input *in, size_t n,
     return 0;
 }
 
-int teacher_run_ahead(struct trainer *t, const struct knowledge_rows *rows, size_t seq, size_t position,
-                      uint64_t enough, bool last, bool *ready, struct err *e) {
+int teacher_run_ahead(struct trainer *t, const struct teacher_ahead *a, bool *ready, struct err *e) {
     struct buf *inputs = &t->ahead_inputs;
+    size_t seq = a->seq, position = a->position;
     uint64_t taken = 0;
+    bool full = false;
     *ready = true;
     if (!t->o.teacher.layerwise || t->ahead_at < t->ahead) return 0;
     inputs->len = 0;
-    while ((!enough || taken < enough) && taken < t->most_ahead) {
-        struct model_input in = {.tokens = rows->tokens + position, .lengths = rows->lengths + seq};
-        if (rows->types) in.types = rows->types + position;
-        in.n_seqs = knowledge_next_pass(rows, seq, t->o.micro_tokens, enough ? enough - taken : UINT64_MAX, last,
-                                        &in.n_positions);
+    while (taken < t->most_ahead) {
+        struct model_input in = {.tokens = a->rows->tokens + position, .lengths = a->rows->lengths + seq};
+        if (a->rows->types) in.types = a->rows->types + position;
+        in.n_seqs = a->next(t, a, seq, taken, &in.n_positions, &full);
         if (!in.n_seqs) break;
         if (buf_append(inputs, &in, sizeof in, e)) return e->code;
         seq += in.n_seqs;
         position += in.n_positions;
         taken += in.n_positions;
     }
-    *ready = last || taken >= enough || taken >= t->most_ahead;
+    *ready = a->last || full || taken >= t->most_ahead;
     if (!*ready || !taken) return 0;
     if (run_layers(t, (const struct model_input *)inputs->data, inputs->len / sizeof(struct model_input), e))
         return err_prefix(e, "the teacher");
@@ -143,11 +143,12 @@ int teacher_forward(struct trainer *t, const struct model_input *in, struct grad
     return 0;
 }
 
-int teacher_forward_ema(struct trainer *t, const struct model_input *in, struct grad_head_input *out, struct err *e) {
-    grad_reset(t->ema_tape);
+int trainer_forward_averages(struct trainer *t, struct grad_tape *tape, const struct model_input *in,
+                             struct grad_head_input *out, struct err *e) {
+    grad_reset(tape);
     train_use_averages(&t->set, t->m, true);
-    struct grad_var *h = model_graph(t->m, t->ema_tape, in, NULL, NULL, e);
-    *out = (struct grad_head_input){t->ema_tape, h, model_logits_head(t->m, t->ema_tape)};
+    struct grad_var *h = model_graph(t->m, tape, in, NULL, NULL, e);
+    *out = (struct grad_head_input){tape, h, model_logits_head(t->m, tape)};
     train_use_averages(&t->set, t->m, false);
     return h ? 0 : e->code;
 }

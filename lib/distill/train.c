@@ -175,10 +175,8 @@ static int find_packs(struct trainer *t, struct err *e) {
     if (!t->packs || from == whole) return 0;
     if (buf_reserve(&t->begins, whole - from, e)) return e->code;
     for (size_t i = from; i < whole; i++) {
-        uint64_t n = t->rows.lengths[i];
-        bool begins = t->o.mixture ? i == from : !t->pack || t->pack + n > t->format.pack;
-        t->begins.data[i] = begins;
-        t->pack = begins ? n : t->pack + n;
+        bool by_rule = knowledge_begins_pack(t->format.pack, &t->pack, t->rows.lengths[i]);
+        t->begins.data[i] = t->o.mixture ? i == from : by_rule;
     }
     t->begins.len = whole;
     return 0;
@@ -272,21 +270,34 @@ static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struc
     return 0;
 }
 
-/* As knowledge_next_pass, but the step ends with a pack, which shows when the next one begins. */
-static size_t next_pass_of_packs(const struct trainer *t, bool last, size_t *n_positions) {
-    size_t whole = knowledge_whole_seqs(&t->rows), first = t->used_seqs, i = first;
+/* As knowledge_next_pass from sequence `first` on, in a step of so many positions before it, but the step ends with a pack, which shows
+ * when the next one begins: *full. */
+static size_t next_pass_of_packs(const struct trainer *t, size_t first, uint64_t before, bool last, size_t *n_positions,
+                                 bool *full) {
+    size_t whole = knowledge_whole_seqs(&t->rows), i = first;
     for (*n_positions = 0; i < whole; i++) {
-        if (t->begins.data[i] && t->step_positions + *n_positions >= t->o.batch_tokens) return i - first;
+        if (t->begins.data[i] && before + *n_positions >= t->o.batch_tokens) {
+            *full = i == first;
+            return i - first;
+        }
         if (i > first && *n_positions + t->rows.lengths[i] > t->o.micro_tokens) return i - first;
         *n_positions += t->rows.lengths[i];
     }
     return last ? i - first : 0;
 }
 
-static size_t next_pass(const struct trainer *t, bool last, size_t *n_positions) {
-    uint64_t enough = t->o.batch_tokens - t->step_positions;
-    if (t->packs) return next_pass_of_packs(t, last, n_positions);
-    return knowledge_next_pass(&t->rows, t->used_seqs, t->o.micro_tokens, enough, last, n_positions);
+/* A pass of the step after `taken` positions more than it has had. */
+static size_t pass_after(const struct trainer *t, size_t seq, uint64_t taken, bool last, size_t *n_positions,
+                         bool *full) {
+    uint64_t before = t->step_positions + taken, most = t->o.batch_tokens;
+    if (t->packs) return next_pass_of_packs(t, seq, before, last, n_positions, full);
+    *full = before >= most;
+    return *full ? 0 : knowledge_next_pass(&t->rows, seq, t->o.micro_tokens, most - before, last, n_positions);
+}
+
+size_t trainer_next_pass(const struct trainer *t, bool last, size_t *n_positions) {
+    bool full;
+    return pass_after(t, t->used_seqs, 0, last, n_positions, &full);
 }
 
 /* Does the step have all that it takes? */
@@ -295,13 +306,14 @@ static bool step_is_full(const struct trainer *t) {
     return !t->packs || (t->used_seqs < knowledge_whole_seqs(&t->rows) && t->begins.data[t->used_seqs]);
 }
 
-/* A streamed teacher's answers for the step. Steps of packs end where a pack does, which is not known ahead: there it is read
- * for each pass. */
-static int run_teacher_ahead(struct trainer *t, bool last, bool *ready, struct err *e) {
-    *ready = true;
-    if (t->packs) return 0;
-    return teacher_run_ahead(t, &t->rows, t->used_seqs, t->used_positions, t->o.batch_tokens - t->step_positions, last,
-                             ready, e);
+static size_t pass_ahead(const struct trainer *t, const struct teacher_ahead *a, size_t seq, uint64_t taken,
+                         size_t *n_positions, bool *full) {
+    return pass_after(t, seq, taken, a->last, n_positions, full);
+}
+
+int trainer_run_teacher(struct trainer *t, bool last, bool *ready, struct err *e) {
+    struct teacher_ahead a = {&t->rows, t->used_seqs, t->used_positions, last, pass_ahead};
+    return teacher_run_ahead(t, &a, ready, e);
 }
 
 int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
@@ -309,11 +321,11 @@ int trainer_step(struct trainer *t, bool last, bool *stepped, struct err *e) {
     if (t->skip) return 0;
     if (last && see_end(t, e)) return e->code;
     while (!step_is_full(t)) {
-        size_t n_positions, n_seqs = next_pass(t, last, &n_positions);
+        size_t n_positions, n_seqs = trainer_next_pass(t, last, &n_positions);
         if (!n_seqs) break;
         if (t->stop && t->stop(t->stop_ctx)) return 0;
         bool ready;
-        if (run_teacher_ahead(t, last, &ready, e)) return e->code;
+        if (trainer_run_teacher(t, last, &ready, e)) return e->code;
         if (!ready) break;
         if (run_micro(t, n_seqs, n_positions, e)) return e->code;
     }

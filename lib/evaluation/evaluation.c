@@ -7,16 +7,28 @@ struct eval {
     const struct evaluation_options *o;
     struct cli *c;
     struct model *m;
-    cJSON *results; /* array; belongs to the report */
+    struct stream_totals totals; /* of the model's stream */
+    cJSON *results;              /* array; belongs to the report */
     struct perplexity *p;
     struct labelling *l;
     struct divergence *d;
 };
 
+/* What every result says of the model, so that lines of several models can be told apart and compared by size. */
+static bool put_model(cJSON *o, const struct eval *v) {
+    char digest[DIGEST_TEXT_SIZE];
+    const char *path = v->o->model->model;
+    uint64_t bytes = v->totals.raw_bytes;
+    digest_text(v->totals.digest, digest);
+    return json_put_str(o, "model", strcmp(path, "-") != 0 ? path : "standard input") &&
+           json_put_str(o, "model_digest", digest) && json_put_u64(o, "model_bytes", bytes) &&
+           json_put_f64(o, "bits_per_weight", 8 * (double)bytes / (double)model_parameters(&v->m->config));
+}
+
 /* Takes ownership of the result. */
 static int put_result(struct eval *v, cJSON *result, struct err *e) {
     if (!result) return e->code;
-    if (!cJSON_AddItemToArray(v->results, result)) {
+    if (!put_model(result, v) || !cJSON_AddItemToArray(v->results, result)) {
         cJSON_Delete(result);
         return err_nomem(e, "results");
     }
@@ -142,18 +154,39 @@ static int eval_tasks(struct eval *v, struct err *e) {
     return rc;
 }
 
+/* ---- the table ---------------------------------------------------------------------------------------------------- */
+
+/* Percentiles and the digest are for programs, and for those who ask. */
+static bool is_detail(const char *key) {
+    return metrics_is_percentile(key) || !strcmp(key, "model_digest");
+}
+
+static int put_table(const struct eval *v, struct err *e) {
+    cJSON *shown = cJSON_Duplicate(v->results, true), *o;
+    if (!shown) return err_nomem(e, "table");
+    cJSON_ArrayForEach(o, shown) {
+        for (cJSON *x = o->child, *next; x && !cli_verbose(v->c); x = next) {
+            next = x->next;
+            if (is_detail(x->string)) cJSON_Delete(cJSON_DetachItemViaPointer(o, x));
+        }
+    }
+    int rc = cli_table(v->c, shown, e);
+    cJSON_Delete(shown);
+    return rc;
+}
+
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 int evaluation_run(struct cli *c, const struct evaluation_options *o, double *perplexity, struct err *e) {
     struct eval v = {.o = o, .c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};
     int rc = v.results ? 0 : err_nomem(e, "results");
     *perplexity = 0;
-    if (!rc) rc = session_load_model(c, o->model, session_weight_format(o->model), &v.m, NULL, e);
+    if (!rc) rc = session_load_model_totals(c, o->model, session_weight_format(o->model), &v.m, &v.totals, e);
     bool next = !rc && model_predicts(&v.m->config) == TARGET_NEXT;
     if (!rc && o->tokens) rc = next ? eval_tokens(&v, perplexity, e) : eval_labels(&v, perplexity, e);
     if (!rc && o->reference) rc = eval_reference(&v, e);
     if (!rc && o->tasks->n) rc = eval_tasks(&v, e);
-    if (!rc && o->table) rc = cli_table(c, v.results, e);
+    if (!rc && o->table) rc = put_table(&v, e);
     model_free(v.m);
     return rc;
 }

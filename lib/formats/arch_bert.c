@@ -267,7 +267,7 @@ static int read_pooling(const struct gguf_file *g, const char *prefix, struct er
 static int need_not_causal(const struct gguf_file *g, const char *prefix, struct err *e) {
     char key[64];
     snprintf(key, sizeof key, "%s.attention.causal", prefix);
-    return gguf_find(g, key) ? 0 : err_set(e, ERR_DATA, "key '%s' is missing: llama.cpp takes it for true", key);
+    return gguf_find(g, key) ? 0 : err_set(e, ERR_DATA, "key '%s' is missing: llama.cpp assumes that it is true", key);
 }
 
 static int read_token_types(struct model_config *c, const struct gguf_file *g, struct err *e) {
@@ -318,7 +318,7 @@ static int gguf_check(const struct model_config *c, struct err *e) {
                        "a masked-LM head, which llama.cpp's bert does not have (its encoder alone: import it with "
                        "\"architectures\": [\"BertModel\"] or its like in config.json)");
     if (c->output == OUTPUT_TOKEN_CLASSES || c->output == OUTPUT_SPAN)
-        return err_set(e, ERR_DATA, "logits of %s for each token, which llama.cpp's bert has not",
+        return err_set(e, ERR_DATA, "logits of %s for each token, which llama.cpp's bert does not have",
                        c->output == OUTPUT_SPAN ? "an answer's ends" : "classes");
     if (c->output == OUTPUT_CLASSES && c->pooler && c->pooler_act != ACT_TANH)
         return err_set(e, ERR_DATA, "a classifier with %s, where llama.cpp's bert has tanh",

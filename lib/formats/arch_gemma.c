@@ -154,7 +154,7 @@ static int check_both(const struct model_config *c, struct err *e) {
 static int hf_check_both(const struct model_config *c, struct err *e) {
     int rc = check_both(c, e);
     if (!rc && c->hidden % c->layers[0].n_heads)
-        rc = err_set(e, ERR_DATA, "hidden size %u is not a multiple of %u heads, which transformers asks of a %s",
+        rc = err_set(e, ERR_DATA, "hidden size %u is not a multiple of %u heads, which transformers requires of a %s",
                      c->hidden, c->layers[0].n_heads, c->arch);
     if (!rc && !scalar_of(c))
         rc = err_set(e, ERR_DATA, "scores are scaled by %g, which is 1 / sqrt(N) of no whole number",
@@ -181,17 +181,16 @@ static int gguf_check_both(const struct model_config *c, uint32_t layers_27b, st
         rc = err_set(e, ERR_DATA, "activation %s: llama.cpp has the tanh form of GELU for a %s", hf_act_name(c->act),
                      c->arch);
     if (!rc && (c->rope.scaling == ROPE_LLAMA3 || c->rope.scaling == ROPE_LONG))
-        rc = err_set(e, ERR_DATA, "%s rotary scaling, which llama.cpp does not give to a %s",
-                     c->rope.scaling == ROPE_LLAMA3 ? "llama3" : "longrope", c->arch);
+        rc = err_set(e, ERR_DATA, "%s rotary scaling, which llama.cpp does not give to a %s", hf_rope_type(&c->rope),
+                     c->arch);
     return rc;
 }
 
 static int gguf_read_softcap(float *cap, const struct gguf_file *g, const char *prefix, const char *suffix,
                              double fallback, struct err *e) {
-    char key[128];
+    char key[GGUF_KEY_SIZE];
     double v = fallback;
-    snprintf(key, sizeof key, "%s.%s", prefix, suffix);
-    int rc = gguf_opt_f64(g, key, 0, 1e6, &v, e);
+    int rc = gguf_opt_f64(g, gguf_arch_key(key, prefix, suffix), 0, 1e6, &v, e);
     *cap = (float)v;
     return rc;
 }
@@ -241,7 +240,8 @@ static int gemma_gguf_read(struct model_config *c, const struct gguf_file *g, co
 
 static int gemma_gguf_check(const struct model_config *c, struct err *e) {
     int rc = gguf_check_both(c, 0, e);
-    if (!rc && !c->tied) rc = err_set(e, ERR_DATA, "a gemma with a head of its own: llama.cpp takes the embedding");
+    if (!rc && !c->tied)
+        rc = err_set(e, ERR_DATA, "a gemma with a separate output matrix: llama.cpp uses the embedding");
     return rc;
 }
 
@@ -316,7 +316,8 @@ static int gemma2_gguf_check(const struct model_config *c, struct err *e) {
     int rc = gguf_check_both(c, GEMMA2_27B, e);
     if (!rc && (c->attn_softcap == 0 || c->logit_softcap == 0))
         rc = err_set(e, ERR_DATA, "a gemma2 without soft caps: llama.cpp always has them");
-    if (!rc && !c->tied) rc = err_set(e, ERR_DATA, "a gemma2 with a head of its own: llama.cpp takes the embedding");
+    if (!rc && !c->tied)
+        rc = err_set(e, ERR_DATA, "a gemma2 with a separate output matrix: llama.cpp uses the embedding");
     return rc;
 }
 

@@ -125,7 +125,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
 static int gguf_check(const struct model_config *c, struct err *e) {
     const struct model_layer *l = &c->layers[0];
     if ((uint64_t)l->n_heads * c->head_dim != c->hidden)
-        return err_set(e, ERR_DATA, "%u heads of %u do not fill the hidden size %u, which llama.cpp's gpt2 asks for",
+        return err_set(e, ERR_DATA, "%u heads of %u do not fill the hidden size %u, which llama.cpp's gpt2 requires",
                        l->n_heads, c->head_dim, c->hidden);
     if (c->attn_scale != 0) return err_set(e, ERR_DATA, "scores that are not scaled: llama.cpp's gpt2 scales them");
     if (c->act != ACT_GELU_TANH && c->act != ACT_GELU)

@@ -141,11 +141,11 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
 static int gguf_check(const struct model_config *c, struct err *e) {
     const struct model_layer *l = &c->layers[0];
     if ((uint64_t)l->n_heads * c->head_dim != c->hidden)
-        return err_set(e, ERR_DATA, "%u heads of %u do not fill the hidden size %u, which llama.cpp's gptneox asks for",
+        return err_set(e, ERR_DATA, "%u heads of %u do not fill the hidden size %u, which llama.cpp's gptneox requires",
                        l->n_heads, c->head_dim, c->hidden);
     if (!c->qkv_bias || !c->o_bias || !c->ffn_bias)
-        return err_set(e, ERR_DATA, "linear maps without a bias, which llama.cpp's gptneox asks for");
-    if (c->tied) return err_set(e, ERR_DATA, "a head tied to the embedding: llama.cpp's gptneox wants one of its own");
+        return err_set(e, ERR_DATA, "linear maps without a bias, which llama.cpp's gptneox requires");
+    if (c->tied) return err_set(e, ERR_DATA, "a head tied to the embedding: llama.cpp's gptneox needs a separate one");
     if (c->act != ACT_GELU_TANH && c->act != ACT_GELU)
         return err_set(e, ERR_DATA, "activation %s: llama.cpp's gptneox has GELU", hf_act_name(c->act));
     if (c->rope.scaling == ROPE_LLAMA3 || c->rope.scaling == ROPE_LONG)

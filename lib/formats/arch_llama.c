@@ -39,10 +39,11 @@ static bool write(cJSON *json, const struct model_config *c) {
 /* LlamaConfig.validate_architecture, although head_dim is a key of its own. */
 static int check(const struct model_config *c, struct err *e) {
     if (c->hidden % c->layers[0].n_heads == 0) return 0;
-    return err_set(e, ERR_DATA,
-                   "hidden size %u is not a multiple of %u heads, which transformers asks of a llama; GGUF can hold it "
-                   "(--to gguf)",
-                   c->hidden, c->layers[0].n_heads);
+    return err_set(
+        e, ERR_DATA,
+        "hidden size %u is not a multiple of %u heads, which transformers requires of a llama; GGUF can hold it "
+        "(--to gguf)",
+        c->hidden, c->layers[0].n_heads);
 }
 
 const struct arch arch_llama = {

@@ -22,7 +22,7 @@ static int check(const struct model_config *c, struct err *e) {
         return err_set(e, ERR_DATA, "rope type '%s': MiniCPMForCausalLM has none", hf_rope_type(&c->rope));
     uint64_t width = (uint64_t)c->layers[0].n_heads * c->head_dim;
     if (width == c->hidden) return 0;
-    return err_set(e, ERR_DATA, "%u heads of %u: MiniCPMForCausalLM wants them as wide as the %u of the model",
+    return err_set(e, ERR_DATA, "%u heads of %u: MiniCPMForCausalLM needs them as wide as the %u of the model",
                    c->layers[0].n_heads, c->head_dim, c->hidden);
 }
 
@@ -90,9 +90,8 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
     } factors[] = {{"embedding_scale", &embed}, {"residual_scale", &residual}, {"logit_scale", &divisor}};
     (void)a;
     for (size_t i = 0; i < COUNT_OF(factors); i++) {
-        char key[64];
-        snprintf(key, sizeof key, "%s.%s", prefix, factors[i].suffix);
-        int rc = gguf_opt_f64(g, key, 1e-6, 1e6, factors[i].to, e);
+        char key[GGUF_KEY_SIZE];
+        int rc = gguf_opt_f64(g, gguf_arch_key(key, prefix, factors[i].suffix), 1e-6, 1e6, factors[i].to, e);
         if (rc) return rc;
     }
     c->embed_scale = (float)embed;

@@ -33,7 +33,7 @@ static bool write(cJSON *json, const struct model_config *c) {
 static int check(const struct model_config *c, struct err *e) {
     const struct model_layer *l = &c->layers[0];
     if ((uint64_t)l->n_heads * c->head_dim != c->hidden)
-        return err_set(e, ERR_DATA, "%u heads of %u, which transformers' olmoe wants as wide as the %u of the model",
+        return err_set(e, ERR_DATA, "%u heads of %u, which transformers' olmoe needs as wide as the %u of the model",
                        l->n_heads, c->head_dim, c->hidden);
     return arch_all_experts(c, false, e);
 }

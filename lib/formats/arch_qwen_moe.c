@@ -65,7 +65,7 @@ static int qwen2_check(const struct model_config *c, struct err *e) {
             return err_set(e, ERR_DATA, "layer %u has no gated part beside its experts, which layers of %s have", i,
                            c->arch);
     if (shared_width(c)) return 0;
-    return err_set(e, ERR_DATA, "no layer has experts: such a model is no %s", c->arch);
+    return err_set(e, ERR_DATA, "no layer has experts: such a model is not a %s", c->arch);
 }
 
 /* As wide as the experts that a position takes. */
@@ -178,10 +178,10 @@ static int qwen3_check(const struct model_config *c, struct err *e) {
         const struct model_layer *l = &c->layers[i];
         experts = experts || l->experts;
         if (l->experts && l->ffn)
-            return err_set(e, ERR_DATA, "layer %u has a dense part beside its experts, which layers of %s have not", i,
-                           c->arch);
+            return err_set(e, ERR_DATA, "layer %u has a dense part beside its experts, which layers of %s do not have",
+                           i, c->arch);
     }
-    return experts ? 0 : err_set(e, ERR_DATA, "no layer has experts: such a model is no %s", c->arch);
+    return experts ? 0 : err_set(e, ERR_DATA, "no layer has experts: such a model is not a %s", c->arch);
 }
 
 static const struct gguf_key qwen3_gguf_keys[] = {GGUF_EXPERT_KEYS(true)};

@@ -94,20 +94,15 @@ bool hf_put_dense_layers(cJSON *json, const struct model_config *c) {
 
 /* ---- GGUF ---- */
 
-#define KEY_SIZE 128
-static const char *key_of(char out[KEY_SIZE], const char *prefix, const char *suffix) {
-    snprintf(out, KEY_SIZE, "%.80s.%s", prefix, suffix);
-    return out;
-}
-
 int gguf_read_experts(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                       struct err *e) {
     (void)a;
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     uint64_t experts = 0, per_token = 0, width = 0;
-    int rc = gguf_get_u64(g, key_of(key, prefix, "expert_count"), 1, MODEL_MAX_EXPERTS, &experts, e);
-    if (!rc) rc = gguf_get_u64(g, key_of(key, prefix, "expert_used_count"), 1, experts, &per_token, e);
-    if (!rc) rc = gguf_opt_u64(g, key_of(key, prefix, "expert_feed_forward_length"), 0, MODEL_MAX_DIM, &width, e);
+    int rc = gguf_get_u64(g, gguf_arch_key(key, prefix, "expert_count"), 1, MODEL_MAX_EXPERTS, &experts, e);
+    if (!rc) rc = gguf_get_u64(g, gguf_arch_key(key, prefix, "expert_used_count"), 1, experts, &per_token, e);
+    if (!rc)
+        rc = gguf_opt_u64(g, gguf_arch_key(key, prefix, "expert_feed_forward_length"), 0, MODEL_MAX_DIM, &width, e);
     if (!rc) give_experts(c, experts, per_token, width);
     return rc;
 }

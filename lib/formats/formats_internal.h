@@ -144,6 +144,9 @@ struct gguf_key {
     double number;
     const char *text;
 };
+/* "llama.context_length" of "llama" and "context_length". Returns out. */
+#define GGUF_KEY_SIZE 128
+const char *gguf_arch_key(char out[GGUF_KEY_SIZE], const char *prefix, const char *suffix);
 /* ERR_DATA: a key below the architecture's name asks for something that Rill does not compute, contradicts another, or
  * is not known; or the file is no model (general.type). */
 int gguf_check_keys(const struct gguf_file *g, const char *prefix, const struct gguf_key *own, size_t n_own,
@@ -152,7 +155,6 @@ int gguf_read_config(const struct gguf_file *g, const struct arch *arch, const c
                      struct arena *a, struct err *e) MUST_CHECK;
 /* Rotary positions (gguf_rope.c), once context and heads are known; and back: keys, descriptions of tensors and, before all others, their
  * data. */
-#define GGUF_KEY_SIZE 128 /* of a key below the architecture's name */
 int gguf_read_rope(struct model_config *c, const struct gguf_file *g, const struct arch *arch, const char *prefix,
                    struct arena *a, struct err *e) MUST_CHECK;
 struct gguf_header;

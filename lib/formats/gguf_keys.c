@@ -77,6 +77,11 @@ static bool text_is(const struct gguf_kv *kv, const char *wanted) {
     return s.n == strlen(wanted) && memcmp(s.s, wanted, s.n) == 0;
 }
 
+const char *gguf_arch_key(char out[GGUF_KEY_SIZE], const char *prefix, const char *suffix) {
+    snprintf(out, GGUF_KEY_SIZE, "%s.%s", prefix, suffix);
+    return out;
+}
+
 /* False, 0, "" or an empty list. */
 static bool says_nothing(const struct gguf_kv *kv) {
     double v;
@@ -85,10 +90,9 @@ static bool says_nothing(const struct gguf_kv *kv) {
 
 static int check_same(const struct gguf_file *g, const struct gguf_kv *kv, const char *prefix, const char *suffix,
                       struct err *e) {
-    char key[128];
+    char key[GGUF_KEY_SIZE];
     double x, y;
-    snprintf(key, sizeof key, "%s.%s", prefix, suffix);
-    const struct gguf_kv *main = gguf_find(g, key);
+    const struct gguf_kv *main = gguf_find(g, gguf_arch_key(key, prefix, suffix));
     if (main && as_number(main, &x) && as_number(kv, &y) && x == y) return 0;
     return err_set(e, ERR_DATA, "key '%s' differs from '%s', which is what counts", kv->key, key);
 }

@@ -113,7 +113,7 @@ int gguf_read_steps(const struct gguf_file *g, const struct gguf_kind *k, struct
     if (rc) return rc;
     if (own) {
         rc = text_steps_unpack(spec, own->data, own->n, &spec->memory, e);
-        if (!rc && spec->kind != k->kind) rc = err_set(e, ERR_DATA, "another kind than tokenizer.ggml.model says");
+        if (!rc && spec->kind != k->kind) rc = err_set(e, ERR_DATA, "a kind other than tokenizer.ggml.model says");
         return rc ? err_prefix(e, "key '" GGUF_STEPS_KEY "'") : 0;
     }
     if (k->kind == TEXT_WORDPIECE) return bert_steps(spec, e);

@@ -21,12 +21,6 @@ int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch
     return *out ? 0 : arch_gguf_unknown(text, e);
 }
 
-#define KEY_SIZE GGUF_KEY_SIZE
-static const char *arch_key(char out[KEY_SIZE], const char *prefix, const char *suffix) {
-    snprintf(out, KEY_SIZE, "%s.%s", prefix, suffix);
-    return out;
-}
-
 /* ---- shapes ---- */
 
 static uint32_t *layer_number(struct model_layer *l, size_t offset) {
@@ -52,14 +46,15 @@ static int read_per_layer(const struct gguf_file *g, const char *key, struct mod
 
 static int read_layers(const struct gguf_file *g, const char *prefix, struct model_config *c, struct arena *a,
                        struct err *e) {
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
     if (!c->layers) return e->code;
-    int rc = read_per_layer(g, arch_key(key, prefix, "feed_forward_length"), c, offsetof(struct model_layer, ffn), e);
-    const char *heads = arch_key(key, prefix, "attention.head_count");
+    int rc =
+        read_per_layer(g, gguf_arch_key(key, prefix, "feed_forward_length"), c, offsetof(struct model_layer, ffn), e);
+    const char *heads = gguf_arch_key(key, prefix, "attention.head_count");
     if (!rc) rc = read_per_layer(g, heads, c, offsetof(struct model_layer, n_heads), e);
     if (rc) return rc;
-    const char *kv_heads = arch_key(key, prefix, "attention.head_count_kv");
+    const char *kv_heads = gguf_arch_key(key, prefix, "attention.head_count_kv");
     if (gguf_find(g, kv_heads)) return read_per_layer(g, kv_heads, c, offsetof(struct model_layer, n_kv_heads), e);
     for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i].n_kv_heads = c->layers[i].n_heads;
     return 0;
@@ -69,20 +64,20 @@ static int read_layers(const struct gguf_file *g, const char *prefix, struct mod
  * may be partial. */
 static int read_head_dim(const struct gguf_file *g, const char *prefix, bool partial, struct model_config *c,
                          struct err *e) {
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     uint64_t head_dim = 0;
-    int rc = gguf_opt_u64(g, arch_key(key, prefix, "attention.key_length"), 1, MODEL_MAX_DIM, &head_dim, e);
+    int rc = gguf_opt_u64(g, gguf_arch_key(key, prefix, "attention.key_length"), 1, MODEL_MAX_DIM, &head_dim, e);
     if (rc) return rc;
     if (!head_dim && c->hidden % c->layers[0].n_heads)
         return err_set(e, ERR_DATA, "key '%s' is missing, and %u heads do not divide the embedding length %u", key,
                        c->layers[0].n_heads, c->hidden);
     if (!head_dim) head_dim = c->hidden / c->layers[0].n_heads;
     uint64_t value = head_dim, rotated = head_dim;
-    rc = gguf_opt_u64(g, arch_key(key, prefix, "attention.value_length"), 0, UINT32_MAX, &value, e);
+    rc = gguf_opt_u64(g, gguf_arch_key(key, prefix, "attention.value_length"), 0, UINT32_MAX, &value, e);
     if (!rc && value != head_dim)
         rc = err_set(e, ERR_DATA, "key '%s' is %llu, but heads have %llu: not supported", key,
                      (unsigned long long)value, (unsigned long long)head_dim);
-    if (!rc) rc = gguf_opt_u64(g, arch_key(key, prefix, "rope.dimension_count"), 0, UINT32_MAX, &rotated, e);
+    if (!rc) rc = gguf_opt_u64(g, gguf_arch_key(key, prefix, "rope.dimension_count"), 0, UINT32_MAX, &rotated, e);
     if (!rc && rotated != head_dim && !partial)
         rc = err_set(e, ERR_DATA, "key '%s' is %llu, but heads have %llu: not supported", key,
                      (unsigned long long)rotated, (unsigned long long)head_dim);
@@ -100,16 +95,16 @@ static int read_numbers(const struct gguf_file *g, const char *prefix, struct mo
     } numbers[] = {{"block_count", MODEL_MAX_LAYERS, &c->n_layers},
                    {"embedding_length", MODEL_MAX_DIM, &c->hidden},
                    {"context_length", UINT32_MAX, &c->context}};
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
         uint64_t v = 0;
-        int rc = gguf_get_u64(g, arch_key(key, prefix, numbers[i].suffix), 1, numbers[i].max, &v, e);
+        int rc = gguf_get_u64(g, gguf_arch_key(key, prefix, numbers[i].suffix), 1, numbers[i].max, &v, e);
         if (rc) return rc;
         *numbers[i].to = (uint32_t)v;
     }
     double eps = -1;
     const char *name = c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
-    int rc = gguf_opt_f64(g, arch_key(key, prefix, name), 0, 1, &eps, e);
+    int rc = gguf_opt_f64(g, gguf_arch_key(key, prefix, name), 0, 1, &eps, e);
     if (!rc && eps < 0) rc = err_set(e, ERR_DATA, "key '%s' is missing", key);
     c->norm_eps = (float)eps;
     return rc;
@@ -123,8 +118,8 @@ static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct
     uint64_t rows = embed->rank == 2 ? embed->dims[0] : 0, said = rows;
     if (rows < 1 || rows > MODEL_MAX_VOCAB)
         return err_set(e, ERR_DATA, "tensor 'token_embd.weight' is not a matrix of 1 to %u rows", MODEL_MAX_VOCAB);
-    char key[KEY_SIZE];
-    int rc = gguf_opt_u64(g, arch_key(key, prefix, "vocab_size"), 1, MODEL_MAX_VOCAB, &said, e);
+    char key[GGUF_KEY_SIZE];
+    int rc = gguf_opt_u64(g, gguf_arch_key(key, prefix, "vocab_size"), 1, MODEL_MAX_VOCAB, &said, e);
     if (!rc && said != rows)
         rc = err_set(e, ERR_DATA, "key '%s' is %llu, but the embedding has %llu rows", key, (unsigned long long)said,
                      (unsigned long long)rows);
@@ -184,7 +179,7 @@ int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, s
     bool ok = general != NULL;
     int rc = 0;
     for (size_t i = 0; gguf_general_keys[i] && ok && !rc; i++) {
-        char key[KEY_SIZE];
+        char key[GGUF_KEY_SIZE];
         const char *value = NULL;
         snprintf(key, sizeof key, "general.%s", gguf_general_keys[i]);
         rc = gguf_opt_str(g, key, a, &value, e);

@@ -8,12 +8,6 @@
 #define SHORT_TENSOR  "rope_factors_short.weight"
 const char *const gguf_rope_tensors[] = {LLAMA3_TENSOR, LONG_TENSOR, SHORT_TENSOR, NULL};
 
-#define KEY_SIZE GGUF_KEY_SIZE
-static const char *arch_key(char out[KEY_SIZE], const char *prefix, const char *suffix) {
-    snprintf(out, KEY_SIZE, "%s.%s", prefix, suffix);
-    return out;
-}
-
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 #define LLAMA_CPP_THETA 10000 /* the default of all architectures */
@@ -34,11 +28,11 @@ static int read_exact(const struct gguf_file *g, const char *key, const char *ow
 
 /* The factor has an old and a new name. 0 stands for "not set" in older files. */
 static int read_factor(const struct gguf_file *g, const char *prefix, double *factor, struct err *e) {
-    char key[KEY_SIZE], old_key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE], old_key[GGUF_KEY_SIZE];
     double old = 0;
-    arch_key(key, prefix, "rope.scaling.factor");
+    gguf_arch_key(key, prefix, "rope.scaling.factor");
     *factor = 0;
-    int rc = gguf_opt_f64(g, arch_key(old_key, prefix, "rope.scale_linear"), 0, 1e6, &old, e);
+    int rc = gguf_opt_f64(g, gguf_arch_key(old_key, prefix, "rope.scale_linear"), 0, 1e6, &old, e);
     if (!rc) rc = gguf_opt_f64(g, key, 0, 1e6, factor, e);
     if (rc) return rc;
     if (old != 0 && *factor != 0 && old != *factor)
@@ -56,9 +50,9 @@ static int check_yarn_keys(const struct gguf_file *g, const char *prefix, struct
                 {"rope.scaling.yarn_beta_slow", 1},
                 {"rope.scaling.yarn_log_multiplier", 0}};
     for (size_t i = 0; i < COUNT_OF(keys); i++) {
-        char key[KEY_SIZE];
+        char key[GGUF_KEY_SIZE];
         double v = keys[i].usual;
-        int rc = gguf_opt_f64(g, arch_key(key, prefix, keys[i].suffix), 0, 1e6, &v, e);
+        int rc = gguf_opt_f64(g, gguf_arch_key(key, prefix, keys[i].suffix), 0, 1e6, &v, e);
         if (rc) return rc;
         if (v != keys[i].usual)
             return err_set(e, ERR_DATA, "key '%s' is %g, and llama.cpp takes %g for a %s", key, v, keys[i].usual,
@@ -68,10 +62,10 @@ static int check_yarn_keys(const struct gguf_file *g, const char *prefix, struct
 }
 
 static int read_original(const struct gguf_file *g, const char *prefix, struct model_config *c, struct err *e) {
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     uint64_t original = c->context;
-    int rc =
-        gguf_opt_u64(g, arch_key(key, prefix, "rope.scaling.original_context_length"), 1, UINT32_MAX, &original, e);
+    int rc = gguf_opt_u64(g, gguf_arch_key(key, prefix, "rope.scaling.original_context_length"), 1, UINT32_MAX,
+                          &original, e);
     c->rope.original_context = (uint32_t)original;
     return rc;
 }
@@ -79,9 +73,9 @@ static int read_original(const struct gguf_file *g, const char *prefix, struct m
 /* llama.cpp multiplies what it makes of the factor of a YaRN by the key; ours has the product in full. */
 static int read_attention(const struct gguf_file *g, const char *prefix, struct model_config *c, double times,
                           struct err *e) {
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     double said = 1, exact = 0;
-    int rc = gguf_opt_f64(g, arch_key(key, prefix, "rope.scaling.attn_factor"), 1e-3, 1e3, &said, e);
+    int rc = gguf_opt_f64(g, gguf_arch_key(key, prefix, "rope.scaling.attn_factor"), 1e-3, 1e3, &said, e);
     if (!rc) rc = gguf_opt_f64(g, "rill.rope.attention_factor", 1e-3, 1e3, &exact, e);
     if (rc) return rc;
     c->rope.attention_factor = said * times;
@@ -95,9 +89,9 @@ static int read_attention(const struct gguf_file *g, const char *prefix, struct 
 
 /* Elsewhere nothing would read it. */
 static int check_attention(const struct gguf_file *g, const char *prefix, struct err *e) {
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     double said = 1;
-    int rc = gguf_opt_f64(g, arch_key(key, prefix, "rope.scaling.attn_factor"), 0, 1e6, &said, e);
+    int rc = gguf_opt_f64(g, gguf_arch_key(key, prefix, "rope.scaling.attn_factor"), 0, 1e6, &said, e);
     if (rc || said == 1 || said == 0) return rc;
     return err_set(e, ERR_DATA, "key '%s' asks for something that is not supported without yarn or longrope", key);
 }
@@ -110,16 +104,24 @@ static int read_yarn(const struct gguf_file *g, const char *prefix, struct model
     return read_attention(g, prefix, c, model_rope_attention(ROPE_YARN, c->rope.factor, c->rope.original_context), e);
 }
 
+/* A tensor of factors, one for each pair that rotates, copied into the arena. */
+static int copy_factors(const struct raw_tensor *t, uint32_t n, float **out, struct arena *a, struct err *e) {
+    if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
+        return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", t->name, n);
+    float *factors = arena_array(a, n, sizeof *factors, e);
+    if (!factors) return e->code;
+    memcpy(factors, t->data, n * sizeof *factors);
+    *out = factors;
+    return 0;
+}
+
 static int take_factors(const struct gguf_file *g, const char *name, struct model_config *c, const float **out,
                         struct arena *a, struct err *e) {
     const struct raw_tensor *t = raw_table_find(&g->tensors, name);
     uint32_t n = model_rope_dims(c, &c->rope) / 2;
+    float *factors;
     if (!t) return err_set(e, ERR_DATA, "tensor '%s' is missing, and longrope needs it", name);
-    if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
-        return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", name, n);
-    float *factors = arena_array(a, n, sizeof *factors, e);
-    if (!factors) return e->code;
-    memcpy(factors, t->data, n * sizeof *factors);
+    if (copy_factors(t, n, &factors, a, e)) return e->code;
     for (uint32_t i = 0; i < n; i++)
         if (!(factors[i] >= 1e-6f && factors[i] <= 1e6f))
             return err_set(e, ERR_DATA, "tensor '%s', element %u: not a number from 1e-06 to 1e+06", name, i);
@@ -140,12 +142,12 @@ static int read_long(const struct gguf_file *g, const char *prefix, struct model
 /* "longrope" may go without saying, as in files of a phi3: the tensors say it. */
 static int read_scaling(const struct gguf_file *g, const char *prefix, struct model_config *c, struct arena *a,
                         struct err *e) {
-    char key[KEY_SIZE], factor_key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE], factor_key[GGUF_KEY_SIZE];
     const char *type = NULL;
     double factor;
     bool tensors = raw_table_find(&g->tensors, LONG_TENSOR) || raw_table_find(&g->tensors, SHORT_TENSOR);
     int rc = read_factor(g, prefix, &factor, e);
-    if (!rc) rc = gguf_opt_str(g, arch_key(key, prefix, "rope.scaling.type"), a, &type, e);
+    if (!rc) rc = gguf_opt_str(g, gguf_arch_key(key, prefix, "rope.scaling.type"), a, &type, e);
     if (rc) return rc;
     if (!type) type = tensors ? "longrope" : "linear"; /* llama.cpp's default when there is a factor */
     bool none = strcmp(type, "none") == 0, is_long = strcmp(type, "longrope") == 0, yarn = strcmp(type, "yarn") == 0;
@@ -164,7 +166,7 @@ static int read_scaling(const struct gguf_file *g, const char *prefix, struct mo
     c->rope.scaling = yarn ? ROPE_YARN : ROPE_LINEAR;
     c->rope.factor = factor;
     if (gguf_find(g, "rill.rope.factor"))
-        rc = read_exact(g, arch_key(factor_key, prefix, "rope.scaling.factor"), "rill.rope.factor", 1e-3, 1e6,
+        rc = read_exact(g, gguf_arch_key(factor_key, prefix, "rope.scaling.factor"), "rill.rope.factor", 1e-3, 1e6,
                         &c->rope.factor, e);
     return rc || !yarn ? rc : read_yarn(g, prefix, c, e);
 }
@@ -186,15 +188,11 @@ static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, s
 
 static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, struct model_config *c, struct arena *a,
                         struct err *e) {
-    uint32_t n = model_rope_dims(c, &c->rope) / 2;
-    if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
-        return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", t->name, n);
+    float *factors;
+    int rc = copy_factors(t, model_rope_dims(c, &c->rope) / 2, &factors, a, e);
+    if (rc) return rc;
     if (c->rope.scaling != ROPE_PLAIN)
         return err_set(e, ERR_DATA, "tensor '%s' beside another rope scaling is not supported", t->name);
-    float *factors = arena_array(a, n, sizeof *factors, e);
-    if (!factors) return e->code;
-    memcpy(factors, t->data, n * sizeof *factors);
-    int rc = 0;
     if (gguf_find(g, "rill.rope.factor")) rc = read_llama3_keys(g, c, e);
     if (!rc) rc = gguf_rope_recover(c, factors, e);
     return rc ? err_prefix(e, "tensor '%s'", t->name) : 0;
@@ -202,13 +200,13 @@ static int read_factors(const struct gguf_file *g, const struct raw_tensor *t, s
 
 int gguf_read_rope(struct model_config *c, const struct gguf_file *g, const struct arch *arch, const char *prefix,
                    struct arena *a, struct err *e) {
-    char key[KEY_SIZE];
+    char key[GGUF_KEY_SIZE];
     if (c->positions != POSITIONS_ROTARY) return 0;
     c->rope.theta = LLAMA_CPP_THETA;
-    int rc = read_exact(g, arch_key(key, prefix, "rope.freq_base"), "rill.rope.theta", 1, 1e12, &c->rope.theta, e);
+    int rc = read_exact(g, gguf_arch_key(key, prefix, "rope.freq_base"), "rill.rope.theta", 1, 1e12, &c->rope.theta, e);
     if (!rc && arch->hf.local_theta != 0) {
         c->local_rope.theta = LLAMA_CPP_THETA;
-        rc = read_exact(g, arch_key(key, prefix, "rope.freq_base_swa"), "rill.rope.local_theta", 1, 1e12,
+        rc = read_exact(g, gguf_arch_key(key, prefix, "rope.freq_base_swa"), "rill.rope.local_theta", 1, 1e12,
                         &c->local_rope.theta, e);
     }
     if (!rc) rc = read_scaling(g, prefix, c, a, e);

@@ -376,7 +376,7 @@ static int open_out(struct out *o, struct stream_map *m, struct err *e) {
     if (rc) return rc;
     o->name = arch_gguf_name(o->arch, &o->x.config);
     if (o->x.config.output == OUTPUT_NONE && o->x.config.pooler) {
-        log_line(LOG_WARN, "the pooler has no place in a GGUF and is left out: the hidden states do not need it");
+        log_line(LOG_WARN, "the pooler cannot be stored in a GGUF and is left out: the hidden states do not need it");
         o->x.config.pooler = false;
     }
     return out_tensors_make(&o->tensors, &o->x, &o->arch->gguf.tensors, &gguf_common_tensors, NULL, e);

@@ -173,12 +173,8 @@ static int read_yarn(struct model_rope *r, const struct place *at, struct err *e
 
 static int read_long(struct model_rope *r, const struct place *at, struct err *e) {
     uint64_t context;
-    uint32_t n_short;
     int rc = read_original(r, at, &context, e);
-    if (!rc) rc = model_rope_factors(at->home, "short_factor", &r->short_factor, &n_short, at->a, e);
-    if (!rc) rc = model_rope_factors(at->home, "long_factor", &r->long_factor, &r->n_factors, at->a, e);
-    if (!rc && n_short != r->n_factors)
-        rc = err_set(e, ERR_DATA, "\"short_factor\" has %u numbers, \"long_factor\" %u", n_short, r->n_factors);
+    if (!rc) rc = model_rope_get_factors(r, at->home, at->a, e);
     if (!rc && r->original_context < 2)
         rc = err_set(e, ERR_DATA, "\"original_max_position_embeddings\" of 1: longrope takes its logarithm");
     if (rc) return rc;
@@ -302,17 +298,6 @@ const char *hf_rope_type(const struct model_rope *rope) {
     return types[rope->scaling].name;
 }
 
-static bool put_factors(cJSON *r, const char *key, const float *factors, uint32_t n) {
-    cJSON *list = cJSON_AddArrayToObject(r, key);
-    for (uint32_t i = 0; list && i < n; i++) {
-        cJSON *x = cJSON_CreateNumber(model_shortest_float(factors[i]));
-        if (x && cJSON_AddItemToArray(list, x)) continue;
-        cJSON_Delete(x);
-        return false;
-    }
-    return list != NULL;
-}
-
 /* What readers do not take by themselves. */
 static bool put_attention(cJSON *r, const struct model_rope *rope, double factor) {
     double usual = model_rope_attention(rope->scaling, factor, rope->original_context);
@@ -333,9 +318,7 @@ static bool put_settings(cJSON *r, const struct model_rope *rope, uint32_t conte
         ok = json_put_u64(r, "original_max_position_embeddings", rope->original_context);
     if (ok && rope->scaling == ROPE_YARN) ok = put_yarn(r, rope);
     if (ok && rope->scaling == ROPE_LONG)
-        ok = put_factors(r, "short_factor", rope->short_factor, rope->n_factors) &&
-             put_factors(r, "long_factor", rope->long_factor, rope->n_factors) &&
-             put_attention(r, rope, (double)context / rope->original_context);
+        ok = model_rope_put_factors(r, rope) && put_attention(r, rope, (double)context / rope->original_context);
     return ok;
 }
 

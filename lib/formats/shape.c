@@ -48,7 +48,7 @@ static int check_asked(const struct model_config *c, const struct arch_shape *s,
         return err_set(e, ERR_USAGE, "hidden size %" PRIu64 " is not a multiple of %" PRIu64 " heads: give --head-dim",
                        s->hidden, s->heads);
     if (c->output == OUTPUT_CLASSES && !s->classes && !like->classes)
-        return err_set(e, ERR_USAGE, "--classes N is required: the model that is read is no classifier");
+        return err_set(e, ERR_USAGE, "--classes N is required: the model that is read is not a classifier");
     return 0;
 }
 
@@ -116,7 +116,7 @@ static int copy_first(void *ctx, struct model_slot s, const struct tensor_desc *
     struct model_param *to = model_param(ctx, ROLE_EMBED, 0);
     (void)attrs;
     if (s.role != ROLE_EMBED || tensor_elems(d) != to->n)
-        return err_set(e, ERR_DATA, "tensor '%s' is no embedding of this shape", d->name);
+        return err_set(e, ERR_DATA, "tensor '%s' is not an embedding of this shape", d->name);
     tensor_to_f32(d->dtype, data, model_host_value(to), to->n);
     return COPIED;
 }

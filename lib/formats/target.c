@@ -19,7 +19,7 @@ static int check_lacks(const struct arch *arch, const struct model_config *c, st
     if ((lacks & LACKS_LONG) && c->rope.scaling == ROPE_LONG)
         return err_set(e, ERR_DATA, "rope type longrope, which llama.cpp's %s does not have", name);
     if ((lacks & LACKS_HEAD_WIDTH) && width != c->hidden)
-        return err_set(e, ERR_DATA, "%u heads of %u, which llama.cpp's %s wants as wide as the %u of the model",
+        return err_set(e, ERR_DATA, "%u heads of %u, which llama.cpp's %s needs as wide as the %u of the model",
                        c->layers[0].n_heads, c->head_dim, name, c->hidden);
     if ((lacks & LACKS_TIED) && c->tied)
         return err_set(e, ERR_DATA, "a head that is tied to the embedding, which llama.cpp's %s does not have", name);
@@ -34,7 +34,7 @@ static int check_llama_cpp(const struct model_config *c, struct err *e) {
         return err_set(e, ERR_DATA, "architecture %s has no name in GGUF: llama.cpp does not know it", arch->name);
     if (!arch_gguf_name(arch, c))
         return err_set(e, ERR_DATA,
-                       "layers of %s that differ in heads or feed-forward width: llama.cpp wants one shape",
+                       "layers of %s that differ in heads or feed-forward width: llama.cpp needs one shape",
                        arch->name);
     if (c->n_layers > LLAMA_CPP_MAX_LAYERS)
         return err_set(e, ERR_DATA, "%u layers: llama.cpp loads at most %u", c->n_layers, LLAMA_CPP_MAX_LAYERS);

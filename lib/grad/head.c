@@ -125,12 +125,19 @@ static bool heads_failed(const struct head *c, size_t n) {
     return c[0].t->error.code;
 }
 
+/* Rows of the block that begins with `left` rows to go. Where nothing is learned none is so small that its products have other bits:
+ * a row of logits does not depend on where its block ends. */
+static size_t block_rows(const struct head *c, size_t left, size_t most) {
+    if (left <= most) return left;
+    return !c->t->record && left - most <= KERNEL_FEW_ROWS ? left / 2 : most;
+}
+
 static bool run_blocks(struct head *c, size_t n, size_t most, grad_losses_block *loss, void *ctx) {
     size_t all = c[0].h->var.rows;
     struct kernel_array logits[GRAD_MAX_HEADS], dlogits[GRAD_MAX_HEADS];
     for (size_t i = 0; i < n; i++) logits[i] = c[i].logits, dlogits[i] = c[i].dlogits;
-    for (size_t first = 0; first < all; first += most) {
-        size_t rows = all - first < most ? all - first : most;
+    for (size_t first = 0, rows; first < all; first += rows) {
+        rows = block_rows(&c[0], all - first, most);
         struct err e;
         for (size_t i = 0; i < n; i++) block_logits(&c[i], first, rows);
         int code = loss(ctx, first, rows, c[0].vocab, logits, dlogits, &e);

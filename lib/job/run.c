@@ -1,4 +1,5 @@
 /* A training run from its options to the model that it writes. */
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/job/job_internal.h"
@@ -68,13 +69,35 @@ static void catch_signals(const struct job *j) {
     cli_catch_usr1();
 }
 
+/* "held-out kl 0.12, ce 3.4 after step 30" */
+static void evaluation_text(const struct distill_evaluation *v, char *out, size_t size) {
+    size_t n = (size_t)snprintf(out, size, "; held-out");
+    for (size_t i = 0; i < v->n && n < size; i++)
+        n += (size_t)snprintf(out + n, size - n, "%s %s %.4f", i ? "," : "",
+                              strncmp(v->values[i].name, "eval_", 5) ? v->values[i].name : v->values[i].name + 5,
+                              v->values[i].value);
+    if (n < size) snprintf(out + n, size - n, " after step %llu", (unsigned long long)v->step);
+}
+
+/* The last line of a run. */
+static void say_end(const struct job *j, const struct distill_run *r, const struct distill_progress *p) {
+    char losses[512] = "", held_out[256] = "";
+    size_t n = 0;
+    for (size_t i = 0; p->n_losses > 1 && i < p->n_losses && n < sizeof losses; i++)
+        n += (size_t)snprintf(losses + n, sizeof losses - n, "%s%s %.4f%s", i ? ", " : " (", p->losses[i].name,
+                              p->losses[i].value, i + 1 == p->n_losses ? ")" : "");
+    if (p->eval.step) evaluation_text(&p->eval, held_out, sizeof held_out);
+    cli_say(j->c, "%llu step%s, %llu tokens: loss %.4f%s, %.0f tokens/s%s", (unsigned long long)p->step,
+            p->step == 1 ? "" : "s", (unsigned long long)p->positions, p->loss, losses, r->tokens_per_second, held_out);
+}
+
 /* What is written, where that is not simply the last state. */
 static void say_result(const struct job *j, const struct distill_run *r, const struct distill_progress *p) {
     const struct distill_evaluation *v = &p->eval;
     unsigned long long step = p->step, steps = j->settings.plan.now.steps;
     if (r->stopped_early && step < steps)
-        cli_say(j->c, "stopped early after step %llu of %llu: %s has not improved in %llu evaluations", step, steps,
-                v->values[v->metric].name, (unsigned long long)v->wait);
+        cli_say(j->c, "stopped early after step %llu of %llu: %s has not improved in %llu evaluation%s", step, steps,
+                v->values[v->metric].name, (unsigned long long)v->wait, v->wait == 1 ? "" : "s");
     else if (step < steps)
         cli_say(j->c, "the data ended after %llu of %llu steps", step, steps);
     if (j->settings.train.keep_best && v->step)
@@ -92,6 +115,7 @@ static int check_end(const struct job *j, const struct distill_run *r, struct er
                        strsignal(cli_stop_requested()), (unsigned long long)p.step, steps, j->o->checkpoint);
     say_result(j, r, &p);
     if (!p.step) return err_set(e, ERR_DATA, "%s holds no sequences", stream_reader_name(j->data.stream));
+    say_end(j, r, &p);
     return 0;
 }
 
@@ -108,7 +132,7 @@ int job_train(struct job *j, struct distill_run *done, struct err *e) {
                                  .stepped = show_step,
                                  .ctx = j};
     catch_signals(j);
-    cli_progress_begin(j->c, "step", j->settings.plan.now.steps);
+    cli_progress_begin(j->c, "steps", j->settings.plan.now.steps);
     if (distill_run(j->trainer, done, e)) return e->code;
     cli_progress_end(j->c);
     if (j->mixture && !mixture_put_report(cli_report(j->c), j->mixture)) return err_nomem(e, "report");

@@ -96,8 +96,7 @@ void kernel_mirror(size_t n, float *c) {
 /* ---- few rows: generation. Each row of b is read once from memory, which is all the time there is; packing it would
  * cost more than the arithmetic. ---- */
 
-#define FEW_ROWS 4
-#define DOTS     64 /* columns of c in a task */
+#define DOTS 64 /* columns of c in a task */
 
 static void run_dots(void *ctx, size_t begin, size_t end) {
     const struct product_f32 *p = ctx;
@@ -111,7 +110,7 @@ static void run_dots(void *ctx, size_t begin, size_t end) {
 
 void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
                       struct kernel_array c) {
-    if (m > FEW_ROWS) {
+    if (m > KERNEL_FEW_ROWS) {
         product(GEMM_NT, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
         return;
     }

@@ -111,8 +111,9 @@ enum kernel_act {
 };
 
 /* ---- matrix products in f32. c is overwritten when beta is 0, else c = product + beta * c ------------------------------- */
-/* A row of c has the same bits whatever rows are beside it, but for products of up to four rows, which are dot
+/* A row of c has the same bits whatever rows are beside it, but for nt of so few rows, which are dot
  * products. nt: c[m][n] = a[m][k] b[n][k]^T; nn: a[m][k] b[k][n]; tn: a[k][m]^T b[k][n] */
+#define KERNEL_FEW_ROWS 4
 void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
                       struct kernel_array c);
 void kernel_matmul_nn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,

@@ -87,7 +87,7 @@ char *knowledge_encoding_text(const struct knowledge_format *f, char *out, size_
     return out;
 }
 
-double knowledge_response_bytes(const struct knowledge_format *f, uint64_t length) {
+double knowledge_response_bytes(const struct knowledge_format *f, uint64_t counted) {
     const struct knowledge_response_codec *c = knowledge_response_codec(f->encoding);
-    return c ? c->bytes(f) * (f->target == TARGET_SEQUENCE ? 1 : (double)length) : 0;
+    return c ? c->bytes(f) * (f->target == TARGET_SEQUENCE ? 1 : (double)counted) : 0;
 }

@@ -48,21 +48,24 @@ static int write_batch(struct knowledge_encoder *k, uint64_t rows, struct err *e
 
 static int find(const struct knowledge_format *f, const struct batch *b, uint64_t rows, const struct tensor **t,
                 struct err *e) {
-    return batch_need(b, "teacher.logits", f->dtype, 2, (uint64_t[]){rows, knowledge_stored_columns(f)}, t, e);
+    if (batch_need(b, "teacher.logits", f->dtype, 2, (uint64_t[]){rows, knowledge_stored_columns(f)}, t, e))
+        return e->code;
+    if ((*t)->desc.dims[0] == rows) return 0; /* 0 would match any */
+    return err_set(e, ERR_DATA, "\"teacher.logits\" has %llu rows: expected %llu",
+                   (unsigned long long)(*t)->desc.dims[0], (unsigned long long)rows);
 }
 
-static int check(const struct knowledge_format *f, const struct tensor *t, struct err *e) {
+static int check(const struct knowledge_format *f, const struct batch *b, const struct tensor *t, struct err *e) {
     uint64_t n = tensor_elems(&t->desc), bad = tensor_first_nonfinite(f->dtype, t->data, n);
     uint32_t cols = knowledge_stored_columns(f);
     if (bad == n) return 0;
     return err_set(e, ERR_DATA, "position %llu of the batch: the value of token %llu is not finite",
-                   (unsigned long long)(bad / cols), (unsigned long long)(bad % cols));
+                   (unsigned long long)knowledge_position_of_row(b, bad / cols), (unsigned long long)(bad % cols));
 }
 
 int knowledge_check_dense(const struct knowledge_format *f, const struct batch *b, struct err *e) {
-    const struct tensor *t;
-    uint64_t rows = f->target == TARGET_SEQUENCE ? knowledge_ended(&b->head) : b->head.n_positions;
-    return find(f, b, rows, &t, e) ? e->code : check(f, t, e);
+    const struct tensor *t = batch_find(b, "teacher.logits"); /* knowledge_view has seen to its shape */
+    return check(f, b, t, e);
 }
 
 static int decode(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b, uint64_t rows,
@@ -71,7 +74,7 @@ static int decode(struct knowledge_rows *k, const struct knowledge_format *f, co
     if (find(f, b, rows, &t, e)) return e->code;
     if (view)
         k->viewed = t->data;
-    else if (check(f, t, e) || buf_append(&k->memory[MEM_DENSE], t->data, t->n_bytes, e))
+    else if (check(f, b, t, e) || buf_append(&k->memory[MEM_DENSE], t->data, t->n_bytes, e))
         return e->code;
     return knowledge_append_empty(k, rows, e);
 }

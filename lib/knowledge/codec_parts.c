@@ -66,6 +66,14 @@ int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) 
     return 0;
 }
 
+uint64_t knowledge_position_of_row(const struct batch *b, uint64_t r) {
+    const struct tensor *t = batch_find(b, KNOWLEDGE_COUNTED);
+    uint64_t n = t ? t->n_bytes : 0, at = 0;
+    for (; at < n; at++)
+        if (((const uint8_t *)t->data)[at] && r-- == 0) return at;
+    return n ? at : r;
+}
+
 static int find_entries(struct knowledge_entries *s, const struct knowledge_format *f, const struct batch *b,
                         uint64_t rows, const char *values, enum dtype dtype, struct err *e) {
     if (batch_need(b, "teacher.n", knowledge_count_type(f), 1, &rows, &s->n, e) ||
@@ -73,6 +81,9 @@ static int find_entries(struct knowledge_entries *s, const struct knowledge_form
         batch_need(b, values, dtype, 1, s->ids->desc.dims, &s->values, e))
         return e->code;
     s->total = s->ids->desc.dims[0];
+    if (s->n->desc.dims[0] != rows) /* 0 would match any */
+        return err_set(e, ERR_DATA, "\"teacher.n\" has %llu rows: expected %llu",
+                       (unsigned long long)s->n->desc.dims[0], (unsigned long long)rows);
     if (s->values->desc.dims[0] != s->total)
         return err_set(e, ERR_DATA, "\"teacher.ids\" and \"%s\" differ in length", values);
     return 0;
@@ -97,7 +108,7 @@ int knowledge_decode_entries(struct knowledge_rows *k, const struct knowledge_fo
     for (uint64_t r = 0; r < rows; r++) {
         uint32_t n = knowledge_number_at(knowledge_count_type(f), s.n->data, r);
         if (decode_entries_row(k, f, &s, at, n, row, e))
-            return err_prefix(e, "position %llu of the batch", (unsigned long long)r);
+            return err_prefix(e, "position %llu of the batch", (unsigned long long)knowledge_position_of_row(b, r));
         at += n;
         if (knowledge_end_row(k, e)) return e->code;
     }
@@ -126,6 +137,7 @@ int knowledge_fail_at_row(const struct knowledge_encoder *k, size_t r, struct er
     uint64_t seq = k->in_seq, pos = k->pos;
     if (k->format.target == TARGET_SEQUENCE)
         return err_set(e, ERR_DATA, "sequence %" PRIu64 ": %s", k->in.first_seq + seq + r, what);
+    r = knowledge_row_at(k, r);
     for (uint64_t left = k->seq_left; r >= left && seq + 1 < k->in.n_seqs; left = knowledge_in_lengths(k)[seq]) {
         r -= left;
         seq++;

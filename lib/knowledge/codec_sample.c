@@ -129,8 +129,7 @@ static void draw_uniforms(double *u, size_t n, uint64_t seed, uint64_t row) {
     uint32_t word[4];
     for (size_t i = 0; i < n; i++) {
         if (i % 2 == 0) philox(seed, row, i / 2, word);
-        uint64_t bits = word[i % 2 * 2] | (uint64_t)word[i % 2 * 2 + 1] << 32;
-        u[i] = (double)(bits >> 11) * 0x1p-53;
+        u[i] = philox_f64(word + i % 2 * 2);
     }
 }
 
@@ -141,7 +140,7 @@ static int encode_block(struct knowledge_encoder *k, size_t first, size_t rows, 
         return e->code;
     uint32_t *ids = (void *)k->scratch[0].data, *counts = (void *)k->scratch[2].data;
     double *u = (void *)k->scratch[1].data;
-    for (size_t r = 0; r < rows; r++) draw_uniforms(u + r * n, n, k->seed, k->drawn + first + r);
+    for (size_t r = 0; r < rows; r++) draw_uniforms(u + r * n, n, k->seed, k->drawn + knowledge_row_at(k, first + r));
     size_t bad = kernel_sample(ids, u, kernel_host_array(x.type, x.data), rows, cols, n, inv_temperature);
     if (bad < rows) return knowledge_fail_at_row(k, first + bad, e, knowledge_not_finite);
     for (size_t r = 0; r < rows; r++) {
@@ -219,7 +218,7 @@ static int decode_codes(struct knowledge_rows *k, const struct knowledge_format 
     struct bits bits = {t->data, 0, t->n_bytes * 8};
     for (uint64_t r = 0; r < rows; r++)
         if (decode_row(k, f, &bits, e))
-            return err_prefix(e, "position %llu of the batch", (unsigned long long)r);
+            return err_prefix(e, "position %llu of the batch", (unsigned long long)knowledge_position_of_row(b, r));
         else if (knowledge_end_row(k, e))
             return e->code;
     if (bits.end - bits.at >= 8 || take_bits(&bits, (unsigned)(bits.end - bits.at)))

@@ -27,6 +27,7 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     k->rest = f->encoding == KNOW_GHOST ? (void *)k->memory[MEM_REST].data : NULL;
     k->dense = f->encoding != KNOW_DENSE ? NULL : k->viewed ? k->viewed : k->memory[MEM_DENSE].data;
     k->sampled = f->tap_positions ? (void *)k->memory[MEM_SAMPLED].data : NULL;
+    k->counted = knowledge_may_count(f) ? (void *)k->memory[MEM_COUNTED].data : NULL;
     k->pair_lengths = knowledge_pair_field(f) ? (void *)k->memory[MEM_PAIR_LENGTHS].data : NULL;
     k->n_rows = k->memory[MEM_OFFSET].len / sizeof(uint64_t) - 1;
     set_feature_counts(k);
@@ -82,17 +83,24 @@ static int append_mask(struct knowledge_rows *k, const struct batch *b, struct e
     return 0;
 }
 
-/* Token types, once a batch has them: those before it have none, which is 0. */
-static int append_types(struct knowledge_rows *k, const struct batch *b, struct err *e) {
+/* Room for the types of n more positions, all 0, as are those of the positions before the first batch with types. */
+static uint32_t *extend_types(struct knowledge_rows *k, uint64_t n, struct err *e) {
     struct buf *to = &k->memory[MEM_TYPES];
+    uint64_t missing = k->n_positions - to->len / sizeof(uint32_t);
+    uint32_t *types = knowledge_extend(to, (missing + n) * sizeof *types, e);
+    if (!types) return NULL;
+    memset(types, 0, (missing + n) * sizeof *types);
+    return types + missing;
+}
+
+/* Token types, once a batch has them. */
+static int append_types(struct knowledge_rows *k, const struct batch *b, struct err *e) {
     const struct tensor *t = batch_find(b, BATCH_TYPES);
-    uint64_t n = b->head.n_positions, from = to->len / sizeof(uint32_t);
-    if (!from && !t) return 0;
+    uint64_t n = b->head.n_positions;
+    if (!k->memory[MEM_TYPES].len && !t) return 0;
     if (t && batch_need(b, BATCH_TYPES, DT_U8, 1, &n, &t, e)) return e->code;
-    uint32_t *types = knowledge_extend(to, (k->n_positions + n - from) * sizeof *types, e);
+    uint32_t *types = extend_types(k, n, e);
     if (!types) return e->code;
-    memset(types, 0, (k->n_positions + n - from) * sizeof *types);
-    types += k->n_positions - from;
     for (uint64_t i = 0; t && i < n; i++)
         if ((types[i] = ((const uint8_t *)t->data)[i]) > KNOWLEDGE_MAX_TYPE)
             return err_set(e, ERR_DATA, "position %llu of the batch: token type %u", (unsigned long long)i, types[i]);
@@ -140,6 +148,75 @@ static int append_labels(struct knowledge_rows *k, const struct knowledge_format
     return stored_labels(k, b, n, knowledge_columns(f), e);
 }
 
+/* ---- positions that count ----------------------------------------------------------------------------------------------- */
+
+/* Counts flags [n] on, a u64 for each position and one before the first. */
+static int append_sums(struct buf *sums, const uint8_t *flags, uint64_t n, struct err *e) {
+    uint64_t zero = 0;
+    if (!sums->len && buf_append(sums, &zero, sizeof zero, e)) return e->code;
+    uint64_t *sum = knowledge_extend(sums, n * sizeof *sum, e);
+    if (!sum) return e->code;
+    for (uint64_t i = 0; i < n; i++) sum[i] = sum[(ptrdiff_t)i - 1] + (flags[i] != 0);
+    return 0;
+}
+
+/* A label without an answer would be learnt without the teacher. `joined`: that of the position before has become known. */
+static int check_counted(const struct knowledge_rows *k, uint64_t n, bool joined, struct err *e) {
+    const uint64_t *before = (const uint64_t *)k->memory[MEM_COUNTED].data;
+    const uint32_t *labels = (const uint32_t *)k->memory[MEM_LABELS].data;
+    for (uint64_t i = k->n_positions - joined; i < k->n_positions + n; i++)
+        if (before[i + 1] == before[i] && labels[i] != UINT32_MAX && i < k->n_positions)
+            return err_set(e, ERR_DATA, "the position before the batch has a label, and its \"%s\" is 0",
+                           KNOWLEDGE_COUNTED);
+        else if (before[i + 1] == before[i] && labels[i] != UINT32_MAX)
+            return err_set(e, ERR_DATA, "position %llu of the batch has a label, and its \"%s\" is 0",
+                           (unsigned long long)(i - k->n_positions), KNOWLEDGE_COUNTED);
+    return 0;
+}
+
+/* Which positions of the batch count, as flags and counted on; the rows that the response has. */
+static int append_counted(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
+                          bool joined, uint64_t *rows, struct err *e) {
+    const struct tensor *t = batch_find(b, KNOWLEDGE_COUNTED);
+    struct buf *flags = &k->memory[MEM_COUNT_FLAGS], *sums = &k->memory[MEM_COUNTED];
+    uint64_t n = b->head.n_positions;
+    flags->len = 0;
+    uint8_t *flag = knowledge_extend(flags, n, e);
+    if (!flag) return e->code;
+    memset(flag, 1, n);
+    if (t && batch_need(b, KNOWLEDGE_COUNTED, DT_U8, 1, &n, &t, e)) return e->code;
+    if (t) memcpy(flag, t->data, n);
+    for (uint64_t i = 0; i < n; i++)
+        if (flag[i] > 1)
+            return err_set(e, ERR_DATA, "position %llu of the batch: \"%s\" is %u, expected 0 or 1",
+                           (unsigned long long)i, KNOWLEDGE_COUNTED, flag[i]);
+    if (append_sums(sums, flag, n, e)) return e->code;
+    const uint64_t *end = (const uint64_t *)(const void *)(sums->data + sums->len);
+    if (f->target == TARGET_SEQUENCE) return 0; /* fields alone are of positions */
+    *rows = end[-1] - end[-1 - (ptrdiff_t)n];
+    return check_counted(k, n, joined, e);
+}
+
+/* The decoded rows of the batch, which are of the positions that count, among n of which the others are empty. */
+static int spread_rows(struct knowledge_rows *k, const struct knowledge_format *f, uint64_t n, uint64_t rows,
+                       struct err *e) {
+    struct buf *ends = &k->memory[MEM_OFFSET], *rests = &k->memory[MEM_REST];
+    bool ghost = f->encoding == KNOW_GHOST;
+    if (rows == n) return 0;
+    if (!knowledge_extend(ends, (n - rows) * sizeof *k->offset, e) ||
+        (ghost && !knowledge_extend(rests, (n - rows) * sizeof *k->rest, e)))
+        return e->code;
+    const uint8_t *flag = k->memory[MEM_COUNT_FLAGS].data;
+    uint64_t *end = (uint64_t *)(void *)(ends->data + ends->len) - n;
+    float *rest = ghost ? (float *)(void *)(rests->data + rests->len) - n : NULL;
+    for (uint64_t i = n, from = rows; i-- > 0;) { /* from the back: what is read lies before what was written */
+        end[i] = end[(ptrdiff_t)from - 1];
+        if (rest) rest[i] = flag[i] ? rest[from - 1] : 1;
+        from -= flag[i];
+    }
+    return 0;
+}
+
 /* ---- fields ------------------------------------------------------------------------------------------------------------- */
 
 static int begin_fields(struct knowledge_rows *k, const struct knowledge_format *f, struct err *e) {
@@ -155,11 +232,11 @@ static int begin_fields(struct knowledge_rows *k, const struct knowledge_format 
 static int append_sampled(struct knowledge_rows *k, const struct batch *b, struct err *e) {
     const struct tensor *t;
     uint64_t n = b->head.n_positions, zero = 0;
-    struct buf *sums = &k->memory[MEM_SAMPLED], *flags = &k->memory[MEM_FLAGS];
+    struct buf *flags = &k->memory[MEM_FLAGS];
     if (batch_need(b, "teacher.positions", DT_U32, 1, &zero, &t, e)) return e->code;
     flags->len = 0;
     uint8_t *flag = knowledge_extend(flags, n, e);
-    if (!flag || (!sums->len && buf_append(sums, &zero, sizeof zero, e))) return e->code;
+    if (!flag) return e->code;
     memset(flag, 0, n);
     const uint32_t *at = t->data;
     for (uint64_t i = 0; i < t->desc.dims[0]; i++) {
@@ -168,17 +245,17 @@ static int append_sampled(struct knowledge_rows *k, const struct batch *b, struc
                            at[i]);
         flag[at[i]] = 1;
     }
-    uint64_t *sum = knowledge_extend(sums, n * sizeof *sum, e);
-    if (!sum) return e->code;
-    for (uint64_t i = 0; i < n; i++) sum[i] = sum[(ptrdiff_t)i - 1] + flag[i];
-    return 0;
+    return append_sums(&k->memory[MEM_SAMPLED], flag, n, e);
 }
 
 /* The rows that fields of pairs have in this batch: those of the sequences that end in it. *from: the first of them. */
 static int append_pair_lengths(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                                size_t *from, struct err *e) {
     const uint32_t *lengths = batch_lengths(b);
-    const uint8_t *sampled = knowledge_pair_field(f)->sampled ? k->memory[MEM_FLAGS].data : NULL;
+    const struct knowledge_field *field = knowledge_pair_field(f);
+    const uint8_t *sampled = field->sampled   ? k->memory[MEM_FLAGS].data
+                             : field->counted ? k->memory[MEM_COUNT_FLAGS].data
+                                              : NULL;
     uint64_t at = 0, ended = knowledge_ended(&b->head);
     *from = k->memory[MEM_PAIR_LENGTHS].len / sizeof(uint32_t);
     for (uint32_t i = 0; i < b->head.n_seqs; at += lengths[i++])
@@ -216,9 +293,10 @@ static int append_field(struct knowledge_rows *k, struct knowledge_feature *x, c
     const struct knowledge_field *field = x->field;
     const struct tensor *t;
     char name[KNOWLEDGE_FIELD_NAME + 16];
-    const uint64_t *sampled = (void *)(k->memory[MEM_SAMPLED].data + k->memory[MEM_SAMPLED].len);
+    const struct buf *sums = &k->memory[field->sampled ? MEM_SAMPLED : MEM_COUNTED];
+    const uint64_t *before = (const uint64_t *)(const void *)(sums->data + sums->len);
     uint64_t rows = b->head.n_positions, dims[2];
-    if (field->sampled) rows = sampled[-1] - sampled[-1 - (ptrdiff_t)b->head.n_positions];
+    if (field->sampled || field->counted) rows = before[-1] - before[-1 - (ptrdiff_t)b->head.n_positions];
     if (field->per == PER_SEQUENCE) rows = knowledge_ended(&b->head);
     bool pair = field->per == PER_PAIR;
     const uint32_t *lengths = (void *)k->memory[MEM_PAIR_LENGTHS].data;
@@ -256,16 +334,18 @@ static int append_batch(struct knowledge_rows *k, const struct knowledge_format 
     const struct knowledge_response_codec *codec = knowledge_response_codec(f->encoding);
     const uint32_t *tokens = batch_tokens(b), *lengths = batch_lengths(b);
     uint64_t n = b->head.n_positions;
-    uint64_t rows = f->target == TARGET_SEQUENCE ? knowledge_ended(&b->head) : n;
+    uint64_t all = f->target == TARGET_SEQUENCE ? knowledge_ended(&b->head) : n, rows = all;
     bool joined = k->open && k->n_seqs;
     if (knowledge_cursor_step(&k->cursor, &b->head, lengths, e) || check_tokens(f, tokens, n, e)) return e->code;
     if (!k->memory[MEM_OFFSET].len && knowledge_append_empty(k, 1, e)) return e->code;
     if (append_lengths(k, &b->head, lengths, e) || buf_append(&k->memory[MEM_TOKENS], tokens, n * sizeof *tokens, e) ||
-        append_labels(k, f, b, joined, e) || append_types(k, b, e) || append_fields(k, f, b, e))
+        append_labels(k, f, b, joined, e) || append_types(k, b, e) ||
+        (knowledge_may_count(f) && append_counted(k, f, b, joined, &rows, e)) || append_fields(k, f, b, e))
         return e->code;
     k->open = k->cursor.open;
     k->n_positions += n;
-    return codec ? codec->decode(k, f, b, rows, view, e) : knowledge_append_empty(k, rows, e);
+    if (!codec) return knowledge_append_empty(k, all, e);
+    return codec->decode(k, f, b, rows, view, e) ? e->code : spread_rows(k, f, all, rows, e);
 }
 
 static int in_batch(const struct batch *b, struct err *e) {
@@ -331,8 +411,8 @@ static void drop_front(struct buf *b, size_t n) {
     memmove(b->data, b->data + n, b->len);
 }
 
-/* Rows of fields that belong to the first n_seqs sequences, n positions. */
-static void drop_fields(struct knowledge_rows *k, size_t n_seqs, size_t n) {
+/* Rows of fields that belong to the first n_seqs sequences. */
+static void drop_fields(struct knowledge_rows *k, size_t n_seqs) {
     size_t pairs = 0, first;
     for (size_t i = 0; i < k->n_fields; i++) {
         struct knowledge_feature *x = &k->fields[i];
@@ -344,19 +424,24 @@ static void drop_fields(struct knowledge_rows *k, size_t n_seqs, size_t n) {
         drop_front(&x->stored.scales, rows * vectors * knowledge_scale_bytes(field->dtype));
     }
     if (k->pair_lengths) drop_front(&k->memory[MEM_PAIR_LENGTHS], pairs * sizeof *k->pair_lengths);
-    if (!k->sampled) return;
-    uint64_t before = k->sampled[n];
-    drop_front(&k->memory[MEM_SAMPLED], n * sizeof *k->sampled);
-    for (size_t i = 0; i <= k->n_positions - n; i++) k->sampled[i] -= before;
+}
+
+/* The sums before n positions go; those after them begin from 0. */
+static void drop_sums(struct buf *sums, size_t n) {
+    uint64_t *sum = (uint64_t *)(void *)sums->data, before = sum[n];
+    drop_front(sums, n * sizeof *sum);
+    for (size_t i = 0; i < sums->len / sizeof *sum; i++) sum[i] -= before;
 }
 
 void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, size_t n_seqs) {
     if (!n_seqs) return;
     size_t n = 0;
     for (size_t i = 0; i < n_seqs; i++) n += k->lengths[i];
-    size_t rows = f->target == TARGET_SEQUENCE ? n_seqs : n;
-    uint64_t entries = k->offset[rows];
-    drop_fields(k, n_seqs, n);
+    size_t rows = knowledge_first_row(f, n_seqs, n);
+    uint64_t entries = k->offset[rows], stored = knowledge_stored_row(k, f, rows);
+    drop_fields(k, n_seqs);
+    if (k->sampled) drop_sums(&k->memory[MEM_SAMPLED], n);
+    if (k->counted) drop_sums(&k->memory[MEM_COUNTED], n);
     drop_front(&k->memory[MEM_SEQS], n_seqs * sizeof *k->seqs);
     drop_front(&k->memory[MEM_LENGTHS], n_seqs * sizeof *k->lengths);
     drop_front(&k->memory[MEM_TOKENS], n * sizeof *k->tokens);
@@ -368,7 +453,7 @@ void knowledge_drop(struct knowledge_rows *k, const struct knowledge_format *f, 
     drop_front(&k->memory[MEM_PROBS], entries * sizeof *k->probs);
     if (f->encoding == KNOW_GHOST) drop_front(&k->memory[MEM_REST], rows * sizeof *k->rest);
     if (f->encoding == KNOW_DENSE)
-        drop_front(&k->memory[MEM_DENSE], rows * dtype_row_bytes(f->dtype, knowledge_stored_columns(f)));
+        drop_front(&k->memory[MEM_DENSE], stored * dtype_row_bytes(f->dtype, knowledge_stored_columns(f)));
     k->first_pos = 0;
     k->n_seqs -= n_seqs;
     k->n_positions -= n;
@@ -397,16 +482,13 @@ static int append_field_rows(struct knowledge_rows *k, const struct knowledge_ro
     return append_some(&to->scales, &x->stored.scales, *first, *rows, scales, e);
 }
 
-/* Which of n positions from number `first` on are sampled, counted on. */
-static int append_sums(struct knowledge_rows *k, const struct knowledge_rows *from, size_t first, size_t n,
-                       struct err *e) {
-    struct buf *sums = &k->memory[MEM_SAMPLED];
+/* Of n positions from number `first` on, what `from` counts. */
+static int append_sums_of(struct buf *sums, const uint64_t *from, size_t first, size_t n, struct err *e) {
     uint64_t zero = 0;
     if (!sums->len && buf_append(sums, &zero, sizeof zero, e)) return e->code;
     uint64_t *sum = knowledge_extend(sums, n * sizeof *sum, e);
     if (!sum) return e->code;
-    for (size_t i = 0; i < n; i++)
-        sum[i] = sum[(ptrdiff_t)i - 1] + (from->sampled[first + i + 1] - from->sampled[first + i]);
+    for (size_t i = 0; i < n; i++) sum[i] = sum[(ptrdiff_t)i - 1] + (from[first + i + 1] - from[first + i]);
     return 0;
 }
 
@@ -414,7 +496,10 @@ static int append_fields_of(struct knowledge_rows *k, const struct knowledge_row
                             const struct knowledge_format *f, size_t seq, size_t n_seqs, size_t first, size_t n,
                             struct err *e) {
     size_t row = 0, rows = 0, pair_row = 0, pair_rows = 0;
-    if (begin_fields(k, f, e) || (from->sampled && append_sums(k, from, first, n, e))) return e->code;
+    if (begin_fields(k, f, e) ||
+        (from->sampled && append_sums_of(&k->memory[MEM_SAMPLED], from->sampled, first, n, e)) ||
+        (from->counted && append_sums_of(&k->memory[MEM_COUNTED], from->counted, first, n, e)))
+        return e->code;
     for (size_t i = 0; i < k->n_fields; i++) {
         if (append_field_rows(k, from, i, seq, n_seqs, &row, &rows, e)) return e->code;
         if (from->fields[i].field->per == PER_PAIR) pair_row = row, pair_rows = rows;
@@ -426,13 +511,10 @@ static int append_fields_of(struct knowledge_rows *k, const struct knowledge_row
 /* Types, once one of the queues has them. */
 static int append_types_of(struct knowledge_rows *k, const struct knowledge_rows *from, size_t first, size_t n,
                            struct err *e) {
-    struct buf *to = &k->memory[MEM_TYPES];
-    size_t missing = k->n_positions - to->len / sizeof(uint32_t);
-    if (!to->len && !from->types) return 0;
-    uint32_t *types = knowledge_extend(to, (missing + n) * sizeof *types, e);
+    if (!k->memory[MEM_TYPES].len && !from->types) return 0;
+    uint32_t *types = extend_types(k, n, e);
     if (!types) return e->code;
-    memset(types, 0, (missing + n) * sizeof *types);
-    if (from->types) memcpy(types + missing, from->types + first, n * sizeof *types);
+    if (from->types) memcpy(types, from->types + first, n * sizeof *types);
     return 0;
 }
 
@@ -450,7 +532,9 @@ static int append_entries(struct knowledge_rows *k, const struct knowledge_rows 
     if (f->encoding == KNOW_GHOST)
         return append_some(&k->memory[MEM_REST], &from->memory[MEM_REST], first, n, sizeof *k->rest, e);
     if (f->encoding != KNOW_DENSE) return 0;
-    return append_some(&k->memory[MEM_DENSE], &from->memory[MEM_DENSE], first, n,
+    size_t row = knowledge_stored_row(from, f, first);
+    return append_some(&k->memory[MEM_DENSE], &from->memory[MEM_DENSE], row,
+                       knowledge_stored_row(from, f, first + n) - row,
                        dtype_row_bytes(f->dtype, knowledge_stored_columns(f)), e);
 }
 
@@ -483,8 +567,9 @@ static void digest_response(struct digest_state *d, const struct knowledge_rows 
                             size_t first, size_t n) {
     uint64_t from = k->offset[first], entries = k->offset[first + n] - from;
     if (f->encoding == KNOW_DENSE) {
-        size_t row = dtype_row_bytes(f->dtype, knowledge_stored_columns(f));
-        digest_update(d, (const unsigned char *)k->dense + first * row, n * row);
+        size_t row = dtype_row_bytes(f->dtype, knowledge_stored_columns(f)), at = knowledge_stored_row(k, f, first);
+        digest_update(d, (const unsigned char *)k->dense + at * row,
+                      (knowledge_stored_row(k, f, first + n) - at) * row);
     }
     if (!knowledge_is_sparse(f)) return;
     digest_update(d, k->ids + from, entries * sizeof *k->ids);
@@ -531,24 +616,34 @@ double knowledge_inv_temperature(const struct knowledge_format *f, double temper
 }
 
 struct dense_job {
+    const struct knowledge_rows *k;
     const struct knowledge_format *f;
-    const unsigned char *from;
+    size_t first;
     float *to;
+    bool stored; /* rows are numbered among those that count */
 };
 
 static void load_row(void *ctx, size_t r, int thread) {
     const struct dense_job *j = ctx;
-    size_t d = knowledge_columns(j->f);
+    size_t d = knowledge_columns(j->f), row = j->first + r,
+           at = j->stored ? row : knowledge_stored_row(j->k, j->f, row);
+    const unsigned char *from = j->k->dense;
     (void)thread;
-    tensor_to_f32(j->f->dtype, j->from + r * dtype_row_bytes(j->f->dtype, knowledge_stored_columns(j->f)),
-                  j->to + r * d, d);
+    if (!j->stored && !knowledge_answered(j->k, j->f, row))
+        memset(j->to + r * d, 0, d * sizeof *j->to);
+    else
+        tensor_to_f32(j->f->dtype, from + at * dtype_row_bytes(j->f->dtype, knowledge_stored_columns(j->f)),
+                      j->to + r * d, d);
 }
 
 void knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
                           float *out) {
-    size_t skip = first * dtype_row_bytes(f->dtype, knowledge_stored_columns(f));
-    struct dense_job j = {f, (const unsigned char *)k->dense + skip, out};
-    parallel_for(rows, load_row, &j);
+    parallel_for(rows, load_row, &(struct dense_job){k, f, first, out, false});
+}
+
+void knowledge_dense_stored(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
+                            float *out) {
+    parallel_for(rows, load_row, &(struct dense_job){k, f, first, out, true});
 }
 
 void knowledge_target(const struct knowledge_rows *k, const struct knowledge_format *f, double temperature,

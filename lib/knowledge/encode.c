@@ -76,19 +76,26 @@ static int put_plain(struct knowledge_encoder *k, const char *name, enum dtype d
     return batch_write_vector(k->w, name, dtype, b->data, b->len / dtype_row_bytes(dtype, 1), e);
 }
 
-static unsigned count_tensors(const struct knowledge_encoder *k, bool masked, bool typed) {
+/* What a batch has besides, where it says something. */
+struct extras {
+    bool masked, typed, some; /* some: not all positions count */
+};
+
+static unsigned count_tensors(const struct knowledge_encoder *k, const struct extras *x) {
     const struct knowledge_format *f = &k->format;
-    unsigned n = 2 + masked + typed + (f->target != TARGET_NEXT) + (f->tap_positions != 0);
+    unsigned n = 2 + x->masked + x->typed + x->some + (f->target != TARGET_NEXT) + (f->tap_positions != 0);
     for (uint32_t i = 0; i < f->n_fields; i++) n += f->fields[i].dtype == DT_I8 ? 2 : 1;
     return n + (k->codec ? k->codec->n_tensors : 0);
 }
 
-static int put_tensors(struct knowledge_encoder *k, bool masked, bool typed, struct err *e) {
+static int put_tensors(struct knowledge_encoder *k, const struct extras *x, struct err *e) {
     const struct knowledge_format *f = &k->format;
     if (batch_write(k->w, &k->head, (const uint32_t *)k->tokens.data, (const uint32_t *)k->lengths.data, e) ||
-        (masked && batch_write_mask(k->w, &k->head, k->mask.data, e)) ||
+        (x->masked && batch_write_mask(k->w, &k->head, k->mask.data, e)) ||
         (f->target != TARGET_NEXT && put_plain(k, BATCH_LABELS, DT_U32, &k->labels, e)) ||
-        (typed && put_plain(k, BATCH_TYPES, DT_U8, &k->types, e)) || (k->codec && k->codec->write(k, k->rows, e)) ||
+        (x->typed && put_plain(k, BATCH_TYPES, DT_U8, &k->types, e)) ||
+        (x->some && knowledge_put_tensor(k, KNOWLEDGE_COUNTED, DT_U8, 0, 0, &k->counted, e)) ||
+        (k->codec && k->codec->write(k, k->rows, e)) ||
         (f->tap_positions && knowledge_put_tensor(k, "teacher.positions", DT_U32, 0, 0, &k->positions, e)))
         return e->code;
     for (uint32_t i = 0; i < f->n_fields; i++)
@@ -99,16 +106,16 @@ static int put_tensors(struct knowledge_encoder *k, bool masked, bool typed, str
 /* Closes the batch; `open`: in the middle of its last sequence. */
 static int write_batch(struct knowledge_encoder *k, bool open, struct err *e) {
     if (!k->head.n_positions) return 0;
-    bool masked = memchr(k->mask.data, 0, k->mask.len) != NULL; /* all 1 is what a batch without a mask says */
-    bool typed = false;                                         /* as all 0 is without token types */
-    for (size_t i = 0; i < k->types.len; i++) typed |= k->types.data[i] != 0;
+    struct extras x = {.masked = memchr(k->mask.data, 0, k->mask.len) != NULL, /* all 1 is what none says */
+                       .some = knowledge_may_count(&k->format) && memchr(k->counted.data, 0, k->counted.len) != NULL};
+    for (size_t i = 0; i < k->types.len; i++) x.typed |= k->types.data[i] != 0; /* none: all 0 */
     k->head.n_seqs = (uint32_t)(k->lengths.len / sizeof(uint32_t));
-    k->head.n_tensors = count_tensors(k, masked, typed);
+    k->head.n_tensors = count_tensors(k, &x);
     k->head.flags = open ? BATCH_CONTINUES : 0;
-    if (put_tensors(k, masked, typed, e)) return e->code;
+    if (put_tensors(k, &x, e)) return e->code;
     k->head = (struct stream_batch){0};
-    struct buf *all[] = {&k->tokens,    &k->mask,        &k->lengths,     &k->labels,     &k->types,
-                         &k->positions, &k->response[0], &k->response[1], &k->response[2]};
+    struct buf *all[] = {&k->tokens,    &k->mask,    &k->lengths,     &k->labels,      &k->types,
+                         &k->positions, &k->counted, &k->response[0], &k->response[1], &k->response[2]};
     for (size_t i = 0; i < COUNT_OF(all); i++) all[i]->len = 0;
     k->rows = 0;
     return 0;
@@ -134,22 +141,29 @@ static int take_field(struct knowledge_encoder *k, uint32_t i, uint64_t values, 
 static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const struct knowledge_format *f = &k->format;
     const uint8_t *sampled = f->tap_positions ? k->in_sampled.data + k->done : NULL;
+    const uint8_t *counted = k->in_counted.data + k->done;
     const struct knowledge_field *pair = knowledge_pair_field(f);
-    uint64_t chosen = 0;
+    uint64_t chosen = 0, count = 0;
+    for (size_t i = 0; i < n; i++) count += counted[i] != 0;
     for (size_t i = 0; sampled && i < n; i++) {
         uint32_t at = (uint32_t)(k->head.n_positions + i);
         if (sampled[i] && buf_append(&k->positions, &at, sizeof at, e)) return e->code;
         chosen += sampled[i] != 0;
     }
     k->pair_lengths.len = 0;
-    if (pair && (knowledge_pairs_step(&k->pairs, n, pair->sampled ? sampled : NULL, e) ||
+    if (pair && (knowledge_pairs_step(&k->pairs, n,
+                                      pair->sampled   ? sampled
+                                      : pair->counted ? counted
+                                                      : NULL,
+                                      e) ||
                  (ends && knowledge_pairs_end(&k->pairs, f, &k->pair_lengths, e))))
         return e->code;
     const uint32_t *lengths = (const uint32_t *)k->pair_lengths.data;
     uint64_t rows = k->pair_lengths.len / sizeof *lengths;
     for (uint32_t i = 0; i < f->n_fields; i++) {
         const struct knowledge_field *field = &f->fields[i];
-        uint64_t r = field->per == PER_PAIR ? rows : field->per == PER_SEQUENCE ? ends : field->sampled ? chosen : n;
+        uint64_t r = field->sampled ? chosen : field->counted ? count : n;
+        if (field->per != PER_POSITION) r = field->per == PER_PAIR ? rows : ends;
         uint64_t values = knowledge_field_values(field, lengths, 0, r);
         if (take_field(k, i, values, r * field->codec->vectors(field), e)) return e->code;
     }
@@ -167,7 +181,9 @@ static int take_types(struct knowledge_encoder *k, size_t n, struct err *e) {
 /* What stands beside the tokens. */
 static int take_labels(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const uint32_t *labels = (const uint32_t *)k->in_labels.data;
-    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) || take_types(k, n, e)) return e->code;
+    if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) || take_types(k, n, e) ||
+        buf_append(&k->counted, k->in_counted.data + k->done, n, e))
+        return e->code;
     if (k->format.target == TARGET_MASKED || k->format.target == TARGET_TOKEN)
         return buf_append(&k->labels, labels + k->done, n * sizeof *labels, e);
     if (k->format.target == TARGET_SEQUENCE && ends)
@@ -221,6 +237,59 @@ static int take_rest(struct knowledge_encoder *k, size_t keep, struct err *e) {
     return 0;
 }
 
+/* ---- rows of the response --------------------------------------------------------------------------------------- */
+
+/* Rows of the response in one of their forms: logits, entries, or none. */
+struct rows {
+    struct logits x;
+    const unsigned char *stored; /* dense, as they are */
+    float inv_temperature;
+    const uint64_t *offset;
+    const uint32_t *ids;
+    const float *values;
+};
+
+/* Where the rows of the next n positions are, when some do not count. */
+static int place_rows(struct knowledge_encoder *k, size_t n, struct err *e) {
+    k->row_at.len = 0;
+    for (uint64_t i = 0; k->some && i < n; i++)
+        if (k->in_counted.data[k->done + i] && buf_append(&k->row_at, &i, sizeof i, e)) return e->code;
+    return 0;
+}
+
+/* The next rows, n of them, which are those of `positions` positions. */
+static int encode_run(struct knowledge_encoder *k, struct rows *r, size_t n, size_t positions, struct err *e) {
+    int rc = place_rows(k, positions, e);
+    if (rc) return rc;
+    if (r->stored) {
+        size_t bytes = n * dtype_row_bytes(k->format.dtype, knowledge_stored_columns(&k->format));
+        rc = buf_append(&k->response[0], r->stored, bytes, e);
+        r->stored += bytes;
+    }
+    if (r->x.data && n) {
+        rc = k->codec->encode(k, n, r->x, r->inv_temperature, e);
+        r->x.data += n * dtype_row_bytes(r->x.type, knowledge_stored_columns(&k->format));
+    }
+    for (size_t i = 0; !rc && r->offset && i < n; i++)
+        rc = k->codec->entries(k, r->offset[i + 1] - r->offset[i], r->ids + r->offset[i], r->values + r->offset[i], e);
+    if (r->offset) r->offset += n;
+    k->rows += n;
+    k->drawn += positions;
+    k->row_at.len = 0;
+    return rc;
+}
+
+/* Positions that are left of what was announced: none of them counts. */
+static int take_uncounted(struct knowledge_encoder *k, struct err *e) {
+    struct rows none = {0};
+    while (k->done < k->in.n_positions) {
+        size_t n = run_length(k);
+        assert(k->some && !memchr(k->in_counted.data + k->done, 1, n)); /* rows of those that count have come */
+        if (encode_run(k, &none, 0, n, e) || finish_run(k, n, e)) return e->code;
+    }
+    return 0;
+}
+
 /* ---- the interface ----------------------------------------------------------------------------------------------- */
 
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
@@ -240,6 +309,15 @@ int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *
     set_limits(k);
     *out = k;
     return 0;
+}
+
+int knowledge_encoder_open(struct knowledge_encoder **out, struct stream_writer *w, const cJSON *meta,
+                           const struct knowledge_format *f, uint64_t seed, struct err *e) {
+    cJSON *ours = meta ? cJSON_Duplicate(meta, true) : cJSON_CreateObject();
+    int rc = ours ? knowledge_meta_put(ours, f, e) : err_nomem(e, "META");
+    if (!rc) rc = stream_write_meta(w, ours, e);
+    cJSON_Delete(ours);
+    return rc ? rc : knowledge_encoder_new(out, w, f, seed, e);
 }
 
 /* n values, or as many times `byte`. */
@@ -264,14 +342,15 @@ static void forget_taken(struct buf *from, struct buf *done) {
 int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_input *in, struct err *e) {
     const struct stream_batch *head = &in->head;
     size_t n = head->n_positions;
-    assert(k->done == k->in.n_positions); /* the rows of what was announced before have come */
     if (!n) return 0;
+    if (take_uncounted(k, e)) return e->code;
     if (knowledge_cursor_step(&k->cursor, head, in->lengths, e)) return e->code;
     if (!k->counts.positions) k->seq = head->first_seq;
     size_t labels = k->format.target == TARGET_SEQUENCE ? knowledge_ended(head) : n;
     if (copy_in(&k->in_tokens, in->tokens, 0, n * sizeof *in->tokens, e) || copy_in(&k->in_mask, in->mask, 1, n, e) ||
         copy_in(&k->in_lengths, in->lengths, 0, head->n_seqs * sizeof *in->lengths, e) ||
         copy_in(&k->in_types, in->types, 0, n * sizeof *in->types, e) ||
+        copy_in(&k->in_counted, in->counted, 1, n, e) ||
         (k->format.target != TARGET_NEXT && copy_in(&k->in_labels, in->labels, 0xFF, labels * sizeof *in->labels, e)) ||
         (k->format.tap_positions && copy_in(&k->in_sampled, in->sampled, 1, n, e)))
         return e->code;
@@ -280,6 +359,7 @@ int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_
         forget_taken(&k->waiting[i].scales, &k->taken[i].scales);
     }
     k->in = *head;
+    k->some = k->codec && k->format.target != TARGET_SEQUENCE && memchr(k->in_counted.data, 0, n) != NULL;
     k->done = k->in_seq = 0;
     k->seq_left = in->lengths[0];
     k->pos = head->first_pos;
@@ -292,51 +372,32 @@ int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct 
     return buf_append(&to->scales, part->scales.data, part->scales.len, e);
 }
 
-/* Rows of the response in one of their forms: logits, entries, or none. */
-struct rows {
-    struct logits x;
-    const unsigned char *stored; /* dense, as they are */
-    float inv_temperature;
-    const uint64_t *offset;
-    const uint32_t *ids;
-    const float *values;
-};
-
-static int encode_run(struct knowledge_encoder *k, struct rows *r, size_t n, struct err *e) {
-    int rc = 0;
-    if (r->stored) {
-        size_t bytes = n * dtype_row_bytes(k->format.dtype, knowledge_stored_columns(&k->format));
-        rc = buf_append(&k->response[0], r->stored, bytes, e);
-        r->stored += bytes;
-    }
-    if (r->x.data) {
-        rc = k->codec->encode(k, n, r->x, r->inv_temperature, e);
-        r->x.data += n * dtype_row_bytes(r->x.type, knowledge_stored_columns(&k->format));
-    }
-    for (size_t i = 0; !rc && r->offset && i < n; i++)
-        rc = k->codec->entries(k, r->offset[i + 1] - r->offset[i], r->ids + r->offset[i], r->values + r->offset[i], e);
-    if (r->offset) r->offset += n;
-    k->rows += n;
-    k->drawn += n;
-    return rc;
-}
-
 /* A row of a sequence stands in the batch in which the sequence ends. */
 static int encode_sequences(struct knowledge_encoder *k, size_t rows, struct rows *r, struct err *e) {
     for (; rows; rows--)
-        if (take_rest(k, 1, e) || encode_run(k, r, 1, e) || take_rest(k, 0, e)) return e->code;
+        if (take_rest(k, 1, e) || encode_run(k, r, 1, 1, e) || take_rest(k, 0, e)) return e->code;
     bool open = k->in_seq + 1 == k->in.n_seqs && (k->in.flags & BATCH_CONTINUES);
     return open && k->seq_left ? take_rest(k, 0, e) : 0; /* no row comes for what is left of the announcement */
 }
 
+/* How many of the next *n positions count; those after the last one that `rows` has a row for are left out. */
+static size_t rows_of(const struct knowledge_encoder *k, size_t *n, size_t rows) {
+    size_t count = 0;
+    if (!k->some) return *n < rows ? *n : (*n = rows);
+    for (size_t i = 0; i < *n; i++) {
+        count += k->in_counted.data[k->done + i] != 0;
+        if (count == rows) *n = i + 1;
+    }
+    return count;
+}
+
 static int encode_rows(struct knowledge_encoder *k, size_t rows, struct rows r, struct err *e) {
     if (k->format.target == TARGET_SEQUENCE) return encode_sequences(k, rows, &r, e);
-    assert(rows <= k->in.n_positions - k->done);
     while (rows) {
-        size_t n = run_length(k);
-        if (n > rows) n = rows;
-        if (encode_run(k, &r, n, e) || finish_run(k, n, e)) return e->code;
-        rows -= n;
+        size_t n = run_length(k), count = rows_of(k, &n, rows);
+        assert(n);
+        if (encode_run(k, &r, count, n, e) || finish_run(k, n, e)) return e->code;
+        rows -= count;
     }
     return 0;
 }
@@ -349,7 +410,17 @@ int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float
 
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
                               const float *values, struct err *e) {
+    uint64_t zero = 0;
+    size_t count = 0;
     assert(knowledge_is_sparse(&k->format));
+    k->offsets.len = 0;
+    if (k->some && buf_append(&k->offsets, &zero, sizeof zero, e)) return e->code;
+    for (size_t i = 0; k->some && i < rows; i++) {
+        if (!k->in_counted.data[k->done + i]) continue;
+        if (buf_append(&k->offsets, &offset[i + 1], sizeof *offset, e)) return e->code;
+        count++;
+    }
+    if (k->some) rows = count, offset = (const uint64_t *)(const void *)k->offsets.data;
     return encode_rows(k, rows, (struct rows){.offset = offset, .ids = ids, .values = values}, e);
 }
 
@@ -360,23 +431,23 @@ static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledg
                               struct err *e) {
     const struct knowledge_rows *d = &k->decoded;
     double inv_temperature = knowledge_inv_temperature(f, k->format.temperature);
+    size_t rows = knowledge_stored_row(d, f, d->n_rows);
     if (k->codec->draws_any_type) {
         struct rows r = {.x = {f->dtype, d->dense}, .inv_temperature = (float)inv_temperature};
-        int rc = encode_rows(k, d->n_rows, r, e);
+        int rc = encode_rows(k, rows, r, e);
         struct err found; /* says which value it is */
         if (rc == ERR_DATA && knowledge_check_dense(f, b, &found)) *e = found;
         return rc;
     }
     if (k->format.encoding == KNOW_DENSE)
-        return knowledge_check_dense(f, b, e) ? e->code
-                                              : encode_rows(k, d->n_rows, (struct rows){.stored = d->dense}, e);
+        return knowledge_check_dense(f, b, e) ? e->code : encode_rows(k, rows, (struct rows){.stored = d->dense}, e);
     if (knowledge_check_dense(f, b, e) ||
         buf_reserve(&k->block, (size_t)DENSE_BLOCK * knowledge_stored_columns(f) * sizeof(float), e))
         return e->code;
     float *block = (float *)k->block.data;
-    for (size_t first = 0; first < d->n_rows; first += DENSE_BLOCK) {
-        size_t n = d->n_rows - first < DENSE_BLOCK ? d->n_rows - first : DENSE_BLOCK;
-        knowledge_dense_rows(d, f, first, n, block);
+    for (size_t first = 0; first < rows; first += DENSE_BLOCK) {
+        size_t n = rows - first < DENSE_BLOCK ? rows - first : DENSE_BLOCK;
+        knowledge_dense_stored(d, f, first, n, block);
         if (knowledge_encoder_rows(k, n, block, inv_temperature, e)) return e->code;
     }
     return 0;
@@ -440,6 +511,7 @@ int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_
     struct knowledge_input in = {.head = b->head};
     if (!b->head.n_positions) return 0;
     if (knowledge_view(&k->decoded, f, b, e) || flag_sampled(k, &in.sampled, e)) return e->code;
+    if (d->counted) in.counted = d->memory[MEM_COUNT_FLAGS].data;
     in.tokens = d->tokens;
     in.lengths = d->lengths;
     in.mask = d->mask;
@@ -455,7 +527,7 @@ int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_
 }
 
 int knowledge_encoder_end(struct knowledge_encoder *k, struct err *e) {
-    if (knowledge_cursor_end(&k->cursor, e)) return e->code;
+    if (knowledge_cursor_end(&k->cursor, e) || take_uncounted(k, e)) return e->code;
     return write_batch(k, false, e);
 }
 
@@ -469,7 +541,7 @@ void knowledge_encoder_free(struct knowledge_encoder *k) {
                          &k->in_sampled, &k->mask,       &k->tokens,      &k->lengths,      &k->labels,
                          &k->types,      &k->positions,  &k->response[0], &k->response[1],  &k->response[2],
                          &k->scratch[0], &k->scratch[1], &k->scratch[2],  &k->pair_lengths, &k->block,
-                         &k->pairs.open};
+                         &k->pairs.open, &k->in_counted, &k->counted,     &k->row_at,       &k->offsets};
     for (size_t i = 0; i < COUNT_OF(all); i++) buf_release(all[i]);
     for (size_t i = 0; i < KNOWLEDGE_MAX_FIELDS; i++) {
         knowledge_part_release(&k->waiting[i]);

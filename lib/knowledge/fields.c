@@ -10,8 +10,8 @@
 /* ---- names --------------------------------------------------------------------------------------------------------------- */
 
 /* What the response's tensors and those that all fields share are called, behind "teacher.". */
-static const char *const taken[] = {"logits", "n",     "ids",       "logprobs",
-                                    "counts", "draws", "positions", KNOWLEDGE_RESPONSE};
+static const char *const taken[] = {"logits", "n",         "ids",     "logprobs",        "counts",
+                                    "draws",  "positions", "counted", KNOWLEDGE_RESPONSE};
 
 static bool is_point(const char *s) {
     size_t n = strspn(s, "abcdefghijklmnopqrstuvwxyz_0123456789");
@@ -22,7 +22,7 @@ static bool is_point(const char *s) {
 }
 
 int knowledge_field_check(struct knowledge_field *field, struct err *e) {
-    if (!is_point(field->point)) return err_set(e, ERR_DATA, "\"%.15s\" is no name of a field's point", field->point);
+    if (!is_point(field->point)) return err_set(e, ERR_DATA, "\"%.15s\" is not the name of a point", field->point);
     if (field->layer != KNOWLEDGE_NO_LAYER && field->layer > 65535)
         return err_set(e, ERR_DATA, "layer %u of a field", field->layer);
     if (field->dtype != DT_F32 && field->dtype != DT_BF16 && field->dtype != DT_I8)
@@ -31,6 +31,9 @@ int knowledge_field_check(struct knowledge_field *field, struct err *e) {
         return err_set(e, ERR_DATA, "a field of %u columns: expected 1 to %u", field->cols, KNOWLEDGE_MAX_COLS);
     if (field->sampled && field->per == PER_SEQUENCE)
         return err_set(e, ERR_DATA, "a field of sequences is not sampled at positions");
+    if (field->counted && (field->sampled || field->per == PER_SEQUENCE))
+        return err_set(e, ERR_DATA, "a field %s is not of positions that count",
+                       field->sampled ? "of sampled positions" : "of sequences");
     field->codec = knowledge_codec_of(field->per);
     if (field->codec->check(field, e)) return e->code;
     if (field->layer == KNOWLEDGE_NO_LAYER)
@@ -129,16 +132,22 @@ static void load_vectors(const struct knowledge_feature *feature, uint64_t vecto
 
 /* ---- rows -------------------------------------------------------------------------------------------------------------------- */
 
+const uint64_t *knowledge_feature_before(const struct knowledge_rows *k, size_t field) {
+    const struct knowledge_field *f = k->fields[field].field;
+    return f->sampled ? k->sampled : f->counted ? k->counted : NULL;
+}
+
 size_t knowledge_feature_span(const struct knowledge_rows *k, size_t field, size_t first_seq, size_t n_seqs,
                               size_t *first_row) {
     const struct knowledge_field *f = k->fields[field].field;
+    const uint64_t *before = knowledge_feature_before(k, field);
     size_t from = 0, n = 0;
     *first_row = first_seq;
     if (f->per == PER_SEQUENCE) return n_seqs;
     for (size_t i = 0; i < first_seq; i++) from += k->lengths[i];
     for (size_t i = first_seq; i < first_seq + n_seqs; i++) n += k->lengths[i];
-    *first_row = f->sampled ? k->sampled[from] : from;
-    return f->sampled ? k->sampled[from + n] - k->sampled[from] : n;
+    *first_row = before ? before[from] : from;
+    return before ? before[from + n] - before[from] : n;
 }
 
 void knowledge_feature_rows(const struct knowledge_rows *k, size_t field, size_t first, size_t rows, float *out) {
@@ -165,12 +174,30 @@ void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_
 
 #define SAMPLED_STREAM 0x74617073 /* apart from the random numbers of draws */
 
-void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_t length, uint8_t *chosen) {
-    uint32_t left = n < length ? n : length, word[4];
-    for (uint32_t i = 0; i < length; i++) {
+size_t knowledge_count_positions(enum stream_target target, size_t n_seqs, const uint32_t *lengths, const uint8_t *mask,
+                                 const uint32_t *labels, uint8_t *counted) {
+    size_t n = 0, at = 0;
+    for (size_t s = 0; s < n_seqs; s++) {
+        bool masked = target == TARGET_NEXT && memchr(mask + at, 0, lengths[s]);
+        for (uint32_t i = 0; i < lengths[s]; i++, at++) {
+            bool labelled = target == TARGET_NEXT ? i + 1 < lengths[s] && mask[at + 1] : labels[at] != UINT32_MAX;
+            counted[at] = labelled || (target == TARGET_NEXT && !masked);
+            n += counted[at];
+        }
+    }
+    return n;
+}
+
+void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_t length, const uint8_t *counted,
+                                uint8_t *chosen) {
+    uint32_t count = 0, word[4];
+    for (uint32_t i = 0; i < length; i++) count += !counted || counted[i];
+    uint32_t left = n < count ? n : count;
+    memset(chosen, 0, length);
+    for (uint32_t i = 0, seen = 0; i < length; i++) {
+        if (counted && !counted[i]) continue;
         philox(seed ^ SAMPLED_STREAM, seq, i, word);
-        double u = (double)((word[0] | (uint64_t)word[1] << 32) >> 11) * 0x1p-53;
-        chosen[i] = u * (length - i) < left;
+        chosen[i] = philox_f64(word) * (count - seen++) < left;
         left -= chosen[i];
     }
 }
@@ -197,19 +224,21 @@ int knowledge_pairs_end(struct knowledge_pairs *p, const struct knowledge_format
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------------------- */
 
-double knowledge_field_bytes(const struct knowledge_field *field, uint64_t length, uint64_t sampled) {
+double knowledge_field_bytes(const struct knowledge_field *field, const struct knowledge_extent *x) {
     double scale = (double)knowledge_scale_bytes(field->dtype), value = (double)dtype_row_bytes(field->dtype, 1);
-    double rows = field->per == PER_SEQUENCE ? 1 : (double)(field->sampled ? sampled : length);
-    double vectors = field->codec->vectors(field);
+    double rows = field->per == PER_SEQUENCE ? 1 : (double)(field->sampled ? x->sampled : x->length);
+    double length = (double)x->length, vectors = field->codec->vectors(field);
+    if (field->counted) rows = (double)x->counted;
     /* a sampled row is that of a position in the middle, on average */
-    double n = field->per == PER_PAIR ? (field->causal ? ((double)length + 1) / 2 : (double)length) : field->cols;
+    double n = field->per == PER_PAIR ? (field->causal ? (length + 1) / 2 : length) : field->cols;
+    if (field->causal && field->counted && x->counted) n = (double)x->reach / (double)x->counted;
     return rows * vectors * (n * value + scale);
 }
 
 double knowledge_typical_bytes(const struct knowledge_format *f) {
+    const uint64_t n = KNOWLEDGE_TYPICAL_LENGTH;
+    struct knowledge_extent typical = {n, n, f->tap_positions, n * (n + 1) / 2};
     double bytes = 0;
-    for (uint32_t i = 0; i < f->n_fields; i++)
-        bytes +=
-            knowledge_field_bytes(&f->fields[i], KNOWLEDGE_TYPICAL_LENGTH, f->tap_positions) / KNOWLEDGE_TYPICAL_LENGTH;
+    for (uint32_t i = 0; i < f->n_fields; i++) bytes += knowledge_field_bytes(&f->fields[i], &typical) / (double)n;
     return bytes;
 }

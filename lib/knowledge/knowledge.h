@@ -11,6 +11,9 @@
  * That is the target `next`. With `masked` the label of row t is in the tensor `labels`, and so is with `sequence` the class of a
  * sequence, which then has one row; see stream.h.
  *
+ * Positions that no loss counts need no answer: a batch with the tensor teacher.counted u8 [n_positions] has rows of the response, and
+ * of fields that say so, only where it is 1. A position with a label always has them. Where it is 0 a row of the response is empty.
+ *
  * A knowledge stream is a token stream (tokens, lengths) whose batches also hold fields: a response, which is what the teacher
  * answers, and rows of what flows through it. formats/rill.md lays them out.
  *
@@ -67,6 +70,7 @@ struct knowledge_field {
     uint32_t cols;    /* values in a row; of pairs: in all heads */
     uint32_t heads;   /* that a row consists of: attention, q, k, v; else 0 */
     bool sampled;     /* only of the stream's sampled positions (tap_positions) */
+    bool counted;     /* only of positions that count, where batches tell which; not of sampled fields */
     bool causal;      /* pairs: a position attends to itself and those before it, and no others are stored */
 };
 
@@ -95,16 +99,28 @@ long knowledge_field_find(const struct knowledge_format *f, const char *point, u
  * all but name and codec. ERR_USAGE: it is there already, there are too many, or its values cannot be stored so. */
 #define KNOWLEDGE_NO_LAYER UINT32_MAX
 int knowledge_field_add(struct knowledge_format *f, const struct knowledge_field *field, struct err *e) MUST_CHECK;
-/* Bytes that a sequence of `length` positions takes, of them `sampled` ones: in a field, and in the response, where nearly all
- * draws take less, and top-p is a typical size. */
-double knowledge_field_bytes(const struct knowledge_field *field, uint64_t length, uint64_t sampled);
-double knowledge_response_bytes(const struct knowledge_format *f, uint64_t length);
+/* Bytes that a sequence takes: in a field, and in the response, where nearly all draws take less, and top-p is a typical size. */
+struct knowledge_extent {
+    uint64_t length, counted, sampled; /* positions; those that count, and that are sampled */
+    uint64_t
+        reach; /* positions that those that count attend to when attention is causal: the sum of their numbers from 1 */
+};
+double knowledge_field_bytes(const struct knowledge_field *field, const struct knowledge_extent *x);
+double knowledge_response_bytes(const struct knowledge_format *f, uint64_t counted);
 /* Bytes that a position takes in all fields, where sequences have a typical length, on which attention depends. */
 #define KNOWLEDGE_TYPICAL_LENGTH 512
 double knowledge_typical_bytes(const struct knowledge_format *f);
-/* Which positions of a sequence are sampled: `n` of them, or all of a shorter one, the same for the same seed, number of the
- * sequence and length. chosen [length] becomes 1 or 0. Selection sampling: Knuth, TAOCP vol. 2, 3.4.2, algorithm S. */
-void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_t length, uint8_t *chosen);
+/*
+ * Which positions count: those with a label; of next tokens all of a sequence that has no mask, its last one included.
+ * mask [n_positions] for TARGET_NEXT, labels [n_positions] for TARGET_MASKED and TARGET_TOKEN, whose rows are of positions
+ * too. counted [n_positions] becomes 1 or 0; returns how many count.
+ */
+size_t knowledge_count_positions(enum stream_target target, size_t n_seqs, const uint32_t *lengths, const uint8_t *mask,
+                                 const uint32_t *labels, uint8_t *counted);
+/* Which positions of a sequence are sampled: `n` of those that count (NULL: all do), or all of fewer, the same for the same seed, number
+ * of the sequence, length and `counted`. chosen [length] becomes 1 or 0. Selection sampling: Knuth, TAOCP vol. 2, 3.4.2, algorithm S. */
+void knowledge_sample_positions(uint64_t seed, uint64_t seq, uint32_t n, uint32_t length, const uint8_t *counted,
+                                uint8_t *chosen);
 
 /* Rows of a field as a batch stores them, collected by whoever runs the teacher. Begin with {0}. */
 struct knowledge_part {
@@ -127,13 +143,15 @@ int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err
 int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err *e) MUST_CHECK;
 /* The option of rill tokenize that makes labels of the target, for messages. */
 const char *knowledge_labels_option(enum stream_target target);
+/* Cuts dense rows over the tokens of a named vocabulary to its n_tokens: further columns are padding of the embedding of
+ * a teacher that had no vocabulary to tell. */
+void knowledge_cut_padding(struct knowledge_format *f, uint32_t n_tokens);
 /* Columns of the rows that a loss gets. */
 uint32_t knowledge_columns(const struct knowledge_format *f);
 /*
- * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Further
- * columns, where the vocabulary is named, are padding of the embedding of a teacher that had no vocabulary to tell:
- * dense rows are cut, which is exact; a sparse row cannot lose the padding's share of its softmax. ERR_DATA for that,
- * and for all other differences. What plain tokens say is replaced.
+ * Fits a format read from META to a model of the same vocabulary that predicts n_tokens (model_n_tokens). Padding of
+ * dense rows is cut (knowledge_cut_padding), which is exact; a sparse row cannot lose the padding's share of its
+ * softmax. ERR_DATA for that, and for all other differences. What plain tokens say is replaced.
  */
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) MUST_CHECK;
 /* The same to a model of any target, whose logits have so many columns (model_predicts, model_columns). */
@@ -151,20 +169,26 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
 /*
  * Rows of logits in, batches out:
  *
- *     knowledge_encoder_new(&k, writer, &format, seed)         (the writer's META is the caller's to write, before)
+ *     knowledge_encoder_open(&k, writer, meta, &format, seed)   writes META
  *     for each batch of input:
  *         knowledge_encoder_begin(k, input)                    announces positions
  *         knowledge_encoder_field(k, i, part) ...              gives them their rows of each field
  *         knowledge_encoder_rows(k, n, logits, ...) ...        ... and of the response, in any number of pieces
  *     knowledge_encoder_end(k)
  *
- * Without a response knowledge_encoder_rows is called with NULL for the rows.
+ * Without a response knowledge_encoder_rows is called with NULL for the rows, which then are all positions. Positions after the last one
+ * that counts are taken when the next ones are announced, or at the end; rows of fields are given before that.
  *
  * Sparse batches are closed at the end of the sequence in which they reach 4096 positions or 16 MiB (at the latest after 16
  * times that), dense ones at the number of positions, a power of two, that fits 16 MiB: memory is constant. The draws of
  * a position depend on the seed and on its number in the whole stream only.
  */
 struct knowledge_encoder;
+/* Writes META, which is that of the stream that the knowledge is made from (NULL: there is none) with what
+ * knowledge_meta_put puts into it. */
+int knowledge_encoder_open(struct knowledge_encoder **out, struct stream_writer *w, const cJSON *meta,
+                           const struct knowledge_format *f, uint64_t seed, struct err *e) MUST_CHECK;
+/* The same where the caller has written META. */
 int knowledge_encoder_new(struct knowledge_encoder **out, struct stream_writer *w, const struct knowledge_format *f,
                           uint64_t seed, struct err *e) MUST_CHECK;
 /* Positions to come. */
@@ -174,7 +198,9 @@ struct knowledge_input {
     const uint8_t *mask;              /* [n_positions]; NULL: all 1 */
     const uint32_t *
         labels; /* TARGET_MASKED, TARGET_TOKEN: [n_positions]; TARGET_SEQUENCE: [n_seqs], that of an open sequence is not read; else NULL */
-    const uint32_t *types;  /* token types, [n_positions]; NULL: all 0 */
+    const uint32_t *types; /* token types, [n_positions]; NULL: all 0 */
+    const uint8_t *
+        counted; /* [n_positions] 1: the response and fields that are `counted` have a row; NULL: at all. Not TARGET_SEQUENCE */
     const uint8_t *sampled; /* [n_positions], where fields are sampled */
 };
 /* Copies them. ERR_DATA when they do not continue what came before. */
@@ -183,12 +209,14 @@ int knowledge_encoder_begin(struct knowledge_encoder *k, const struct knowledge_
  * sequences and pairs those of the sequences that end in it. */
 int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct knowledge_part *part,
                             struct err *e) MUST_CHECK;
-/* The next rows [rows][columns] of the response, of positions or (TARGET_SEQUENCE) of sequences that end: the teacher's distribution
- * is softmax(x * inv_temperature). ERR_DATA names the position that is not finite (or not within f16). NULL x where there is no response. */
+/* The next rows [rows][columns] of the response, of positions that count or (TARGET_SEQUENCE) of sequences that end: the
+ * teacher's distribution is softmax(x * inv_temperature). ERR_DATA names the position that is not finite (or not within
+ * f16). NULL x where there is no response. */
 int knowledge_encoder_rows(struct knowledge_encoder *k, size_t rows, const float *x, double inv_temperature,
                            struct err *e) MUST_CHECK;
-/* The same for rows that are sparse already. topk and ghost: probabilities, descending, at least as many as the vocabulary
- * has room for up to n; the first n are taken. sample: counts that sum to n, ascending ids. offset is [rows + 1]. */
+/* The same for rows that are sparse already, of all positions, where those that do not count are empty. topk and ghost:
+ * probabilities, descending, at least as many as the vocabulary has room for up to n; the first n are taken. sample:
+ * counts that sum to n, ascending ids. offset is [rows + 1]. */
 int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const uint64_t *offset, const uint32_t *ids,
                               const float *values, struct err *e) MUST_CHECK;
 /* A batch of a stream of another format, all of it at once: whether that can be, knowledge_check_encode says. A response of the very
@@ -237,9 +265,12 @@ struct knowledge_rows {
     uint64_t *offset; /* [n_rows + 1], entries of each row; no entries for KNOW_NONE and KNOW_DENSE */
     uint32_t *ids;
     float *probs;
-    float *rest;       /* ghost: probability outside the entries; NULL otherwise */
-    const void *dense; /* KNOW_DENSE: [n_rows][stored columns] of the format's type; see knowledge_dense_rows */
-    uint32_t *types;   /* [n_positions] token types; NULL: the stream has none, all are 0 */
+    float *rest; /* ghost: probability outside the entries; NULL otherwise */
+    const void
+        *dense; /* KNOW_DENSE: rows that count [*][stored columns] of the format's type; see knowledge_dense_rows */
+    uint64_t
+        *counted;    /* [n_positions + 1]: positions before each that have a row; NULL: all, or rows are of sequences */
+    uint32_t *types; /* [n_positions] token types; NULL: the stream has none, all are 0 */
     uint64_t *sampled; /* [n_positions + 1]: sampled positions before each; NULL: no field is sampled */
     uint32_t
         *pair_lengths; /* of each row of a field of pairs: positions that it has a weight for; NULL: there is none */
@@ -288,14 +319,23 @@ size_t knowledge_next_pass(const struct knowledge_rows *k, size_t first, uint64_
  * number of its first one. */
 void knowledge_digest_seq(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
                           size_t seq, size_t position);
+/* Does a pack, of at most `most` positions, begin with the next sequence, which has n? *pack: positions so far of the
+ * pack before it (0: there is none), then of its own. most 0: each sequence is a pack. */
+static inline bool knowledge_begins_pack(uint64_t most, uint64_t *pack, uint64_t n) {
+    bool begins = !*pack || *pack + n > most;
+    *pack = begins ? n : *pack + n;
+    return begins;
+}
 /* No batch follows: ERR_DATA when the last sequence is open. */
 int knowledge_decode_end(const struct knowledge_rows *k, struct err *e) MUST_CHECK;
 void knowledge_rows_release(struct knowledge_rows *k);
 
 /*
- * Which rows a field has of whole sequences [first, first + n) of the queue: their number, and that of the first one. A
- * sampled field's rows are those of the positions p with sampled[p + 1] > sampled[p], in order.
+ * Which rows a field has of whole sequences [first, first + n) of the queue: their number, and that of the first one.
+ * knowledge_feature_before: NULL where a field has a row of each position; else its rows are those of the positions p with
+ * before[p + 1] > before[p], in order.
  */
+const uint64_t *knowledge_feature_before(const struct knowledge_rows *k, size_t field);
 size_t knowledge_feature_span(const struct knowledge_rows *k, size_t field, size_t first_seq, size_t n_seqs,
                               size_t *first_row);
 /* Rows [first, first + rows) of a field of positions or sequences, in f32 [rows][cols]. */
@@ -304,9 +344,15 @@ void knowledge_feature_rows(const struct knowledge_rows *k, size_t field, size_t
  * 0 where nothing is attended to. */
 void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_t first, size_t rows, size_t length,
                              float *out);
-/* The first row of the response that belongs to the sequence, whose first position is number `position` of the queue. */
+/* The first row of the response that belongs to the sequence, whose first position is number `position` of the queue:
+ * the number of rows that the sequences before it have. */
 static inline size_t knowledge_first_row(const struct knowledge_format *f, size_t seq, size_t position) {
     return f->target == TARGET_SEQUENCE ? seq : position;
+}
+
+/* Is there an answer of this row? Else its position does not count. */
+static inline bool knowledge_answered(const struct knowledge_rows *k, const struct knowledge_format *f, size_t row) {
+    return !k->counted || f->target == TARGET_SEQUENCE || k->counted[row + 1] > k->counted[row];
 }
 
 /* ---- where training rows come from ---------------------------------------------------------------------------------------- */
@@ -366,7 +412,7 @@ void knowledge_units_release(struct knowledge_units *u);
 
 /* Of a dense format: values as stored times this are logits at `temperature`. */
 double knowledge_inv_temperature(const struct knowledge_format *f, double temperature);
-/* Rows [first, first + rows) as stored, in f32 [rows][knowledge_columns]. */
+/* Rows [first, first + rows) as stored, in f32 [rows][knowledge_columns]; zeros where a position does not count. */
 void knowledge_dense_rows(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
                           float *out);
 /* Rows [first, first + rows) as the loss at `temperature` wants them. scratch: [rows][knowledge_columns] for a dense

@@ -11,6 +11,7 @@
 
 #define KNOWLEDGE_SUM_SLACK 1e-3 /* above 1 that the probabilities of a row may come to */
 #define KNOWLEDGE_RESPONSE  "response"
+#define KNOWLEDGE_COUNTED   "teacher.counted"
 #define KNOWLEDGE_MAX_TYPE  15 /* of tokens */
 
 /* ---- the response: one file a codec, one row of the table in codec.c --------------------------------------------------- */
@@ -114,6 +115,9 @@ static inline enum dtype knowledge_id_type(const struct knowledge_format *f) {
     return knowledge_stored_columns(f) <= 65536 ? DT_U16 : DT_U32;
 }
 
+/* Can positions be left out, of the response or of a field? */
+bool knowledge_may_count(const struct knowledge_format *f);
+
 /* Sequences that end in a batch. */
 static inline uint64_t knowledge_ended(const struct stream_batch *head) {
     return head->n_seqs - (head->flags & BATCH_CONTINUES ? 1 : 0);
@@ -142,17 +146,27 @@ enum {
     MEM_TYPES,
     MEM_SAMPLED,
     MEM_PAIR_LENGTHS,
+    MEM_COUNTED,
     MEM_QUEUE,
     MEM_FLAGS = MEM_QUEUE, /* u8, of the batch at hand: sampled positions */
+    MEM_COUNT_FLAGS,       /* likewise: those that count */
     MEM_COUNT
 };
 _Static_assert(MEM_COUNT <= KNOWLEDGE_MEMORIES, "struct knowledge_rows has room for all");
+
+/* Rows of the response before row `row` that are stored. */
+static inline size_t knowledge_stored_row(const struct knowledge_rows *k, const struct knowledge_format *f,
+                                          size_t row) {
+    return k->counted && f->target != TARGET_SEQUENCE ? (size_t)k->counted[row] : row;
+}
 
 /* n more bytes at the end of a buffer; NULL when memory is out. */
 void *knowledge_extend(struct buf *b, size_t n, struct err *e);
 /* Distinct ids below the columns? Writes down which were seen. */
 int knowledge_check_ids(struct knowledge_rows *k, const struct knowledge_format *f, const uint32_t *ids, size_t n,
                         struct err *e) MUST_CHECK;
+/* The position of the batch that its row r of the response is of, for messages. */
+uint64_t knowledge_position_of_row(const struct batch *b, uint64_t r);
 /* Rows without entries. */
 int knowledge_append_empty(struct knowledge_rows *k, uint64_t n, struct err *e) MUST_CHECK;
 /* The entries of a row are in MEM_IDS and MEM_PROBS: where they end into MEM_OFFSET. */
@@ -176,6 +190,9 @@ uint32_t knowledge_number_at(enum dtype dtype, const void *data, uint64_t i);
  * checked: knowledge_check_dense does that, and names the value that is not finite. */
 int knowledge_view(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                    struct err *e) MUST_CHECK;
+/* As knowledge_dense_rows, of rows numbered among those that count. */
+void knowledge_dense_stored(const struct knowledge_rows *k, const struct knowledge_format *f, size_t first, size_t rows,
+                            float *out);
 int knowledge_check_dense(const struct knowledge_format *f, const struct batch *b, struct err *e) MUST_CHECK;
 
 /* ---- the encoder (encode.c) ------------------------------------------------------------------------------------------------- */
@@ -189,7 +206,8 @@ struct knowledge_encoder {
 
     /* Announced by begin; rows have come for the first `done` positions. */
     struct stream_batch in;
-    struct buf in_tokens, in_mask, in_lengths, in_labels, in_types, in_sampled;
+    struct buf in_tokens, in_mask, in_lengths, in_labels, in_types, in_sampled, in_counted;
+    bool some;           /* not all of the positions announced have rows */
     size_t done, in_seq; /* in_seq: index of the sequence that the next row belongs to */
     uint64_t seq_left;   /* positions of it still to come in this announcement */
     uint64_t pos;        /* of the next row in its sequence */
@@ -202,17 +220,25 @@ struct knowledge_encoder {
     uint64_t rows; /* of the response in it */
     /* number of the next row's sequence: counted anew, for a concatenation's segments begin from 0 again */
     uint64_t seq;
-    struct buf tokens, mask, lengths, labels, types, positions, response[3];
+    struct buf tokens, mask, lengths, labels, types, positions, counted, response[3];
     uint64_t bits; /* of response[0] that are in use, for codes */
     struct knowledge_part fields[KNOWLEDGE_MAX_FIELDS];
     struct knowledge_pairs pairs;
 
     struct buf scratch[3], pair_lengths;
+    struct buf
+        row_at; /* u64: positions from the next one to each row that is being encoded; empty: they are contiguous */
+    struct buf offsets;            /* of entries, of rows that count */
     struct knowledge_rows decoded; /* knowledge_encoder_batch: its rows, and some of them in f32 */
     struct buf block;
     struct knowledge_counts counts;
     uint64_t drawn; /* rows of the response so far: what draws depend on */
 };
+
+/* From the next position (or sequence) to that of the r-th row being encoded. */
+static inline uint64_t knowledge_row_at(const struct knowledge_encoder *k, size_t r) {
+    return k->row_at.len ? ((const uint64_t *)(const void *)k->row_at.data)[r] : r;
+}
 
 static inline const uint32_t *knowledge_in_lengths(const struct knowledge_encoder *k) {
     return (const uint32_t *)k->in_lengths.data;

@@ -40,6 +40,7 @@ static bool put_field(cJSON *list, const struct knowledge_field *field) {
     ok = ok && json_put_u64(o, "cols", field->cols);
     if (ok && field->heads) ok = json_put_u64(o, "heads", field->heads);
     if (ok && field->sampled) ok = json_put_bool(o, "sampled", true);
+    if (ok && field->counted) ok = json_put_bool(o, "counted", true);
     return ok && (field->per != PER_PAIR || json_put_bool(o, "causal", field->causal));
 }
 
@@ -124,6 +125,7 @@ static int get_row_shape(const cJSON *o, struct knowledge_field *field, struct e
 
 static int get_flags(const cJSON *o, struct knowledge_field *field, struct err *e) {
     if (cJSON_HasObjectItem(o, "sampled") && json_get_bool(o, "sampled", &field->sampled, e)) return e->code;
+    if (json_opt_bool(o, "counted", &field->counted, e)) return e->code;
     return field->per == PER_PAIR ? json_get_bool(o, "causal", &field->causal, e) : 0;
 }
 
@@ -147,7 +149,8 @@ static int check_fields(const struct knowledge_format *f, struct err *e) {
         if (field->sampled && !f->tap_positions)
             return err_set(e, ERR_DATA, "the field %s is sampled, and META has no \"tap_positions\"", field->name);
         if (field->per != PER_PAIR) continue;
-        if (first && (first->causal != field->causal || first->sampled != field->sampled))
+        if (first &&
+            (first->causal != field->causal || first->sampled != field->sampled || first->counted != field->counted))
             return err_set(e, ERR_DATA, "the fields %s and %s are of other positions", first->name, field->name);
         first = field;
     }
@@ -159,7 +162,7 @@ static int get_fields(const cJSON *meta, struct knowledge_format *f, struct err 
     const char *name;
     uint64_t positions = 0;
     if (!list) return get_old(cJSON_GetObjectItemCaseSensitive(meta, "knowledge"), f, e);
-    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"fields\" is no array");
+    if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"fields\" is not an array");
     if (get_digest(meta, "teacher", f->teacher, e) || json_opt_u64(meta, "tap_positions", 1, UINT32_MAX, &positions, e))
         return e->code;
     f->tap_positions = (uint32_t)positions;
@@ -210,6 +213,12 @@ const char *knowledge_labels_option(enum stream_target target) {
     return names[target];
 }
 
+bool knowledge_may_count(const struct knowledge_format *f) {
+    bool may = f->encoding != KNOW_NONE && f->target != TARGET_SEQUENCE;
+    for (uint32_t i = 0; !may && i < f->n_fields; i++) may = f->fields[i].counted;
+    return may;
+}
+
 uint32_t knowledge_columns(const struct knowledge_format *f) {
     return f->n_used ? f->n_used : knowledge_stored_columns(f);
 }
@@ -229,16 +238,21 @@ int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, 
     return stream_target_classes(target) ? fit_classes(f, columns, e) : knowledge_fit(f, columns, e);
 }
 
+void knowledge_cut_padding(struct knowledge_format *f, uint32_t n_tokens) {
+    if (stream_target_classes(f->target) || f->encoding != KNOW_DENSE) return;
+    if (f->vocab[0] && f->vocab_size > n_tokens) f->n_used = n_tokens;
+}
+
 int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) {
     bool wider = f->vocab_size > n_tokens;
     if (f->encoding == KNOW_NONE) f->vocab_size = n_tokens;
-    if (f->encoding == KNOW_DENSE && f->vocab[0] && wider) f->n_used = n_tokens;
+    knowledge_cut_padding(f, n_tokens);
     if (knowledge_columns(f) == n_tokens) return 0;
     if (!wider || !f->vocab[0])
         return err_set(e, ERR_DATA, "knowledge over %u tokens, the model has %u", f->vocab_size, n_tokens);
     return err_set(e, ERR_DATA,
                    "knowledge over %u rows of an embedding, %u of them tokens: the rest has a share in its "
-                   "probabilities (encode it anew, from a teacher with its vocabulary)",
+                   "probabilities (encode it again, from a teacher with its vocabulary)",
                    f->vocab_size, n_tokens);
 }
 
@@ -253,7 +267,7 @@ static bool same_fields(const struct knowledge_format *a, const struct knowledge
     for (uint32_t i = 0; i < a->n_fields; i++) {
         const struct knowledge_field *x = &a->fields[i], *y = &b->fields[i];
         if (strcmp(x->name, y->name) != 0 || x->per != y->per || x->dtype != y->dtype || x->cols != y->cols ||
-            x->heads != y->heads || x->sampled != y->sampled || x->causal != y->causal)
+            x->heads != y->heads || x->sampled != y->sampled || x->counted != y->counted || x->causal != y->causal)
             return false;
     }
     return true;

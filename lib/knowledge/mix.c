@@ -20,8 +20,10 @@ struct lane {
     struct knowledge_rows rows; /* of the batch */
     size_t at, row, seq;        /* positions, rows of the response, whole sequences of it that are done */
     uint32_t in_seq;            /* positions of sequence `seq` in this batch that are done */
-    struct buf lengths;         /* u32: of the pieces of sequences in the piece at hand */
-    size_t ended;               /* of which so many end with it */
+    size_t next_seq;            /* `seq` and `in_seq` after the piece at hand */
+    uint32_t next_in_seq;
+    struct buf lengths; /* u32: of the pieces of sequences in the piece at hand */
+    size_t ended;       /* of which so many end with it */
     bool open;
 };
 
@@ -38,6 +40,7 @@ struct knowledge_mixer {
     struct buf sum, x;              /* f64 and f32 [MIX_BLOCK][columns] */
     struct buf entries;             /* struct entry, of a row */
     struct buf offset, ids, values; /* of a piece: u64, u32, f32 */
+    struct buf counted;             /* u8 [positions of the piece]: all teachers answer there */
     struct knowledge_mix_counts counts;
 };
 
@@ -155,7 +158,7 @@ void knowledge_mixer_free(struct knowledge_mixer *m) {
         knowledge_rows_release(&m->lanes[i].rows);
         buf_release(&m->lanes[i].lengths);
     }
-    struct buf *all[] = {&m->sum, &m->x, &m->entries, &m->offset, &m->ids, &m->values};
+    struct buf *all[] = {&m->sum, &m->x, &m->entries, &m->offset, &m->ids, &m->values, &m->counted};
     for (size_t i = 0; i < COUNT_OF(all); i++) buf_release(all[i]);
     mem_free(m->lanes);
     mem_free(m);
@@ -192,13 +195,17 @@ static int cut_piece(struct lane *l, size_t n, struct err *e) {
     uint32_t from = l->in_seq;
     l->lengths.len = 0;
     l->ended = 0;
-    for (; n; seq++, from = 0) {
+    while (n) {
         uint32_t left = k->lengths[seq] - from, take = left < n ? left : (uint32_t)n;
         if (buf_append(&l->lengths, &take, sizeof take, e)) return e->code;
         l->open = take < left || (k->open && seq + 1 == k->n_seqs);
         l->ended += !l->open;
         n -= take;
+        from += take;
+        if (take == left) seq++, from = 0;
     }
+    l->next_seq = seq;
+    l->next_in_seq = from;
     return 0;
 }
 
@@ -215,12 +222,8 @@ static void advance(struct knowledge_mixer *m, size_t n) {
         struct lane *l = &m->lanes[i];
         l->row += rows_in_piece(m, n);
         l->at += n;
-        for (size_t left = n; left;) {
-            uint32_t rest = l->rows.lengths[l->seq] - l->in_seq, take = rest < left ? rest : (uint32_t)left;
-            l->in_seq += take;
-            left -= take;
-            if (l->in_seq == l->rows.lengths[l->seq]) l->seq++, l->in_seq = 0;
-        }
+        l->seq = l->next_seq;
+        l->in_seq = l->next_in_seq;
     }
 }
 
@@ -281,6 +284,32 @@ static int next_piece(struct knowledge_mixer *m, size_t *n, struct err *e) {
     return 0;
 }
 
+/* Positions that all teachers answer at. */
+static int find_counted(struct knowledge_mixer *m, size_t n, struct err *e) {
+    m->counted.len = 0;
+    uint8_t *counted = knowledge_extend(&m->counted, n, e);
+    if (!counted) return e->code;
+    memset(counted, 1, n);
+    for (size_t i = 0; i < m->n && m->out.target != TARGET_SEQUENCE; i++) {
+        const struct lane *l = &m->lanes[i];
+        const uint64_t *before = l->rows.counted + l->at;
+        for (size_t r = 0; r < n; r++) counted[r] &= before[r + 1] > before[r];
+    }
+    return 0;
+}
+
+/* Without the rows of positions that do not count; how many are left. */
+static size_t keep_counted(const struct knowledge_mixer *m, float *x, size_t first, size_t n, size_t d) {
+    size_t kept = 0;
+    if (m->out.target == TARGET_SEQUENCE) return n;
+    for (size_t r = 0; r < n; r++) {
+        if (!m->counted.data[first + r]) continue;
+        if (kept < r) memmove(x + kept * d, x + r * d, d * sizeof *x);
+        kept++;
+    }
+    return kept;
+}
+
 /* ---- dense answers ------------------------------------------------------------------------------------------------------------ */
 
 struct dense_sum {
@@ -312,19 +341,19 @@ static int mix_dense(struct knowledge_mixer *m, struct knowledge_encoder *k, siz
     if (buf_reserve(&m->sum, MIX_BLOCK * d * sizeof(double), e) || buf_reserve(&m->x, MIX_BLOCK * d * sizeof(float), e))
         return e->code;
     struct dense_sum j = {m->mean == MEAN_GEOMETRIC, 0, (double *)m->sum.data, (float *)m->x.data, d};
-    for (size_t first = 0; first < rows; first += MIX_BLOCK) {
+    for (size_t first = 0; first < rows; first += MIX_BLOCK) { /* rows of all positions */
         size_t n = rows - first < MIX_BLOCK ? rows - first : MIX_BLOCK;
         memset(j.sum, 0, n * d * sizeof *j.sum);
         for (size_t i = 0; i < m->n; i++) {
             const struct lane *l = &m->lanes[i];
-            float inv_temperature = (float)knowledge_inv_temperature(l->f, m->out.temperature);
-            knowledge_dense_rows(&l->rows, l->f, l->row + first, n, j.x);
-            kernel_log_softmax(kernel_f32(j.x), kernel_f32(j.x), n, d, inv_temperature);
+            struct kernel_target target; /* whose log-probabilities are in j.x */
+            knowledge_target(&l->rows, l->f, m->out.temperature, l->row + first, n, j.x, &target);
             j.weight = l->weight;
             parallel_for(n, add_row, &j);
         }
         parallel_for(n, finish_row, &j);
-        if (knowledge_encoder_rows(k, n, j.x, 1, e)) return e->code;
+        n = keep_counted(m, j.x, first, n, d);
+        if (n && knowledge_encoder_rows(k, n, j.x, 1, e)) return e->code;
     }
     return 0;
 }
@@ -383,10 +412,12 @@ static size_t keep_common(struct knowledge_mixer *m, struct entry *x, size_t n) 
 }
 
 static int mix_row(struct knowledge_mixer *m, size_t r, struct err *e) {
-    if (gather_row(m, r, e)) return e->code;
+    bool counts = m->out.target == TARGET_SEQUENCE || m->counted.data[r];
+    m->entries.len = 0;
+    if (counts && gather_row(m, r, e)) return e->code;
     struct entry *x = (struct entry *)m->entries.data;
     size_t n = join_entries(x, m->entries.len / sizeof *x);
-    if (m->out.encoding == KNOW_GHOST) n = keep_common(m, x, n);
+    if (m->out.encoding == KNOW_GHOST && counts) n = keep_common(m, x, n);
     if (m->out.encoding != KNOW_SAMPLE) {
         if (n) qsort(x, n, sizeof *x, by_probability);
         if (n > m->out.n) n = m->out.n;
@@ -425,6 +456,8 @@ static int announce(struct knowledge_mixer *m, struct knowledge_encoder *k, size
         .labels = m->out.target == TARGET_NEXT ? NULL : l->rows.labels + l->row,
         .types = l->rows.types ? l->rows.types + l->at : NULL,
     };
+    if (find_counted(m, n, e)) return e->code;
+    in.counted = m->counted.data;
     return knowledge_encoder_begin(k, &in, e);
 }
 

@@ -12,6 +12,7 @@ struct entry {
 
 /* The columns of a position. */
 struct row {
+    bool counts;                 /* there is an answer */
     const struct entry *entries; /* by descending probability */
     size_t n;
     bool known; /* the label's probability is */
@@ -81,6 +82,7 @@ static int put_entry(struct buf *out, const struct knowledge_tsv *t, const struc
 static int put_row(struct buf *out, const struct knowledge_tsv *t, const struct row *row, struct err *e) {
     double rest = 1;
     int rc = row->known ? buf_printf(out, e, "%.4g\t", row->p_label) : buf_printf(out, e, "-\t");
+    if (!row->counts) return rc ? rc : buf_printf(out, e, "-\t-\t");
     if (!rc) rc = row->rank ? buf_printf(out, e, "%zu\t", row->rank) : buf_printf(out, e, "-\t");
     for (size_t i = 0; i < row->n; i++) rest -= row->entries[i].prob;
     if (rest < 0.5e-6) rest = 0; /* the rest is rounding of f32 */
@@ -103,9 +105,10 @@ static int put_field(struct buf *out, const struct knowledge_rows *k, size_t i, 
     bool pairs = field->per == PER_PAIR, whole = at->seq < knowledge_whole_seqs(k);
     bool here = field->per == PER_SEQUENCE ? at->position == at->begin : whole || !pairs;
     if (field->per == PER_PAIR && at->seq == 0 && k->first_pos) here = false; /* its beginning is gone */
-    if (field->sampled) {
-        here = here && k->sampled[at->position + 1] > k->sampled[at->position];
-        first += k->sampled[at->position] - k->sampled[at->begin];
+    const uint64_t *before = knowledge_feature_before(k, i);
+    if (before) {
+        here = here && before[at->position + 1] > before[at->position];
+        first += before[at->position] - before[at->begin];
     } else if (field->per != PER_SEQUENCE)
         first += at->position - at->begin;
     if (!here || !rows) return buf_printf(out, e, "\t-");
@@ -139,8 +142,11 @@ int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const str
         struct row row = {0};
         while (sequences ? at.seq < r : r - at.begin >= k->lengths[at.seq]) at.begin += k->lengths[at.seq++];
         at.position = sequences ? at.begin : r;
-        rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, t->top, &memory, e)
-                                       : load_sparse(&row, k, f, r, t->top, &memory, e);
+        bool counts = knowledge_answered(k, f, r);
+        if (counts)
+            rc = f->encoding == KNOW_DENSE ? load_dense(&row, k, f, r, t->top, &memory, e)
+                                           : load_sparse(&row, k, f, r, t->top, &memory, e);
+        row.counts = counts;
         if (!rc)
             rc = buf_printf(out, e, "%" PRIu64 "\t%" PRIu64 "\t", k->seqs[at.seq],
                             at.position - at.begin + (at.seq ? 0 : k->first_pos));

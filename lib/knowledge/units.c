@@ -24,12 +24,10 @@ static int add_unit(struct finder *s, struct err *e) {
     struct knowledge_unit *last = (struct knowledge_unit *)(void *)(u->memory.data + u->memory.len) - 1;
     if (s->length > UINT32_MAX) return err_set(e, ERR_DATA, "a sequence has more than 2^32 positions");
     u->positions += s->length;
-    if (s->pack && s->pack + s->length <= u->format.pack) {
-        s->pack += s->length;
+    if (!knowledge_begins_pack(u->format.pack, &s->pack, s->length)) {
         last->positions += (uint32_t)s->length;
         return 0;
     }
-    s->pack = u->format.pack ? s->length : 0;
     struct knowledge_unit unit = {.offset = s->offset, .skip = s->skip, .positions = (uint32_t)s->length};
     if (u->n == UINT32_MAX) return err_set(e, ERR_DATA, "more than 2^32 sequences");
     u->n++;

@@ -52,15 +52,6 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
     return 0;
 }
 
-static void release(struct loss *l) {
-    struct crd *c = l->state;
-    for (size_t i = 0; c && i < c->map.n; i++) {
-        loss_projector_release(&c->maps[i].student);
-        loss_projector_release(&c->maps[i].teacher);
-    }
-    loss_state_release(l);
-}
-
 static const struct loss_key keys[] = {{"temperature", LOSS_NUMBER, "T", "0.07", 1e-3, 1e3, "of the cosines"},
                                        {"width", LOSS_NUMBER, "D", "128", 1, 4096, "that both sides are mapped to"},
                                        LOSS_MAP("last"),
@@ -83,5 +74,5 @@ const struct loss_type loss_crd = {
     .needs = needs,
     .prepare = prepare,
     .points = points,
-    .release = release,
+    .release = loss_state_release,
 };

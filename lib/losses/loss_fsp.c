@@ -34,8 +34,7 @@ static int group(struct loss *l, struct loss_group *g, double *value, struct err
 }
 
 static struct grad_var *features(struct loss_points *p, struct fsp *f, size_t i) {
-    struct grad_var *y = loss_student_point(p, POINT_LAYER, f->map.pairs[i].student);
-    return kernel_has_data(f->projectors[i].value) ? loss_project(p->t, &f->projectors[i], y) : y;
+    return loss_project(p->t, &f->projectors[i], loss_student_point(p, POINT_LAYER, f->map.pairs[i].student));
 }
 
 static int points(struct loss *l, struct loss_points *p, struct err *e) {
@@ -48,12 +47,6 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
         before = after;
     }
     return 0;
-}
-
-static void release(struct loss *l) {
-    struct fsp *f = l->state;
-    for (size_t i = 0; f && i < f->map.n; i++) loss_projector_release(&f->projectors[i]);
-    loss_state_release(l);
 }
 
 static const struct loss_key keys[] = {LOSS_MAP("ends"), {0}};
@@ -72,5 +65,5 @@ const struct loss_type loss_fsp = {
     .needs = needs,
     .prepare = prepare,
     .points = points,
-    .release = release,
+    .release = loss_state_release,
 };

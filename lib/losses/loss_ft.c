@@ -52,16 +52,6 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
     return 0;
 }
 
-static void release(struct loss *l) {
-    struct ft *f = l->state;
-    for (size_t i = 0; f && i < f->map.n; i++) {
-        loss_projector_release(&f->maps[i].encode);
-        loss_projector_release(&f->maps[i].decode);
-        loss_projector_release(&f->maps[i].translate);
-    }
-    loss_state_release(l);
-}
-
 static const struct loss_key keys[] = {
     {"rate", LOSS_NUMBER, "K", "0.5", 1e-3, 1, "factors for each feature of the teacher"},
     {"paraphrase", LOSS_NUMBER, "W", "1", 1e-6, 1e6, "weight of the teacher's reconstruction from its factors"},
@@ -82,5 +72,5 @@ const struct loss_type loss_ft = {
     .needs = needs,
     .prepare = prepare,
     .points = points,
-    .release = release,
+    .release = loss_state_release,
 };

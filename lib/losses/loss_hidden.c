@@ -36,12 +36,6 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
     return 0;
 }
 
-static void release(struct loss *l) {
-    struct hidden *h = l->state;
-    for (size_t i = 0; h && i < h->map.n; i++) loss_projector_release(&h->projectors[i]);
-    loss_state_release(l);
-}
-
 static const struct loss_key keys[] = {
     {"kind", LOSS_CHOICE, "mse|cosine", "mse", .help = "squared distance, or 1 - cosine"},
     LOSS_MAP("uniform"),
@@ -60,5 +54,5 @@ const struct loss_type loss_hidden = {
     .needs = needs,
     .prepare = prepare,
     .points = points,
-    .release = release,
+    .release = loss_state_release,
 };

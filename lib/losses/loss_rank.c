@@ -44,7 +44,8 @@ static const struct loss_key logistic_keys[] = {
     {"margin", LOSS_NUMBER, "M", "0", 0, 1e3, "by which a logit should be larger"},
     {0}};
 
-#define ON_SPARSE "topk, topp, ghost: of the first K entries, exactly; sample: refused, counts of draws are no order"
+#define ON_SPARSE                                                                                                      \
+    "topk, topp, ghost: of the first K entries, exactly; sample: refused, counts of draws do not give an order"
 
 const struct loss_type loss_hinge = {
     .name = "hinge",

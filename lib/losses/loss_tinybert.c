@@ -75,13 +75,6 @@ static int points(struct loss *l, struct loss_points *p, struct err *e) {
     return 0;
 }
 
-static void release(struct loss *l) {
-    struct tinybert *b = l->state;
-    if (b) loss_projector_release(&b->embed);
-    if (b) loss_projector_release(&b->hidden);
-    loss_state_release(l);
-}
-
 static const struct loss_key keys[] = {
     {"embed", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of the embeddings"},
     {"hidden", LOSS_NUMBER, "W", "1", 0, 1e6, "weight of the hidden states"},
@@ -105,5 +98,5 @@ const struct loss_type loss_tinybert = {
     .needs = needs,
     .prepare = prepare,
     .points = points,
-    .release = release,
+    .release = loss_state_release,
 };

@@ -111,6 +111,7 @@ struct loss {
     bool measured;                           /* nobody asked for it: its value is in the log, its weight is 0 */
     double factor;                           /* of its value in the total: T^2 of kl */
     void *state;                             /* the type's own */
+    struct loss_projector *projectors;       /* those in it */
 
     double weight; /* at this step */
     double sum;    /* over the labelled positions of the step so far, without weight and factor */
@@ -126,7 +127,7 @@ const char *loss_field_name(enum model_point p);
 /* The number of the field of a point, or -1. */
 long loss_field_find(const struct knowledge_format *f, enum model_point p, uint32_t layer);
 
-/* A point that a loss wants: of the student, or of the teacher. */
+/* A point that a loss needs: of the student, or of the teacher. */
 struct loss_point {
     enum model_point point;
     uint32_t layer;
@@ -243,18 +244,20 @@ struct loss_pair {
 int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *pairs,
                    size_t *n, struct err *e) MUST_CHECK;
 
-/* A learned linear map [out][in] of a loss, begun with normal(0, 1 / in) by a seed of its name: "losses.LABEL.WHAT.N". */
+/* A learned linear map [out][in] of a loss, begun with normal(0, 1 / in) by a seed of its name: "losses.LABEL.WHAT.N". It is in the
+ * loss's state, and released with it. */
 struct loss_projector {
+    struct loss_projector *next; /* of the loss */
     char name[96];
     struct kernel_device *device;    /* of the parameters it is trained with */
     struct kernel_array value, grad; /* f32; no data: no map */
     bool begun;
     size_t in, out;
 };
-int loss_projector_new(struct loss_projector *p, const struct loss *l, const char *what, uint32_t number, size_t in,
+int loss_projector_new(struct loss_projector *p, struct loss *l, const char *what, uint32_t number, size_t in,
                        size_t out, struct param_set *own, struct err *e) MUST_CHECK;
-void loss_projector_release(struct loss_projector *p);
-struct grad_var *loss_project(struct grad_tape *t, struct loss_projector *p, struct grad_var *x); /* x p^T */
+/* x p^T; x where there is no map. */
+struct grad_var *loss_project(struct grad_tape *t, struct loss_projector *p, struct grad_var *x);
 
 /* What loss_type.points gets: a micro-batch after its graph and before grad_backward. */
 struct loss_points {

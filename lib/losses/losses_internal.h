@@ -135,7 +135,7 @@ int loss_two_vars(struct loss *l, struct loss_points *p, const struct loss_pair 
                   struct grad_var *b, loss_group_run *run, double share, struct err *e) MUST_CHECK;
 /* Refuses a loss whose terms, keys[n] with their weights, are all 0. */
 int loss_some_term(const struct loss *l, const char *const *keys, size_t n, struct err *e) MUST_CHECK;
-void loss_state_release(struct loss *l); /* a state of one piece of memory */
+void loss_state_release(struct loss *l); /* a state of one piece of memory, and the projectors in it */
 
 /* ---- attention --------------------------------------------------------------------------------------------------------------- */
 

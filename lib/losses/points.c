@@ -11,7 +11,7 @@
 static int want(const struct model_config *c, const char *whose, struct loss_point *points, size_t *n,
                 enum model_point p, uint32_t layer, struct err *e) {
     if (!model_point_cols(c, p, layer))
-        return err_set(e, ERR_DATA, "a loss wants %s of the %s's layer %u, which has none", model_point_name(p), whose,
+        return err_set(e, ERR_DATA, "a loss needs %s of the %s's layer %u, which has none", model_point_name(p), whose,
                        layer);
     for (size_t i = 0; i < *n; i++)
         if (points[i].point == p && points[i].layer == layer) return 0;
@@ -175,9 +175,10 @@ int loss_one_width(const struct loss *l, const struct loss_setting *s, const str
 
 /* ---- projectors ------------------------------------------------------------------------------------------------------------- */
 
-int loss_projector_new(struct loss_projector *p, const struct loss *l, const char *what, uint32_t number, size_t in,
+int loss_projector_new(struct loss_projector *p, struct loss *l, const char *what, uint32_t number, size_t in,
                        size_t out, struct param_set *own, struct err *e) {
-    *p = (struct loss_projector){.in = in, .out = out};
+    *p = (struct loss_projector){.next = l->projectors, .in = in, .out = out};
+    l->projectors = p;
     snprintf(p->name, sizeof p->name, "losses.%s.%s.%u.weight", l->column, what, number);
     p->device = own->device ? own->device : kernel_cpu();
     p->value = kernel_alloc(p->device, DT_F32, in * out, e);
@@ -199,13 +200,18 @@ int loss_projector_new(struct loss_projector *p, const struct loss *l, const cha
     return param_set_add(own, &param, e);
 }
 
-void loss_projector_release(struct loss_projector *p) {
-    kernel_free(p->device, p->value);
-    kernel_free(p->device, p->grad);
-    *p = (struct loss_projector){.in = 0};
+void loss_state_release(struct loss *l) {
+    for (struct loss_projector *p = l->projectors; p; p = p->next) {
+        kernel_free(p->device, p->value);
+        kernel_free(p->device, p->grad);
+    }
+    mem_free(l->state);
+    l->projectors = NULL;
+    l->state = NULL;
 }
 
 struct grad_var *loss_project(struct grad_tape *t, struct loss_projector *p, struct grad_var *x) {
+    if (!kernel_has_data(p->value)) return x;
     return grad_linear(t, x, grad_parameter(t, p->value, p->grad, &p->begun, p->out, p->in), NULL, NULL);
 }
 
@@ -261,11 +267,10 @@ int loss_rows(struct loss_points *p, loss_rows_run *run, double share, const flo
 
 int loss_states(struct loss_points *p, struct loss_projector *map, enum model_point point, const struct loss_pair *pair,
                 loss_rows_run *run, double share, struct err *e) {
-    struct grad_var *y = loss_student_point(p, point, pair->student);
     const float *t;
     size_t cols;
     if (loss_teacher_point(p, point, pair->teacher, &t, &cols, e)) return e->code;
-    if (kernel_has_data(map->value)) y = loss_project(p->t, map, y);
+    struct grad_var *y = loss_project(p->t, map, loss_student_point(p, point, pair->student));
     return loss_rows(p, run, share, t, y, e);
 }
 

@@ -26,11 +26,6 @@ int loss_some_term(const struct loss *l, const char *const *keys, size_t n, stru
     return err_set(e, ERR_USAGE, "the loss %s: all of its terms have the weight 0", l->type->name);
 }
 
-void loss_state_release(struct loss *l) {
-    mem_free(l->state);
-    l->state = NULL;
-}
-
 /* ---- instances ------------------------------------------------------------------------------------------------------------ */
 
 bool loss_pooled(const struct loss *l) {

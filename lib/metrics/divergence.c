@@ -181,11 +181,12 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     if (reference) kernel_argmax(reference_top, kernel_f32(reference), rows, vocab);
     struct block b = {&target, kl, ce, top, reference_top, reference};
     for (size_t r = 0; !rc && r < rows; r++) {
+        if (!knowledge_answered(&d->rows, &d->as, d->row + first + r)) continue;
+        d->positions++;
         if (!isfinite(kl[r]) || !isfinite(ce[r])) return not_finite(d, d->row + first + r, e);
         rc = add_kl(d, &b, r, e);
         if (!rc) rc = add_label(d, &b, r, e);
     }
-    d->positions += rows;
     return rc;
 }
 
@@ -247,16 +248,24 @@ uint64_t divergence_positions(const struct divergence *d) {
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 
+static const struct {
+    const char *name;
+    double q;
+} percentiles[] = {{"max", 1},  {"99.9", 0.999}, {"99", 0.99}, {"95", 0.95},   {"90", 0.9}, {"median", 0.5},
+                   {"10", 0.1}, {"5", 0.05},     {"1", 0.01},  {"0.1", 0.001}, {"min", 0}};
+
+bool metrics_is_percentile(const char *key) {
+    const char *last = strrchr(key, '_');
+    for (size_t i = 0; last && i < COUNT_OF(percentiles); i++)
+        if (!strcmp(last + 1, percentiles[i].name)) return true;
+    return false;
+}
+
 static bool put_percentiles(cJSON *o, const char *key, const struct buf *values) {
-    static const struct {
-        const char *name;
-        double q;
-    } shown[] = {{"max", 1},  {"99.9", 0.999}, {"99", 0.99}, {"95", 0.95},   {"90", 0.9}, {"median", 0.5},
-                 {"10", 0.1}, {"5", 0.05},     {"1", 0.01},  {"0.1", 0.001}, {"min", 0}};
     char name[64];
-    for (size_t i = 0; i < COUNT_OF(shown); i++) {
-        snprintf(name, sizeof name, "%s_%s", key, shown[i].name);
-        if (!json_put_f64(o, name, metrics_quantile(buf_f64(values), values->len / sizeof(double), shown[i].q)))
+    for (size_t i = 0; i < COUNT_OF(percentiles); i++) {
+        snprintf(name, sizeof name, "%s_%s", key, percentiles[i].name);
+        if (!json_put_f64(o, name, metrics_quantile(buf_f64(values), values->len / sizeof(double), percentiles[i].q)))
             return false;
     }
     return true;

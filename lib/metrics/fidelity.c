@@ -297,7 +297,7 @@ static int refill(struct candidate *c, struct err *e) {
 /* The first n sequences of both, positions in all. */
 static int check_same(const struct candidate *a, const struct candidate *b, size_t n, size_t positions, struct err *e) {
     const struct knowledge_rows *x = &a->rows, *y = &b->rows;
-    size_t rows = a->as.target == TARGET_SEQUENCE ? n : positions;
+    size_t rows = knowledge_first_row(&a->as, n, positions);
     if (!memcmp(x->lengths, y->lengths, n * sizeof *x->lengths) &&
         !memcmp(x->tokens, y->tokens, positions * sizeof *x->tokens) &&
         !memcmp(x->labels, y->labels, rows * sizeof *x->labels))

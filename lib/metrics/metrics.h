@@ -125,6 +125,8 @@ int divergence_read(struct divergence *d, struct stream_reader *r, metrics_watch
                     struct err *e) MUST_CHECK;
 uint64_t divergence_positions(const struct divergence *d);
 cJSON *divergence_json(struct divergence *d, struct err *e) MUST_CHECK;
+/* Is that a key of a result for a percentile, a minimum or a maximum ("kld_99.9")? */
+bool metrics_is_percentile(const char *key);
 void divergence_free(struct divergence *d);
 
 /* ---- fidelity of encodings ------------------------------------------------------------------------------------------ */

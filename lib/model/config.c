@@ -207,7 +207,7 @@ static int get_arch(struct model_config *c, const cJSON *o, struct arena *a, str
     if (rc) return rc;
     size_t n = strlen(arch);
     if (n == 0 || n > MODEL_MAX_ARCH || strspn(arch, "abcdefghijklmnopqrstuvwxyz0123456789_-.") != n)
-        return err_set(e, ERR_DATA, "\"arch\": '%.64s' is no name of an architecture", arch);
+        return err_set(e, ERR_DATA, "\"arch\": '%.64s' is not the name of an architecture", arch);
     c->arch = arena_strndup(a, arch, n, e);
     return c->arch ? 0 : e->code;
 }
@@ -323,7 +323,7 @@ static int check_features(const struct model_config *c, struct err *e) {
     bool classifies = c->output >= OUTPUT_CLASSES;
     if ((c->classes != 0) != classifies)
         return err_set(e, ERR_DATA, "%u classes in a model that %s", c->classes,
-                       classifies ? "is a classifier" : "is no classifier");
+                       classifies ? "is a classifier" : "is not a classifier");
     if (c->output == OUTPUT_SPAN && c->classes != 2)
         return err_set(e, ERR_DATA, "%u logits for each position of a span: expected 2, of its start and its end",
                        c->classes);

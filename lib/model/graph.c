@@ -452,6 +452,44 @@ size_t model_output_rows(const struct model_config *c, const struct model_input 
     return c->output == OUTPUT_CLASSES ? in->n_seqs : in->n_positions;
 }
 
+size_t model_asked_rows(const struct model_config *c, const struct model_input *in) {
+    if (!in->asked) return model_output_rows(c, in);
+    size_t n = 0;
+    for (size_t i = 0; i < in->n_positions; i++) n += in->asked[i] != 0;
+    return n;
+}
+
+/* Few rows, before others that nobody asked for. */
+struct few {
+    size_t n;
+    grad_loss_block *read;
+    void *ctx;
+};
+
+static int read_few(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
+                    struct kernel_array dlogits, struct err *e) {
+    const struct few *f = ctx;
+    (void)rows;
+    return f->read(f->ctx, first, f->n, vocab, logits, dlogits, e);
+}
+
+/* In f32 few rows have other bits than among many: they get company, unless the input has no more. */
+bool model_run_head(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
+                    grad_loss_block *read, void *ctx) {
+    struct grad_head head = model_logits_head(m, t);
+    size_t n = model_asked_rows(&m->config, in), made = 0;
+    size_t all = n > KERNEL_FEW_ROWS || h->rows <= KERNEL_FEW_ROWS ? n : KERNEL_FEW_ROWS + 1;
+    struct few few = {n, read, ctx};
+    if (!n) return true;
+    if (n == h->rows) return grad_head(t, h, &head, read, ctx);
+    uint32_t *rows = grad_alloc(t, all * sizeof *rows);
+    for (uint32_t i = 0; rows && i < in->n_positions; i++)
+        if (in->asked[i]) rows[made++] = i;
+    for (; rows && made < all; made++) rows[made] = rows[0];
+    h = rows ? grad_embed(t, h, rows, all) : NULL;
+    return h && (all > n ? grad_head(t, h, &head, read_few, &few) : grad_head(t, h, &head, read, ctx));
+}
+
 /* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the
  * matrix is stored (packed, the last panel is partly used). Nothing is ever added to their gradient,
  * which model_enable_grad zeroed. */
@@ -497,8 +535,7 @@ int model_infer(struct model *m, struct grad_tape *scratch, const struct model_i
     if (!fn) return 0;
     if (m->config.output == OUTPUT_NONE) return model_no_head(e);
     struct logits_reader r = {fn, ctx};
-    struct grad_head head = model_logits_head(m, scratch);
-    if (grad_head(scratch, h, &head, read_block, &r)) return 0;
+    if (model_run_head(m, scratch, in, h, read_block, &r)) return 0;
     int rc = grad_error(scratch, e);
     return rc ? rc : e->code;
 }

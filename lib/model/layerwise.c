@@ -445,15 +445,14 @@ int model_layerwise_logits(struct model_layerwise *l, struct grad_tape *t, const
     struct shifted s = {fn, ctx, 0};
     size_t position = 0;
     if (fn && c->output == OUTPUT_NONE) return model_no_head(e);
-    for (size_t i = 0; i < n; position += in[i].n_positions, s.first += model_output_rows(c, &in[i++])) {
+    for (size_t i = 0; i < n; position += in[i].n_positions, s.first += model_asked_rows(c, &in[i++])) {
         grad_reset(t);
         struct graph *g = graph_begin(l->m, t, &in[i], NULL, l->tap, l->tap_ctx, e);
         if (!g) return e->code;
         struct grad_var *h = graph_norm(g, take_states(l, &l->states, t, c->n_layers, position, in[i].n_positions));
         if (!h) return graph_failure(g);
         if (!fn) continue;
-        struct grad_head head = model_logits_head(l->m, t);
-        if (!grad_head(t, h, &head, shift_rows, &s)) return graph_failure(g);
+        if (!model_run_head(l->m, t, &in[i], h, shift_rows, &s)) return graph_failure(g);
     }
     return 0;
 }

@@ -181,9 +181,10 @@ uint32_t model_rope_tables(const struct model_rope *r);
 void model_inv_freq(const struct model_config *c, const struct model_rope *r, double *inv_freq);
 /* The pairs of YaRN up to which frequencies are kept, and from which on they are stretched, within 0 and dims - 1. */
 void model_yarn_bounds(const struct model_rope *r, uint32_t dims, double *low, double *high);
-/* A list of factors under `key`; *out in the arena. ERR_DATA: missing, or not numbers in range. */
-int model_rope_factors(const cJSON *o, const char *key, const float **out, uint32_t *n, struct arena *a,
-                       struct err *e) MUST_CHECK;
+/* LongRoPE's lists "short_factor" and "long_factor" of an object, into the arena; and back. ERR_DATA: one is missing, or holds
+ * something that is no number in range, or they differ in length. */
+int model_rope_get_factors(struct model_rope *r, const cJSON *o, struct arena *a, struct err *e) MUST_CHECK;
+bool model_rope_put_factors(cJSON *o, const struct model_rope *r);
 /* transformers' attention_factor where nobody says one: of YaRN 1 + ln(factor) / 10, of LongRoPE sqrt(1 + ln(factor) /
  * ln(original_context)); 1 where factor <= 1. */
 double model_rope_attention(enum rope_scaling scaling, double factor, uint32_t original_context);
@@ -529,6 +530,7 @@ struct model_input {
     const uint32_t *tokens;  /* [n_positions] */
     const uint32_t *lengths; /* [n_seqs], each >= 1, sum n_positions, at most config.context each */
     const uint32_t *types;   /* [n_positions] token types, or NULL: all 0. A model without two of them does not look */
+    const uint8_t *asked; /* [n_positions] 1 where logits are asked for, or NULL: everywhere. Not of OUTPUT_CLASSES */
 };
 
 /* What is seen at a point: x [rows][cols], valid during the call. */
@@ -586,8 +588,8 @@ uint32_t model_columns(const struct model *m);
 int model_check_head(const struct model_config *c, struct err *e) MUST_CHECK;
 
 /* Inference: hidden states, then logits in blocks of rows through `fn` (rows [first, first + rows) of
- * model_output_rows; `vocab` columns: model_n_tokens, or classes); host_logits may be overwritten. Memory: activations of
- * the batch and one block. */
+ * model_output_rows, or of those that in->asked asks for, to the bit the same ones; `vocab` columns: model_n_tokens, or
+ * classes); host_logits may be overwritten. Memory: activations of the batch and one block. */
 typedef int model_logits_fn(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e);
 int model_infer(struct model *m, struct grad_tape *scratch, const struct model_input *in, model_tap *tap, void *tap_ctx,
                 model_logits_fn *fn, void *ctx, struct err *e) MUST_CHECK;

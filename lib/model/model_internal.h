@@ -94,6 +94,11 @@ struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var 
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape);
 
+/* Rows of logits that are asked for; and the head over h [model_output_rows][*], of these rows alone. False: grad_error. */
+size_t model_asked_rows(const struct model_config *c, const struct model_input *in);
+bool model_run_head(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
+                    grad_loss_block *read, void *ctx);
+
 /* As model_graph, with caches, whose lengths are advanced. */
 struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
                                     struct kv_cache *const *caches, model_tap *tap, void *ctx, struct err *e);

@@ -27,7 +27,7 @@ int model_matcher_new(struct model_matcher **out, const struct model_pattern *p,
     if (compiled) return err_nomem(e, "a regular expression");
     PCRE2_UCHAR text[256];
     if (pcre2_get_error_message(code, text, sizeof text) < 0) text[0] = 0;
-    return err_set(e, ERR_USAGE, "'%.*s' is no regular expression: at character %zu: %s%s", (int)p->n, p->text,
+    return err_set(e, ERR_USAGE, "'%.*s' is not a regular expression: at character %zu: %s%s", (int)p->n, p->text,
                    (size_t)at, (const char *)text,
                    p->text[0] == '*' ? " (not a pattern of the shell: ffn matches any name with ffn in it)" : "");
 }

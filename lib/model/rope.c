@@ -39,6 +39,11 @@ static bool put_factors(cJSON *r, const char *key, const float *factors, uint32_
     return list != NULL;
 }
 
+bool model_rope_put_factors(cJSON *o, const struct model_rope *r) {
+    return put_factors(o, "short_factor", r->short_factor, r->n_factors) &&
+           put_factors(o, "long_factor", r->long_factor, r->n_factors);
+}
+
 bool rope_to_json(cJSON *o, const char *key, const struct model_rope *rope) {
     unsigned scaling = 1u << rope->scaling;
     cJSON *r = cJSON_AddObjectToObject(o, key);
@@ -48,13 +53,11 @@ bool rope_to_json(cJSON *o, const char *key, const struct model_rope *rope) {
         if (numbers[i].scalings & scaling) ok = json_put_f64(r, numbers[i].key, *number_at(rope, numbers[i].offset));
     if (ok && (scaling & (LLAMA3 | YARN | LONG))) ok = json_put_u64(r, "original_context", rope->original_context);
     if (ok && rope->no_truncate) ok = json_put_bool(r, "no_truncate", true);
-    if (ok && rope->scaling == ROPE_LONG)
-        ok = put_factors(r, "short_factor", rope->short_factor, rope->n_factors) &&
-             put_factors(r, "long_factor", rope->long_factor, rope->n_factors);
+    if (ok && rope->scaling == ROPE_LONG) ok = model_rope_put_factors(r, rope);
     return ok;
 }
 
-int model_rope_factors(const cJSON *o, const char *key, const float **out, uint32_t *n, struct arena *a,
+static int get_factors(const cJSON *o, const char *key, const float **out, uint32_t *n, struct arena *a,
                        struct err *e) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(o, key);
     int size = cJSON_IsArray(list) ? cJSON_GetArraySize(list) : 0;
@@ -73,12 +76,12 @@ int model_rope_factors(const cJSON *o, const char *key, const float **out, uint3
     return 0;
 }
 
-static int get_long(struct model_rope *rope, const cJSON *r, struct arena *a, struct err *e) {
+int model_rope_get_factors(struct model_rope *r, const cJSON *o, struct arena *a, struct err *e) {
     uint32_t n = 0;
-    int rc = model_rope_factors(r, "short_factor", &rope->short_factor, &n, a, e);
-    if (!rc) rc = model_rope_factors(r, "long_factor", &rope->long_factor, &rope->n_factors, a, e);
-    if (rc || n == rope->n_factors) return rc;
-    return err_set(e, ERR_DATA, "\"short_factor\" has %u numbers, \"long_factor\" %u", n, rope->n_factors);
+    int rc = get_factors(o, "short_factor", &r->short_factor, &n, a, e);
+    if (!rc) rc = get_factors(o, "long_factor", &r->long_factor, &r->n_factors, a, e);
+    if (rc || n == r->n_factors) return rc;
+    return err_set(e, ERR_DATA, "\"short_factor\" has %u numbers, \"long_factor\" %u", n, r->n_factors);
 }
 
 int rope_from_json(struct model_rope *rope, const cJSON *r, struct arena *a, struct err *e) {
@@ -96,7 +99,7 @@ int rope_from_json(struct model_rope *rope, const cJSON *r, struct arena *a, str
     if (!rc && (flag & (LLAMA3 | YARN | LONG))) rc = json_get_u64(r, "original_context", 1, UINT32_MAX, &original, e);
     rope->original_context = (uint32_t)original;
     if (!rc && scaling == ROPE_YARN) rc = json_opt_bool(r, "no_truncate", &rope->no_truncate, e);
-    return rc || scaling != ROPE_LONG ? rc : get_long(rope, r, a, e);
+    return rc || scaling != ROPE_LONG ? rc : model_rope_get_factors(rope, r, a, e);
 }
 
 /* ---- copies and limits ------------------------------------------------------------------------------------------- */

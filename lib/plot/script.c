@@ -36,7 +36,7 @@ static int check_log(const struct curve *c, size_t column, struct err *e) {
     for (size_t r = 0; r < c->t->n_rows; r++) {
         double v = c->t->values[r * c->t->n_cols + column];
         if (is_drawable(c, r) && !(v > 0))
-            return err_set(e, ERR_DATA, "%s: line %zu: column \"%.80s\": %g has no place on a logarithmic axis",
+            return err_set(e, ERR_DATA, "%s: line %zu: column \"%.80s\": %g cannot be drawn on a logarithmic axis",
                            c->t->name, r + 2, c->t->cols[column], v);
     }
     return 0;

@@ -116,7 +116,7 @@ static int take_tensor(struct prune_plan *p, const char *name, char **save, stru
     if (!text) return err_set(e, ERR_DATA, "'%.200s' without a shape and a sparsity", name);
     if (model_slot_parse(name, &s, e) || model_slot_index(p->from, s) < 0)
         return err_set(e, ERR_DATA, "this model has no tensor '%.200s': a plan for another model", name);
-    if (!model_role_is_matrix(s.role)) return err_set(e, ERR_DATA, "'%s' is no matrix", name);
+    if (!model_role_is_matrix(s.role)) return err_set(e, ERR_DATA, "'%s' is not a matrix", name);
     if (!prune_new_slot(p, s, &now)) return err_set(e, ERR_DATA, "'%s' is of a layer or an expert that goes", name);
     shape_of(p, now, shape);
     if (strcmp(said, shape) != 0)

@@ -122,6 +122,9 @@ struct prune_report {
     uint32_t **kept_experts;        /* [after.n_layers][experts] the same; NULL: none was to go */
     struct arena memory;
 };
+/* The layers that went, by their old numbers: "2, 5-8", "" if all stayed; what does not fit ends in "...". Returns out. */
+#define PRUNE_LAYERS_TEXT 256
+char *prune_layers_text(const struct prune_report *r, char out[PRUNE_LAYERS_TEXT]);
 
 /* Reads a model stream, writes the pruned one. Each tensor keeps its type; a quantized one becomes f32 only where columns go or single
  * weights become zero, since other numbers share its blocks then. ERR_USAGE / ERR_DATA when what is asked for cannot be (more than there is, statistics

@@ -24,6 +24,33 @@ int prune_fill_report(struct prune_report *r, const struct prune_plan *p, struct
     return 0;
 }
 
+/* Appends ", 3-5" or ", 3". */
+static size_t put_range(char *out, size_t size, uint32_t from, uint32_t to) {
+    int n = from == to ? snprintf(out, size, "%u", from) : snprintf(out, size, "%u-%u", from, to);
+    return n > 0 && (size_t)n < size ? (size_t)n : size - 1;
+}
+
+char *prune_layers_text(const struct prune_report *r, char out[PRUNE_LAYERS_TEXT]) {
+    size_t n = 0;
+    uint32_t next = 0; /* of the kept ones */
+    out[0] = 0;
+    for (uint32_t i = 0, first; i < r->before.n_layers; i++) {
+        if (next < r->after.n_layers && r->kept_layers[next] == i) {
+            next++;
+            continue;
+        }
+        for (first = i; i + 1 < r->before.n_layers && (next == r->after.n_layers || r->kept_layers[next] != i + 1);)
+            i++;
+        if (n + 32 > PRUNE_LAYERS_TEXT) {
+            snprintf(out + n, PRUNE_LAYERS_TEXT - n, ", ...");
+            break;
+        }
+        if (n) n += (size_t)snprintf(out + n, PRUNE_LAYERS_TEXT - n, ", ");
+        n += put_range(out + n, PRUNE_LAYERS_TEXT - n, first, i);
+    }
+    return out;
+}
+
 void prune_report_release(struct prune_report *r) {
     arena_release(&r->memory);
 }

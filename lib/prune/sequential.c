@@ -16,45 +16,12 @@ struct sequential {
     struct model *m;
     struct prune_plan plan;
     uint64_t positions;
-    size_t first, end;          /* slots of the layer at hand */
-    struct kernel_array *dense; /* [end - first] weights as they were; no data: not kept */
+    struct stats_part held; /* the layer at hand */
     struct buf scratch;
 };
 
 static bool needs_gram(const struct prune_options *o) {
     return o->reconstruct || o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS;
-}
-
-/* ---- the weights as they were --------------------------------------------------------------------------------------------- */
-
-static void swap_dense(void *ctx) {
-    struct sequential *q = ctx;
-    for (size_t i = q->first; i < q->end; i++) {
-        struct kernel_array now = q->m->params[i].value;
-        if (!kernel_has_data(q->dense[i - q->first])) continue;
-        q->m->params[i].value = q->dense[i - q->first];
-        q->dense[i - q->first] = now;
-    }
-}
-
-static int keep_dense(struct sequential *q, struct err *e) {
-    q->dense = mem_array(q->end - q->first, sizeof *q->dense, e);
-    if (!q->dense) return e->code;
-    memset(q->dense, 0, (q->end - q->first) * sizeof *q->dense);
-    for (size_t i = q->first; i < q->end; i++) {
-        const struct model_param *p = &q->m->params[i];
-        if (!q->o->reconstruct || !prune_is_sparse(q->plan.sparse[i])) continue;
-        q->dense[i - q->first] = kernel_alloc(q->m->device, DT_F32, p->n, e);
-        if (!kernel_has_data(q->dense[i - q->first])) return err_prefix(e, "tensor '%s'", p->desc.name);
-        kernel_convert(q->dense[i - q->first], p->value, p->n);
-    }
-    return 0;
-}
-
-static void drop_dense(struct sequential *q) {
-    for (size_t i = 0; q->dense && i < q->end - q->first; i++) kernel_free(q->m->device, q->dense[i]);
-    mem_free(q->dense);
-    q->dense = NULL;
 }
 
 /* ---- one matrix ------------------------------------------------------------------------------------------------------------ */
@@ -70,7 +37,7 @@ struct shared {
 };
 
 static const float *gram_of(const struct shared *h) {
-    return h->m->gram ? h->m->gram + h->part * h->m->cols * h->m->cols : NULL;
+    return h->m->gram[0] ? h->m->gram[0] + h->part * h->m->cols * h->m->cols : NULL;
 }
 
 /* b = w (gram + shift + ridge): the outputs that w had on the inputs as they were, against the inputs as they are. */
@@ -79,7 +46,7 @@ static float *wanted(const struct shared *h, const struct prune_matrix *w, struc
     float *b = mem_array(w->rows, n * sizeof *b, e);
     if (!b) return NULL;
     kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(gram_of(h)), 0, kernel_f32(b));
-    if (h->m->shift) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(h->m->shift), 1, kernel_f32(b));
+    if (h->m->shift[0]) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(h->m->shift[0]), 1, kernel_f32(b));
     for (size_t i = 0; i < w->rows * n; i++) b[i] += (float)(h->ridge * w->x[i]);
     return b;
 }
@@ -175,7 +142,7 @@ static int prune_readers(struct sequential *q, const struct stats_moments *m, co
     struct shared h = {.q = q, .m = m, .norms = mem_array(m->cols, sizeof *h.norms, e)};
     bool prepared = false;
     int rc = h.norms ? 0 : e->code;
-    for (size_t i = q->first; !rc && i < q->end; i++) {
+    for (size_t i = q->held.first; !rc && i < q->held.end; i++) {
         if (!reads(q, i, at)) continue;
         size_t part = m->n_experts ? model_slot_at(&q->m->config, i).expert - m->first_expert : 0;
         if (!prepared || part != h.part) {
@@ -194,7 +161,7 @@ static int prune_readers(struct sequential *q, const struct stats_moments *m, co
 static int prune_part(struct sequential *q, struct stats_moments_options *at, struct err *e) {
     struct stats_moments m = {0};
     bool any = false;
-    for (size_t i = q->first; i < q->end; i++) any |= reads(q, i, at);
+    for (size_t i = q->held.first; i < q->held.end; i++) any |= reads(q, i, at);
     if (!any) return 0;
     int rc = stats_moments_collect(&m, q->c->model, at, e);
     if (!rc) rc = prune_readers(q, &m, at, e);
@@ -210,8 +177,7 @@ static int prune_point(struct sequential *q, enum model_point point, uint32_t la
                                        .gram = needs_gram(q->o),
                                        .shift = q->o->reconstruct,
                                        .positions = q->positions,
-                                       .swap = swap_dense,
-                                       .swap_ctx = q};
+                                       .part = &q->held};
     bool of_experts = point == POINT_EXPERT_IN || point == POINT_EXPERT_DOWN_IN;
     if (!of_experts) return prune_part(q, &at, e);
     uint64_t cols = model_point_cols(c, point, layer), each = cols * cols * sizeof(float);
@@ -230,14 +196,14 @@ static int prune_point(struct sequential *q, enum model_point point, uint32_t la
 
 static int write_part(struct sequential *q, struct err *e) {
     int rc = 0;
-    for (size_t i = q->first; !rc && i < q->end; i++)
+    for (size_t i = q->held.first; !rc && i < q->held.end; i++)
         rc = model_save_param(&q->m->params[i], q->out, 0, &q->scratch, e);
     return rc;
 }
 
 /* In the type of the stream: the layer goes on with what a reader of the file will have. */
 static int round_part(struct sequential *q, struct err *e) {
-    for (size_t i = q->first; i < q->end; i++) {
+    for (size_t i = q->held.first; i < q->held.end; i++) {
         struct model_param *p = &q->m->params[i];
         enum dtype type = p->desc.dtype;
         if (type == DT_F32 || dtype_info(type)->is_quantized || !prune_is_sparse(q->plan.sparse[i])) continue;
@@ -251,7 +217,7 @@ static int round_part(struct sequential *q, struct err *e) {
 }
 
 static int check_finite(const struct sequential *q, struct err *e) {
-    for (size_t i = q->first; i < q->end; i++) {
+    for (size_t i = q->held.first; i < q->held.end; i++) {
         const struct model_param *p = &q->m->params[i];
         uint64_t bad = tensor_first_nonfinite(DT_F32, model_host_value(p), p->n);
         if (bad != p->n)
@@ -261,21 +227,27 @@ static int check_finite(const struct sequential *q, struct err *e) {
     return 0;
 }
 
+/* What will change, as it is. */
+static int keep_sparse(struct sequential *q, struct err *e) {
+    int rc = 0;
+    for (size_t i = q->held.first; !rc && i < q->held.end; i++)
+        if (prune_is_sparse(q->plan.sparse[i])) rc = stats_part_keep(&q->held, i, e);
+    return rc;
+}
+
 static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
     static const enum model_point points[] = {POINT_ATTN_IN,   POINT_O_IN,           POINT_FFN_IN, POINT_DOWN_IN,
                                               POINT_EXPERT_IN, POINT_EXPERT_DOWN_IN, POINT_LSTM_IN};
     struct sequential *q = ctx;
     const struct model_config *c = &q->m->config;
     bool is_layer = layer >= 0 && layer < c->n_layers;
-    (void)l;
-    q->first = layer < 0 ? 0 : model_slot_of_layer(c, (uint32_t)layer);
-    q->end = layer == c->n_layers ? model_slot_count(c) : model_slot_of_layer(c, (uint32_t)(layer + 1));
-    int rc = check_finite(q, e);
-    if (!rc && is_layer) rc = keep_dense(q, e);
+    int rc = stats_part_begin(&q->held, l, layer, e);
+    if (!rc) rc = check_finite(q, e);
+    if (!rc && is_layer && q->o->reconstruct) rc = keep_sparse(q, e);
     for (size_t i = 0; !rc && is_layer && i < COUNT_OF(points); i++) rc = prune_point(q, points[i], (uint32_t)layer, e);
-    drop_dense(q);
     if (!rc) rc = round_part(q, e);
     if (!rc) rc = write_part(q, e);
+    stats_part_release(&q->held);
     if (!rc && is_layer && q->c->progress) q->c->progress(q->c->progress_ctx, (uint32_t)layer + 1);
     return rc;
 }

@@ -46,16 +46,17 @@ bool prune_method_parse(const char *name, enum prune_method *out) {
 int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct err *e) {
     *out = (struct prune_sparsity){0};
     if (strchr(text, ':') ? parse_pattern(text, out) : parse_share(text, &out->share)) return 0;
-    return err_set(e, ERR_USAGE,
-                   "'%.40s' is no sparsity: a share from 0 to below 1 (0.5, 50%%), or N:M, N weights of each M kept, M "
-                   "at most %d (2:4)",
-                   text, PRUNE_MAX_GROUP);
+    return err_set(
+        e, ERR_USAGE,
+        "'%.40s' is not a sparsity: a share from 0 to below 1 (0.5, 50%%), or N:M, N weights of each M kept, M "
+        "at most %d (2:4)",
+        text, PRUNE_MAX_GROUP);
 }
 
 int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) {
     const char *equals = strrchr(text, '=');
     if (!equals || equals == text)
-        return err_set(e, ERR_USAGE, "'%.200s' is no REGEX=SPARSITY, such as ffn_down=0.3", text);
+        return err_set(e, ERR_USAGE, "'%.200s' is not REGEX=SPARSITY, such as ffn_down=0.3", text);
     out->pattern = (struct model_pattern){text, (size_t)(equals - text)};
     return prune_sparsity_parse(equals + 1, &out->sparsity, e);
 }

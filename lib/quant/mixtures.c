@@ -231,21 +231,30 @@ const struct quant_type *quant_type_at(size_t i) {
     return i < COUNT_OF(types) ? &types[i] : NULL;
 }
 
+static const char *join_names(char *out, size_t size, const char *between) {
+    size_t len = 0;
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        len += (size_t)snprintf(out + len, size - len, "%s%s", i ? between : "", types[i].name);
+    return out;
+}
+
+const char *quant_type_names(void) {
+    static char names[512];
+    return join_names(names, sizeof names, "|");
+}
+
 int quant_type_parse(const char *name, const struct quant_type **out, struct err *e) {
     static const char *const short_names[][2] = {{"q3_k", "q3_k_m"}, {"q4_k", "q4_k_m"}, {"q5_k", "q5_k_m"}};
-    char known[512] = "";
-    size_t len = 0;
+    char known[512];
     const char *full = name;
     for (size_t i = 0; i < COUNT_OF(short_names); i++)
         if (!strcasecmp(name, short_names[i][0])) full = short_names[i][1];
-    for (size_t i = 0; i < COUNT_OF(types); i++) {
+    for (size_t i = 0; i < COUNT_OF(types); i++)
         if (!strcasecmp(types[i].name, full)) {
             *out = &types[i];
             return 0;
         }
-        len += (size_t)snprintf(known + len, sizeof known - len, "%s%s", i ? ", " : "", types[i].name);
-    }
-    return err_set(e, ERR_USAGE, "unknown type '%.64s' (known: %s)", name, known);
+    return err_set(e, ERR_USAGE, "unknown type '%.64s' (known: %s)", name, join_names(known, sizeof known, ", "));
 }
 
 int quant_dtype_parse(const char *name, unsigned *out, struct err *e) {

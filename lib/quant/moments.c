@@ -89,7 +89,10 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     if (seen->point != m->point) return 0;
     enum quant_phase before = phase_enter(k->clock, QUANT_MOMENTS);
     if (m->experts) {
-        kernel_col_norms2(m->squares + seen->expert * m->cols, seen->x, seen->rows, m->cols);
+        /* In the order of positions: the last bit of a weight decides between scales that are as good as each other. */
+        float *sum = m->squares + seen->expert * m->cols;
+        for (size_t r = 0; r < seen->rows; r++)
+            for (size_t j = 0; j < m->cols; j++) sum[j] += seen->x[r * m->cols + j] * seen->x[r * m->cols + j];
     } else {
         size_t half = k->passes % 2, middle = seen->rows / 2, cols = m->cols;
         bool at_hand = k->dense && k->passes % k->dense->every == 0;

@@ -35,17 +35,26 @@ static void quantize_piece(void *ctx, size_t i, int thread) {
     }
 }
 
-static int quantize_rows(struct rows_job *j, double *squared_error, struct err *e) {
-    size_t pieces = (size_t)((j->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
+int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols, const float *importance,
+                     float *scratch, void *packed, double *squared_error, struct err *e) {
+    size_t pieces = (size_t)((rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
+    struct rows_job j = {.x = x,
+                         .y = packed,
+                         .back = scratch,
+                         .to = to,
+                         .rows = rows,
+                         .cols = cols,
+                         .row_bytes = dtype_row_bytes(to, cols),
+                         .importance = importance};
     struct arena a = {0};
-    j->error = arena_array(&a, pieces, sizeof *j->error, e);
-    j->failed = j->error ? arena_array(&a, pieces, sizeof *j->failed, e) : NULL;
-    int rc = j->failed ? 0 : e->code;
-    if (!rc) parallel_for(pieces, quantize_piece, j);
+    j.error = arena_array(&a, pieces, sizeof *j.error, e);
+    j.failed = j.error ? arena_array(&a, pieces, sizeof *j.failed, e) : NULL;
+    int rc = j.failed ? 0 : e->code;
+    if (!rc) parallel_for(pieces, quantize_piece, &j);
     *squared_error = 0;
     for (size_t i = 0; !rc && i < pieces; i++) {
-        *squared_error += j->error[i];
-        if (j->failed[i].code) *e = j->failed[i], rc = e->code;
+        *squared_error += j.error[i];
+        if (j.failed[i].code) *e = j.failed[i], rc = e->code;
     }
     arena_release(&a);
     return rc;
@@ -88,16 +97,8 @@ int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const
 
 int pass_round(struct pass *p, const float *x, uint64_t rows, uint64_t cols, const float *importance,
                unsigned char *packed, struct quant_tensor_report *t, struct err *e) {
-    struct rows_job job = {.x = x,
-                           .y = packed,
-                           .back = (float *)p->back.data,
-                           .to = t->to,
-                           .rows = rows,
-                           .cols = cols,
-                           .row_bytes = dtype_row_bytes(t->to, cols),
-                           .importance = importance};
     double error = 0;
-    int rc = quantize_rows(&job, &error, e);
+    int rc = quant_round_rows(t->to, x, rows, cols, importance, (float *)p->back.data, packed, &error, e);
     if (rc) return err_prefix(e, "tensor '%s'", t->name);
     pass_put_error(t, error, kernel_sum_squares(kernel_f32(x), rows * cols), rows * cols);
     return 0;
@@ -171,6 +172,12 @@ int pass_check_importance(struct pass *p, struct err *e) {
     return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
 }
 
+static bool any_half_quadratic(const struct quant_plan *plan) {
+    for (size_t i = 0; i < plan->n; i++)
+        if (quant_form(plan->choices[i].to)) return true;
+    return false;
+}
+
 /* The plan, and the room that it takes to carry it out. */
 int pass_prepare(struct pass *p, struct err *e) {
     bool weighed = false, informed = p->o->stats || p->o->importance;
@@ -182,6 +189,9 @@ int pass_prepare(struct pass *p, struct err *e) {
         /* with data, what is inside layers is weighed by that */
         if (!p->o->calibrated || !model_role_in_layer(s.role)) weighed |= pass_is_weighed(p, s, p->plan.choices[i].to);
     }
+    if (!rc && p->o->hqq && !any_half_quadratic(&p->plan))
+        rc = err_set(e, ERR_USAGE, "hqq changes nothing in %s: no type in it has scales of its own for it to move",
+                     p->o->plan ? p->o->plan_name : p->o->type->name);
     if (!rc && informed && !weighed && !p->o->planned_by_stats)
         rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: %s",
                      p->o->plan ? p->o->plan_name : p->o->type->name,

@@ -56,7 +56,7 @@ static int find_matrix(const struct model_config *c, const char *name, size_t *a
     struct model_slot s;
     if (model_slot_parse(name, &s, e) || model_slot_index(c, s) < 0)
         return err_set(e, ERR_DATA, "this model has no tensor '%.200s': a plan for another model", name);
-    if (!model_role_is_matrix(s.role)) return err_set(e, ERR_DATA, "'%s' is no matrix: it stays f32", name);
+    if (!model_role_is_matrix(s.role)) return err_set(e, ERR_DATA, "'%s' is not a matrix: it stays f32", name);
     *at = (size_t)model_slot_index(c, s);
     return 0;
 }

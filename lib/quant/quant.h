@@ -22,6 +22,7 @@ struct quant_type {
  * are. quant_type_at: for help; NULL past the end. */
 int quant_type_parse(const char *name, const struct quant_type **out, struct err *e) MUST_CHECK;
 const struct quant_type *quant_type_at(size_t i);
+const char *quant_type_names(void); /* "q8_0|q6_k|...", for completion. Static */
 /* The type of one matrix by its name ("q4_k"), in any case: of those that tensor_from_f32 makes. ERR_USAGE. */
 int quant_dtype_parse(const char *name, unsigned *out, struct err *e) MUST_CHECK;
 
@@ -50,6 +51,8 @@ struct quant_options {
     int (*importance)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                       bool *found, struct err *e);
     void *importance_ctx;
+    bool clip; /* ranges of groups are cut off where that is better by the importance, as AWQ does (quantize_stream) */
+    bool hqq;  /* after rounding, mins and scales by half-quadratic steps, which need no data (quantize_stream) */
     bool
         calibrated; /* the method sees data (quantize_layerwise): counts as importance for the matrices inside layers */
     /* What GGUF will make of it (lib/formats). NULL: as it is here. Will q, k and v be one tensor, of one type? */
@@ -144,6 +147,14 @@ struct quant_tensor_report {
 typedef int quant_report_fn(void *ctx, const struct quant_tensor_report *t, struct err *e);
 
 bool quant_report_put(cJSON *object, const struct quant_tensor_report *t); /* its members; false: memory is out */
+
+/*
+ * x [rows][cols] to nearest in type `to`, row by row, into packed; *squared_error is the sum of squares of what it left.
+ * importance [cols], of the columns' errors, may be NULL. scratch [parallel_threads()][cols]. ERR_DATA: a weight that the type cannot
+ * hold, naming its row.
+ */
+int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols, const float *importance,
+                     float *scratch, void *packed, double *squared_error, struct err *e) MUST_CHECK;
 
 /* What there is to say of all tensors. Begin with {0}. */
 struct quant_summary {

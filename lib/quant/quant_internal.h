@@ -1,8 +1,8 @@
 /*
  * Private to lib/quant: what the plan asks of mixtures, rules and its text.
  *
- * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, pass, quantize, (second_order.h: phases, grid,
- * refine, gptq; moments.h: moments, target), sequential, fisher, (budget.h: allocate, sense_cache, sensitivity, budget).
+ * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, pass, (second_order.h: phases, clip, grid, hqq,
+ * refine, gptq), quantize, (moments.h: moments, target), sequential, fisher, (budget.h: allocate, sense_cache, sensitivity, budget).
  */
 #ifndef RILL_QUANT_INTERNAL_H
 #define RILL_QUANT_INTERNAL_H

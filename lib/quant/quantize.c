@@ -1,5 +1,34 @@
 /* A model stream through its plan, one tensor at a time: to nearest. */
 #include "lib/quant/quant_internal.h"
+#include "lib/quant/second_order.h"
+
+/* Anew, for what a method changed after rounding. */
+static void measure_error(struct pass *p, const float *x, uint64_t n, uint64_t cols, struct quant_tensor_report *t) {
+    double error = 0;
+    float *back = (float *)p->back.data;
+    for (uint64_t at = 0; at < n; at += cols) {
+        tensor_to_f32(t->to, p->packed.data + at / cols * dtype_row_bytes(t->to, cols), back, cols);
+        for (uint64_t i = 0; i < cols; i++) error += ((double)back[i] - x[at + i]) * ((double)back[i] - x[at + i]);
+    }
+    pass_put_error(t, error, kernel_sum_squares(kernel_f32(x), n), n);
+}
+
+/* q and k are not clipped: what their largest channels lose turns up in every score. */
+static bool is_clipped(const struct pass *p, struct model_slot s, enum dtype to) {
+    return p->o->clip && quant_form(to) && s.role != ROLE_Q && s.role != ROLE_K;
+}
+
+/* What a method makes of a tensor that has been rounded to nearest. */
+static int improve(struct pass *p, struct model_slot s, const float *x, uint64_t n, uint64_t cols,
+                   const float *importance, struct quant_tensor_report *t, struct err *e) {
+    bool clips = importance && is_clipped(p, s, t->to), moves = p->o->hqq && hqq_takes(t->to);
+    int rc = 0;
+    if (clips) rc = clip_improve(t->to, x, n / cols, cols, importance, p->packed.data, e);
+    if (moves) rc = hqq_improve(t->to, x, n / cols, cols, p->packed.data, e);
+    if (rc) return err_prefix(e, "tensor '%s'", t->name);
+    if (clips || moves) measure_error(p, x, n, cols, t);
+    return 0;
+}
 
 static int write_quantized(struct pass *p, struct model_slot s, struct tensor_desc *d, const void *data,
                            struct quant_tensor_report *t, struct err *e) {
@@ -15,6 +44,7 @@ static int write_quantized(struct pass *p, struct model_slot s, struct tensor_de
     tensor_to_f32(from, data, x, n);
     if (pass_is_weighed(p, s, t->to)) rc = pass_importance_of(p, s, cols, &importance, e);
     if (!rc) rc = pass_round(p, x, n / cols, cols, importance, p->packed.data, t, e);
+    if (!rc) rc = improve(p, s, x, n, cols, importance, t, e);
     return rc ? rc : stream_write_tensor(p->out, d, NULL, p->packed.data, e);
 }
 

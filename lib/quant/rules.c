@@ -4,7 +4,7 @@
 int quant_rule_parse(const char *text, struct quant_rule *out, struct err *e) {
     const char *equals = strrchr(text, '=');
     if (!equals || equals == text)
-        return err_set(e, ERR_USAGE, "'%.200s' is no REGEX=TYPE, such as ffn_down=q6_k", text);
+        return err_set(e, ERR_USAGE, "'%.200s' is not REGEX=TYPE, such as ffn_down=q6_k", text);
     out->pattern = (struct model_pattern){text, (size_t)(equals - text)};
     return quant_dtype_parse(equals + 1, &out->dtype, e);
 }

@@ -2,7 +2,7 @@
  * Private to lib/quant: one matrix through the grid of its type with the Gram matrix of its inputs, H = sum x x^T, by which the
  * error of a row is (t - q)^T H (t - q), for the values t that are wanted and q that are stored.
  *
- * Order of files, each calling only those before it: phases, grid, refine, gptq.
+ * Order of files, each calling only those before it: phases, clip, grid, hqq, refine, gptq.
  */
 #ifndef RILL_QUANT_SECOND_ORDER_H
 #define RILL_QUANT_SECOND_ORDER_H
@@ -59,6 +59,29 @@ void grid_values(const struct grid *g, size_t row, size_t first, size_t n, float
  * which is kept up to date; error: its sum over rows.
  */
 int grid_refine(struct grid *g, const float *gram, float *residual, double error, unsigned sweeps,
+                struct err *e) MUST_CHECK;
+
+/* ---- clipping (clip.c) ------------------------------------------------------------------------------------------------ */
+
+/*
+ * What AWQ (Lin et al. 2023) does after its scales: the weights of each group are cut off at the share 1, 0.95 .. 0.55 of their largest
+ * magnitude at which they leave the least error when they are rounded, here weighed by importance [cols]. Blocks that
+ * `packed` has stay where theirs is less. Types with a quant_form. ERR_DATA as tensor_from_f32.
+ */
+int clip_improve(enum dtype to, const float *w, size_t rows, size_t cols, const float *importance,
+                 unsigned char *packed, struct err *e) MUST_CHECK;
+
+/* ---- HQQ (hqq.c) ----------------------------------------------------------------------------------------------------- */
+
+/*
+ * Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models": codes, and the min of each group (of grids
+ * without one the scale), for a small sum of |w - q|^p without any data, p 0.7. In turn outliers are taken from what is left, w - q, by
+ * soft thresholding with weight 1 / beta (beta 10, times 1.01 each time), the min is fitted to w less these by least squares,
+ * and codes are rounded; 20 times at most, while the sum of |w - q| of the group falls. Starts from the grid that `packed` has, whose
+ * other parameters stay. Mins and scales are rounded as they are stored. w [rows][cols].
+ */
+bool hqq_takes(enum dtype dtype);
+int hqq_improve(enum dtype dtype, const float *w, size_t rows, size_t cols, unsigned char *packed,
                 struct err *e) MUST_CHECK;
 
 /* ---- GPTQ (gptq.c) --------------------------------------------------------------------------------------------------- */

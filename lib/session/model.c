@@ -37,16 +37,22 @@ enum model_weight_format session_weight_format(const struct session_options *o) 
     return session_precision(o) == DT_BF16 ? WEIGHTS_PACKED : WEIGHTS_F32;
 }
 
-int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format format,
-                       struct model **out, struct digest *digest, struct err *e) {
+int session_load_model_totals(struct cli *c, const struct session_options *o, enum model_weight_format format,
+                              struct model **out, struct stream_totals *totals, struct err *e) {
     struct stream_reader *r;
-    struct stream_totals totals;
     if (cli_open_stream(c, o->model, session_role(o), STREAM_MODEL, &r, e) ||
         model_load(out, kernel_cpu(), r, format, e))
         return e->code;
-    stream_reader_totals(r, &totals);
-    if (digest) *digest = totals.digest;
+    stream_reader_totals(r, totals);
     return session_put_precision(c, o, *out, e);
+}
+
+int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format format,
+                       struct model **out, struct digest *digest, struct err *e) {
+    struct stream_totals totals = {0};
+    int rc = session_load_model_totals(c, o, format, out, &totals, e);
+    if (digest) *digest = totals.digest;
+    return rc;
 }
 
 static int keep_meta(const cJSON *from, cJSON **meta, struct err *e) {

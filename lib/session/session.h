@@ -48,16 +48,15 @@ struct session_options {
 #define SESSION_TRAINING_PRECISION(o) SESSION_PRECISION_OF(o, "auto|bf16|f32", SESSION_AUTO_HELP)
 #define SESSION_AUTO_HELP             "auto: bf16 where its products take no longer than those of f32 (AVX-512, AMX), "
 #define SESSION_INT8_HELP                                                                                              \
-    "int8: as bf16, but products with quantized weights are of integers, with activations rounded to 8 bits; a "       \
-    "single "                                                                                                          \
-    "sequence is generated two to four times as fast, and perplexity moves by 0.15% with q8_0, 0.5% with q4_0. "
+    "int8: as bf16, but quantized weights are multiplied as integers, with activations rounded to 8 bits: two to "     \
+    "four times as fast for a single sequence, at 0.15% in perplexity with q8_0 and 0.5% with q4_0. "
 /* ... of the passes of a program that runs the model only with another option */
 #define SESSION_DATA_PRECISION(o, option)    SESSION_PRECISION_WITH(o, "auto|bf16|f32", SESSION_AUTO_HELP, option)
 #define SESSION_PRECISION_OF(o, names, text) SESSION_PRECISION_WITH(o, names, text, NULL)
 #define SESSION_PRECISION_WITH(o, names, text, option)                                                                 \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
-        .needs = {option}, .help = "of activations and matrix products; sums are f32 in any case. " text "else f32"    \
+        .needs = {option}, .help = "of activations and matrix products; sums are always f32. " text "else f32"         \
     }
 /* The precision of the tape on this machine: DT_BF16 or DT_F32. */
 enum dtype session_precision(const struct session_options *o);
@@ -73,6 +72,9 @@ enum model_weight_format session_weight_format(const struct session_options *o);
  * digest of its stream. The caller frees *out. */
 int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format hold,
                        struct model **out, struct digest *digest, struct err *e) MUST_CHECK;
+/* The same with all totals of its stream: raw_bytes are those of its tensors as they are stored. */
+int session_load_model_totals(struct cli *c, const struct session_options *o, enum model_weight_format format,
+                              struct model **out, struct stream_totals *totals, struct err *e) MUST_CHECK;
 /* The vocabulary alone: from a file through its index, without reading the tensors; from a pipe by reading up to it.
  * The caller frees *out. */
 /* *meta, if meta is not NULL, becomes the model's META and the caller's. */
@@ -156,11 +158,17 @@ int session_detokenize(struct cli *c, const struct vocab *v, bool skip_special, 
 /* ---- taps: fields of what flows through a teacher ---------------------------------------------------------------------- */
 
 /* Adds to the format the fields that --tap asks for: "POINT[:LAYERS][:dtype=TYPE]", the point embed, hidden, attention, q, k, v or
- * output, layers as "3,5-7", "all" or "last", which is what a point of layers has without them. ERR_USAGE. */
-int session_tap_parse(const char *text, const struct model_config *c, uint32_t tap_positions,
-                      struct knowledge_format *f, struct err *e) MUST_CHECK;
+ * output, layers as "3,5-7", "all" or "last", which is what a point of layers has without them. They are sampled if the format has
+ * tap_positions; else `counted`: rows that are used alone are left out where positions do not count. ERR_USAGE. */
+int session_tap_parse(const char *text, const struct model_config *c, bool counted, struct knowledge_format *f,
+                      struct err *e) MUST_CHECK;
 /* "bf16", "int8" or "f32". ERR_USAGE. */
 int session_field_dtype(const char *name, enum dtype *out, struct err *e) MUST_CHECK;
+/* What --drop and --field-dtype make of the format of a stream: fields, or the response, that a pattern of `drop`
+ * matches go, and fields that stay are stored in the type, unless it is NULL. ERR_USAGE: a pattern names nothing, or
+ * there is no field for the type. */
+int session_choose_fields(const struct cli_list *drop, const char *dtype, struct knowledge_format *f,
+                          struct err *e) MUST_CHECK;
 /* For --help: what --tap takes. */
 #define SESSION_TAP_HELP                                                                                               \
     "keep more of the teacher than its answers, as POINT[:LAYERS][:dtype=bf16|int8|f32]: embed (the embedding), "      \
@@ -172,9 +180,14 @@ struct session_taps;
 /* The format, whose fields are of this configuration, must outlive it. */
 int session_taps_new(struct session_taps **out, const struct model_config *c, const struct knowledge_format *f,
                      uint64_t seed, struct err *e) MUST_CHECK;
-/* The next block: lengths [n_seqs] and numbers of its sequences. They must live until session_taps_give. */
-int session_taps_begin(struct session_taps *t, const uint32_t *lengths, const uint64_t *seqs, size_t n_seqs,
-                       struct err *e) MUST_CHECK;
+/* The next block. It must live until session_taps_give. */
+struct session_tap_block {
+    size_t n_seqs;
+    const uint32_t *lengths; /* [n_seqs] */
+    const uint64_t *seqs;    /* [n_seqs] numbers of the sequences */
+    const uint8_t *counted;  /* [positions] which of them count; NULL: all */
+};
+int session_taps_begin(struct session_taps *t, const struct session_tap_block *b, struct err *e) MUST_CHECK;
 /* Which positions of it are sampled; NULL: fields are not. */
 const uint8_t *session_taps_sampled(const struct session_taps *t);
 model_tap session_taps_see; /* ctx is the struct session_taps */
@@ -183,9 +196,15 @@ int session_taps_give(struct session_taps *t, struct knowledge_encoder *k, struc
 void session_taps_free(struct session_taps *t); /* NULL is fine */
 
 /* Prints what a stream of this format would take for the sequences of `tokens`, which is read to its end: a line for the response and
- * each field with bytes a token and in all, and their sum. */
-int session_print_sizes(const struct knowledge_format *f, struct stream_reader *tokens, FILE *out,
+ * each field with bytes a token and in all, and their sum. all_rows: also where positions do not count. */
+int session_print_sizes(const struct knowledge_format *f, struct session_data *tokens, bool all_rows, FILE *out,
                         struct err *e) MUST_CHECK;
+
+/* Which positions of whole sequences of the queue count, for knowledge of the target that is made of tokens of this format, into
+ * `counted`, u8 [n_positions]; *some false: all do, or none is told from the others. */
+int session_count_positions(const struct knowledge_format *tokens, enum stream_target target,
+                            const struct knowledge_rows *rows, size_t n_seqs, size_t n_positions, struct buf *counted,
+                            bool *some, struct err *e) MUST_CHECK;
 
 /* ---- a teacher: tokens in, logits into an encoder -------------------------------------------------------------------------- */
 
@@ -194,6 +213,8 @@ struct session_teacher_options {
     bool layerwise;
     /* Most positions of a forward pass; a longer sequence is a pass of its own. */
     uint64_t batch_tokens;
+    /* Answers and what is tapped are also made where positions do not count (knowledge_count_positions). */
+    bool all_rows;
     /* Fewest positions of a block, except the last; 0: as many as an eighth of the free memory holds states of. */
     uint64_t block_tokens;
 };

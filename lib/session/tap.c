@@ -1,4 +1,6 @@
-/* Taps: which points of a teacher become fields, and collecting their rows while a block of sequences goes through it. */
+/* Taps: which points of a teacher become fields, and which fields are passed on; collecting their rows while a block of
+ * sequences goes through the teacher. */
+#include <fnmatch.h>
 #include <string.h>
 
 #include "lib/session/session.h"
@@ -12,14 +14,16 @@ static const struct point {
     enum model_point point; /* that is watched; of attention, where queries come by */
     bool in_layer;
     enum knowledge_per per;
+    bool
+        alone; /* what a position has is used for it alone: others attend to its q, k and v (losses on relations of them) */
 } points[] = {
-    {"embed", POINT_EMBED, false, PER_POSITION},
-    {"hidden", POINT_LAYER, true, PER_POSITION},
-    {"attention", POINT_Q, true, PER_PAIR},
-    {"q", POINT_Q, true, PER_POSITION},
-    {"k", POINT_K, true, PER_POSITION},
-    {"v", POINT_V, true, PER_POSITION},
-    {"output", POINT_HEAD_IN, false, PER_POSITION},
+    {"embed", POINT_EMBED, false, PER_POSITION, true},
+    {"hidden", POINT_LAYER, true, PER_POSITION, true},
+    {"attention", POINT_Q, true, PER_PAIR, true},
+    {"q", POINT_Q, true, PER_POSITION, false},
+    {"k", POINT_K, true, PER_POSITION, false},
+    {"v", POINT_V, true, PER_POSITION, false},
+    {"output", POINT_HEAD_IN, false, PER_POSITION, true},
 };
 
 static const struct point *point_named(const char *name, size_t len) {
@@ -48,11 +52,12 @@ int session_field_dtype(const char *name, enum dtype *out, struct err *e) {
 
 /* One field for a layer, or for a point outside layers. */
 static int add_field(const struct point *p, const struct model_config *c, uint32_t layer, enum dtype dtype,
-                     uint32_t tap_positions, struct knowledge_format *f, struct err *e) {
+                     bool counted, struct knowledge_format *f, struct err *e) {
     struct knowledge_field field = {.layer = p->in_layer ? layer : KNOWLEDGE_NO_LAYER,
                                     .per = p->per,
                                     .dtype = dtype,
-                                    .sampled = tap_positions != 0,
+                                    .sampled = f->tap_positions != 0,
+                                    .counted = counted && p->alone && !f->tap_positions && f->target != TARGET_SEQUENCE,
                                     .causal = p->per == PER_PAIR && !c->bidirectional};
     memcpy(field.point, p->name, strlen(p->name) + 1);
     if (p->point == POINT_Q) field.heads = c->layers[layer].n_heads;
@@ -64,7 +69,7 @@ static int add_field(const struct point *p, const struct model_config *c, uint32
 
 /* "3,5-7", "all" or "last", of length len. */
 static int add_layers(const char *text, size_t len, const struct point *p, const struct model_config *c,
-                      enum dtype dtype, uint32_t tap_positions, struct knowledge_format *f, struct err *e) {
+                      enum dtype dtype, bool counted, struct knowledge_format *f, struct err *e) {
     char copy[256], *save = NULL;
     uint64_t first = c->n_layers - 1, last = first;
     if (len >= sizeof copy) return err_set(e, ERR_USAGE, "--tap %s: a list of layers too long", p->name);
@@ -79,19 +84,19 @@ static int add_layers(const char *text, size_t len, const struct point *p, const
         else {
             if (dash) *dash++ = 0;
             if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last)
-                return err_set(e, ERR_USAGE, "--tap %s: \"%.*s\" is no list of layers", p->name, (int)len, text);
+                return err_set(e, ERR_USAGE, "--tap %s: \"%.*s\" is not a list of layers", p->name, (int)len, text);
             if (last >= c->n_layers)
                 return err_set(e, ERR_USAGE, "--tap %s: layer %llu of a teacher of %u, which are numbered from 0",
                                p->name, (unsigned long long)last, c->n_layers);
         }
         for (uint64_t l = first; l <= last; l++)
-            if (add_field(p, c, (uint32_t)l, dtype, tap_positions, f, e)) return e->code;
+            if (add_field(p, c, (uint32_t)l, dtype, counted, f, e)) return e->code;
     }
     return 0;
 }
 
-int session_tap_parse(const char *text, const struct model_config *c, uint32_t tap_positions,
-                      struct knowledge_format *f, struct err *e) {
+int session_tap_parse(const char *text, const struct model_config *c, bool counted, struct knowledge_format *f,
+                      struct err *e) {
     static const char dtype_key[] = "dtype=";
     const char *layers = NULL;
     size_t len = strcspn(text, ":"), layers_len = 0;
@@ -114,8 +119,38 @@ int session_tap_parse(const char *text, const struct model_config *c, uint32_t t
             layers = s, layers_len = n;
         s += n;
     }
-    if (!p->in_layer) return add_field(p, c, 0, dtype, tap_positions, f, e);
-    return add_layers(layers ? layers : "last", layers ? layers_len : 4, p, c, dtype, tap_positions, f, e);
+    if (!p->in_layer) return add_field(p, c, 0, dtype, counted, f, e);
+    return add_layers(layers ? layers : "last", layers ? layers_len : 4, p, c, dtype, counted, f, e);
+}
+
+/* ---- fields that are passed on --------------------------------------------------------------------------------- */
+
+/* A pattern that names nothing is a mistake. */
+static int drop_fields(struct knowledge_format *f, const char *pattern, struct err *e) {
+    uint32_t kept = 0;
+    bool response = f->encoding && !fnmatch(pattern, "response", 0);
+    for (uint32_t i = 0; i < f->n_fields; i++)
+        if (fnmatch(pattern, f->fields[i].name, 0) != 0) f->fields[kept++] = f->fields[i];
+    if (kept == f->n_fields && !response) return err_set(e, ERR_USAGE, "--drop %s: there is no such field", pattern);
+    f->n_fields = kept;
+    if (response) f->encoding = KNOW_NONE;
+    return 0;
+}
+
+int session_choose_fields(const struct cli_list *drop, const char *field_dtype, struct knowledge_format *f,
+                          struct err *e) {
+    enum dtype dtype = DT_BF16;
+    bool sampled = false;
+    if (field_dtype && !f->n_fields) return err_set(e, ERR_USAGE, "--field-dtype: nothing was tapped");
+    for (size_t i = 0; i < drop->n; i++)
+        if (drop_fields(f, drop->items[i], e)) return e->code;
+    if (field_dtype && session_field_dtype(field_dtype, &dtype, e)) return e->code;
+    for (uint32_t i = 0; i < f->n_fields; i++) {
+        if (field_dtype) f->fields[i].dtype = dtype;
+        sampled |= f->fields[i].sampled;
+    }
+    if (!sampled) f->tap_positions = 0;
+    return 0;
 }
 
 /* ---- collecting ------------------------------------------------------------------------------------------------------------ */
@@ -135,7 +170,8 @@ struct session_taps {
     uint64_t seed;
     const uint32_t *lengths;
     size_t n_seqs;
-    struct buf sampled; /* u8, one for each position of the block */
+    const uint8_t *counted; /* [positions of the block], or NULL: all count */
+    struct buf sampled;     /* u8, one for each position of the block */
     struct buf weights;
     struct tapped fields[KNOWLEDGE_MAX_FIELDS];
 };
@@ -166,27 +202,34 @@ void session_taps_free(struct session_taps *t) {
     mem_free(t);
 }
 
-int session_taps_begin(struct session_taps *t, const uint32_t *lengths, const uint64_t *seqs, size_t n_seqs,
-                       struct err *e) {
+int session_taps_begin(struct session_taps *t, const struct session_tap_block *b, struct err *e) {
     uint8_t *flags;
-    t->lengths = lengths;
-    t->n_seqs = n_seqs;
+    size_t at = 0;
+    t->lengths = b->lengths;
+    t->n_seqs = b->n_seqs;
+    t->counted = b->counted;
     t->sampled.len = 0;
     for (uint32_t i = 0; i < t->f->n_fields; i++) {
         struct tapped *x = &t->fields[i];
         x->seq = x->at = x->part.values.len = x->part.scales.len = 0;
     }
-    for (size_t i = 0; t->f->tap_positions && i < n_seqs; i++) {
-        if (buf_reserve(&t->sampled, lengths[i], e)) return e->code;
+    for (size_t i = 0; t->f->tap_positions && i < b->n_seqs; at += b->lengths[i++]) {
+        if (buf_reserve(&t->sampled, b->lengths[i], e)) return e->code;
         flags = t->sampled.data + t->sampled.len;
-        knowledge_sample_positions(t->seed, seqs[i], t->f->tap_positions, lengths[i], flags);
-        t->sampled.len += lengths[i];
+        knowledge_sample_positions(t->seed, b->seqs[i], t->f->tap_positions, b->lengths[i],
+                                   b->counted ? b->counted + at : NULL, flags);
+        t->sampled.len += b->lengths[i];
     }
     return 0;
 }
 
 const uint8_t *session_taps_sampled(const struct session_taps *t) {
     return t->f->tap_positions ? t->sampled.data : NULL;
+}
+
+/* Which positions of the block the field has rows of; NULL: all. */
+static const uint8_t *rows_of(const struct session_taps *t, const struct knowledge_field *field) {
+    return field->sampled ? t->sampled.data : field->counted ? t->counted : NULL;
 }
 
 /* Moves on by whole sequences of `rows` positions together. */
@@ -198,10 +241,11 @@ static void advance(struct session_taps *t, struct tapped *x, size_t rows) {
 static int see_rows(struct session_taps *t, uint32_t i, const float *x, size_t rows, size_t cols, struct err *e) {
     const struct knowledge_field *field = &t->f->fields[i];
     struct tapped *to = &t->fields[i];
+    const uint8_t *some = rows_of(t, field);
     int rc = 0;
-    if (!field->sampled) rc = knowledge_part_add(&to->part, field, rows, cols, x, e);
-    for (size_t r = 0; field->sampled && !rc && r < rows; r++)
-        if (t->sampled.data[to->at + r]) rc = knowledge_part_add(&to->part, field, 1, cols, x + r * cols, e);
+    if (!some) rc = knowledge_part_add(&to->part, field, rows, cols, x, e);
+    for (size_t r = 0; some && !rc && r < rows; r++)
+        if (some[to->at + r]) rc = knowledge_part_add(&to->part, field, 1, cols, x + r * cols, e);
     advance(t, to, rows);
     return rc;
 }
@@ -211,8 +255,9 @@ static int keep_weights(struct session_taps *t, uint32_t i, size_t first, size_t
     const struct knowledge_field *field = &t->f->fields[i];
     const float *p = (const float *)t->weights.data;
     struct tapped *to = &t->fields[i];
+    const uint8_t *some = rows_of(t, field);
     for (size_t r = 0; r < n; r++, p += field->heads * length) {
-        if (field->sampled && !t->sampled.data[to->at + first + r]) continue;
+        if (some && !some[to->at + first + r]) continue;
         size_t seen = field->causal ? first + r + 1 : length;
         for (uint32_t h = 0; h < field->heads; h++)
             if (knowledge_part_add(&to->part, field, 1, seen, p + h * length, e)) return e->code;

@@ -23,7 +23,10 @@ struct session_teacher {
     struct knowledge_format format; /* of the tokens; the teacher's vocabulary size where they state none */
     struct knowledge_rows rows;
     struct batch batch;
+    struct knowledge_format data;       /* as the tokens' META says */
     struct buf passes, inputs;          /* struct pass; struct model_input */
+    struct buf flags;                   /* u8: which positions at the head of the queue count */
+    const uint8_t *counted;             /* them, or NULL: all */
     struct session_taps *taps;          /* NULL: nothing is tapped */
     const struct knowledge_format *out; /* what is */
     bool answers;                       /* logits are asked for */
@@ -99,6 +102,7 @@ void session_teacher_free(struct session_teacher *t) {
     batch_release(&t->batch);
     buf_release(&t->passes);
     buf_release(&t->inputs);
+    buf_release(&t->flags);
     session_taps_free(t->taps);
     mem_free(t);
 }
@@ -134,6 +138,7 @@ static int lay_out_inputs(struct session_teacher *t, const struct model_input **
     const struct pass *p = (const struct pass *)t->passes.data;
     const uint32_t *tokens = t->rows.tokens, *lengths = t->rows.lengths;
     const uint32_t *types = t->rows.types;
+    const uint8_t *counted = t->counted;
     int rc = 0;
     *n = t->passes.len / sizeof *p;
     t->inputs.len = 0;
@@ -141,6 +146,7 @@ static int lay_out_inputs(struct session_teacher *t, const struct model_input **
         struct model_input one = {
             .n_positions = p[i].n_positions, .n_seqs = p[i].n_seqs, .tokens = tokens, .lengths = lengths};
         if (types) one.types = types, types += p[i].n_positions;
+        if (counted) one.asked = counted, counted += p[i].n_positions;
         rc = buf_append(&t->inputs, &one, sizeof one, e);
         tokens += p[i].n_positions;
         lengths += p[i].n_seqs;
@@ -166,25 +172,38 @@ static int announce(struct session_teacher *t, struct err *e) {
         .lengths = t->rows.lengths,
         .mask = t->rows.mask,
         .labels = t->rows.labels,
-        .types = t->rows.types};
+        .types = t->rows.types,
+        .counted = t->counted};
     if (t->taps) in.sampled = session_taps_sampled(t->taps);
     if (!t->to && make_encoder(t, e)) return e->code;
     return knowledge_encoder_begin(t->to, &in, e);
+}
+
+/* Which positions of the block count. */
+static int count_block(struct session_teacher *t, struct err *e) {
+    bool some = false;
+    if (!t->how.all_rows &&
+        session_count_positions(&t->data, t->format.target, &t->rows, t->n_seqs, t->n_positions, &t->flags, &some, e))
+        return e->code;
+    t->counted = some ? t->flags.data : NULL;
+    return 0;
 }
 
 static int infer_block(struct session_teacher *t, struct err *e) {
     const struct model_input *in;
     size_t n;
     if (!t->n_seqs) return 0;
-    int rc = lay_out_inputs(t, &in, &n, e);
-    if (!rc && t->taps) rc = session_taps_begin(t->taps, t->rows.lengths, t->rows.seqs, t->n_seqs, e);
+    int rc = count_block(t, e);
+    if (!rc) rc = lay_out_inputs(t, &in, &n, e);
+    struct session_tap_block block = {t->n_seqs, t->rows.lengths, t->rows.seqs, t->counted};
+    if (!rc && t->taps) rc = session_taps_begin(t->taps, &block, e);
     if (!rc && t->layerwise) rc = model_layerwise_run(t->layerwise, t->scratch, in, n, layer_done, t, e);
     if (!rc) rc = announce(t, e);
     model_logits_fn *fn = t->answers ? put_logits : NULL;
     if (!rc && t->layerwise) rc = model_layerwise_logits(t->layerwise, t->scratch, in, n, fn, t, e);
     for (size_t i = 0; !rc && !t->layerwise && i < n; i++)
         rc = model_infer(t->model, t->scratch, &in[i], t->taps ? session_taps_see : NULL, t->taps, fn, t, e);
-    if (!rc && !fn) rc = session_taps_give(t->taps, t->to, e);
+    if (!rc && t->taps) rc = session_taps_give(t->taps, t->to, e); /* of positions after the last logits */
     if (!rc && !fn)
         rc =
             knowledge_encoder_rows(t->to, t->format.target == TARGET_SEQUENCE ? t->n_seqs : t->n_positions, NULL, 0, e);
@@ -213,7 +232,7 @@ int session_teacher_infer(struct session_teacher *t, struct session_data *tokens
     bool more = true;
     t->answers = inv_temperature > 0;
     if (t->answers && model_check_head(config, e)) return e->code;
-    t->format = tokens->format;
+    t->format = t->data = tokens->format;
     if (knowledge_fit_target(&t->format, model_predicts(config), model_columns(session_teacher_model(t)), e))
         return e->code;
     t->format.vocab_size = model_n_tokens(session_teacher_model(t));
@@ -222,7 +241,7 @@ int session_teacher_infer(struct session_teacher *t, struct session_data *tokens
     t->inv_temperature = inv_temperature;
     t->ready = ready;
     t->ctx = ctx;
-    cli_progress_begin(t->c, "token", 0);
+    cli_progress_begin(t->c, "tokens", 0);
     while (true) {
         if (knowledge_read(tokens->stream, &tokens->format, &t->batch, &more, e)) return e->code;
         if (!more) break;

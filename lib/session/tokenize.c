@@ -90,7 +90,7 @@ static int name_classes(struct work *w, const cJSON *model, struct err *e) {
     w->classes = mem_array((size_t)n, sizeof *w->classes, e);
     if (!w->classes) return e->code;
     cJSON_ArrayForEach(name, list) {
-        if (!cJSON_IsString(name)) return err_set(e, ERR_DATA, "the model's \"labels\" are no names");
+        if (!cJSON_IsString(name)) return err_set(e, ERR_DATA, "the model's \"labels\" are not names");
         w->classes[w->o.n_classes++] = name->valuestring;
     }
     w->o.classes = w->classes;

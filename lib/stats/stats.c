@@ -285,7 +285,7 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
                       struct err *e) {
     struct item t = find_item(s, d->name);
     if (!t.n)
-        return err_set(e, ERR_DATA, "%s: tensor '%s' is no statistic of this model", stream_reader_name(r), d->name);
+        return err_set(e, ERR_DATA, "%s: tensor '%s' is not a statistic of this model", stream_reader_name(r), d->name);
     if (d->dtype != DT_F64 || d->rank != t.rank || tensor_elems(d) != t.n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' has the wrong type or shape", stream_reader_name(r), d->name);
     int rc = stream_load_tensor(r, data, e);
@@ -293,8 +293,8 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
     for (uint64_t i = 0; i < t.n; i++) {
         double v = ((const double *)data->data)[i];
         if (!isfinite(v) || v < (t.rank ? 0 : -1e30))
-            return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is no sum (%g)", stream_reader_name(r), d->name,
-                           (unsigned long long)i, v);
+            return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is not a sum (%g)", stream_reader_name(r),
+                           d->name, (unsigned long long)i, v);
         t.sum[i] += v;
     }
     return 0;
@@ -399,6 +399,14 @@ double stats_influence(const struct stats *s, uint32_t layer) {
     return s->positions ? s->layers[layer].influence / (double)s->positions : 0;
 }
 
+void stats_rank_layers(const struct stats *s, uint32_t *out) {
+    for (uint32_t n = 0; n < s->config.n_layers; n++) {
+        uint32_t at = n;
+        for (; at && stats_influence(s, out[at - 1]) > stats_influence(s, n); at--) out[at] = out[at - 1];
+        out[at] = n;
+    }
+}
+
 bool stats_input_point(const struct model_config *c, enum model_role role, enum model_point *out) {
     if (role == ROLE_EMBED && c->tied) role = ROLE_HEAD;
     *out = model_role_info(role)->input;
@@ -409,11 +417,19 @@ const struct model_config *stats_config(const struct stats *s) {
     return &s->config;
 }
 
-const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
+static const double *input_sum(const struct stats *s, struct model_slot slot, enum sum_kind kind, uint64_t *cols,
+                               double *positions) {
     enum model_point point;
     if (!stats_input_point(&s->config, slot.role, &point)) return NULL;
     const struct point_sums *sums = point_of(s, point, model_role_in_layer(slot.role) ? slot.layer : 0, slot.expert);
     *cols = sums->cols;
     *positions = is_of_expert(point) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;
-    return sums->sum[SUM_SQ];
+    return sums->sum[kind];
+}
+
+const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
+    return input_sum(s, slot, SUM_SQ, cols, positions);
+}
+const double *stats_input_abs(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions) {
+    return input_sum(s, slot, SUM_ABS, cols, positions);
 }

@@ -39,6 +39,8 @@ const struct model_config *stats_config(const struct stats *s);
 /* The sum of squares of the input of a slot's matrix, its columns, and over how many positions; NULL where none is
  * watched (stats_input_point). */
 const double *stats_input_sq(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
+/* The same of |x|. */
+const double *stats_input_abs(const struct stats *s, struct model_slot slot, uint64_t *cols, double *positions);
 
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Reads all segments and adds them up. */
@@ -57,6 +59,8 @@ const double *stats_input_seq_sq(const struct stats *s, enum model_point p, stru
 double stats_expert_count(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_expert_output(const struct stats *s, uint32_t layer, uint32_t expert);
 double stats_influence(const struct stats *s, uint32_t layer); /* mean over positions */
+/* The layers' numbers by their influence, the least first, equals by number: [layers of the model]. */
+void stats_rank_layers(const struct stats *s, uint32_t *out);
 size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
 
 /* The point whose values are the input of a matrix: false for the embedding, unless tied: it is the output too. */
@@ -73,18 +77,30 @@ struct stats_moments {
     size_t cols;
     uint32_t first_expert, n_experts; /* of points of experts; else n_experts is 0, and arrays have one part */
     float *squares;                   /* [parts][cols] sum y^2 */
-    float *gram;                      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
-    float *shift; /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+    /* With halves: of one half and of the other. Else the first is of all, and the second NULL. */
+    float *gram[2];  /* [parts][cols][cols] sum y y^T; NULL: not asked for */
+    float *shift[2]; /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
 };
+
+/* The tensors that a visit has in memory, and what some of them were. */
+struct stats_part {
+    struct model *m;
+    size_t first, end;        /* slots */
+    struct kernel_array *was; /* [end - first]; no data: not kept */
+};
+/* Of the layer that model_layerwise_change visits. On failure too the caller releases p. */
+int stats_part_begin(struct stats_part *p, struct model_layerwise *l, int64_t layer, struct err *e) MUST_CHECK;
+int stats_part_keep(struct stats_part *p, size_t slot, struct err *e) MUST_CHECK; /* the values that it has now */
+void stats_part_release(struct stats_part *p);
+
 struct stats_moments_options {
     enum model_point point;
     uint32_t layer;
     uint32_t first_expert, n_experts; /* which experts, of a point that has some */
-    bool gram, shift;                 /* shift: keeps x of all `positions` of the block for the time of the call */
+    bool gram, shift; /* shift: with gram; keeps x of all `positions` of the block for the time of the call */
+    bool halves; /* gram and shift apart for two halves of the data: each pass is cut in the middle. Not of experts */
     uint64_t positions;
-    void (*swap)(
-        void *ctx); /* puts the layer's weights as they were in place of those that are there, and back; for shift */
-    void *swap_ctx;
+    struct stats_part *part; /* for shift: what x comes through is as it was kept */
 };
 /* In a visit, of a layer. Runs it up to the point, twice for shift (model_changes.dense). The caller releases m, on failure too. */
 int stats_moments_collect(struct stats_moments *m, struct model_layerwise *l, const struct stats_moments_options *o,

@@ -89,7 +89,7 @@ static int zstd_unpack(struct codec_thread *t, const void *src, size_t n_src, vo
                        content == ZSTD_CONTENTSIZE_UNKNOWN ? "does not say its size" : "of another size", n);
     uint64_t window = zstd_window(src, n_src, content);
     if (window > LIMIT_WINDOW)
-        return err_set(e, ERR_DATA, "zstd frame wants a window of %" PRIu64 " bytes, at most %" PRIu64, window,
+        return err_set(e, ERR_DATA, "zstd frame needs a window of %" PRIu64 " bytes, at most %" PRIu64, window,
                        LIMIT_WINDOW);
     size_t r = ZSTD_decompressDCtx(t->dctx, dst, n, src, n_src);
     if (ZSTD_isError(r)) return err_set(e, ERR_DATA, "zstd: %s", ZSTD_getErrorName(r));

@@ -277,7 +277,7 @@ void stream_reader_skim(struct stream_reader *r) {
 
 int stream_reader_seek(struct stream_reader *r, uint64_t offset, struct err *e) {
     if (reader_failed(r, e)) return e->code;
-    if (!r->in.regular) return err_set(e, ERR_IO, "%s: cannot seek in what is no regular file", r->name);
+    if (!r->in.regular) return err_set(e, ERR_IO, "%s: cannot seek: it is not a regular file", r->name);
     if (input_seek(&r->in, offset, e)) return reader_remember(r, e);
     r->meta_pending = r->between = r->eof = false;
     r->chunk_ready = r->inside = false;

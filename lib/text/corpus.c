@@ -412,7 +412,7 @@ static int pack_window(struct corpus *c, struct err *e) {
 
 static int grow_window(struct corpus *c, struct err *e) {
     if (c->goal >= MAX_WINDOW)
-        return err_set(e, ERR_DATA, "%zu bytes from byte %llu on have no place to cut: %s", c->window.len,
+        return err_set(e, ERR_DATA, "%zu bytes from byte %llu on cannot be cut: %s", c->window.len,
                        (unsigned long long)c->bytes, is_record(c) ? "a line is too long" : "nothing but one word");
     c->goal *= 2;
     return 0;

@@ -7,7 +7,7 @@
 static int column(const char *line, size_t n, const char *number, const char **text, size_t *len, struct err *e) {
     uint64_t wanted;
     if (!parse_u64(number, &wanted) || !wanted)
-        return err_set(e, ERR_USAGE, "\"%s\" is no column: they are numbered from 1", number);
+        return err_set(e, ERR_USAGE, "\"%s\" is not a column: they are numbered from 1", number);
     for (uint64_t i = 1;; i++) {
         const char *tab = memchr(line, '\t', n);
         *text = line;

@@ -45,7 +45,7 @@ static int encode_words(struct text_worker *w, const struct vocab *v, const stru
     cJSON_ArrayForEach(word, words) {
         uint32_t label;
         size_t before = ids->n;
-        if (!cJSON_IsString(word)) return err_set(e, ERR_DATA, "word %d is no string", number);
+        if (!cJSON_IsString(word)) return err_set(e, ERR_DATA, "word %d is not a string", number);
         if (read_tag(tag, o, &label, e) || encode_word(w, v, o, word->valuestring, ids, scratch, e))
             return err_prefix(e, "word %d", number);
         for (size_t i = before; i < ids->n; i++) {

@@ -72,7 +72,7 @@ static int check_step(const struct text_step *s, struct err *e) {
     if (!r) return err_set(e, ERR_DATA, "step %u of the tokenizer is not known", s->op);
     if (s->arg > r->max_arg || (r->needs_a ? !s->n_a : s->n_a) || (!r->takes_b && s->n_b) ||
         (s->op == DECODE_STRIP && s->n_a != 1))
-        return err_set(e, ERR_DATA, "the tokenizer's step '%s' has other arguments than it takes", r->name);
+        return err_set(e, ERR_DATA, "the tokenizer's step '%s' has arguments that it does not take", r->name);
     if (s->op == NORM_CHARSMAP) return charsmap_check(s, e);
     if (!is_text(s->a, s->n_a) || !is_text(s->b, s->n_b))
         return err_set(e, ERR_DATA, "the tokenizer's step '%s' has an argument that is not text", r->name);

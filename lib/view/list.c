@@ -3,28 +3,22 @@
 
 #include "lib/cli/cli.h"
 #include "lib/text/text.h"
-#include "lib/view/view.h"
+#include "lib/view/view_internal.h"
 
-/* A tensor, or all those of one name in the batches of a segment. */
-struct line {
-    struct tensor_desc desc;
-    uint64_t n, bytes, stored;
-    enum stream_codec codec;
-};
+/* Rows that wait for their table: a stream of more tensors is shown in several. */
+enum { MOST_ROWS = 1 << 14 };
 
 struct list {
     const struct view_list_options *o;
     FILE *out;
     bool facts; /* their line has no end yet */
     struct stream_reader *in;
-    struct line *names; /* of the segment's batches: [BATCH_MAX_TENSORS] */
+    struct view_row *names; /* of the segment's batches: [BATCH_MAX_TENSORS] */
     size_t n_names;
-    uint64_t stored;
+    struct buf rows; /* struct view_row, not shown yet */
+    bool is_model;   /* this segment */
+    struct view_part parts[VIEW_PARTS];
 };
-
-static double percent(uint64_t part, uint64_t whole) {
-    return whole ? 100.0 * (double)part / (double)whole : 100;
-}
 
 static int put_meta(struct list *l, const struct stream_item *item, struct err *e) {
     if (l->o->json) {
@@ -33,6 +27,7 @@ static int put_meta(struct list *l, const struct stream_item *item, struct err *
     }
     cli_put_facts(l->out, item->json);
     l->facts = true;
+    l->is_model = l->in && stream_reader_kind(l->in) == STREAM_MODEL;
     return 0;
 }
 
@@ -54,31 +49,34 @@ static int put_vocab(const struct list *l, const struct stream_item *item, struc
     return ok ? 0 : err_nomem(e, "vocabulary");
 }
 
-static int put_line(const struct list *l, const struct line *x, const cJSON *attrs, struct err *e) {
-    char shape[256];
-    const char *codec = stream_codec_name(x->codec);
+static void put_table(struct list *l) {
+    view_put_rows(l->out, (const struct view_row *)(const void *)l->rows.data, l->rows.len / sizeof(struct view_row),
+                  l->o->batches);
+    l->rows.len = 0;
+}
+
+static int put_row(struct list *l, const struct view_row *x, const cJSON *attrs, struct err *e) {
     if (!l->o->json) {
-        fprintf(l->out, "%-5s %-20s %13" PRIu64 " %5.1f%% %-6s ", dtype_info(x->desc.dtype)->name,
-                tensor_shape_text(&x->desc, shape, sizeof shape), x->bytes, percent(x->stored, x->bytes), codec);
-        cli_put(l->out, x->desc.name);
-        if (x->n > 1) fprintf(l->out, " (in %" PRIu64 " batches)", x->n);
-        fputc('\n', l->out);
-        return 0;
+        if (l->is_model) view_add_to_parts(l->parts, x);
+        if (l->rows.len == MOST_ROWS * sizeof *x) put_table(l);
+        return buf_append(&l->rows, x, sizeof *x, e);
     }
     cJSON *j = tensor_desc_json(&x->desc);
     bool ok = json_put_str(j, "type", "tensor") && json_put_u64(j, "bytes", x->bytes) &&
-              json_put_u64(j, "stored", x->stored) && json_put_str(j, "codec", codec) &&
+              json_put_u64(j, "stored", x->stored) && json_put_str(j, "codec", stream_codec_name(x->codec)) &&
               json_put_u64(j, "batches", x->n);
     if (attrs) ok = ok && cJSON_AddItemToObject(j, "attrs", cJSON_Duplicate(attrs, true));
     return cli_put_json(l->out, j, ok, e);
 }
 
-static int put_batch(const struct list *l, const struct stream_batch *b, struct err *e) {
+static int put_batch(struct list *l, const struct stream_batch *b, struct err *e) {
     if (!l->o->batches) return 0;
     if (!l->o->json) {
-        fprintf(l->out, "batch of %u sequences from %" PRIu64, b->n_seqs, b->first_seq);
+        put_table(l);
+        fprintf(l->out, "batch of %u sequence%s from %" PRIu64, b->n_seqs, b->n_seqs == 1 ? "" : "s", b->first_seq);
         if (b->first_pos) fprintf(l->out, " (at position %" PRIu64 ")", b->first_pos);
-        fprintf(l->out, ", %" PRIu64 " positions%s\n", b->n_positions, b->flags & BATCH_CONTINUES ? ", goes on" : "");
+        fprintf(l->out, ", %" PRIu64 " position%s%s\n", b->n_positions, b->n_positions == 1 ? "" : "s",
+                b->flags & BATCH_CONTINUES ? ", goes on" : "");
         return 0;
     }
     cJSON *j = cJSON_CreateObject();
@@ -90,12 +88,12 @@ static int put_batch(const struct list *l, const struct stream_batch *b, struct 
                         e);
 }
 
-/* Adds to the line of that name; the first dimension is summed over batches. False: too many names. */
-static bool add_to_name(struct list *l, const struct line *x) {
+/* Adds to the row of that name; the first dimension is summed over batches. False: too many names. */
+static bool add_to_name(struct list *l, const struct view_row *x) {
     size_t i = 0;
     while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name) != 0) i++;
     if (i == BATCH_MAX_TENSORS) return false;
-    struct line *sum = &l->names[i];
+    struct view_row *sum = &l->names[i];
     if (i == l->n_names) {
         *sum = *x;
         l->n_names++;
@@ -113,16 +111,19 @@ static int list_tensor(struct list *l, const struct stream_item *item, struct er
     struct stream_storage s;
     if (stream_skip_tensor(l->in, e)) return e->code;
     stream_reader_storage(l->in, &s);
-    l->stored += s.bytes;
-    struct line x = {item->desc, 1, tensor_bytes(&item->desc), s.bytes, s.codec};
+    struct view_row x = {item->desc, 1, tensor_bytes(&item->desc), s.bytes, s.codec};
     if (item->in_batch && !l->o->batches && add_to_name(l, &x)) return 0;
-    return put_line(l, &x, item->attrs, e);
+    return put_row(l, &x, item->attrs, e);
 }
 
-static int put_names(struct list *l, struct err *e) {
+static int end_segment(struct list *l, struct err *e) {
     for (size_t i = 0; i < l->n_names; i++)
-        if (put_line(l, &l->names[i], NULL, e)) return e->code;
+        if (put_row(l, &l->names[i], NULL, e)) return e->code;
     l->n_names = 0;
+    if (l->o->json) return 0;
+    put_table(l);
+    if (l->is_model) view_put_parts(l->out, l->parts);
+    memset(l->parts, 0, sizeof l->parts);
     return 0;
 }
 
@@ -130,21 +131,18 @@ static int put_totals(const struct list *l, struct err *e) {
     struct stream_totals t;
     char digest[DIGEST_TEXT_SIZE];
     stream_reader_totals(l->in, &t);
-    digest_text(t.digest, digest);
-    if (l->o->json) {
-        cJSON *j = cJSON_CreateObject();
-        return cli_put_json(l->out, j,
-                            json_put_str(j, "type", "total") && json_put_u64(j, "segments", t.segments) &&
-                                json_put_u64(j, "tensors", t.tensors) && json_put_u64(j, "batches", t.batches) &&
-                                json_put_u64(j, "positions", t.positions) && json_put_u64(j, "bytes", t.bytes) &&
-                                json_put_u64(j, "raw_bytes", t.raw_bytes) && json_put_str(j, "digest", digest),
-                            e);
+    if (!l->o->json) {
+        view_put_totals(l->out, &t);
+        return 0;
     }
-    if (t.segments > 1) fprintf(l->out, "%" PRIu64 " segments, ", t.segments);
-    if (t.batches) fprintf(l->out, "%" PRIu64 " batches, %" PRIu64 " positions, ", t.batches, t.positions);
-    fprintf(l->out, "%" PRIu64 " tensors, %" PRIu64 " bytes, stored %.1f%%, %s\n", t.tensors, t.raw_bytes,
-            percent(l->stored, t.raw_bytes), digest);
-    return 0;
+    digest_text(t.digest, digest);
+    cJSON *j = cJSON_CreateObject();
+    return cli_put_json(l->out, j,
+                        json_put_str(j, "type", "total") && json_put_u64(j, "segments", t.segments) &&
+                            json_put_u64(j, "tensors", t.tensors) && json_put_u64(j, "batches", t.batches) &&
+                            json_put_u64(j, "positions", t.positions) && json_put_u64(j, "bytes", t.bytes) &&
+                            json_put_u64(j, "raw_bytes", t.raw_bytes) && json_put_str(j, "digest", digest),
+                        e);
 }
 
 static int put_item(struct list *l, const struct stream_item *item, struct err *e) {
@@ -155,7 +153,7 @@ static int put_item(struct list *l, const struct stream_item *item, struct err *
     case ITEM_META: return put_meta(l, item, e);
     case ITEM_BATCH: return put_batch(l, &item->batch, e);
     case ITEM_TENSOR: return list_tensor(l, item, e);
-    case ITEM_SEGMENT_END: return put_names(l, e);
+    case ITEM_SEGMENT_END: return end_segment(l, e);
     case ITEM_EOF: return put_totals(l, e);
     default: return 0;
     }
@@ -172,5 +170,6 @@ int view_list(struct stream_reader *r, FILE *to, const struct view_list_options 
         if (!rc) rc = put_item(&l, &item, e);
     } while (!rc && item.type != ITEM_EOF);
     mem_free(l.names);
+    buf_release(&l.rows);
     return rc;
 }

@@ -13,18 +13,20 @@ struct view {
     FILE *out;
     struct tensor_desc desc;
     struct buf data;  /* for --histogram, which takes two passes, the whole tensor as encoded */
-    struct buf first; /* the first values, as f32 */
+    struct buf first; /* the first values, as f64 */
+    unsigned char raw[PIECE * sizeof(uint64_t)]; /* a piece as encoded, and as f32 */
     float x[PIECE];
     struct tensor_summary summary;
     struct view_found *found;
+    uint64_t batches; /* whose number has been shown */
 };
 
-static const float *first_values(const struct view *v, size_t *n) {
-    *n = v->first.len / sizeof(float);
-    return (const float *)(const void *)v->first.data;
+static const double *first_values(const struct view *v, size_t *n) {
+    *n = v->first.len / sizeof(double);
+    return (const double *)(const void *)v->first.data;
 }
 
-/* Reads elements [at, at + *n) into v->x; false at the end. Pieces are whole blocks. */
+/* Reads elements [at, at + *n) of v->data into v->x; false at the end. Pieces are whole blocks. */
 static bool values(struct view *v, uint64_t at, size_t *n) {
     uint64_t left = tensor_elems(&v->desc) - at;
     *n = left < PIECE ? (size_t)left : PIECE;
@@ -33,10 +35,52 @@ static bool values(struct view *v, uint64_t at, size_t *n) {
     return true;
 }
 
+/* ---- values that f32 cannot hold --------------------------------------------------------------------------------- */
+
+#define WIDE_TYPES(X)                                                                                                  \
+    X(DT_F64, double, "%.17g")                                                                                         \
+    X(DT_I32, int32_t, "%" PRId32)                                                                                     \
+    X(DT_U32, uint32_t, "%" PRIu32)                                                                                    \
+    X(DT_I64, int64_t, "%" PRId64)                                                                                     \
+    X(DT_U64, uint64_t, "%" PRIu64)
+
+/* Element i of the piece, with every digit that tells it from others of its type. */
+static void put_exactly(const struct view *v, size_t i) {
+#define PUT_WIDE(dtype, type, format)                                                                                  \
+    case dtype: {                                                                                                      \
+        type v_;                                                                                                       \
+        memcpy(&v_, v->raw + i * sizeof v_, sizeof v_);                                                                \
+        fprintf(v->out, format, v_);                                                                                   \
+        return;                                                                                                        \
+    }
+    switch (v->desc.dtype) {
+        WIDE_TYPES(PUT_WIDE)
+    default: fprintf(v->out, "%.9g", (double)v->x[i]);
+    }
+}
+
+static double value_of(const struct view *v, size_t i) {
+#define GET_WIDE(dtype, type, format)                                                                                  \
+    case dtype: {                                                                                                      \
+        type v_;                                                                                                       \
+        memcpy(&v_, v->raw + i * sizeof v_, sizeof v_);                                                                \
+        return (double)v_;                                                                                             \
+    }
+    switch (v->desc.dtype) {
+        WIDE_TYPES(GET_WIDE)
+    default: return (double)v->x[i];
+    }
+}
+
 static void put_tsv(struct view *v, uint64_t at, size_t n) {
     uint64_t row = tensor_row_elems(&v->desc);
-    for (size_t i = 0; i < n; i++) fprintf(v->out, "%.9g%c", (double)v->x[i], (at + i + 1) % row ? '\t' : '\n');
+    for (size_t i = 0; i < n; i++) {
+        put_exactly(v, i);
+        fputc((at + i + 1) % row ? '\t' : '\n', v->out);
+    }
 }
+
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 /* Passes on the n values of v->x, from element `at` on. */
 static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
@@ -46,7 +90,22 @@ static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
     }
     if (v->o->stats || v->o->histogram) tensor_summarize(&v->summary, v->x, n);
     size_t keep = at >= v->o->head ? 0 : v->o->head - at < n ? (size_t)(v->o->head - at) : n;
-    return keep ? buf_append(&v->first, v->x, keep * sizeof *v->x, e) : 0;
+    int rc = 0;
+    for (size_t i = 0; !rc && i < keep; i++) {
+        double x = value_of(v, i);
+        rc = buf_append(&v->first, &x, sizeof x, e);
+    }
+    return rc;
+}
+
+/* The next piece of the stream, as encoded and as f32; *n 0: the end. */
+static int read_piece(struct view *v, struct stream_reader *r, size_t *n, struct err *e) {
+    const struct dtype_info *t = dtype_info(v->desc.dtype);
+    size_t got, want = PIECE / t->block_elems * t->block_bytes;
+    int rc = stream_read_data(r, v->raw, want, &got, e);
+    *n = rc ? 0 : got / t->block_bytes * t->block_elems;
+    if (*n) tensor_to_f32(t->dtype, v->raw, v->x, *n);
+    return rc;
 }
 
 /* Reads the values, or as many as are asked for, piece by piece. Everything shown has been verified. */
@@ -57,10 +116,11 @@ static int read_values(struct view *v, struct stream_reader *r, struct err *e) {
     v->summary = (struct tensor_summary){0};
     v->first.len = 0;
     for (uint64_t at = 0; !rc && n > 0 && (all || at < v->o->head); at += n) {
-        if (v->o->histogram)
-            values(v, at, &n);
-        else
-            rc = stream_read_f32(r, v->x, PIECE, &n, e);
+        if (v->o->histogram) {
+            if (values(v, at, &n))
+                memcpy(v->raw, v->data.data + dtype_row_bytes(v->desc.dtype, at), dtype_row_bytes(v->desc.dtype, n));
+        } else
+            rc = read_piece(v, r, &n, e);
         if (!rc) rc = take(v, at, n, e);
     }
     return rc ? rc : stream_skip_tensor(r, e);
@@ -84,6 +144,10 @@ static void put_histogram(struct view *v) {
     }
 }
 
+static bool is_whole(const struct dtype_info *t) {
+    return !t->is_float && !t->is_quantized;
+}
+
 static void put_text(struct view *v) {
     char shape[256];
     size_t n;
@@ -96,8 +160,9 @@ static void put_text(struct view *v) {
                 (double)s->min, (double)s->max, s->mean, tensor_summary_std(s), s->n_zero, s->n_nan, s->n_inf);
     if (v->o->histogram) put_histogram(v);
     if (v->o->stats || v->o->histogram) return;
-    const float *x = first_values(v, &n);
-    for (size_t i = 0; i < n; i++) fprintf(v->out, "  %.7g", (double)x[i]);
+    const double *x = first_values(v, &n);
+    int digits = is_whole(dtype_info(v->desc.dtype)) ? 20 : 7;
+    for (size_t i = 0; i < n; i++) fprintf(v->out, "  %.*g", digits, x[i]);
     fputs(tensor_elems(&v->desc) > v->o->head ? "  ...\n" : "\n", v->out);
 }
 
@@ -112,14 +177,15 @@ static bool put_bins(struct view *v, cJSON *j) {
     return ok;
 }
 
-static int put_json(struct view *v, struct err *e) {
+static int put_json(struct view *v, bool in_batch, struct err *e) {
     cJSON *j = tensor_desc_json(&v->desc), *list = cJSON_CreateArray();
     const struct tensor_summary *s = &v->summary;
     size_t n;
-    bool ok = j && list && cJSON_AddItemToObject(j, "values", list);
-    const float *x = first_values(v, &n);
+    bool ok = j && list && (!in_batch || json_put_u64(j, "batch", v->found->batches - 1)) &&
+              cJSON_AddItemToObject(j, "values", list);
+    const double *x = first_values(v, &n);
     for (size_t i = 0; ok && i < n; i++)
-        ok = cJSON_AddItemToArray(list, isfinite(x[i]) ? cJSON_CreateNumber((double)x[i]) : cJSON_CreateNull());
+        ok = cJSON_AddItemToArray(list, isfinite(x[i]) ? cJSON_CreateNumber(x[i]) : cJSON_CreateNull());
     if (v->o->stats)
         ok = ok && json_put_f64(j, "min", (double)s->min) && json_put_f64(j, "max", (double)s->max) &&
              json_put_f64(j, "mean", s->mean) && json_put_f64(j, "std", tensor_summary_std(s)) &&
@@ -133,7 +199,10 @@ static int show_tensor(struct view *v, struct stream_reader *r, const struct str
     v->found->tensor = true;
     int rc = read_values(v, r, e);
     if (rc || v->o->tsv) return rc;
-    if (v->o->json) return put_json(v, e);
+    if (v->o->json) return put_json(v, item->in_batch, e);
+    if (item->in_batch && v->batches != v->found->batches)
+        fprintf(v->out, "batch %" PRIu64 "\n", v->found->batches - 1);
+    v->batches = v->found->batches;
     put_text(v);
     return 0;
 }

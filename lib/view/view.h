@@ -1,6 +1,6 @@
 /*
  * view: a stream as text or JSON lines for people and programs: what rill ls and rill show print. What a file says is escaped on its way
- * out (lib/cli). Files: list.c, show.c and vocab.c, which show.c calls.
+ * out (lib/cli).
  *
  * A reader is at its beginning, and at its end afterwards; skimming, so that in a regular file data that is not shown is not
  * verified. ERR_DATA: the stream is damaged; ERR_IO.
@@ -17,8 +17,11 @@ struct view_list_options {
     bool json;    /* a line of JSON for each part */
     bool batches; /* each batch of a data stream, rather than the totals of its tensors by name */
 };
-/* The kind and facts of each segment, a line for each tensor, the totals. */
+/* The kind and facts of each segment, a table of its tensors, of a model its parts, and the totals. */
 int view_list(struct stream_reader *r, FILE *to, const struct view_list_options *o, struct err *e) MUST_CHECK;
+
+/* "38 tensors, 3253904 bytes of data, 3330304 bytes in all, xxh3:...": the tensors' values, and all of the stream. A line. */
+void view_put_totals(FILE *out, const struct stream_totals *t);
 
 struct view_options {
     bool meta, prov,

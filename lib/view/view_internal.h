@@ -1,4 +1,4 @@
-/* Private to lib/view. Order of files, each calling only those before it: vocab, show. */
+/* Private to lib/view. Order of files, each calling only those before it: totals, vocab, rows; list, show. */
 #ifndef RILL_VIEW_INTERNAL_H
 #define RILL_VIEW_INTERNAL_H
 
@@ -6,5 +6,22 @@
 
 /* The vocabulary of an item. */
 int view_vocab(FILE *out, const struct stream_item *item, struct err *e) MUST_CHECK;
+
+/* A tensor, or all those of one name in the batches of a segment. */
+struct view_row {
+    struct tensor_desc desc;
+    uint64_t n, bytes, stored; /* n: batches that it is in */
+    enum stream_codec codec;
+};
+/* A table of tensors. The columns of how they are stored are left out where all are stored as they are, unless all_columns. */
+void view_put_rows(FILE *out, const struct view_row *rows, size_t n, bool all_columns);
+
+/* Parameters and bytes of the embedding, attention, ffn, ... of a model. Begin with {0}. */
+enum { VIEW_PARTS = 7 };
+struct view_part {
+    uint64_t elems, bytes;
+};
+void view_add_to_parts(struct view_part parts[VIEW_PARTS], const struct view_row *r);
+void view_put_parts(FILE *out, const struct view_part parts[VIEW_PARTS]);
 
 #endif

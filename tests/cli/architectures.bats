@@ -131,7 +131,7 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     check_exit 2 rill init --arch gpt2 --rope-theta 500 --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
     assert_stderr_line '--rope-theta has no effect with --arch gpt2*'
     check_exit 2 rill init --arch bilstm --layers 2 --hidden 32 teacher.rill
-    assert_stderr_line '--classes N is required: the model that is read is no classifier'
+    assert_stderr_line '--classes N is required: the model that is read is not a classifier'
     check_exit 2 rill init --arch bilstm --layers 2 --hidden 33 --classes 2 teacher.rill
     assert_stderr_line 'a hidden size of 33 for LSTMs of two directions'
     local option
@@ -242,7 +242,7 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     refuses 'the model is a classifier: its logits are of 3 classes, and not of tokens' generate -m m.rill tok.rill -o no.rill
     refuses 'architecture bilstm has no name in GGUF: llama.cpp does not know it' export --to gguf m.rill -o no.rill
     refuses '--tap q: layer 0 of this model has no such point' teacher-infer -m m.rill --tap q:all tok.rill -o no.rill
-    refuses "a loss wants q of the student's layer 1, which has none" distill -m m.rill --steps 1 --loss minilm --teacher m.rill kd.rill -o no.rill
+    refuses "a loss needs q of the student's layer 1, which has none" distill -m m.rill --steps 1 --loss minilm --teacher m.rill kd.rill -o no.rill
     check_exit 2 rill distill -m m.rill --steps 1 --lora '2:target=*.state.*' kd.rill -o no.rill
     assert_stderr_line '--lora: no matrix of a layer that is trained is called "\*.state.\*"'
     [ ! -e no.rill ]

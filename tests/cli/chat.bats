@@ -76,7 +76,7 @@ learnt() {
     check_exit_in 3 chats.jsonl rill tokenize -m model.rill --chat --chat-template smollm3.jinja
     assert_stderr_line '*line 1: chat template, line 32: *strftime_now* (--date)*'
     check_exit_in 2 chats.jsonl rill tokenize -m model.rill --chat --chat-template smollm3.jinja --date tomorrow
-    assert_stderr_line 'the date "tomorrow" is no YYYY-MM-DD'
+    assert_stderr_line 'the date "tomorrow" is not YYYY-MM-DD'
 }
 
 @test "threads, packing and batches change nothing in what is learnt" {

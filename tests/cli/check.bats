@@ -4,7 +4,7 @@ load common
 @test "check says OK with totals, -q nothing" {
     rill fixture -n 3 >a.rill
     check_exit 0 rill check a.rill
-    assert_stdout 'a.rill: OK, 3 tensors, * bytes, xxh3:*'
+    assert_stdout 'a.rill: OK, 3 tensors, * bytes of data, * bytes in all, xxh3:*'
     assert_quiet
     check_exit 0 rill check -q a.rill
     assert_equal "$out" ""

@@ -19,10 +19,27 @@ fx() { rill fixture -q "$@"; }
     assert_same a.rill b.rill
 }
 
+@test "rill help common explains the options that --help of a program only names" {
+    check_exit 0 rill help common
+    common=$out
+    assert_stdout "*--codec CODEC*one of raw, zstd,*planes, sparse;*default: raw*"
+    for p in fixture recipe ls; do
+        for o in $(rill $p --help | sed -n '/^Options that programs share/,/^$/p' | grep -oE -- '--[a-z-]+'); do
+            grep -qE "^ +(-[a-zA-Z], )?$o( |$)" <<<"$common" || fail "$p: $o is not in rill help common"
+            # ... and each is an option of the program
+            rill $p --help-options | grep -qE -- "^(-[a-zA-Z] )?$o " || fail "$p has no $o"
+        done
+    done
+    # an option whose text is the program's own is explained there
+    check_exit 0 rill quantize --help
+    assert_stdout '*--force *let tensors*more bits*Options that programs share (rill help common explains*'
+    [ "$(awk 'length > 100' <<<"$common" | wc -l)" -eq 0 ]
+}
+
 @test "--help goes to stdout, a wrong option's message to stderr" {
     check_exit 0 rill fixture --help
     assert_quiet
-    assert_stdout "Usage: rill fixture*--tensors N*default: 2*--codec CODEC*one of raw, zstd,*planes, sparse;*default: raw*"
+    assert_stdout "Usage: rill fixture*--tensors N*default: 2*--codec,*"
     check_exit 2 rill fixture --nonsense
     [ -z "$out" ]
 }
@@ -316,6 +333,12 @@ entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
     [[ $out != *left* ]]
     on_terminal bash -c 'rill fixture -n 1 --steps 20 --delay 20 | cat >a.rill' # not the last of its pipeline
     [[ $out != *left* ]]
+}
+
+@test "a signal ends the line of the bar" {
+    need script
+    on_terminal bash -c 'timeout --foreground -s INT 0.6 rill fixture -n 1 --steps 200 --delay 20 >a.rill; echo end'
+    [[ $out == *left*$'\nend' ]]
 }
 
 @test "--progress=always writes whole lines, few of them, without a terminal" {

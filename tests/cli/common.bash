@@ -33,6 +33,8 @@
 #   on_terminal CMD...        runs CMD with a pseudo-terminal as stdin, stdout and stderr; all of it lands in $out
 #   make_inputs               for setup_file: small inputs for every program, in the folder $INPUTS (tests/cli/make-inputs)
 #   enter_inputs              for setup: enter_temp with copies of the streams of $INPUTS
+#   kill_at LINES SIGNAL ARGUMENTS...   rill distill ARGUMENTS with --log log.tsv among them gets a signal when its log has some
+#                         lines; it may have got further then, or even to its end. Keeps $code
 #   need PROGRAM...           skips the test when one of them is not installed or not built
 
 bats_require_minimum_version 1.5.0
@@ -113,6 +115,16 @@ flip_byte() {
     old=$(od -An -tu1 -j "$2" -N 1 "$1" | tr -d ' ')
     # shellcheck disable=SC2059
     printf "\\x$(printf %02x $((old ^ 0x55)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+kill_at() {
+    local lines=$1 signal=$2
+    shift 2
+    # env, because a shell's background jobs ignore INT
+    env --default-signal=INT "$RILL_BIN/rill-distill" "$@" >killed 2>err &
+    until [ -s log.tsv ] && [ "$(wc -l <log.tsv)" -ge "$lines" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+    kill -"$signal" $! 2>/dev/null || true
+    code=0
+    wait $! || code=$?
 }
 need() {
     local p

@@ -49,8 +49,8 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     rill import -q --no-provenance "$ROOT/tests/golden/tiny-llama" -o a.rill
     rill quantize -q --type q8_0 --no-provenance a.rill -o b.rill
     paste <(rill show --tsv a.rill | tr '\t' '\n') <(rill show --tsv b.rill | tr '\t' '\n') >v
-    rill diff --json -j 1 a.rill b.rill >one || true
-    rill diff --json -j 3 a.rill b.rill >three || true
+    check_exit 4 sh -c 'rill diff --json -j 1 a.rill b.rill >one'
+    check_exit 4 sh -c 'rill diff --json -j 3 a.rill b.rill >three'
     assert_same one three
     awk '{d = $1 - $2; q += d * d; x += $1 * $2; a += $1 * $1; b += $2 * $2}
         END {printf "%d %.4g %.4g %.6f\n", NR, sqrt(q / NR), sqrt(q / a), x / sqrt(a * b)}' v >want

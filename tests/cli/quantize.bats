@@ -85,7 +85,7 @@ setup() {
     check_exit 2 rill quantize --type q4_0 --tensor-type 'nothing=q5_0' model.rill -o no.rill
     assert_stderr_line "'nothing' matches no matrix of this model"
     check_exit 2 rill quantize --type q4_0 --tensor-type 'ffn(=q5_0' model.rill -o no.rill
-    assert_stderr_line "'ffn(' is no regular expression: at character 4: *"
+    assert_stderr_line "'ffn(' is not a regular expression: at character 4: *"
     assert_no_file no.rill
 }
 
@@ -219,7 +219,9 @@ setup() {
     rill quantize -q --type q3_k_m --method gptq --dry-run model.rill -o plan.txt
     check_exit 0 rill quantize -q --plan plan.txt --method gptq --data tokens.rill model.rill -o a.rill
     rill quantize -q --plan plan.txt model.rill -o b.rill
-    [ "$(rill ls --tsv a.rill | cut -f 1-3)" = "$(rill ls --tsv b.rill | cut -f 1-3)" ]
+    rill ls a.rill | sed '$d' >a.txt
+    rill ls b.rill | sed '$d' | cmp - a.txt
+    rill ls a.rill | grep -q '^q4_0 .*layers.0.attn.q.weight$'
     rill init -q --layers 1 --hidden 256 --heads 4 --ffn 512 model.rill -o wide.rill
     for type in q2_k q3_k q6_k iq4_xs iq2_xs iq3_xxs tq2_0 mxfp4; do
         check_exit 0 rill quantize -q --strict --pure --type $type --method gptq --data tokens.rill wide.rill -o q.rill --force
@@ -235,8 +237,8 @@ setup() {
     check_exit 3 rill quantize --type q4_0 --method gptq --data model.stats.rill model.rill -o no.rill
     check_exit 3 rill quantize --strict --pure --type q4_k --method gptq --data tokens.rill model.rill -o no.rill
     assert_stderr_line "tensor 'embed.weight': rows of 64 are not a whole number of q4_k's blocks of 256 (without --strict it becomes q5_0)"
-    check_exit 3 rill quantize --type q4_0 --method gptq --data tokens.rill --max-memory 300K model.rill -o no.rill ||
-        check_exit 1 rill quantize --type q4_0 --method gptq --data tokens.rill --max-memory 300K model.rill -o no.rill
+    check_exit 1 rill quantize --type q4_0 --method gptq --data tokens.rill --max-memory 300K model.rill -o no.rill
+    assert_stderr_line "*out of memory: * of --max-memory"
     assert_no_file no.rill
 }
 

@@ -27,7 +27,7 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
 
 @test "show --batch picks a batch" {
     check_exit 0 rill show --batch 1 "$(g tokens-raw)"
-    assert_stdout 'tokens u32 \[600\]*lengths u32 \[1\]*600'
+    assert_stdout $'batch 1\ntokens u32 \\[600\\]*lengths u32 \\[1\\]*600'
     check_exit 2 rill show --batch 2 "$(g tokens-raw)"
     assert_stderr_line "--batch 2: there are 2 batches"
 }
@@ -75,4 +75,22 @@ g() { echo "$ROOT/formats/golden/v1-$1.rill"; }
     flip_byte m.rill 800
     check_exit 3 rill show m.rill
     assert_stderr_line "m.rill: record 3 at byte *: tensor 'blk.0.attn_q.weight': checksum mismatch"
+}
+
+@test "show numbers the batches" {
+    check_exit 0 rill show --tensor lengths "$(g tokens-raw)"
+    assert_equal "$(grep -E '^(batch|lengths)' <<<"$out")" $'batch 0\nlengths u32 [2]\nbatch 1\nlengths u32 [1]'
+    check_exit 0 rill show --json --tensor lengths "$(g tokens-raw)"
+    assert_equal "$(grep -o '"batch":[0-9]*' <<<"$out")" $'"batch":0\n"batch":1'
+}
+
+@test "show prints whole numbers that f32 cannot hold, and every digit of f64" {
+    rill fixture --wide >wide.rill
+    rill show --tsv wide.rill >v.tsv
+    printf '%s\t%s\n' 16777217 4294967295 16777217 -2147483648 9007199254740993 18446744073709551615 \
+        9007199254740993 -9223372036854775808 0.33333333333333331 16777217 | cmp - v.tsv
+    check_exit 0 rill show --tensor '[ui]32' wide.rill
+    assert_stdout '*  16777217  4294967295*  16777217  -2147483648*'
+    check_exit 0 rill show --json --tensor u32 wide.rill
+    assert_stdout '*"values":\[16777217,4294967295\]*'
 }

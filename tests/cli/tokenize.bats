@@ -124,7 +124,7 @@ assert_holds() {
     cat a b text >expected
     assert_same back expected
     rill tokenize -q -m tiny-llama.rill a b -o out.rill # each is an input of the provenance
-    rill recipe out.rill | grep -qF 'rill-tokenize -m tiny-llama.rill a b' || rill recipe out.rill | grep -qF 'tokenize -m tiny-llama.rill a b'
+    rill recipe out.rill | grep -qE '[ -]tokenize -m tiny-llama.rill a b'
     for i in $(seq 300); do echo "$i" >"d$i"; done
     (ulimit -n 64 && tok -m tiny-llama.rill --report r.json d* >out)
     assert_equal "$(count documents)" 300
@@ -153,7 +153,6 @@ assert_holds() {
     assert_same got lines
     tok -m tiny-smollm.rill --lines --pack 300 --eos never -j 1 lines >one
     tok -m tiny-smollm.rill --lines --pack 300 --eos never --batch-tokens 1 <lines >two
-    rill show one | grep -v '^#' >one.txt || true
     assert_same out one
     tok -m tiny-smollm.rill --decode two | sort >got
     assert_same got expected

@@ -37,6 +37,7 @@ static void take_fields(struct input *in, struct knowledge_format *f) {
         struct knowledge_field x = {.point = "x", .layer = i, .per = i, .dtype = dtypes[what >> (2 * i + 2) & 3]};
         x.cols = x.heads = 2;
         x.sampled = f->tap_positions && x.per != PER_SEQUENCE;
+        x.counted = what & 16 && !x.sampled && x.per != PER_SEQUENCE;
         x.causal = what & 8;
         must(!knowledge_field_add(f, &x, &e));
     }
@@ -71,7 +72,7 @@ static int put(struct stream_writer *w, struct input *in, const char *name, enum
 
 /* Labels, sampled positions and fields: of shapes that are mostly right. */
 static int put_fields(struct stream_writer *w, struct input *in, const struct knowledge_format *f, uint64_t n,
-                      uint64_t ended, struct err *e) {
+                      uint64_t count, uint64_t ended, struct err *e) {
     static const size_t widths[] = {[DT_F32] = 4, [DT_BF16] = 2, [DT_I8] = 1};
     uint64_t sampled = take(in) % 8;
     int rc = 0;
@@ -80,7 +81,7 @@ static int put_fields(struct stream_writer *w, struct input *in, const struct kn
     if (!rc && f->tap_positions) rc = put(w, in, "teacher.positions", DT_U32, 4, sampled, f, e);
     for (uint32_t i = 0; !rc && i < f->n_fields; i++) {
         const struct knowledge_field *x = &f->fields[i];
-        uint64_t rows = x->per == PER_SEQUENCE ? ended : x->sampled ? sampled : n;
+        uint64_t rows = x->per == PER_SEQUENCE ? ended : x->sampled ? sampled : x->counted ? count : n;
         uint8_t bytes[8192];
         char name[64];
         struct tensor_desc d;
@@ -99,7 +100,8 @@ static int put_fields(struct stream_writer *w, struct input *in, const struct kn
 
 static int put_batch(struct stream_writer *w, struct input *in, const struct knowledge_format *f,
                      struct stream_batch *b, struct err *e) {
-    uint64_t entries = take(in) % 64;
+    uint8_t what = take(in), counted[32], mask[32];
+    uint64_t entries = what % 64, count = 0;
     uint32_t lengths[32];
     struct tensor_desc d;
     b->n_positions = 1 + take(in) % 24;
@@ -109,6 +111,7 @@ static int put_batch(struct stream_writer *w, struct input *in, const struct kno
     b->n_tensors = f->encoding == KNOW_DENSE || draws_as_codes ? 3 : 5;
     b->n_tensors += f->n_fields + (f->target != TARGET_NEXT) + (f->tap_positions != 0);
     for (uint32_t i = 0; i < f->n_fields; i++) b->n_tensors += f->fields[i].dtype == DT_I8;
+    b->n_tensors += what & 64 ? 2 : 0; /* a mask, and positions that it leaves out */
     for (uint32_t i = 0; i < b->n_seqs; i++) lengths[i] = 1;
     lengths[0] += (uint32_t)(b->n_positions - b->n_seqs);
     if (stream_write_batch(w, b, e) || put(w, in, "tokens", DT_U32, 4, b->n_positions, f, e)) return e->code;
@@ -118,8 +121,18 @@ static int put_batch(struct stream_writer *w, struct input *in, const struct kno
     b->first_pos = b->flags ? lengths[b->n_seqs - 1] + (b->n_seqs == 1 ? b->first_pos : 0) : 0;
     b->first_seq += b->n_seqs - (b->flags ? 1 : 0);
     uint64_t n = b->n_positions, ended = b->n_seqs - (b->flags ? 1 : 0);
-    if (put_fields(w, in, f, n, ended, e)) return e->code;
-    if (f->target == TARGET_SEQUENCE) n = ended;
+    if (what & 64) {
+        uint8_t bits = take(in);
+        for (uint64_t i = 0; i < n; i++) mask[i] = bits >> i % 8 & 1;
+        for (uint64_t i = 0; i < n; i++) count += counted[i] = i + 1 < n && mask[i + 1];
+        if (what & 128) counted[take(in) % n] ^= 1;
+        if (tensor_desc_init(&d, "teacher.counted", DT_U8, 1, &n, e) || stream_write_tensor(w, &d, NULL, counted, e) ||
+            batch_write_mask(w, b, mask, e))
+            return e->code;
+    } else
+        count = n;
+    if (put_fields(w, in, f, n, count, ended, e)) return e->code;
+    n = f->target == TARGET_SEQUENCE ? ended : count;
     if (draws_as_codes) return put(w, in, "teacher.draws", DT_U8, 1, entries, f, e);
     if (f->encoding == KNOW_DENSE) return put(w, in, "teacher.logits", DT_F16, 2, n, f, e);
     if (put(w, in, "teacher.n", DT_U8, 1, n, f, e) || put(w, in, "teacher.ids", DT_U16, 2, entries, f, e))

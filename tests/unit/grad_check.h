@@ -146,4 +146,25 @@ static inline void check_function(const struct function *f, uint64_t seed) {
     grad_tape_free(t);
 }
 
+/* ---- functions that more than one test has ---- */
+
+/* Two heads of 6. */
+static inline struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    return grad_rope(t, in[0], 2, 6, f->position, &f->rotation);
+}
+
+static inline void twin_rope(const struct function *f, double *const *in, double *y) {
+    memcpy(y, in[0], f->out_rows * f->out_cols * sizeof *y);
+    plain64_rope(y, f->out_rows, 2, 6, f->position, &f->rotation, 1);
+}
+
+static inline struct grad_var *build_attention(const struct function *f, struct grad_tape *t, struct grad_var **in) {
+    return grad_attention(t, in[0], in[1], in[2], &f->shape);
+}
+
+static inline void twin_attention(const struct function *f, double *const *in, double *y) {
+    double lse[256], p[64];
+    plain64_attention(&f->shape, y, lse, in[0], in[1], in[2], p);
+}
+
 #endif

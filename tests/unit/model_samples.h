@@ -27,6 +27,28 @@ static inline struct model_config sample_config(struct arena *a) {
     return c;
 }
 
+/* A place in the text of a configuration, what it becomes, and what the message then says. */
+struct config_change {
+    const char *from, *to, *says;
+};
+static inline void assert_configs_refused(const char *good, const struct config_change *cases, size_t n) {
+    struct err e;
+    struct arena a = {0};
+    struct model_config c;
+    cJSON *o = json_of(good);
+    OK(model_config_from_json(&c, o, &a, &e));
+    cJSON_Delete(o);
+    for (size_t i = 0; i < n; i++) {
+        const char *at = strstr(good, cases[i].from);
+        char *bad = arena_printf(&a, &e, "%.*s%s%s", (int)(at - good), good, cases[i].to, at + strlen(cases[i].from));
+        o = json_of(bad);
+        assert_int_equal(model_config_from_json(&c, o, &a, &e), ERR_DATA);
+        if (!strstr(e.msg, cases[i].says)) fail_msg("'%s' does not say '%s'", e.msg, cases[i].says);
+        cJSON_Delete(o);
+    }
+    arena_release(&a);
+}
+
 /* Weights large enough that the logits are far from uniform. */
 static inline struct model *sample_model(const struct model_config *c, uint64_t seed) {
     struct err e;

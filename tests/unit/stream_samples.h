@@ -171,6 +171,50 @@ static inline int read_bytes(const void *data, size_t n, struct err *e) {
     return read_all(fd, NULL, e);
 }
 
+/* The same items with the same content, however each of them is stored. */
+static inline void assert_same_content(const struct buf *a, const struct buf *b) {
+    struct err e;
+    struct stream_reader *r[2];
+    struct stream_item item[2];
+    struct buf data[2] = {{0}, {0}};
+    int fd[2] = {file_of(a->data, a->len), file_of(b->data, b->len)};
+    for (int i = 0; i < 2; i++) OK(stream_reader_open(&r[i], fd[i], "in", STREAM_ANY, &e));
+    do {
+        for (int i = 0; i < 2; i++) {
+            OK(stream_next(r[i], &item[i], &e));
+            data[i].len = 0;
+            if (item[i].type == ITEM_TENSOR) OK(stream_load_tensor(r[i], &data[i], &e));
+        }
+        assert_int_equal(item[0].type, item[1].type);
+        assert_memory_equal(&item[0].desc, &item[1].desc, sizeof item[0].desc);
+        assert_memory_equal(&item[0].batch, &item[1].batch, sizeof item[0].batch);
+        assert_true(!item[0].json || cJSON_Compare(item[0].json, item[1].json, true));
+        assert_int_equal(!item[0].attrs, !item[1].attrs);
+        assert_true(!item[0].attrs || cJSON_Compare(item[0].attrs, item[1].attrs, true));
+        assert_int_equal(item[0].n_bytes, item[1].n_bytes);
+        if (item[0].type == ITEM_VOCAB) assert_memory_equal(item[0].bytes, item[1].bytes, item[0].n_bytes);
+        assert_int_equal(data[0].len, data[1].len);
+        if (data[0].len) assert_memory_equal(data[0].data, data[1].data, data[0].len);
+    } while (item[0].type != ITEM_EOF);
+    for (int i = 0; i < 2; i++) {
+        stream_reader_free(r[i]);
+        buf_release(&data[i]);
+        close(fd[i]);
+    }
+}
+
+/* No bit of a stream, which is released, can change without an error. */
+static inline void notices_flips_in(struct buf b) {
+    struct err e;
+    for (size_t i = 0; i < 8 * b.len; i++) {
+        b.data[i / 8] ^= (unsigned char)(1 << i % 8);
+        if (read_bytes(b.data, b.len, &e) != ERR_DATA) fail_msg("bit %zu of byte %zu", i % 8, i / 8);
+        b.data[i / 8] ^= (unsigned char)(1 << i % 8);
+    }
+    OK(read_bytes(b.data, b.len, &e));
+    buf_release(&b);
+}
+
 /* Through a pipe: the bytes fit into it, or a child writes them. */
 static inline int pipe_of(const void *data, size_t n, pid_t *child) {
     int fds[2];

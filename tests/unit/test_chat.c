@@ -62,7 +62,7 @@ static void syntax_that_is_not_known_is_named_with_its_line(void **state) {
         {"{{ 1x }}", "a number that is not supported"},
         {"{{ 99999999999999999999 }}", "a number out of range"},
         {"{{ ? }}", "unexpected '?'"},
-        {"{{ '\\ud800' }}", "an escape that is no character"},
+        {"{{ '\\ud800' }}", "an escape that is not a character"},
         {"{{ 1 + }}", "expected an expression, found }}"},
         {"{{ [1, }}", "{{ without }}"},
         {"{{ }}", "expected an expression, found }}"},

@@ -313,9 +313,9 @@ static void needs(void **state) {
                                         "only with --encode sample:N or --table",
                                         "",
                                         "with --t 0.5 only with --json; with --score weights only with --table",
-                                        "both only with --stats; weights not with --table",
-                                        "0.5 only with --layers",
-                                        "3 only with --json"};
+                                        "both: only with --stats; weights: not with --table",
+                                        "0.5: only with --layers",
+                                        "3: only with --json"};
     static const struct cli_program p = {.name = "test", .options = rows, .operands = ""};
     struct arena a = {0};
     struct cli_args got;

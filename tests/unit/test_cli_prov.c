@@ -156,6 +156,60 @@ static void progress_line(void **state) {
     p = (struct progress){.unit = "x", .total = 10, .done = 12}; /* more than announced is no crash */
     progress_format(&p, 1, 200, line, sizeof line);
     assert_string_equal(line, "100% [====================] 12/10 x, 12/s, 0:00 left");
+    p = (struct progress){.unit = "steps", .total = 10, .done = 4}; /* slower than one a second */
+    progress_format(&p, 10, 200, line, sizeof line);
+    assert_string_equal(line, " 40% [========>           ] 4/10 steps, 2.5 s/step, 0:15 left");
+    progress_format(&p, 2000, 200, line, sizeof line);
+    assert_string_equal(line, " 40% [========>           ] 4/10 steps, 500 s/step, 50:00 left");
+}
+
+/* Bytes that `call` writes to standard error. */
+static size_t written_by(void (*call)(struct cli *), struct cli *c, char *out, size_t size) {
+    FILE *f = tmpfile();
+    int saved = dup(STDERR_FILENO);
+    assert_non_null(f);
+    dup2(fileno(f), STDERR_FILENO);
+    call(c);
+    dup2(saved, STDERR_FILENO);
+    close(saved);
+    rewind(f);
+    size_t n = fread(out, 1, size - 1, f);
+    out[n] = 0;
+    fclose(f);
+    return n;
+}
+
+static void short_run(struct cli *c) {
+    progress_setup(c);
+    cli_progress_begin(c, "steps", 10);
+    cli_progress(c, 1, NULL);
+    cli_progress_end(c);
+}
+
+static void long_run(struct cli *c) {
+    progress_setup(c);
+    cli_progress_begin(c, "steps", 10);
+    cli_progress(c, 1, NULL);
+    c->progress.start.tv_sec -= 40, c->progress.last.tv_sec -= 31;
+    cli_progress(c, 2, NULL);
+    cli_progress(c, 3, NULL);
+    cli_progress_end(c);
+}
+
+/* Without a terminal, -v writes a line every half minute, and nothing of what is over before. */
+static void progress_of_minutes(void **state) {
+    (void)state;
+    char text[1000];
+    static const struct cli_program program = {.name = "test"};
+    struct cli c = {.program = &program, .progress_mode = "auto", .verbose = true};
+    assert_int_equal(written_by(short_run, &c, text, sizeof text), 0);
+    assert_true(written_by(long_run, &c, text, sizeof text) > 0);
+    assert_string_equal(text, "rill test:  20% [====>               ] 2/10 steps, 20.0 s/step, 2:40 left\n"
+                              "rill test:  30% [======>             ] 3/10 steps, 13.3 s/step, 1:33 left\n");
+    c.verbose = false;
+    assert_int_equal(written_by(long_run, &c, text, sizeof text), 0);
+    c.verbose = true, c.progress_mode = "never";
+    assert_int_equal(written_by(long_run, &c, text, sizeof text), 0);
 }
 
 int main(void) {
@@ -167,6 +221,7 @@ int main(void) {
         cmocka_unit_test(sets),
         cmocka_unit_test(utf8),
         cmocka_unit_test(progress_line),
+        cmocka_unit_test(progress_of_minutes),
     };
     return cmocka_run_group_tests_name("cli_prov", tests, enter, leave);
 }

@@ -57,7 +57,7 @@ static void test_refused_keys(void **state) {
         {SMOLLM3 ",\"sliding_window\":8,\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\","
                  "\"sliding_attention\"]}",
          "\"use_sliding_window\" is false, but \"layer_types\" gives layers a window"},
-        {MINICPM ",\"head_dim\":32}", "wants them as wide as the 64 of the model"},
+        {MINICPM ",\"head_dim\":32}", "needs them as wide as the 64 of the model"},
         {MINICPM ",\"scale_depth\":0}", "\"scale_depth\""},
         {MINICPM ",\"num_experts\":8}", "\"num_experts\""},
         {MINICPM ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}}",

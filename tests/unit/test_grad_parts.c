@@ -97,14 +97,6 @@ static void test_sums(void **state) {
 
 /* ---- rotation of a part, masks of attention ---- */
 
-static struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {
-    return grad_rope(t, in[0], 2, 6, f->position, &f->rotation);
-}
-static void twin_rope(const struct function *f, double *const *in, double *y) {
-    memcpy(y, in[0], f->out_rows * f->out_cols * sizeof *y);
-    plain64_rope(y, f->out_rows, 2, 6, f->position, &f->rotation, 1);
-}
-
 static void test_partial_rope(void **state) {
     static const double frequencies[] = {1, 0.1, 0.4, 0.01}; /* two tables */
     static const uint32_t positions[] = {0, 1, 2, 0, 1, 900};
@@ -121,14 +113,6 @@ static void test_partial_rope(void **state) {
                          .position = positions,
                          .rotation = {4, frequencies, table, 1.5f}};
     check_function(&f, 7);
-}
-
-static struct grad_var *build_attention(const struct function *f, struct grad_tape *t, struct grad_var **in) {
-    return grad_attention(t, in[0], in[1], in[2], &f->shape);
-}
-static void twin_attention(const struct function *f, double *const *in, double *y) {
-    double lse[256], p[64];
-    plain64_attention(&f->shape, y, lse, in[0], in[1], in[2], p);
 }
 
 static void test_masks(void **state) {

@@ -451,6 +451,11 @@ static void columns_of_padding_are_cut(void **state) {
     assert_int_equal(knowledge_fit(&dense, VOCAB + 1, &e), ERR_DATA);
     OK(knowledge_fit(&none, used, &e));
     assert_int_equal(none.vocab_size, used);
+    dense.target = TARGET_SEQUENCE; /* whose columns are classes, and are all there */
+    dense.classes = 3;
+    snprintf(dense.vocab, sizeof dense.vocab, "xxh3:%032d", 1);
+    knowledge_cut_padding(&dense, used);
+    assert_int_equal(knowledge_columns(&dense), 3);
     sample_free(&s);
 }
 

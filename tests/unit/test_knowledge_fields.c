@@ -62,7 +62,7 @@ static uint8_t *sample_flags(const struct sample *s, const struct knowledge_form
     uint8_t *flags = calloc(s->n_positions, 1);
     size_t at = 0;
     for (size_t q = 0; q < s->n_seqs; at += s->lengths[q++])
-        knowledge_sample_positions(5, q, f->tap_positions, s->lengths[q], flags + at);
+        knowledge_sample_positions(5, q, f->tap_positions, s->lengths[q], NULL, flags + at);
     return flags;
 }
 
@@ -337,7 +337,7 @@ static void fields_of_meta_are_checked(void **state) {
         const char *fields, *says;
     } cases[] = {
         {"[]", "\"fields\" is empty"},
-        {"{}", "\"fields\" is no array"},
+        {"{}", "\"fields\" is not an array"},
         {"[{\"name\":\"response\",\"codec\":\"sample\",\"n\":5,\"temperature\":1},{\"name\":\"response\"}]",
          "two responses"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f16\",\"point\":\"x\",\"cols\":3}]",
@@ -348,7 +348,7 @@ static void fields_of_meta_are_checked(void **state) {
          "expected \"x\""},
         {"[{\"name\":\"logits\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"logits\","
          "\"cols\":3}]",
-         "no name of a field's point"},
+         "not the name of a point"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":0}]",
          "cols"},
         {"[{\"name\":\"x\",\"per\":\"position\",\"codec\":\"rows\",\"dtype\":\"f32\",\"point\":\"x\",\"cols\":3,"

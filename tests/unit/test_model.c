@@ -31,9 +31,7 @@ static void config_refuses_what_cannot_be(void **state) {
         "{\"arch\":\"llama\",\"layers\":2,\"hidden\":8,\"head_dim\":4,\"heads\":2,\"kv_heads\":1,\"ffn\":8,"
         "\"vocab_size\":9,\"context\":8,\"tied\":true,\"qkv_bias\":false,\"norm_eps\":1e-5,"
         "\"rope\":{\"theta\":10000,\"scaling\":\"none\"}}";
-    static const struct {
-        const char *from, *to, *says;
-    } cases[] = {
+    static const struct config_change cases[] = {
         {"\"llama\"", "\"gpt 9\"", "gpt 9"},
         {"\"tied\":true", "\"tied\":true,\"windup\":1", "windup"},
         {"\"tied\":true", "\"tied\":true,\"act\":\"sin\"", "sin"},
@@ -52,21 +50,7 @@ static void config_refuses_what_cannot_be(void **state) {
         {"\"vocab_size\":9", "\"vocab_size\":1e12", "vocab_size"},
         {"\"tied\":true", "\"tied\":1", "tied"},
     };
-    struct err e;
-    struct arena a = {0};
-    struct model_config c;
-    cJSON *o = json_of(good);
-    OK(model_config_from_json(&c, o, &a, &e));
-    cJSON_Delete(o);
-    for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        const char *at = strstr(good, cases[i].from);
-        char *bad = arena_printf(&a, &e, "%.*s%s%s", (int)(at - good), good, cases[i].to, at + strlen(cases[i].from));
-        o = json_of(bad);
-        assert_int_equal(model_config_from_json(&c, o, &a, &e), ERR_DATA);
-        if (!strstr(e.msg, cases[i].says)) fail_msg("'%s' does not name '%s'", e.msg, cases[i].says);
-        cJSON_Delete(o);
-    }
-    arena_release(&a);
+    assert_configs_refused(good, cases, COUNT_OF(cases));
 }
 
 static void slots_have_names_and_order(void **state) {

@@ -52,9 +52,7 @@ static void config_refuses_what_cannot_be(void **state) {
         "false,"
         "\"norm_eps\":0,\"layer\":\"lstm\",\"positions\":\"none\",\"bidirectional\":true,\"no_final_norm\":true,"
         "\"output\":\"classes\",\"classes\":2}";
-    static const struct {
-        const char *from, *to, *says;
-    } cases[] = {
+    static const struct config_change cases[] = {
         {"\"hidden\":8", "\"hidden\":7", "a hidden size of 7 for LSTMs of two directions"},
         {"\"lstm\"", "\"gru\"", "'gru' is not supported (transformer, lstm are)"},
         {"\"lstm\"", "\"transformer\"", "\"head_dim\""},
@@ -68,21 +66,7 @@ static void config_refuses_what_cannot_be(void **state) {
         {"\"classes\":2", "\"classes\":0", "0 classes in a model that is a classifier"},
     };
     (void)state;
-    struct err e;
-    struct arena a = {0};
-    struct model_config c;
-    cJSON *o = json_of(good);
-    OK(model_config_from_json(&c, o, &a, &e));
-    cJSON_Delete(o);
-    for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        const char *at = strstr(good, cases[i].from);
-        char *bad = arena_printf(&a, &e, "%.*s%s%s", (int)(at - good), good, cases[i].to, at + strlen(cases[i].from));
-        o = json_of(bad);
-        assert_int_equal(model_config_from_json(&c, o, &a, &e), ERR_DATA);
-        if (!strstr(e.msg, cases[i].says)) fail_msg("'%s' does not say '%s'", e.msg, cases[i].says);
-        cJSON_Delete(o);
-    }
-    arena_release(&a);
+    assert_configs_refused(good, cases, COUNT_OF(cases));
 }
 
 static void slots_have_names_order_and_shapes(void **state) {

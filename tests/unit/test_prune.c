@@ -1,31 +1,8 @@
 /* lib/prune: what stays computes what it did before; what goes is what counts least. */
-#include "tests/unit/model_samples.h"
+#include "tests/unit/prune_samples.h"
 
 #include "lib/formats/formats.h"
 #include "lib/prune/prune_internal.h"
-
-static int pruned(const struct model *m, const struct prune_options *o, struct model **out, struct prune_report *report,
-                  struct err *e) {
-    struct stream_reader *r;
-    struct stream_writer *w;
-    struct buf in = saved_model(m, DT_F32), written;
-    int from = file_of(in.data, in.len), to = memory_file();
-    int rc = stream_reader_open(&r, from, "in.rill", STREAM_MODEL, e);
-    assert_int_equal(rc, 0);
-    rc = stream_writer_open(&w, to, "out.rill", NULL, e);
-    assert_int_equal(rc, 0);
-    *report = (struct prune_report){0};
-    rc = prune_stream(r, w, o, report, e);
-    if (!rc) rc = stream_writer_finish(w, NULL, e);
-    stream_writer_free(w);
-    stream_reader_free(r);
-    close(from);
-    written = contents(to);
-    if (!rc) rc = load_model(&written, out, e);
-    buf_release(&in);
-    buf_release(&written);
-    return rc;
-}
 
 static float *sample_logits(struct model *m) {
     static uint32_t tokens[24];

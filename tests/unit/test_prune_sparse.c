@@ -1,6 +1,6 @@
 /* lib/prune, single weights: masks and weights as published formulas make them (tests/golden/prune), sparsities as text and by rules. */
 #include "tests/unit/golden_samples.h"
-#include "tests/unit/model_samples.h"
+#include "tests/unit/prune_samples.h"
 
 #include "lib/formats/formats.h"
 #include "lib/prune/second_order.h"
@@ -235,26 +235,13 @@ static int count_tensor(void *ctx, const struct prune_tensor_report *t, struct e
 
 static int sparse_model(const struct model *m, struct prune_options o, struct model **out, char lines[4000],
                         struct err *e) {
-    struct stream_reader *r;
-    struct stream_writer *w;
-    struct prune_report report = {0};
-    struct buf in = saved_model(m, DT_F32), written, seen = {0};
-    int from = file_of(in.data, in.len), to = memory_file();
+    struct prune_report report;
+    struct buf seen = {0};
     o.sparse = count_tensor, o.sparse_ctx = &seen;
-    assert_int_equal(stream_reader_open(&r, from, "in.rill", STREAM_MODEL, e), 0);
-    assert_int_equal(stream_writer_open(&w, to, "out.rill", NULL, e), 0);
-    int rc = prune_stream(r, w, &o, &report, e);
-    if (!rc) rc = stream_writer_finish(w, NULL, e);
-    stream_writer_free(w);
-    stream_reader_free(r);
-    close(from);
-    written = contents(to);
-    if (!rc) rc = load_model(&written, out, e);
+    int rc = pruned(m, &o, out, &report, e);
     snprintf(lines, 4000, "%.*s", (int)seen.len, (const char *)seen.data);
     prune_report_release(&report);
     buf_release(&seen);
-    buf_release(&in);
-    buf_release(&written);
     return rc;
 }
 

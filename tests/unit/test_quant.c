@@ -111,9 +111,15 @@ static void types_parse_or_say_what_there_is(void **state) {
     (void)state;
     struct err e;
     const struct quant_type *t;
+    const char *names = quant_type_names();
     for (size_t i = 0; quant_type_at(i); i++) {
-        OK(quant_type_parse(quant_type_at(i)->name, &t, &e));
+        const char *name = quant_type_at(i)->name;
+        OK(quant_type_parse(name, &t, &e));
         assert_ptr_equal(t, quant_type_at(i));
+        assert_memory_equal(names, name, strlen(name));
+        names += strlen(name);
+        assert_int_equal(*names, quant_type_at(i + 1) ? '|' : 0);
+        names += *names == '|';
     }
     OK(quant_type_parse("Q4_K_M", &t, &e));
     assert_string_equal(t->name, "q4_k_m");
@@ -194,12 +200,12 @@ static void rules_name_types(void **state) {
     quant_plan_release(&p);
     static const struct {
         const char *rule, *says;
-    } bad[] = {{"ffn", "'ffn' is no REGEX=TYPE"},
-               {"=q4_0", "is no REGEX=TYPE"},
+    } bad[] = {{"ffn", "'ffn' is not REGEX=TYPE"},
+               {"=q4_0", "is not REGEX=TYPE"},
                {"ffn=q9", "unknown type 'q9'"},
                {"ffn=q4_k_m", "is a mixture"},
                {"ffn=iq1_m", "is read, but not made"},
-               {"a(b=q4_0", "'a(b' is no regular expression: at character 3: "},
+               {"a(b=q4_0", "'a(b' is not a regular expression: at character 3: "},
                {"attn_v=q4_0", "'attn_v' matches no matrix"},
                {"norm=q4_0", "'norm' matches no matrix"}};
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
@@ -259,7 +265,7 @@ static void plans_are_text(void **state) {
         const char *text, *says;
     } whole[] = {{"", "plan.txt: no line for tensor 'embed.weight'"},
                  {"# nothing\n\n", "plan.txt: no line for tensor 'embed.weight'"},
-                 {"norm.weight 1x576 f32\n", "plan.txt: line 1: 'norm.weight' is no matrix"},
+                 {"norm.weight 1x576 f32\n", "plan.txt: line 1: 'norm.weight' is not a matrix"},
                  {"\nembed.weight 512x576\n", "plan.txt: line 2: 'embed.weight' without a shape and a type"}};
     for (size_t i = 0; i < COUNT_OF(whole); i++) {
         from.plan = whole[i].text;

@@ -202,8 +202,8 @@ static struct buf doctored(const struct buf *in, const char *name, int how) {
 
 static void hostile_statistics_are_refused(void **state) {
     (void)state;
-    static const char *const says[] = {"element 3 is no sum", "element 3 is no sum", "no statistic of this model",
-                                       "wrong type or shape", "expected"};
+    static const char *const says[] = {"element 3 is not a sum", "element 3 is not a sum",
+                                       "not a statistic of this model", "wrong type or shape", "expected"};
     struct err e;
     struct arena a = {0};
     struct model_config c = sample_config(&a);

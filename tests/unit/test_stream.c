@@ -125,17 +125,6 @@ static void put_half_noise(struct stream_writer *w) {
     OK(stream_write_tensor(w, &d, NULL, x, &e));
 }
 
-static void notices_flips_in(struct buf b) {
-    struct err e;
-    for (size_t i = 0; i < 8 * b.len; i++) {
-        b.data[i / 8] ^= (unsigned char)(1 << i % 8);
-        if (read_bytes(b.data, b.len, &e) != ERR_DATA) fail_msg("bit %zu of byte %zu", i % 8, i / 8);
-        b.data[i / 8] ^= (unsigned char)(1 << i % 8);
-    }
-    OK(read_bytes(b.data, b.len, &e));
-    buf_release(&b);
-}
-
 static void notices_every_flipped_bit(void **state) {
     (void)state;
     notices_flips_in(stream_of(NULL, put_model, NULL));

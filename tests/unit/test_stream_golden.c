@@ -107,38 +107,6 @@ static struct buf golden(int kind, int codec) {
     return contents(fd);
 }
 
-/* The same items with the same content, however each of them is stored. */
-static void assert_same_content(const struct buf *a, const struct buf *b) {
-    struct err e;
-    struct stream_reader *r[2];
-    struct stream_item item[2];
-    struct buf data[2] = {{0}, {0}};
-    int fd[2] = {file_of(a->data, a->len), file_of(b->data, b->len)};
-    for (int i = 0; i < 2; i++) OK(stream_reader_open(&r[i], fd[i], "golden", STREAM_ANY, &e));
-    do {
-        for (int i = 0; i < 2; i++) {
-            OK(stream_next(r[i], &item[i], &e));
-            data[i].len = 0;
-            if (item[i].type == ITEM_TENSOR) OK(stream_load_tensor(r[i], &data[i], &e));
-        }
-        assert_int_equal(item[0].type, item[1].type);
-        assert_memory_equal(&item[0].desc, &item[1].desc, sizeof item[0].desc);
-        assert_memory_equal(&item[0].batch, &item[1].batch, sizeof item[0].batch);
-        assert_true(!item[0].json || cJSON_Compare(item[0].json, item[1].json, true));
-        assert_int_equal(!item[0].attrs, !item[1].attrs);
-        assert_true(!item[0].attrs || cJSON_Compare(item[0].attrs, item[1].attrs, true));
-        assert_int_equal(item[0].n_bytes, item[1].n_bytes);
-        if (item[0].type == ITEM_VOCAB) assert_memory_equal(item[0].bytes, item[1].bytes, item[0].n_bytes);
-        assert_int_equal(data[0].len, data[1].len);
-        if (data[0].len) assert_memory_equal(data[0].data, data[1].data, data[0].len);
-    } while (item[0].type != ITEM_EOF);
-    for (int i = 0; i < 2; i++) {
-        stream_reader_free(r[i]);
-        buf_release(&data[i]);
-        close(fd[i]);
-    }
-}
-
 static void reads_version_1(void **state) {
     (void)state;
     for (int kind = STREAM_MODEL; kind <= STREAM_CHECKPOINT; kind++)

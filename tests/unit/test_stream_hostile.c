@@ -442,9 +442,9 @@ static void checks_zstd_frames(void **state) {
     f = zeros(CODEC_ZSTD, p, frame(p, ZEROS, 24, ZEROS));
     accepted(&f);
     f = zeros(CODEC_ZSTD, p, frame(p, ZEROS, 25, ZEROS));
-    refused(&f, "wants a window of 33554432 bytes, at most 16777216");
+    refused(&f, "needs a window of 33554432 bytes, at most 16777216");
     f = zeros(CODEC_ZSTD, p, frame(p, ZEROS, 31, ZEROS));
-    refused(&f, "wants a window of 2147483648 bytes");
+    refused(&f, "needs a window of 2147483648 bytes");
     f = zeros(CODEC_ZSTD, p, frame(p, ZEROS - 1, 20, ZEROS));
     refused(&f, "of another size");
     f = zeros(CODEC_ZSTD, p, frame(p, ZEROS, 20, 130000));

@@ -10,12 +10,7 @@ static struct vocab *vocab;
 
 static int load(void **state) {
     (void)state;
-    struct err e = {0};
-    struct vocab *plain = load_golden(0), spec = *plain;
-    spec.bos = vocab_find(plain, "<|im_start|>", 12);
-    spec.eos = vocab_find(plain, "<|endoftext|>", 13);
-    if (vocab_new(&vocab, &spec, &e) != 0) fail_msg("%s", e.msg);
-    vocab_free(plain);
+    vocab = load_golden_with_ends();
     return 0;
 }
 

@@ -146,6 +146,18 @@ static inline struct vocab *load_golden(size_t which) {
     return load_tokenizer(path, golden_pre[which]);
 }
 
+/* The first of them, with tokens that begin and end a text. */
+static inline struct vocab *load_golden_with_ends(void) {
+    struct err e = {0};
+    struct vocab *plain = load_golden(0), spec = *plain, *v;
+    spec.bos = vocab_find(plain, "<|im_start|>", 12);
+    spec.eos = vocab_find(plain, "<|endoftext|>", 13);
+    assert_true(spec.bos != TOKEN_NONE && spec.eos != TOKEN_NONE);
+    if (vocab_new(&v, &spec, &e) != 0) fail_msg("%s", e.msg);
+    vocab_free(plain);
+    return v;
+}
+
 /* ---- the golden texts and their ids ---- */
 
 struct golden_texts {

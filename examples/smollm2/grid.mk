@@ -1,0 +1,116 @@
+# What does each ingredient of distillation give SmolLM2-135M, pruned from 30 layers to 20, at equal steps and tokens? A cell of the
+# grid is one student, named by its ingredients, of which any combination is a file that make can make:
+#
+#     make -C examples/smollm2 -f grid.mk                           the cells of CELLS, and the table build/smollm2-grid/grid.txt
+#     make -C examples/smollm2 -f grid.mk CELLS="labels+lr6e-4 kl+cosine+lr6e-4"
+#     make -C examples/smollm2 -f grid.mk plan                      how long a cell takes
+#
+# All cells share the pruned student, the teacher, what it says, and the order of the tokens. They are judged by perplexity on text that
+# neither they nor the corrected teacher have seen, and compared with the best of the cells that learn from the labels alone in the same
+# setting, so that labels have a learning rate of their own. README.md has what came out.
+#
+#     labels        the text alone                    lrX        peak learning rate (6e-4); the last one is a tenth of it
+#     kl            what the teacher says of it       muon       Muon instead of AdamW
+#     ce            the text beside the teacher       emaX       judged is the average of the weights, with decay X
+#     cosineW       directions of hidden states, with weight W (3)       uncorrected  the teacher as it came
+#     hiddenW       hidden states, with weight W (1)                     live         the teacher runs beside the student
+#     relationsW    MiniLMv2's of the last layer, with weight W (1)      t2           temperature 2
+#     sampleN, topN, ghostN    what is kept of the teacher's distributions (sample50)
+# and of the setting
+#     batchN        N tokens a step (512), and as many more or fewer steps
+#     epochsN       N times through an Nth of the tokens, in as many steps
+#     orderN        another order of the tokens (1)
+#     dropLIST      without these layers instead of those of least block influence: drop3-12
+
+HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+OUT ?= $(abspath $(HERE)../..)/build/smollm2-grid
+TOKENS ?= 16384
+EVAL_TOKENS ?= 6144
+BATCH ?= 512
+STEPS ?= 32
+WARMUP ?= 4
+include $(HERE)Makefile
+.DEFAULT_GOAL := grid
+.SECONDEXPANSION:
+.SECONDARY:
+.PHONY: grid plan
+
+CELLS ?= labels+lr3e-4 labels+lr6e-4 labels+lr1.2e-3
+
+# ---- words of a name -----------------------------------------------------------------------------------------------------------
+
+comma := ,
+has = $(filter $(2),$(subst +, ,$(1)))
+# $(call after,NAME,PREFIX,DEFAULT): what follows the prefix in the word that has it
+after = $(or $(patsubst $(2)%,%,$(filter $(2)%,$(subst +, ,$(1)))),$(3))
+divide = $(shell echo $$(($(1) / $(2))))
+batch = $(call after,$(1),batch,$(BATCH))
+student = $(or $(call has,$(1),drop%),pruned)
+of_part = $(patsubst %,+%,$(call has,$(1),epochs%))
+teacher = $(or $(call has,$(1),uncorrected),corrected$(of_part))
+encoded = $(or $(call has,$(1),sample% top% ghost%),sample50)$(if $(call has,$(1),t2),+t2)
+# what it learns: a file of tokens, or of what a teacher says of them, with the states and relations that some losses ask for
+knowledge = $(or $(call has,$(1),uncorrected),corrected)+$(encoded)+$(student)
+data = $(OUT)/$(if $(call has,$(1),labels live),tokens,$(knowledge))$(of_part).data.rill
+
+# ---- what cells share ------------------------------------------------------------------------------------------------------------
+
+$(OUT)/uncorrected.rill: $(OUT)/teacher.rill
+	ln -f $< $@
+$(OUT)/drop%.rill: $(OUT)/teacher.rill
+	$(RILL) prune -q --drop-layers $(subst _,$(comma),$*) $< -o $@ --force
+
+# Every third layer of the student, counted from the last, learns the output of the layer that it was in the teacher: S:T+S:T+...
+as_map = awk '$$1 == "layer" { was[n++] = $$2 } \
+  END { for (i = n - 1; i >= 0; i -= 3) map = i ":" was[i] (map == "" ? "" : "+" map); print map }'
+$(OUT)/pruned.map: $(OUT)/teacher.rill $(OUT)/teacher.stats.rill
+	$(RILL) prune -q --dry-run --layers $(LAYERS) --stats $(OUT)/teacher.stats.rill $< | $(as_map) > $@
+$(OUT)/drop%.map: $(OUT)/teacher.rill
+	$(RILL) prune -q --dry-run --drop-layers $(subst _,$(comma),$*) $< | $(as_map) > $@
+
+# The text, all of it or an Nth, and what teachers say of it.
+$(OUT)/tokens.data.rill: $(OUT)/train.tok.rill
+	ln -f $< $@
+$(OUT)/tokens+epochs%.data.rill: $(OUT)/teacher.rill $(OUT)/train.txt
+	$(RILL) tokenize -q -m $< --context $(CONTEXT) --max-tokens $(call divide,$(TOKENS),$*) $(OUT)/train.txt -o $@ --force
+
+# A teacher that has seen that part alone, once.
+$(OUT)/corrected+epochs%.rill: $(OUT)/teacher.rill $(OUT)/tokens+epochs%.data.rill
+	$(RILL) distill -q -m $< --loss ce --lr 1e-4 --lr-min 1e-5 --batch-tokens $(BATCH) --micro-tokens $(BATCH) $(word 2,$^) -o $@ --force
+
+encoding = $(patsubst ghost%,ghost:%,$(patsubst top%,topk:%,$(call has,$(1),sample% top% ghost%)))
+said_of = $(OUT)/$(call teacher,$(1)).rill $(OUT)/tokens$(of_part).data.rill $(OUT)/$(call student,$(1)).map
+$(OUT)/%.data.rill: $$(call said_of,$$*)
+	$(RILL) teacher-infer -q -m $< --encode $(patsubst sample%,sample:%,$(call encoding,$*)) $(if $(call has,$*,t2),--temperature 2) \
+	    --tap hidden:$$(sed 's/[0-9]*:\([0-9]*\)/\1/g; s/+/,/g' $(word 3,$^)) --tap q --tap k --tap v $(word 2,$^) -o $@ --force
+
+# ---- cells -----------------------------------------------------------------------------------------------------------------------
+
+map = map=$$(cat $(OUT)/$(call student,$(1)).map)
+losses = $(if $(call has,$(1),labels ce),--loss ce) $(if $(call has,$(1),kl),--loss kl) \
+  $(if $(call has,$(1),cosine%),--loss hidden:kind=cosine$(comma)weight=$(call after,$(1),cosine,3)$(comma)$(call map,$(1))) \
+  $(if $(call has,$(1),hidden%),--loss hidden:weight=$(call after,$(1),hidden,1)$(comma)$(call map,$(1))) \
+  $(if $(call has,$(1),relations%),--loss minilm2:weight=$(call after,$(1),relations,1))
+options = --lr $(call after,$(1),lr,6e-4) $(if $(call has,$(1),muon),--optimizer muon) $(patsubst ema%,--ema %,$(call has,$(1),ema%)) \
+  $(if $(call has,$(1),live),--teacher $(OUT)/$(call teacher,$(1)).rill) --shuffle --seed $(call after,$(1),order,1) --epochs 1000 \
+  --warmup $(call divide,$(WARMUP) * $(BATCH),$(call batch,$(1))) --steps $(call divide,$(STEPS) * $(BATCH),$(call batch,$(1))) \
+  --batch-tokens $(call batch,$(1)) --micro-tokens $(call batch,$(1))
+cell = $(RILL) distill -q -m $(OUT)/$(call student,$(1)).rill $(strip $(losses) $(options)) $(data)
+
+needs = $(OUT)/$(call student,$(1)).rill $(call data,$(1)) $(if $(call has,$(1),live),$(OUT)/$(call teacher,$(1)).rill) \
+  $(if $(call has,$(1),cosine% hidden%),$(OUT)/$(call student,$(1)).map)
+
+# A cell is its log, which ends with what the student makes of the text that nobody saw; the student itself is CELL.rill.
+$(OUT)/cells/%.tsv: $$(call needs,$$*) $(OUT)/heldout.tok.rill
+	@mkdir -p $(@D)
+	$(call cell,$*) --eval $(OUT)/heldout.tok.rill --eval-every 1000000 --log $@ > /dev/null
+$(OUT)/cells/%.rill: $$(call needs,$$*)
+	@mkdir -p $(@D)
+	$(call cell,$*) -o $@ --force
+
+$(OUT)/grid.txt: $(CELLS:%=$(OUT)/cells/%.tsv)
+	@cd $(OUT)/cells && $(HERE)grid $(CELLS) > $@.part && mv $@.part $@
+grid: $(OUT)/grid.txt
+	@cat $<
+plan: $$(call needs,labels)
+	@$(call cell,labels) --plan

@@ -1,0 +1,203 @@
+/* Pruning, from the options to the model or the plan that is written. */
+#include <string.h>
+
+#include "lib/compress/compress_internal.h"
+
+struct pruning {
+    struct cli *c;
+    const struct compress_prune_options *o;
+    struct stream_reader *in;
+    struct prune_options how; /* for lib/prune; what it points to is below */
+    struct stats *stats;
+    struct prune_tokens tokens;
+    struct prune_rule *rules;
+    uint32_t drop[MODEL_MAX_LAYERS];
+    struct buf plan; /* a string */
+    struct prune_report report;
+};
+
+/* ---- what is told ------------------------------------------------------------------------------------------------ */
+
+static int report_tensor(void *c, const struct prune_tensor_report *t, struct err *e) {
+    log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
+    if (t->has_error) log_line(LOG_INFO, "%s: squared error of its outputs %.4g", t->name, t->output_error);
+    return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
+}
+
+static void say(void *c, const char *message) {
+    cli_say(c, "%s", message);
+}
+
+static void say_targets(void *c, const struct model_config *before, const struct model_config *after) {
+    target_warnings(before, after, say, c);
+}
+
+static void layer_done(void *c, uint32_t layers_done) {
+    cli_progress(c, layers_done, NULL);
+}
+
+static int report(const struct pruning *k, struct err *e) {
+    const struct prune_report *r = &k->report;
+    char sparse[128] = "", gone[PRUNE_LAYERS_TEXT];
+    prune_layers_text(r, gone);
+    if (r->matrix_weights)
+        snprintf(sparse, sizeof sparse, ", %llu zeros in sparse matrices, %.1f%% of their weights",
+                 (unsigned long long)r->zeros, 100 * (double)r->zeros / (double)r->matrix_weights);
+    cli_say(k->c, "%.2f M parameters of %.2f M, %u layer%s of %u%s%s%s%s", (double)r->parameters_after / 1e6,
+            (double)r->parameters_before / 1e6, r->after.n_layers, r->after.n_layers == 1 ? "" : "s",
+            r->before.n_layers, *gone ? " (without " : "", gone, *gone ? ")" : "", sparse);
+    return prune_report_put(r, cli_report(k->c), e);
+}
+
+/* ---- what the options say ---------------------------------------------------------------------------------------- */
+
+static struct prune_amount amount(const struct cli_amount *a) {
+    return (struct prune_amount){(uint32_t)a->n, a->share};
+}
+
+static bool asked(const struct cli_amount *a) {
+    return a->n || a->share > 0;
+}
+
+static bool asks_for_nothing(const struct compress_prune_options *o) {
+    return !o->plan && o->sparsity <= 0 && !o->pattern && !o->rates.n && !asked(&o->layers) && !o->drop_layers &&
+           !asked(&o->experts) && !asked(&o->ffn) && !asked(&o->kv_heads) && !o->vocab;
+}
+
+/* --vocab names a stream, except "padding", which needs none. */
+static bool reads_tokens(const struct compress_prune_options *o) {
+    return o->vocab && strcmp(o->vocab, "padding") != 0;
+}
+
+static int read_streams(struct pruning *k, struct err *e) {
+    const struct compress_prune_options *o = k->o;
+    struct stream_reader *in;
+    int rc = o->stats ? cli_open_stream(k->c, o->stats, "stats", STREAM_STATS, &in, e) : 0;
+    if (!rc && o->stats) rc = stats_load(&k->stats, in, e);
+    if (rc || !reads_tokens(o)) return rc;
+    rc = cli_open_stream(k->c, o->vocab, "tokens", STREAM_ANY, &in, e);
+    return rc ? rc : prune_tokens_count(&k->tokens, in, e);
+}
+
+static int parse_rates(struct pruning *k, struct err *e) {
+    const struct cli_list *list = &k->o->rates;
+    k->rules = mem_array(list->n ? list->n : 1, sizeof *k->rules, e);
+    if (!k->rules) return e->code;
+    k->how.rules = k->rules;
+    k->how.n_rules = list->n;
+    for (size_t i = 0; i < list->n; i++)
+        if (prune_rule_parse(list->items[i], &k->rules[i], e)) return err_prefix(e, "--rate");
+    return 0;
+}
+
+static int parse_texts(struct pruning *k, struct err *e) {
+    const struct compress_prune_options *o = k->o;
+    struct prune_options *how = &k->how;
+    prune_method_parse(o->method, &how->method);
+    if (o->drop_layers && prune_layers_parse(o->drop_layers, k->drop, &how->n_drop_layers, e))
+        return err_prefix(e, "--drop-layers");
+    if (o->pattern && prune_sparsity_parse(o->pattern, &how->sparsity, e)) return err_prefix(e, "--pattern");
+    if (o->pattern && !how->sparsity.m)
+        return err_set(e, ERR_USAGE, "--pattern: '%s' is not N:M, such as 2:4", o->pattern);
+    if (asks_for_nothing(o))
+        return err_set(
+            e, ERR_USAGE,
+            "nothing to prune: give --sparsity, --pattern, --rate, --plan, --layers, --drop-layers, --experts, "
+            "--ffn, --kv-heads or --vocab");
+    return parse_rates(k, e);
+}
+
+/* As a string. */
+static int read_plan(struct pruning *k, struct err *e) {
+    enum { MOST = 1 << 28 };
+    struct buf *text = &k->plan;
+    struct cli_file *f;
+    int rc = cli_open_file(k->c, k->o->plan, "plan", &f, e);
+    if (!rc) rc = cli_file_read_all(f, MOST, text, e);
+    if (!rc && (text->len > MOST || (text->len && memchr(text->data, 0, text->len))))
+        rc = err_set(e, ERR_DATA, "%s: no text of at most %d bytes", k->o->plan, MOST);
+    if (!rc) rc = buf_append(text, "", 1, e);
+    if (!rc) k->how.plan = (const char *)text->data, k->how.plan_name = k->o->plan;
+    return rc;
+}
+
+static int read_settings(struct pruning *k, struct err *e) {
+    const struct compress_prune_options *o = k->o;
+    int rc = read_streams(k, e);
+    if (rc) return rc;
+    bool by_stats = !strcmp(o->score, "activations") || (!strcmp(o->score, "auto") && k->stats);
+    k->how = (struct prune_options){.sparsity = {.share = o->sparsity},
+                                    .prune_head = o->prune_head,
+                                    .calibrated = o->data != NULL,
+                                    .reconstruct = o->reconstruct,
+                                    .damp = o->damp,
+                                    .foreign_name = target_tensor_name,
+                                    .tokens = reads_tokens(o) ? &k->tokens : NULL,
+                                    .padding = o->vocab && !reads_tokens(o),
+                                    .vocab_min_count = o->vocab_min_count,
+                                    .score = by_stats ? PRUNE_BY_STATS : PRUNE_BY_WEIGHTS,
+                                    .stats = k->stats,
+                                    .drop_layers = k->drop,
+                                    .layers = amount(&o->layers),
+                                    .experts = amount(&o->experts),
+                                    .ffn = amount(&o->ffn),
+                                    .kv_heads = amount(&o->kv_heads),
+                                    .warn = say,
+                                    .warn_ctx = k->c,
+                                    .shape = say_targets,
+                                    .sparse = report_tensor,
+                                    .sparse_ctx = k->c};
+    rc = parse_texts(k, e);
+    return rc || !o->plan ? rc : read_plan(k, e);
+}
+
+/* ---- carrying it out --------------------------------------------------------------------------------------------- */
+
+static int with_data(struct pruning *k, struct stream_writer *out, struct err *e) {
+    const struct compress_prune_options *o = k->o;
+    struct compress_data d = {0};
+    int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
+    struct prune_calibration p = {.model = d.model,
+                                  .scratch = d.scratch,
+                                  .in = &d.tokens.in,
+                                  .n = 1,
+                                  .progress = layer_done,
+                                  .progress_ctx = k->c};
+    if (!rc) cli_progress_begin(k->c, "layers", model_layerwise_model(d.model)->config.n_layers);
+    if (!rc) rc = prune_layerwise(&p, out, &k->how, &k->report, e);
+    cli_progress_end(k->c);
+    compress_data_release(&d);
+    return rc;
+}
+
+static int print_plan(struct pruning *k, struct err *e) {
+    struct buf plan = {0};
+    FILE *out;
+    int rc = cli_text(k->c, &out, e);
+    if (!rc) rc = prune_dry_run(k->in, &k->how, &plan, &k->report, e);
+    if (!rc) fwrite(plan.data, 1, plan.len, out);
+    buf_release(&plan);
+    return rc;
+}
+
+static int write_pruned(struct pruning *k, struct err *e) {
+    struct stream_writer *out;
+    int rc = cli_open_output(k->c, &out, e);
+    if (!rc && !cJSON_AddArrayToObject(cli_report(k->c), "tensors")) rc = err_nomem(e, "report");
+    if (!rc) rc = k->o->data ? with_data(k, out, e) : prune_stream(k->in, out, &k->how, &k->report, e);
+    return rc ? rc : cli_close_output(k->c, e);
+}
+
+int compress_prune(struct cli *c, const struct compress_prune_options *o, struct err *e) {
+    struct pruning k = {.c = c, .o = o};
+    int rc = read_settings(&k, e);
+    if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &k.in, e);
+    if (!rc) rc = o->dry_run ? print_plan(&k, e) : write_pruned(&k, e);
+    if (!rc) rc = report(&k, e);
+    prune_report_release(&k.report);
+    prune_tokens_release(&k.tokens);
+    stats_free(k.stats);
+    buf_release(&k.plan);
+    mem_free(k.rules);
+    return rc;
+}

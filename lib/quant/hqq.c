@@ -1,0 +1,124 @@
+/* Scales and mins without data: half-quadratic quantization. */
+#include <math.h>
+
+#include "lib/quant/second_order.h"
+
+#define NORM       0.7 /* p of |w - q|^p */
+#define BETA       10.0
+#define KAPPA      1.01 /* beta grows by this each time */
+#define ITERATIONS 20
+
+/* One group of one row. */
+struct group {
+    const struct quant_form *form;
+    struct quant_parts *p; /* of its block */
+    size_t k;              /* its number in the block */
+    const float *w;        /* [form->group] */
+};
+
+static double scale_of(const struct group *g) {
+    return (double)f16_to_f32(g->p->d) * g->p->scales[g->k];
+}
+static double min_of(const struct group *g) {
+    return g->form->has_min ? (double)f16_to_f32(g->p->min) * g->p->mins[g->k] : 0;
+}
+static uint8_t *codes_of(const struct group *g) {
+    return g->p->codes + g->k * g->form->group;
+}
+static double step_of(const struct group *g, size_t i) {
+    return codes_of(g)[i] - g->form->offset;
+}
+
+/* The nearest codes. */
+static void round_codes(const struct group *g) {
+    double s = scale_of(g), m = min_of(g);
+    for (size_t i = 0; s != 0 && i < g->form->group; i++)
+        codes_of(g)[i] = quant_nearest(g->form, (float)((g->w[i] - m) / s));
+}
+
+/* By which the reference implementation ends: not the p of the steps. */
+static double error_of(const struct group *g) {
+    double s = scale_of(g), m = min_of(g), sum = 0;
+    for (size_t i = 0; i < g->form->group; i++) sum += fabs(g->w[i] - (s * step_of(g, i) + m));
+    return sum;
+}
+
+/* The generalised soft threshold of |x|^p with weight 1 / beta. */
+static double shrink(double x, double beta) {
+    double a = fabs(x), left = a > 0 ? a - pow(a, NORM - 1) / beta : 0;
+    return left > 0 ? copysign(left, x) : 0;
+}
+
+static int8_t whole(double v, int low, int top) {
+    return (int8_t)(v <= low ? low : v >= top ? top : lrint(v));
+}
+
+/* As f16; what it was when that is not finite. */
+static uint16_t as_f16(double v, uint16_t was) {
+    uint16_t h = f32_to_f16((float)v);
+    return (h & 0x7c00) == 0x7c00 ? was : h;
+}
+
+/* The best min, or of a grid without one the best scale, for its codes and w less what is taken for outliers; as it is stored. */
+static void move_grid(const struct group *g, double beta) {
+    double s = scale_of(g), m = min_of(g), sum = 0, square = 0;
+    for (size_t i = 0; i < g->form->group; i++) {
+        double u = step_of(g, i), t = g->w[i] - shrink(g->w[i] - (s * u + m), beta);
+        sum += g->form->has_min ? t - s * u : t * u;
+        square += g->form->has_min ? 1 : u * u;
+    }
+    if (!(square > 0)) return;
+    double best = sum / square, unit = f16_to_f32(g->form->has_min ? g->p->min : g->p->d);
+    if (!g->form->has_scales) {
+        uint16_t *at = g->form->has_min ? &g->p->min : &g->p->d;
+        *at = as_f16(best, *at);
+    } else if (unit != 0 && g->form->has_min)
+        g->p->mins[g->k] = whole(best / unit, 0, g->form->scale_top);
+    else if (unit != 0)
+        g->p->scales[g->k] = whole(best / unit, g->form->scale_low, g->form->scale_top);
+}
+
+static void improve_group(const struct group *g) {
+    struct quant_parts best = *g->p;
+    double least = error_of(g), beta = BETA;
+    for (int i = 0; i < ITERATIONS; i++, beta *= KAPPA) {
+        move_grid(g, beta);
+        round_codes(g);
+        double error = error_of(g);
+        if (!(error < least)) break;
+        least = error;
+        best = *g->p;
+    }
+    *g->p = best;
+}
+
+struct job {
+    struct grid g;
+    const float *w;
+    unsigned char *packed;
+};
+
+static void improve_row(void *ctx, size_t row, int thread) {
+    struct job *j = ctx;
+    const struct quant_form *f = j->g.form;
+    (void)thread;
+    for (size_t b = 0; b < j->g.blocks; b++) {
+        struct quant_parts *p = &j->g.parts[row * j->g.blocks + b];
+        for (size_t k = 0; k < j->g.block / f->group; k++)
+            improve_group(&(struct group){f, p, k, j->w + row * j->g.cols + b * j->g.block + k * f->group});
+        quant_put_together(f->dtype, p, j->packed + (row * j->g.blocks + b) * j->g.block_bytes);
+    }
+}
+
+bool hqq_takes(enum dtype dtype) {
+    return quant_form(dtype) != NULL;
+}
+
+int hqq_improve(enum dtype dtype, const float *w, size_t rows, size_t cols, unsigned char *packed, struct err *e) {
+    struct job j = {.w = w, .packed = packed};
+    int rc = grid_new(&j.g, dtype, rows, cols, e);
+    if (!rc) grid_take(&j.g, packed);
+    if (!rc) parallel_for(rows, improve_row, &j);
+    grid_release(&j.g);
+    return rc;
+}
