@@ -3,6 +3,8 @@
 
 #include "lib/compress/compress_internal.h"
 
+#define DENSE_POSITIONS 24576 /* on which the original's inputs are compared */
+
 /* ---- what is told ------------------------------------------------------------------------------------------------ */
 
 static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
@@ -44,6 +46,16 @@ static void say_summary(const struct compress *k, const struct quant_totals *tot
     if (totals->blind)
         cli_say(k->c, "%llu tensor%s got a type that is made for weights whose importance is known: use --stats",
                 (unsigned long long)totals->blind, totals->blind == 1 ? "" : "s");
+}
+
+static bool put_phases(cJSON *r, const struct quant_totals *totals) {
+    cJSON *o = cJSON_AddObjectToObject(r, "cpu_seconds_of");
+    bool ok = o;
+    for (enum quant_phase p = 0; ok && p < QUANT_PHASES; p++) {
+        ok = json_put_f64(o, quant_phase_name(p), totals->seconds[p]);
+        log_line(LOG_INFO, "%s: %.2f s of processor time", quant_phase_name(p), totals->seconds[p]);
+    }
+    return ok;
 }
 
 static int report_totals(struct cli *c, const struct quant_totals *totals, struct err *e) {
@@ -89,8 +101,11 @@ static int print_plan(struct compress *k, struct err *e) {
 static int with_data(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     struct compress_data d = {0};
-    struct quant_calibration q = {
-        .damp = o->damp, .act_order = true, .asymmetric = !o->symmetric, .sweeps = (unsigned)o->sweeps};
+    struct quant_calibration q = {.damp = o->damp,
+                                  .act_order = true,
+                                  .asymmetric = !o->symmetric,
+                                  .dense_positions = DENSE_POSITIONS,
+                                  .sweeps = (unsigned)o->sweeps};
     if (strcmp(o->method, "learned") == 0) q.passes = (unsigned)o->passes;
     int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
     if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
@@ -111,6 +126,7 @@ static int quantize(struct compress *k, struct err *e) {
     if (!rc) rc = cli_close_output(k->c, e);
     if (rc) return rc;
     say_summary(k, &totals);
+    if (k->how.calibrated && !put_phases(cli_report(k->c), &totals)) return err_nomem(e, "report");
     return report_totals(k->c, &totals, e);
 }
 

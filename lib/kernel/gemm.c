@@ -17,6 +17,7 @@ struct product_f32 {
     float beta;
     float *c;
     size_t tile_m, tile_n, tiles_n; /* tiles_n: in a row of tiles */
+    bool upper;                     /* tiles that lie below the diagonal are left out */
 };
 
 static void run_tile(void *ctx, size_t i, int thread) {
@@ -24,6 +25,7 @@ static void run_tile(void *ctx, size_t i, int thread) {
     (void)thread;
     size_t row = i / p->tiles_n * p->tile_m, col = i % p->tiles_n * p->tile_n;
     size_t m = smaller(p->tile_m, p->m - row), n = smaller(p->tile_n, p->n - col);
+    if (p->upper && col + n <= row) return;
     const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * p->lda;
     const float *b = p->form == GEMM_NT ? p->b + col * p->ldb : p->b + col;
     p->v->gemm(p->form, m, n, p->k, a, p->lda, b, p->ldb, p->beta, p->c + row * p->ldc + col, p->ldc);
@@ -61,6 +63,34 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
         return;
     }
     gemm_part(form, m, n, k, a, form == GEMM_TN ? m : k, b, form == GEMM_NT ? k : n, beta, c, n);
+}
+
+/* ---- half of a symmetric product. Smaller tiles, as what is computed beside the half are halves of those on the diagonal. ---- */
+
+#define GRAM_M 252
+#define GRAM_N 192
+
+void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c) {
+    if (n == 0 || k == 0) return;
+    struct product_f32 p = {.v = simd(), .form = GEMM_TN, .m = n, .n = n, .k = k, .a = x, .lda = n, .b = x, .ldb = n};
+    p.beta = beta;
+    p.c = c;
+    p.ldc = n;
+    p.tile_m = equal_parts(n, GRAM_M, 14);
+    p.tile_n = equal_parts(n, GRAM_N, 32);
+    p.tiles_n = (n - 1) / p.tile_n + 1;
+    p.upper = true;
+    parallel_for(((n - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+}
+
+static void mirror_row(void *ctx, size_t row, int thread) {
+    const struct product_f32 *p = ctx;
+    (void)thread;
+    for (size_t i = 0; i < row; i++) p->c[row * p->n + i] = p->c[i * p->n + row];
+}
+
+void kernel_mirror(size_t n, float *c) {
+    parallel_for(n, mirror_row, &(struct product_f32){.n = n, .c = c});
 }
 
 /* ---- few rows: generation. Each row of b is read once from memory, which is all the time there is; packing it would

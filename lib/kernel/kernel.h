@@ -611,7 +611,12 @@ double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d); /* su
 /* Sum over rows of 1 - cos(x_r, y_r); a row of zeros counts as distance 1. */
 double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d);
 
-/* ---- on the host: second-order methods, the factor of an inverse, and error feedback -------------------------------------------- */
+/* ---- on the host: second-order methods: Gram matrices, the factor of an inverse, and error feedback ------------------------------- */
+
+/* c [n][n] = x^T x + beta c of x [k][n], on and above the diagonal, with the bits of kernel_matmul_tn; what is below may be anything
+ * afterwards. k of 0 changes nothing. */
+void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c);
+void kernel_mirror(size_t n, float *c); /* what is above the diagonal to below it, too */
 
 /*
  * u [n][n], upper triangular with zeros below the diagonal: u^T u = h^-1, for a symmetric positive definite h [n][n], of which

@@ -197,19 +197,37 @@ static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
 
-/* One after the other, x + attention, then + feed-forward of that; or both of the same x (GPT-NeoX, Black et al.
- * 2022), which is read before anything takes its memory over. */
-static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
-    const struct model_config *c = &g->m->config;
+/* Both parts read the same x (GPT-NeoX, Black et al. 2022), before anything takes its memory over. */
+static struct grad_var *parallel_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
-    if (c->parallel) {
-        struct grad_var *h2 = c->shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
-        h2 = graph_expose(g, POINT_FFN_IN, layer, h2);
-        struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
-        return add_ffn(g, layer, add_attention(g, layer, x, a), y);
+    struct grad_var *h2 = g->m->config.shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
+    h2 = graph_expose(g, POINT_FFN_IN, layer, h2);
+    struct grad_var *a = attention(g, layer, h), *y = feed_forward(g, layer, h2);
+    return add_ffn(g, layer, add_attention(g, layer, x, a), y);
+}
+
+/* Does this go of the layer begin at the point? */
+static bool resumes_at(const struct graph *g, enum model_point point) {
+    return g->part && g->part->resumes && g->part->from == point;
+}
+
+bool model_layer_resumes(const struct model_config *c) {
+    return !c->parallel && c->layer_kind == LAYER_TRANSFORMER;
+}
+
+/* x + attention, then + feed-forward of that. */
+static struct grad_var *serial_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
+    g->residual = x;
+    if (!resumes_at(g, POINT_FFN_IN) && !resumes_at(g, POINT_DOWN_IN)) {
+        struct grad_var *a =
+            resumes_at(g, POINT_O_IN) ? g->part->given : attention(g, layer, before(g, ROLE_ATTN_NORM, layer, x));
+        g->residual = x = add_attention(g, layer, x, a);
     }
-    x = add_attention(g, layer, x, attention(g, layer, h));
-    return add_feed_forward(g, layer, x);
+    return resumes_at(g, POINT_DOWN_IN) ? add_ffn(g, layer, x, g->part->given) : add_feed_forward(g, layer, x);
+}
+
+static struct grad_var *transformer_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
+    return g->m->config.parallel ? parallel_layer(g, layer, x) : serial_layer(g, layer, x);
 }
 
 static struct grad_var *layer_block(struct graph *g, uint32_t layer, enum model_block block, struct grad_var *x) {

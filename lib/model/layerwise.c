@@ -5,6 +5,20 @@
  */
 #include "lib/model/model_internal.h"
 
+/* Rows of one kind, of all positions. */
+struct rows {
+    struct buf data; /* [positions][cols] */
+    enum dtype dtype;
+    size_t cols;
+};
+
+/* Where the last passes over the states ended inside the layer, and what the next ones need to go on from there. */
+struct halt {
+    bool any;
+    enum model_point point;
+    struct rows o_in, down_in, residual;
+};
+
 struct model_layerwise {
     struct model *m; /* holds the weights of the current layer */
     model_again_fn *again;
@@ -28,6 +42,8 @@ struct model_layerwise {
     const struct model_input *in;
     size_t n;
     int64_t layer;
+    const struct model_changes *changes;
+    struct halt halt;
     bool skips; /* the layer at hand does not run */
 };
 
@@ -39,6 +55,8 @@ struct step {
     model_tap *tap;
     void *ctx;
     const enum model_point *last; /* where the pass may end; NULL: with the layer */
+    struct halt *halt;            /* the pass goes on from there, and leaves where it ends; NULL: from the start */
+    size_t every;                 /* of so many passes one, whose states are side by side; 0: 1 */
 };
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
@@ -163,15 +181,102 @@ static struct model_input next_pass(const struct model_input *in, size_t *seq, s
     return part;
 }
 
-static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct model_input *part, size_t first,
-                    const struct step *s, struct err *e) {
+static bool left_out(size_t pass, size_t every) {
+    return every > 1 && pass % every != 0;
+}
+
+size_t model_layerwise_positions(const struct model_input *in, size_t n, size_t every) {
+    size_t positions = 0, pass = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t seq = 0, at = 0; seq < in[i].n_seqs;) {
+            struct model_input part = next_pass(&in[i], &seq, &at);
+            positions += left_out(pass++, every) ? 0 : part.n_positions;
+        }
+    return positions;
+}
+
+/* Of one pass, whose rows begin at `first`. */
+struct halting {
+    struct halt *halt;
+    enum model_point point;
+    size_t first, positions; /* of all passes */
+    struct err *e;
+    int rc;
+};
+
+static void release_halt(struct halt *h) {
+    buf_release(&h->o_in.data);
+    buf_release(&h->down_in.data);
+    buf_release(&h->residual.data);
+}
+
+/* The value at a point; NULL: it is made of the residual. */
+static struct rows *rows_at(struct halt *h, enum model_point point) {
+    return point == POINT_O_IN ? &h->o_in : point == POINT_DOWN_IN ? &h->down_in : NULL;
+}
+
+static int keep_rows(struct rows *r, const struct halting *k, const struct grad_var *x) {
+    size_t each = kernel_array_bytes(x->value.dtype, x->cols);
+    uint64_t bytes;
+    r->dtype = x->value.dtype;
+    r->cols = x->cols;
+    r->data.len = 0;
+    if (!u64_mul(k->positions, each, &bytes) || buf_reserve(&r->data, bytes, k->e))
+        return err_prefix(k->e, "states of %zu positions inside a layer", k->positions);
+    kernel_download(r->data.data + k->first * each, x->value, x->rows * x->cols);
+    return 0;
+}
+
+static struct grad_var *take_rows(const struct rows *r, struct grad_tape *t, size_t first, size_t n) {
+    struct grad_var *x = grad_scratch(t, n, r->cols, r->dtype);
+    size_t each = kernel_array_bytes(r->dtype, r->cols);
+    if (x) kernel_upload(x->value, r->data.data + first * each, n * r->cols);
+    return x;
+}
+
+static void keep_halt(void *ctx, const struct grad_var *value, const struct grad_var *residual) {
+    struct halting *k = ctx;
+    struct rows *r = rows_at(k->halt, k->point);
+    k->rc = keep_rows(&k->halt->residual, k, residual);
+    if (!k->rc && r) k->rc = keep_rows(r, k, value);
+}
+
+/* The rows of a pass as they were at the halt: what the rest of the layer is added to, and in `part` what it reads. */
+static struct grad_var *take_halt(struct halt *h, struct graph_part *part, struct grad_tape *t, size_t first,
+                                  size_t n) {
+    const struct rows *r = rows_at(h, h->point);
+    struct grad_var *x = take_rows(&h->residual, t, first, n);
+    part->resumes = true;
+    part->from = h->point;
+    if (r) part->given = take_rows(r, t, first, n);
+    return r && !part->given ? NULL : x;
+}
+
+/* May a pass end here for another one to go on? The norm before attention is as good as the start; experts do not wait for what all
+   positions take beside them. */
+static bool halts_at(const struct model_layerwise *l, int64_t layer, enum model_point point) {
+    return point == POINT_O_IN || point == POINT_FFN_IN ||
+           (point == POINT_DOWN_IN && !l->m->config.layers[layer].experts);
+}
+
+static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t first,
+                    size_t positions, const struct step *s, struct err *e) {
+    struct graph_part part = {0};
+    struct halting k = {.halt = s->halt, .first = first, .positions = positions, .e = e};
     grad_reset(t);
-    struct graph *g = graph_begin(l->m, t, part, NULL, s->tap, s->ctx, e);
+    struct graph *g = graph_begin(l->m, t, in, NULL, s->tap, s->ctx, e);
     if (!g) return e->code;
     g->last = s->last;
-    struct grad_var *x = s->layer < 0 ? graph_embed(g)
-                                      : graph_layer(g, (uint32_t)s->layer,
-                                                    take_states(l, s->from, t, s->layer, first, part->n_positions));
+    if (s->halt) g->part = &part;
+    if (s->halt && s->last && halts_at(l, s->layer, *s->last)) k.point = *s->last, part.end = keep_halt, part.ctx = &k;
+    struct grad_var *x;
+    if (s->layer < 0)
+        x = graph_embed(g);
+    else if (s->halt && s->halt->any)
+        x = graph_layer(g, (uint32_t)s->layer, take_halt(s->halt, &part, t, first, in->n_positions));
+    else
+        x = graph_layer(g, (uint32_t)s->layer, take_states(l, s->from, t, s->layer, first, in->n_positions));
+    if (k.rc) return k.rc;
     if (!x) return g->ended && !g->rc ? 0 : graph_failure(g);
     if (s->to) put_states(s->to, first, x);
     return 0;
@@ -180,22 +285,23 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
 /* One step of all inputs. */
 static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                       const struct step *s, struct err *e) {
-    size_t first = 0;
-    for (size_t i = 0; i < n; first += in[i++].n_positions) {
+    size_t first = 0, pass = 0, positions = model_layerwise_positions(in, n, s->every);
+    for (size_t i = 0; i < n; i++) {
         for (size_t seq = 0, at = 0; seq < in[i].n_seqs;) {
-            size_t from = first + at;
             struct model_input part = next_pass(&in[i], &seq, &at);
-            int rc = run_pass(l, t, &part, from, s, e);
+            if (left_out(pass++, s->every)) continue;
+            int rc = run_pass(l, t, &part, first, positions, s, e);
             if (rc) return rc;
+            first += part.n_positions;
         }
     }
+    if (s->halt && s->last && halts_at(l, s->layer, *s->last)) s->halt->any = true, s->halt->point = *s->last;
     return 0;
 }
 
 static int reserve_states(struct model_layerwise *l, struct buf *states, const struct model_input *in, size_t n,
-                          struct err *e) {
-    uint64_t positions = 0, floats, bytes;
-    for (size_t i = 0; i < n; i++) positions += in[i].n_positions;
+                          size_t every, struct err *e) {
+    uint64_t positions = model_layerwise_positions(in, n, every), floats, bytes;
     size_t width = width_into(l, 0) > width_into(l, l->m->config.n_layers) ? width_into(l, 0) : l->m->config.hidden;
     if (!u64_mul(positions, width, &floats) || !u64_mul(floats, sizeof(float), &bytes))
         return err_set(e, ERR_IO, "hidden states of %llu positions are too large", (unsigned long long)positions);
@@ -209,8 +315,9 @@ static int reserve_states(struct model_layerwise *l, struct buf *states, const s
 static int advance(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                    int64_t layer, struct err *e) {
     bool apart = layer >= 0 && width_into(l, layer) != width_into(l, layer + 1);
-    if (apart && reserve_states(l, &l->next, in, n, e)) return e->code;
+    if (apart && reserve_states(l, &l->next, in, n, 1, e)) return e->code;
     struct step s = {layer, &l->states, apart ? &l->next : &l->states, l->tap, l->tap_ctx};
+    if (l->halt.any) s.halt = &l->halt;
     int rc = run_inputs(l, t, in, n, &s, e);
     if (rc || !apart) return rc;
     buf_release(&l->states);
@@ -233,7 +340,7 @@ static int run_layers(struct model_layerwise *l, struct grad_tape *t, const stru
 
 int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                         model_layer_fn *progress, void *ctx, struct err *e) {
-    if (reserve_states(l, &l->states, in, n, e)) return e->code;
+    if (reserve_states(l, &l->states, in, n, 1, e)) return e->code;
     model_drop_all(l->m);
     int rc = begin_reading(l, e);
     if (!rc) rc = load_before_layers(l, e);
@@ -248,7 +355,10 @@ int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const st
 
 /* The step as the weights are, before anyone changes them. */
 static int run_dense(struct model_layerwise *l, int64_t layer, struct err *e) {
-    struct step s = {.layer = layer, .from = &l->dense, .to = &l->dense_next};
+    const struct model_changes *c = l->changes;
+    struct step s = {.layer = layer, .from = &l->dense, .to = &l->dense_next, .every = c->dense_every};
+    s.tap = c->dense_tap;
+    s.ctx = c->ctx;
     return run_inputs(l, l->t, l->in, l->n, &s, e);
 }
 
@@ -262,9 +372,11 @@ static void swap_dense(struct model_layerwise *l) {
 static int change_step(struct model_layerwise *l, const struct model_changes *c, int64_t layer, struct err *e) {
     l->layer = layer;
     l->skips = false;
+    l->halt.any = false;
     int rc = c->dense ? run_dense(l, layer, e) : 0;
     if (!rc) rc = c->visit(c->ctx, l, layer, e);
     if (!rc && !l->skips) rc = advance(l, l->t, l->in, l->n, layer, e);
+    l->halt.any = false;
     swap_dense(l);
     return rc;
 }
@@ -272,9 +384,10 @@ static int change_step(struct model_layerwise *l, const struct model_changes *c,
 int model_layerwise_change(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                            const struct model_changes *c, struct err *e) {
     int64_t n_layers = l->m->config.n_layers;
-    l->t = t, l->in = in, l->n = n;
-    if (reserve_states(l, &l->states, in, n, e) ||
-        (c->dense && (reserve_states(l, &l->dense, in, n, e) || reserve_states(l, &l->dense_next, in, n, e))))
+    l->t = t, l->in = in, l->n = n, l->changes = c;
+    if (reserve_states(l, &l->states, in, n, 1, e) ||
+        (c->dense && (reserve_states(l, &l->dense, in, n, c->dense_every, e) ||
+                      reserve_states(l, &l->dense_next, in, n, c->dense_every, e))))
         return e->code;
     model_drop_all(l->m);
     int rc = begin_reading(l, e);
@@ -290,6 +403,7 @@ int model_layerwise_change(struct model_layerwise *l, struct grad_tape *t, const
     if (!rc) rc = finish_reading(l, e);
     if (!rc) rc = c->visit(c->ctx, l, n_layers, e);
     model_drop_all(l->m);
+    release_halt(&l->halt);
     return rc;
 }
 
@@ -297,6 +411,11 @@ int model_layerwise_watch(struct model_layerwise *l, enum model_states which, co
                           model_tap *tap, void *ctx, struct err *e) {
     struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx, .last = last};
     s.from = which == STATES_DENSE ? &l->dense : &l->states;
+    if (which == STATES_DENSE) s.every = l->changes->dense_every;
+    if (which == STATES_NOW && l->changes->in_order && model_layer_resumes(&l->m->config)) {
+        if (last && l->halt.any && *last <= l->halt.point) l->halt.any = false; /* back: from the start again */
+        s.halt = &l->halt;
+    }
     return run_inputs(l, l->t, l->in, l->n, &s, e);
 }
 
@@ -401,5 +520,6 @@ void model_layerwise_free(struct model_layerwise *l) {
     buf_release(&l->next);
     buf_release(&l->dense);
     buf_release(&l->dense_next);
+    release_halt(&l->halt);
     mem_free(l);
 }

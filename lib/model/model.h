@@ -695,9 +695,17 @@ struct model_changes {
     bool dense; /* keep STATES_DENSE: costs another run of each layer */
     int (*visit)(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e);
     void *ctx;
+    /* Of so many passes the dense states of one are kept, side by side; 0: 1, all. Of another number of positions, then. */
+    size_t dense_every;
+    model_tap *dense_tap; /* watches the run of the layer as it was, before the visit, with ctx; may be NULL */
+    /* A visit promises that when it watches a point, weights that act before it change no more. Then a later point is watched from the
+     * one before on, and the layer's own run goes on from the last: all in all the layer runs once. */
+    bool in_order;
 };
 int model_layerwise_change(struct model_layerwise *l, struct grad_tape *scratch, const struct model_input *in, size_t n,
                            const struct model_changes *c, struct err *e) MUST_CHECK;
+/* Positions of the passes over n inputs of which one in `every` is kept. */
+size_t model_layerwise_positions(const struct model_input *in, size_t n, size_t every);
 /* In visit, of a layer: runs it, with its weights as they are, over what comes into it. `tap` sees it as in model_infer, in passes
  * of whole sequences, in order. last: a point inside the layer after which nothing is computed; NULL: the whole layer. */
 int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,

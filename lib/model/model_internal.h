@@ -25,6 +25,18 @@ int rope_check(const struct model_config *c, const struct model_rope *r, struct 
 
 /* ---- the forward pass, piece by piece (graph.c) ------------------------------------------------------------------ */
 
+/* A layer run in several goes, on a tape that does not record: each begins at the point where the one before ended. Of models whose
+ * parts follow each other (model_layer_resumes). */
+struct graph_part {
+    bool resumes;          /* at `from`; the layer's input is what is added to from there on. Else: from the start */
+    enum model_point from; /* POINT_O_IN, POINT_FFN_IN or POINT_DOWN_IN */
+    struct grad_var
+        *given; /* the value at `from`; NULL at POINT_FFN_IN, whose value is the norm of the layer's input */
+    /* At the point where this go ends (graph.last): its value, and what is added to from there on. */
+    void (*end)(void *ctx, const struct grad_var *value, const struct grad_var *residual);
+    void *ctx;
+};
+
 struct graph {
     struct model *m;
     struct grad_tape *t;
@@ -39,8 +51,10 @@ struct graph {
     void *tap_ctx;
     struct model_want *wants; /* [n_wants] */
     size_t n_wants;
-    const enum model_point *last; /* inside a layer, where the pass ends; NULL: it is whole */
-    bool ended;                   /* there it is */
+    const enum model_point *last;    /* inside a layer, where the pass ends; NULL: it is whole */
+    bool ended;                      /* there it is */
+    const struct graph_part *part;   /* NULL: the layer is run in one go */
+    const struct grad_var *residual; /* what the next part of the layer is added to */
     struct err *e;
     int rc;
 };
@@ -57,7 +71,8 @@ struct grad_var *graph_embed(struct graph *g);
 struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x);
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
 int graph_failure(const struct graph *g);
-int model_no_head(struct err *e); /* the refusal to make logits; ERR_DATA */
+bool model_layer_resumes(const struct model_config *c); /* may its layers be run in several goes? */
+int model_no_head(struct err *e);                       /* the refusal to make logits; ERR_DATA */
 /* The first rows of a parameter as a leaf: of its value, or of its grid. (taps.c) */
 struct grad_var *graph_parameter(const struct model *m, struct grad_tape *t, struct model_param *p, size_t rows);
 /* A tensor of the model as a leaf; NULL without failure: the model has none. (taps.c) */

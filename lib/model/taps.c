@@ -87,5 +87,6 @@ struct grad_var *graph_expose(struct graph *g, enum model_point point, uint32_t 
     graph_want(g, point, layer, x);
     if (!g->last || point != *g->last) return x;
     g->ended |= x != NULL;
+    if (x && g->part && g->part->end) g->part->end(g->part->ctx, x, g->residual);
     return NULL;
 }

@@ -134,11 +134,22 @@ int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, 
     return scratch ? 0 : e->code;
 }
 
+/* Inputs of the rows of x to their places in y, or back. */
+static void permute(const struct obs_factor *f, float *y, const float *x, size_t rows, bool back) {
+    for (size_t r = 0; r < rows; r++, x += f->n, y += f->n)
+        for (size_t i = 0; i < f->n; i++) y[back ? f->order[i] : i] = x[back ? i : f->order[i]];
+}
+
 int obs_solve(const struct obs_factor *f, const float *b, float *w, size_t rows, struct err *e) {
     float *half = mem_array(rows, f->n * sizeof *half, e);
     if (!half) return e->code;
-    kernel_matmul_nt(rows, f->n, f->n, kernel_f32(b), kernel_f32(f->u), 0, kernel_f32(half)); /* b u^T */
+    if (f->order) permute(f, w, b, rows, false);
+    kernel_matmul_nt(rows, f->n, f->n, kernel_f32(f->order ? w : b), kernel_f32(f->u), 0, kernel_f32(half)); /* b u^T */
     kernel_matmul_nn(rows, f->n, f->n, kernel_f32(half), kernel_f32(f->u), 0, kernel_f32(w));
+    if (f->order) {
+        memcpy(half, w, rows * f->n * sizeof *half);
+        permute(f, w, half, rows, true);
+    }
     mem_free(half);
     return 0;
 }

@@ -55,7 +55,7 @@ int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, 
 
 /*
  * Least squares: the weights for other inputs. w [rows][f->n] becomes b H^-1, which minimises sum |t - w y|^2 + damping |w|^2 for
- * inputs y of Gram matrix H and b [rows][f->n] = sum t y^T of the outputs t that are wanted. `order` must be NULL.
+ * inputs y of Gram matrix H and b [rows][f->n] = sum t y^T of the outputs t that are wanted.
  */
 int obs_solve(const struct obs_factor *f, const float *b, float *w, size_t rows, struct err *e) MUST_CHECK;
 

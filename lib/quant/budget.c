@@ -69,15 +69,17 @@ static void add_type(enum dtype *types, size_t *n, enum dtype t) {
     if (*n < SENSE_TYPES) types[(*n)++] = t;
 }
 
-/* The types that the tensor can have, each once. */
-static size_t types_of(struct budget_job *j, const struct tensor_desc *d, bool weighed, enum dtype *types) {
+/* The types that the tensor can have, each once: of the list, or the one that is named for it. */
+static size_t types_of(struct budget_job *j, const struct quant_choice *choice, const struct tensor_desc *d,
+                       bool weighed, enum dtype *types) {
     const struct quant_options *o = j->pass.o;
     const struct dtype_info *is = dtype_info(d->dtype);
     bool blocked = false;
-    size_t n = 0;
-    if (is->is_quantized && !o->grow) add_type(types, &n, d->dtype);
-    for (size_t i = 0; i < j->n_from; i++) {
-        enum dtype wanted = (enum dtype)j->from[i], to = quant_fallback(wanted, tensor_row_elems(d));
+    size_t n = 0, n_from = choice->named ? 1 : j->n_from;
+    if (is->is_quantized && !o->grow && !choice->named) add_type(types, &n, d->dtype);
+    for (size_t i = 0; i < n_from; i++) {
+        enum dtype wanted = choice->named ? choice->wanted : (enum dtype)j->from[i],
+                   to = quant_fallback(wanted, tensor_row_elems(d));
         if (o->strict && to != wanted) continue;
         if (is->is_quantized && !o->grow && bits_of(to) > bits_of(d->dtype)) continue;
         if (dtype_info(to)->needs_importance && !weighed && to != d->dtype)
@@ -108,7 +110,12 @@ static int measure_matrix(struct budget_job *j, struct model_slot s, const struc
     m->rows = tensor_rows(d);
     m->cols = tensor_row_elems(d);
     if (j->pass.importance && pass_importance_of(&j->pass, s, m->cols, &importance, e)) return e->code;
-    m->n = types_of(j, d, importance != NULL, types);
+    const struct quant_choice *choice = &j->pass.plan.choices[at];
+    m->n = types_of(j, choice, d, importance != NULL, types);
+    if (!m->n && choice->named)
+        return err_set(e, ERR_USAGE, "tensor '%s', %s: %s is no type that it can have%s", d->name, choice->why,
+                       dtype_info(choice->wanted)->name,
+                       importance ? "" : " (some need --stats; what is quantized already gets no more bits)");
     if (!m->n)
         return err_set(e, ERR_USAGE, "tensor '%s', rows of %" PRIu64 ": no type to choose from that it can have%s",
                        d->name, m->cols, importance ? "" : " (some need --stats)");
@@ -244,8 +251,8 @@ static int choose(const struct budget_job *j, struct quant_plan *plan, struct er
             struct quant_choice *choice = &plan->choices[i];
             if (!j->slots[i].n || j->slots[i].leader != g.leaders[k]) continue;
             choice->wanted = choice->to = g.types[k * SENSE_TYPES + g.chosen[k]];
+            if (!choice->named) say_why(choice, &j->slots[i]);
             choice->named = true;
-            say_why(choice, &j->slots[i]);
         }
     r->bytes = j->fixed + got.bytes;
     r->error = got.error;
@@ -297,6 +304,9 @@ int quant_budget_plan(struct stream_reader *in, const struct quant_options *o, c
         plan->n = model_slot_count(&head.config);
         plan->choices = mem_array(plan->n, sizeof *plan->choices, e);
         rc = plan->choices ? prepare(&j, plan->n, e) : e->code;
+        for (size_t i = 0; plan->choices && i < plan->n; i++)
+            plan->choices[i] = (struct quant_choice){.wanted = DT_F32, .to = DT_F32};
+        if (!rc) rc = plan_name_types(plan, &head.config, o, e);
     }
     if (!rc) rc = model_each_tensor(in, &head.config, &item, look_at, &j, e);
     if (!rc) rc = choose(&j, plan, e);

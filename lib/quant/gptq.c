@@ -49,8 +49,9 @@ static void subtract_row(void *ctx, size_t row, int thread) {
     const struct work *w = ctx;
     size_t n = w->g.cols;
     (void)thread;
-    for (size_t j = 0; j < n; j++)
-        w->diff[row * n + j] = w->wanted[row * n + j] - grid_value(&w->g, row, j, *grid_code(&w->g, row, j));
+    float *diff = w->diff + row * n;
+    grid_values(&w->g, row, 0, n, diff);
+    for (size_t j = 0; j < n; j++) diff[j] = w->wanted[row * n + j] - diff[j];
 }
 
 static void error_row(void *ctx, size_t row, int thread) {
@@ -96,12 +97,15 @@ static double keep_better(struct work *w, unsigned char *packed) {
 }
 
 static int quantize(struct work *w, unsigned char *packed, struct second_order_error *error, struct err *e) {
+    struct phase_clock *clock = w->s->clock;
+    if (clock) phase_enter(clock, QUANT_FEEDBACK);
     grid_take(&w->g, packed);
     error->before = measure(w);
     memcpy(w->before, w->error, w->g.rows * sizeof *w->before);
     int rc = feed_back(w, e);
     if (rc) return rc;
     error->fed_back = measure(w);
+    if (clock) phase_enter(clock, QUANT_DESCENT);
     if (w->s->sweeps && grid_refine(&w->g, w->s->gram, w->residual, error->fed_back, w->s->sweeps, e)) return e->code;
     if (w->s->sweeps) measure(w); /* anew: the descent's own account adds up rounding errors */
     error->after = keep_better(w, packed);

@@ -29,6 +29,19 @@ void grid_read_scales(struct grid *g, size_t row, size_t block) {
     }
 }
 
+void grid_values(const struct grid *g, size_t row, size_t first, size_t n, float *out) {
+    size_t len = g->form->group;
+    for (size_t j = 0; j < n; j += len) {
+        const uint8_t *codes = grid_code(g, row, first + j);
+        size_t at = row * g->groups + (first + j) / len;
+        float scale = g->scales[at], min = g->mins[at];
+        for (size_t i = 0; i < len && j + i < n; i++) {
+            float x = scale * (float)(codes[i] - g->form->offset);
+            out[j + i] = g->form->has_min ? x + min : x;
+        }
+    }
+}
+
 struct blocks {
     struct grid *g;
     const unsigned char *packed;

@@ -30,6 +30,11 @@ static int name_ends(struct quant_plan *p, const struct model_config *c, const s
     return 0;
 }
 
+int plan_name_types(struct quant_plan *p, const struct model_config *c, const struct quant_options *o, struct err *e) {
+    int rc = rules_apply(p, c, o, e);
+    return rc ? rc : name_ends(p, c, o, e);
+}
+
 static int by_options(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                       struct err *e) {
     struct mixture_facts facts = {c, o->fuses_qkv && o->fuses_qkv(c), o->stats || o->importance || o->calibrated};
@@ -43,8 +48,7 @@ static int by_options(struct quant_plan *p, const struct model_config *c, const 
         } else
             choice->wanted = mixture_choose(o->type, &facts, s, choice->why, sizeof choice->why);
     }
-    int rc = rules_apply(p, c, o, e);
-    return rc ? rc : name_ends(p, c, o, e);
+    return plan_name_types(p, c, o, e);
 }
 
 /* ---- what can be ---- */

@@ -113,7 +113,7 @@ struct quant_budget_result {
  * Reads a model stream once, one tensor in memory, measures what each type does to each matrix by rounding to nearest (weighted by
  * o->stats or o->importance, where they know the matrix), and appends the plan of least error within the budget: what
  * o->plan takes. Where GGUF stores matrices as one tensor (experts; q, k and v where o->fuses_qkv), they get one type.
- * Rows that a type's blocks do not divide have its fallback for a candidate, with o->strict not; tensors that are quantized
+ * Types that rules, o->head_type and o->embed_type name are as given. Rows that a type's blocks do not divide have its fallback for a candidate, with o->strict not; tensors that are quantized
  * already stay or get smaller, unless o->grow. ERR_USAGE: the budget is too small (says the smallest that is not), or there is
  * nothing to choose from. ERR_DATA: a weight is no number, statistics of another model.
  */
@@ -169,9 +169,24 @@ struct quant_summary {
 };
 void quant_summary_add(struct quant_summary *s, const struct quant_tensor_report *t);
 
+/* What quantize_layerwise spends its time on (phases.c). */
+enum quant_phase {
+    QUANT_PASSES,   /* the data through the layers; reading and writing */
+    QUANT_MOMENTS,  /* sums over what comes into them */
+    QUANT_FACTORS,  /* of second moments */
+    QUANT_TARGETS,  /* which values are wanted */
+    QUANT_NEAREST,  /* rounding to nearest, where scales come from */
+    QUANT_FEEDBACK, /* GPTQ proper */
+    QUANT_DESCENT,  /* over codes and scales */
+    QUANT_LEARNING, /* of codes and scales by gradients */
+    QUANT_PHASES
+};
+const char *quant_phase_name(enum quant_phase p);
+
 struct quant_totals {
     uint64_t elems, bytes, bytes_before, fell_back, blind;
-    uint64_t refused; /* of a dry run: tensors at which quantize_stream would end, see below */
+    uint64_t refused;             /* of a dry run: tensors at which quantize_stream would end, see below */
+    double seconds[QUANT_PHASES]; /* of processor time of all threads, by quantize_layerwise; else 0 */
 };
 
 /* Reads a model stream, writes it quantized. Memory: a few copies of the largest tensor. What the plan cannot be is ERR_DATA
@@ -210,9 +225,11 @@ struct quant_calibration {
     double damp;    /* of the diagonal's mean: 0.01 */
     bool act_order; /* columns by descending diagonal */
     bool
-        asymmetric; /* towards the outputs that the original model has here: costs another run of each layer, and memory for
-                        the inputs of one matrix */
-    unsigned sweeps; /* of descent, at most */
+        asymmetric; /* towards the outputs that the original model has here: costs another run of each layer over some positions, */
+    size_t
+        dense_positions; /* so many or fewer, spread evenly, and memory for all that comes into the layer's matrices then; learning
+                            takes all positions */
+    unsigned sweeps;     /* of descent, at most */
     unsigned
         passes; /* of learned rounding over the data, in each half of a layer; 0: none. Memory: twice more the states of the data */
 };

@@ -1,8 +1,9 @@
 /*
  * Private to lib/quant: what the plan asks of mixtures, rules and its text.
  *
- * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, pass, (second_order.h: clip, grid, hqq,
- * refine, gptq), quantize, (learn.h: rounding, learn), sequential, fisher, (budget.h: allocate, sense_cache, sensitivity, budget).
+ * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, pass, (second_order.h: phases, clip, grid, hqq,
+ * refine, gptq), quantize, (learn.h: rounding, learn), (moments.h: moments, target), sequential, fisher, (budget.h: allocate,
+ * sense_cache, sensitivity, budget).
  */
 #ifndef RILL_QUANT_INTERNAL_H
 #define RILL_QUANT_INTERNAL_H
@@ -26,6 +27,9 @@ uint64_t cols_of(const struct model_config *c, struct model_slot s); /* elements
 /* Sets what the rules match. */
 int rules_apply(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                 struct err *e) MUST_CHECK;
+/* ... and the ends that options name: wanted, named and why. */
+int plan_name_types(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
+                    struct err *e) MUST_CHECK;
 int plan_parse(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                struct err *e) MUST_CHECK;
 

@@ -7,37 +7,53 @@
 #define ENOUGH 1e-3 /* a sweep that lowers the error by a smaller share is the last one */
 #define SPAN   256  /* columns that are gone through before the others hear of it: whole blocks of every type */
 
-/* One row, within the columns from `first` on. */
-struct descent {
-    struct grid *g;
-    size_t row, first, n;
-    const float *h; /* [n][n] of these columns */
-    float *r;       /* [n] H (t - q) */
-    double gain;    /* by how much the error has become smaller */
+/* What all rows share of the columns from `first` on. */
+struct span {
+    size_t first, n;
+    float *h;        /* [n][n] of these columns */
+    float *diagonal; /* [n] of it */
+    float *within;   /* [n / group][group][group]: of each group, side by side */
+    float *sums;     /* [n]: of a column's part within its group */
+    float *groups;   /* [n / group][n]: sums over the columns of a group */
 };
 
-/* q grows by `by` at column j, counted from d->first. */
+/* One row, within a span. */
+struct descent {
+    struct grid *g;
+    const struct span *s;
+    size_t row;
+    float *r;    /* [n] H (t - q) */
+    double gain; /* by how much the error has become smaller */
+};
+
+/* q grows by `by` at column j, counted from the span's first, as all are below. */
 static void move(struct descent *d, size_t j, float by) {
-    kernel_axpy(kernel_f32(d->r), -by, kernel_f32(d->h + j * d->n), d->n);
+    kernel_axpy(kernel_f32(d->r), -by, kernel_f32(d->s->h + j * d->s->n), d->s->n);
 }
 
 /* ---- codes ---- */
 
-static void improve_code(struct descent *d, size_t j) {
+/* Of the group that begins at column j. */
+static void improve_codes(struct descent *d, size_t j) {
     const struct grid *g = d->g;
-    size_t col = d->first + j, at = d->row * g->groups + col / g->form->group;
-    float scale = g->scales[at], hjj = d->h[j * d->n + j];
-    if (scale == 0 || !(hjj > 0)) return;
-    uint8_t *code = grid_code(g, d->row, col);
-    float now = grid_value(g, d->row, col, *code);
-    uint8_t best = quant_nearest(g->form, (now + d->r[j] / hjj - g->mins[at]) / scale);
-    if (best == *code) return;
-    float by = grid_value(g, d->row, col, best) - now;
-    double gain = 2.0 * by * d->r[j] - (double)by * by * hjj;
-    if (!(gain > 0)) return;
-    *code = best;
-    d->gain += gain;
-    move(d, j, by);
+    const struct quant_form *form = g->form;
+    size_t col = d->s->first + j, at = d->row * g->groups + col / form->group;
+    float scale = g->scales[at], min = g->mins[at];
+    uint8_t *codes = grid_code(g, d->row, col);
+    if (scale == 0) return;
+    for (size_t i = 0; i < form->group; i++) {
+        float h = d->s->diagonal[j + i], r = d->r[j + i];
+        if (!(h > 0)) continue;
+        if (!form->steps && fabsf(r) < 0.499f * fabsf(scale) * h) continue; /* not half a step away */
+        float now = scale * (float)(codes[i] - form->offset) + min;
+        uint8_t best = quant_nearest(form, (now + r / h - min) / scale);
+        float by = scale * (float)(best - codes[i]);
+        double gain = 2.0 * by * r - (double)by * by * h;
+        if (best == codes[i] || !(gain > 0)) continue;
+        codes[i] = best;
+        d->gain += gain;
+        move(d, j + i, by);
+    }
 }
 
 /* ---- scales: of q = s u + m v with fixed u and v ---- */
@@ -67,18 +83,17 @@ static int clamp(double v, int low, int high) {
 
 /* ---- of a group ---- */
 
-/* From column `first` on, counted from d->first. */
+/* Of the group from column `first` on. u [len] */
 static struct plane group_plane(const struct descent *d, size_t first, size_t len, float *u) {
     struct plane p = {0};
-    for (size_t i = 0; i < len; i++)
-        u[i] = (float)(*grid_code(d->g, d->row, d->first + first + i) - d->g->form->offset);
+    float hu[QUANT_MAX_BLOCK];
+    const uint8_t *codes = grid_code(d->g, d->row, d->s->first + first);
+    for (size_t i = 0; i < len; i++) u[i] = (float)(codes[i] - d->g->form->offset);
+    kernel_matmul_nt(1, len, len, kernel_f32(u), kernel_f32(d->s->within + first * len), 0, kernel_f32(hu));
     for (size_t i = 0; i < len; i++) {
-        const float *h = d->h + (first + i) * d->n + first;
-        float hu = 0, hv = 0;
-        for (size_t k = 0; k < len; k++) hu += h[k] * u[k], hv += h[k];
-        p.uu += (double)u[i] * hu;
-        p.uv += hu;
-        p.vv += hv;
+        p.uu += (double)u[i] * hu[i];
+        p.uv += hu[i];
+        p.vv += d->s->sums[first + i];
         p.bu += (double)u[i] * d->r[first + i];
         p.bv += d->r[first + i];
     }
@@ -125,10 +140,10 @@ static double try_single(const struct grid *g, struct quant_parts *p, const stru
     return 0;
 }
 
-/* The group that begins at column j, counted from d->first. */
+/* The group that begins at column j. */
 static void improve_group(struct descent *d, size_t j) {
     struct grid *g = d->g;
-    size_t len = g->form->group, col = d->first + j, block = col / g->block, k = col % g->block / len;
+    size_t len = g->form->group, col = d->s->first + j, block = col / g->block, k = col % g->block / len;
     size_t at = d->row * g->groups + col / len;
     float u[QUANT_MAX_BLOCK], scale = g->scales[at], min = g->mins[at];
     struct quant_parts *p = &g->parts[d->row * g->blocks + block];
@@ -143,95 +158,157 @@ static void improve_group(struct descent *d, size_t j) {
 
 /* ---- of a block of several groups: d and min, which all of them share ---- */
 
-/* The block that begins at column j, counted from d->first. */
-static void improve_block(struct descent *d, size_t j) {
-    struct grid *g = d->g;
-    size_t block = (d->first + j) / g->block;
-    struct quant_parts *p = &g->parts[d->row * g->blocks + block], before = *p;
+struct refine_job {
+    struct grid *g;
+    struct span span;
+    float *residual;    /* [rows][cols], as it was when the span began */
+    float *change;      /* [rows][n]: by how much t - q grows */
+    float *r;           /* [rows][n]: H (t - q) after codes and groups */
+    float *u, *hu, *hv; /* [rows][n]: q by d, and both times H */
+    float *mins;        /* [rows][n / group] */
+    double *gain;       /* [rows] */
+};
+
+/* The block that begins at column j. Whoever comes later in the span knows nothing of it: it ends with that. */
+static double improve_block(const struct refine_job *s, size_t row, size_t j) {
+    struct grid *g = s->g;
+    size_t n = s->span.n, block = (s->span.first + j) / g->block, groups = n / g->form->group;
+    struct quant_parts *p = &g->parts[row * g->blocks + block], before = *p;
     struct plane q = {0};
     double d0 = f16_to_f32(p->d), min0 = f16_to_f32(p->min), ds, dm;
-    float u[SPAN], v[SPAN], hu[SPAN] = {0}, hv[SPAN] = {0};
-    for (size_t i = 0; i < g->block; i++) {
-        size_t k = i / g->form->group;
-        const struct kernel_array h = kernel_f32(d->h + (j + i) * d->n);
-        u[i] = (float)(p->scales[k] * (p->codes[i] - g->form->offset));
-        v[i] = g->form->has_min ? p->mins[k] : 0;
-        if (u[i] != 0) kernel_axpy(kernel_f32(hu), u[i], h, d->n);
-        if (v[i] != 0) kernel_axpy(kernel_f32(hv), v[i], h, d->n);
-    }
-    for (size_t i = 0; i < g->block; i++) {
-        q.bu += (double)u[i] * d->r[j + i];
-        q.bv += (double)v[i] * d->r[j + i];
-        q.uu += (double)u[i] * hu[j + i];
-        q.uv += (double)u[i] * hv[j + i];
-        q.vv += (double)v[i] * hv[j + i];
+    for (size_t i = j; i < j + g->block; i++) {
+        double u = s->u[row * n + i], v = s->mins[row * groups + i / g->form->group], r = s->r[row * n + i];
+        q.bu += u * r;
+        q.bv += v * r;
+        q.uu += u * s->hu[row * n + i];
+        if (!g->form->has_min) continue;
+        q.uv += u * s->hv[row * n + i];
+        q.vv += v * s->hv[row * n + i];
     }
     plane_top(&q, g->form->has_min, &ds, &dm);
-    if (!set_units(p, d0 + ds, min0 + dm)) return;
-    double by = f16_to_f32(p->d) - d0, shift = f16_to_f32(p->min) - min0, gain = plane_gain(&q, by, shift);
+    if (!set_units(p, d0 + ds, min0 + dm)) return 0;
+    double gain = plane_gain(&q, f16_to_f32(p->d) - d0, f16_to_f32(p->min) - min0);
     if (!(gain > 0)) {
         p->d = before.d, p->min = before.min;
-        return;
+        return 0;
     }
-    d->gain += gain;
-    grid_read_scales(g, d->row, block);
-    kernel_axpy(kernel_f32(d->r), (float)-by, kernel_f32(hu), d->n);
-    kernel_axpy(kernel_f32(d->r), (float)-shift, kernel_f32(hv), d->n);
+    grid_read_scales(g, row, block);
+    return gain;
+}
+
+static void take_directions(void *ctx, size_t row, int thread) {
+    const struct refine_job *s = ctx;
+    const struct grid *g = s->g;
+    size_t n = s->span.n, len = g->form->group, groups = n / len;
+    (void)thread;
+    for (size_t i = 0; i < n; i += len) {
+        const struct quant_parts *p = &g->parts[row * g->blocks + (s->span.first + i) / g->block];
+        size_t at = (s->span.first + i) % g->block;
+        for (size_t k = 0; k < len; k++)
+            s->u[row * n + i + k] = (float)(p->scales[at / len] * (p->codes[at + k] - g->form->offset));
+        s->mins[row * groups + i / len] = g->form->has_min ? p->mins[at / len] : 0;
+    }
+}
+
+static void improve_blocks_of_row(void *ctx, size_t row, int thread) {
+    const struct refine_job *s = ctx;
+    (void)thread;
+    for (size_t j = 0; j < s->span.n; j += s->g->block) s->gain[row] += improve_block(s, row, j);
+}
+
+/* A block's directions times H are one product for all rows. A span is one block: blocks beside each other would have to be told. */
+static void improve_blocks(const struct refine_job *s) {
+    size_t rows = s->g->rows, n = s->span.n, groups = n / s->g->form->group;
+    parallel_for(rows, take_directions, (void *)s);
+    kernel_matmul_nn(rows, n, n, kernel_f32(s->u), kernel_f32(s->span.h), 0, kernel_f32(s->hu));
+    if (s->g->form->has_min)
+        kernel_matmul_nn(rows, n, groups, kernel_f32(s->mins), kernel_f32(s->span.groups), 0, kernel_f32(s->hv));
+    parallel_for(rows, improve_blocks_of_row, (void *)s);
 }
 
 /* ---- all rows ---- */
 
-struct refine_job {
-    struct grid *g;
-    const float *h;        /* [n][n] of the span */
-    const float *residual; /* [rows][cols], as it was when the span began */
-    float *change;         /* [rows][n]: by how much t - q grows */
-    double *gain;          /* [rows] */
-    size_t first, n;
-};
-
-static void refine_span_of_row(void *ctx, size_t row, int thread) {
+static void refine_codes_of_row(void *ctx, size_t row, int thread) {
     const struct refine_job *s = ctx;
     const struct grid *g = s->g;
-    float r[SPAN], *change = s->change + row * s->n;
-    struct descent d = {.g = s->g, .row = row, .first = s->first, .n = s->n, .h = s->h, .r = r};
+    size_t n = s->span.n, first = s->span.first;
+    float *change = s->change + row * n;
+    struct descent d = {.g = s->g, .row = row, .s = &s->span, .r = s->r + row * n};
     (void)thread;
-    memcpy(r, s->residual + row * g->cols + s->first, s->n * sizeof *r);
-    for (size_t j = 0; j < s->n; j++) change[j] = grid_value(g, row, s->first + j, *grid_code(g, row, s->first + j));
-    for (size_t j = 0; j < s->n; j += g->form->group) {
-        for (size_t i = 0; i < g->form->group; i++) improve_code(&d, j + i);
+    memcpy(d.r, s->residual + row * g->cols + first, n * sizeof *d.r);
+    grid_values(g, row, first, n, change);
+    for (size_t j = 0; j < n; j += g->form->group) {
+        improve_codes(&d, j);
         improve_group(&d, j);
     }
-    for (size_t j = 0; g->form->has_scales && j < s->n; j += g->block) improve_block(&d, j);
-    for (size_t j = 0; j < s->n; j++) change[j] -= grid_value(g, row, s->first + j, *grid_code(g, row, s->first + j));
     s->gain[row] = d.gain;
 }
 
+static void finish_change_of_row(void *ctx, size_t row, int thread) {
+    const struct refine_job *s = ctx;
+    const struct grid *g = s->g;
+    float *change = s->change + row * s->span.n;
+    (void)thread;
+    float now[SPAN];
+    grid_values(g, row, s->span.first, s->span.n, now);
+    for (size_t j = 0; j < s->span.n; j++) change[j] -= now[j];
+}
+
+static void take_span(struct span *s, const struct grid *g, const float *gram) {
+    size_t len = g->form->group;
+    s->n = g->cols - s->first < SPAN ? g->cols - s->first : SPAN;
+    for (size_t i = 0; i < s->n; i++) {
+        const float *row = gram + (s->first + i) * g->cols + s->first;
+        float *sum = s->groups + i / len * s->n;
+        memcpy(s->h + i * s->n, row, s->n * sizeof *row);
+        memcpy(s->within + i * len, row + i / len * len, len * sizeof *row);
+        if (i % len == 0) memset(sum, 0, s->n * sizeof *sum);
+        kernel_add(kernel_f32(sum), kernel_f32(row), s->n);
+        s->diagonal[i] = row[i];
+        s->sums[i] = 0;
+        for (size_t k = 0; k < len; k++) s->sums[i] += s->within[i * len + k];
+    }
+}
+
 /* A span of all rows; then all columns hear of it. Returns the gain. */
-static double refine_span(struct refine_job *s, const float *gram, float *residual, float *h) {
+static double refine_span(struct refine_job *s, const float *gram) {
     double gain = 0;
-    size_t cols = s->g->cols;
-    s->n = cols - s->first < SPAN ? cols - s->first : SPAN;
-    for (size_t i = 0; i < s->n; i++) memcpy(h + i * s->n, gram + (s->first + i) * cols + s->first, s->n * sizeof *h);
-    parallel_for(s->g->rows, refine_span_of_row, s);
-    kernel_matmul_nn(s->g->rows, cols, s->n, kernel_f32(s->change), kernel_f32(gram + s->first * cols), 1,
-                     kernel_f32(residual));
-    for (size_t i = 0; i < s->g->rows; i++) gain += s->gain[i];
+    size_t cols = s->g->cols, rows = s->g->rows;
+    take_span(&s->span, s->g, gram);
+    parallel_for(rows, refine_codes_of_row, s);
+    if (s->g->form->has_scales) improve_blocks(s);
+    parallel_for(rows, finish_change_of_row, s);
+    kernel_matmul_nn(rows, cols, s->span.n, kernel_f32(s->change), kernel_f32(gram + s->span.first * cols), 1,
+                     kernel_f32(s->residual));
+    for (size_t i = 0; i < rows; i++) gain += s->gain[i];
     return gain;
 }
 
+static int allocate(struct refine_job *s, struct arena *a, struct err *e) {
+    size_t rows = s->g->rows, len = s->g->form->group;
+    float **const parts[] = {&s->change, &s->r, &s->u, &s->hu, &s->hv};
+    for (size_t i = 0; i < (s->g->form->has_scales ? COUNT_OF(parts) : 2); i++)
+        if (!(*parts[i] = arena_array(a, rows, SPAN * sizeof(float), e))) return e->code;
+    s->gain = arena_array(a, rows, sizeof *s->gain, e);
+    s->mins = s->gain ? arena_array(a, rows, SPAN / len * sizeof(float), e) : NULL;
+    s->span.h = s->mins ? arena_array(a, SPAN, SPAN * sizeof(float), e) : NULL;
+    s->span.within = s->span.h ? arena_array(a, SPAN, len * sizeof(float), e) : NULL;
+    s->span.groups = s->span.within ? arena_array(a, SPAN / len, SPAN * sizeof(float), e) : NULL;
+    s->span.sums = s->span.groups ? arena_array(a, SPAN, sizeof(float), e) : NULL;
+    s->span.diagonal = s->span.sums ? arena_array(a, SPAN, sizeof(float), e) : NULL;
+    return s->span.diagonal ? 0 : e->code;
+}
+
 int grid_refine(struct grid *g, const float *gram, float *residual, double error, unsigned sweeps, struct err *e) {
-    float *h = mem_array(SPAN, SPAN * sizeof *h, e);
-    float *change = h ? mem_array(g->rows, SPAN * sizeof *change, e) : NULL;
-    double *gain = change ? mem_array(g->rows, sizeof *gain, e) : NULL, total = error;
-    struct refine_job s = {.g = g, .h = h, .residual = residual, .change = change, .gain = gain};
-    for (unsigned i = 0; gain && i < sweeps && total > ENOUGH * error; i++) {
+    struct arena a = {0};
+    struct refine_job s = {.g = g, .residual = residual};
+    double total = error;
+    int rc = allocate(&s, &a, e);
+    for (unsigned i = 0; !rc && i < sweeps && total > ENOUGH * error; i++) {
         total = 0;
-        for (s.first = 0; s.first < g->cols; s.first += SPAN) total += refine_span(&s, gram, residual, h);
+        for (s.span.first = 0; s.span.first < g->cols; s.span.first += SPAN) total += refine_span(&s, gram);
         error -= total;
     }
-    mem_free(h);
-    mem_free(change);
-    mem_free(gain);
-    return gain ? 0 : e->code;
+    arena_release(&a);
+    return rc;
 }

@@ -2,13 +2,23 @@
  * Private to lib/quant: one matrix through the grid of its type with the Gram matrix of its inputs, H = sum x x^T, by which the
  * error of a row is (t - q)^T H (t - q), for the values t that are wanted and q that are stored.
  *
- * Order of files, each calling only those before it: clip, grid, hqq, refine, gptq.
+ * Order of files, each calling only those before it: phases, clip, grid, hqq, refine, gptq.
  */
 #ifndef RILL_QUANT_SECOND_ORDER_H
 #define RILL_QUANT_SECOND_ORDER_H
 
 #include "lib/obs/obs.h"
 #include "lib/quant/quant.h"
+
+/* ---- a clock of processor time that runs for one phase after the other (phases.c) ------------------------------- */
+
+struct phase_clock {
+    double *seconds; /* [QUANT_PHASES], added to */
+    enum quant_phase now;
+    double since;
+};
+void phase_begin(struct phase_clock *c, double *seconds, enum quant_phase first);
+enum quant_phase phase_enter(struct phase_clock *c, enum quant_phase next); /* the one that ends */
 
 /* ---- a matrix as codes and scales (grid.c) ---------------------------------------------------------------------- */
 
@@ -35,6 +45,9 @@ static inline float grid_value(const struct grid *g, size_t row, size_t col, uin
     float x = g->scales[at] * (float)(code - g->form->offset);
     return g->form->has_min ? x + g->mins[at] : x;
 }
+
+/* n elements of a row from column `first` on, where a group begins, into out. */
+void grid_values(const struct grid *g, size_t row, size_t first, size_t n, float *out);
 
 /* ---- descent (refine.c) -------------------------------------------------------------------------------------------- */
 
@@ -77,6 +90,7 @@ struct second_order {
     const float *gram;               /* [cols][cols] */
     const struct obs_factor *factor; /* of it */
     unsigned sweeps;                 /* of grid_refine after the feedback; 0: none */
+    struct phase_clock *clock;       /* or NULL */
 };
 struct second_order_error {
     double before, fed_back,

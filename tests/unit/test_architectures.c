@@ -156,6 +156,125 @@ static void check_layerwise(const char *name, const struct buf *stream, const st
     model_free(m);
 }
 
+/* Weights that change on the way: halved where the point is watched that they read. */
+struct changing {
+    float *states, *dense; /* what comes out of each layer, [layers][positions][hidden]; dense of one pass of two */
+    uint64_t *seen;        /* by layer and point, a digest of what came in */
+    size_t positions, of_dense, dense_rows;
+    int64_t layer;
+    enum model_point point;
+    size_t rows;
+};
+
+static int digest_point(void *ctx, const struct model_seen *seen, struct err *e) {
+    struct changing *c = ctx;
+    (void)e;
+    if (seen->point != c->point || seen->positions) return 0;
+    uint64_t *d = &c->seen[(size_t)c->layer * POINT_COUNT + c->point];
+    for (size_t i = 0; i < seen->rows * seen->cols; i++) {
+        uint32_t bits;
+        memcpy(&bits, &seen->x[i], sizeof bits);
+        *d = (*d ^ bits) * 0x100000001b3; /* FNV-1a, a word at a time */
+    }
+    c->rows += seen->rows;
+    return 0;
+}
+
+static int count_dense(void *ctx, const struct model_seen *seen, struct err *e) {
+    struct changing *c = ctx;
+    (void)e;
+    if (seen->point == POINT_LAYER) c->dense_rows += seen->rows;
+    return 0;
+}
+
+static void halve_readers(struct model *m, uint32_t layer, enum model_point point) {
+    for (size_t i = 0; i < m->n_params; i++) {
+        struct model_slot s = m->params[i].slot;
+        if (model_role_in_layer(s.role) && s.layer == layer && model_role_is_matrix(s.role) &&
+            model_role_info(s.role)->input == point)
+            kernel_scale(m->params[i].value, m->params[i].n, 0.5f);
+    }
+}
+
+static int change_in_order(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
+    static const enum model_point points[] = {POINT_ATTN_IN, POINT_O_IN, POINT_FFN_IN, POINT_DOWN_IN};
+    struct changing *c = ctx;
+    struct model *m = model_layerwise_held(l);
+    size_t n = m->config.hidden;
+    if (layer > 0)
+        memcpy(c->states + (size_t)(layer - 1) * c->positions * n, model_layerwise_states(l, STATES_NOW),
+               c->positions * n * sizeof(float));
+    if (layer < 0 || layer == m->config.n_layers) return 0;
+    memcpy(c->dense + (size_t)layer * c->of_dense * n, model_layerwise_dense_output(l),
+           c->of_dense * n * sizeof(float));
+    c->layer = layer;
+    for (size_t i = 0; i < COUNT_OF(points); i++) {
+        if (!model_point_cols(&m->config, points[i], (uint32_t)layer)) continue;
+        c->point = points[i];
+        c->rows = 0;
+        if (model_layerwise_watch(l, STATES_NOW, &points[i], digest_point, c, e)) return e->code;
+        assert_int_equal(c->rows, c->positions);
+        halve_readers(m, (uint32_t)layer, points[i]);
+    }
+    return 0;
+}
+
+/* Going on from the point that was watched last gives the bits of going from the start each time; and of dense states, those of every
+ * second pass are those of all. */
+static void check_changes(const char *name, const struct buf *stream, enum dtype precision) {
+    enum { SEQS = 5, LENGTH = 40 };
+    struct err e;
+    struct changing c[2];
+    struct model *m = loaded(stream, WEIGHTS_F32);
+    uint32_t length = m->config.context < LENGTH ? m->config.context : LENGTH;
+    uint32_t tokens[SEQS * LENGTH], lengths[] = {length, length, length, length, length};
+    for (size_t i = 0; i < SEQS * LENGTH; i++) tokens[i] = (uint32_t)(i * 7 + i / 3) % model_n_tokens(m);
+    struct model_input in[SEQS]; /* passes of one sequence each */
+    for (size_t i = 0; i < SEQS; i++) in[i] = (struct model_input){length, 1, tokens + i * length, lengths};
+    size_t layers = m->config.n_layers, n = layers * SEQS * length * m->config.hidden;
+    for (int k = 0; k < 2; k++) {
+        struct stream_reader *r;
+        struct model_layerwise *l;
+        struct grad_tape *t;
+        c[k] = (struct changing){.states = mem_array(n, sizeof(float), &e),
+                                 .dense = mem_array(n, sizeof(float), &e),
+                                 .seen = mem_array(layers * POINT_COUNT, sizeof(uint64_t), &e),
+                                 .positions = SEQS * length,
+                                 .of_dense = (k ? 3 : SEQS) * length};
+        memset(c[k].seen, 0, layers * POINT_COUNT * sizeof(uint64_t));
+        struct model_changes how = {.dense = true,
+                                    .visit = change_in_order,
+                                    .ctx = &c[k],
+                                    .dense_every = k ? 2 : 1,
+                                    .dense_tap = count_dense,
+                                    .in_order = k};
+        int fd = file_of(stream->data, stream->len);
+        OK(stream_reader_open(&r, fd, "model", STREAM_MODEL, &e));
+        OK(model_layerwise_new(&l, kernel_cpu(), r, WEIGHTS_F32, NULL, NULL, &e));
+        OK(grad_tape_new(&t, kernel_cpu(), false, precision, &e));
+        if (model_layerwise_change(l, t, in, SEQS, &how, &e)) fail_msg("%s: %s", name, e.msg);
+        assert_int_equal(c[k].dense_rows, layers * c[k].of_dense);
+        grad_tape_free(t);
+        model_layerwise_free(l);
+        stream_reader_free(r);
+        close(fd);
+    }
+    if (memcmp(c[0].states, c[1].states, n * sizeof(float)) != 0) fail_msg("%s: other states in several goes", name);
+    if (memcmp(c[0].seen, c[1].seen, layers * POINT_COUNT * sizeof(uint64_t)) != 0)
+        fail_msg("%s: other inputs in several goes", name);
+    size_t row = (size_t)length * m->config.hidden;
+    for (size_t i = 0; i < layers; i++)
+        for (size_t s = 0; s < 3; s++)
+            assert_memory_equal(c[0].dense + (i * SEQS + 2 * s) * row, c[1].dense + (i * 3 + s) * row,
+                                row * sizeof(float));
+    for (int k = 0; k < 2; k++) {
+        mem_free(c[k].states);
+        mem_free(c[k].dense);
+        mem_free(c[k].seen);
+    }
+    model_free(m);
+}
+
 /* ---- decoding from caches ------------------------------------------------------------------------------------------- */
 
 struct chosen {
@@ -428,6 +547,8 @@ static void check_architecture(const char *name) {
     check_forward(name, m, &x, 2e-5);
     check_forward(name, bf16, &x, 0.04);
     if (m->config.output != OUTPUT_NONE) check_layerwise(name, &stream, &x);
+    check_changes(name, &stream, DT_F32);
+    check_changes(name, &stream, DT_BF16);
     if (!model_check_next_token(&m->config, &(struct err){0})) check_decoding(name, m);
     check_gradients(name, &stream, &x, false);
     check_gradients(name, &stream, &x, true);

@@ -11,6 +11,48 @@ static struct pair gram(struct rng *r, size_t n, size_t rows, double damp) {
     return h;
 }
 
+/* ---- Gram matrices ---- */
+
+struct half {
+    size_t n, rows;
+    float beta;
+    const float *x, *c;
+};
+
+static void run_gram(void *ctx, float *c) {
+    const struct half *h = ctx;
+    memcpy(c, h->c, h->n * h->n * sizeof *c);
+    kernel_gram(h->n, h->rows, h->x, h->beta, c);
+    kernel_mirror(h->n, c);
+}
+
+/* Against the textbook's whole product, and to the bit against the kernel's. */
+static void test_gram(void **state) {
+    static const size_t sizes[][2] = {{1, 1}, {7, 3}, {126, 20}, {127, 600}, {128, 1}, {300, 77}, {513, 33}};
+    (void)state;
+    struct rng r = rng_init(8, 1);
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
+        size_t n = sizes[i][0], rows = sizes[i][1];
+        struct pair x = normals(&r, rows * n, 1), c = gram(&r, n, 3, 0);
+        double *tolerance = take(n * n, sizeof *tolerance);
+        float *whole = take(n * n, sizeof *whole), *half = take(n * n, sizeof *half);
+        struct half h = {n, rows, i % 2 ? 1 : 0.5f, x.f, c.f};
+        for (size_t k = 0; k < n * n; k++) set(c, k, (double)c.f[k / n < k % n ? k : k % n * n + k / n]);
+        EACH_PATH(path) {
+            run_gram(&h, half);
+            memcpy(whole, c.f, n * n * sizeof *whole);
+            kernel_matmul_tn(n, n, rows, kernel_f32(x.f), kernel_f32(x.f), h.beta, kernel_f32(whole));
+            for (size_t k = 0; k < n * n; k++)
+                if (k / n <= k % n) assert_memory_equal(&half[k], &whole[k], sizeof *half);
+        }
+        plain64_matmul_tn(n, n, rows, x.d, x.d, h.beta, c.d);
+        for (size_t k = 0; k < n * n; k++)
+            tolerance[k] = 4 * U * (double)(rows + 8) * (1 + sqrt(fabs(c.d[k / n * (n + 1)] * c.d[k % n * (n + 1)])));
+        check_kernel("gram", run_gram, &h, n * n, NULL, c.d, tolerance);
+        arena_reset(&memory);
+    }
+}
+
 struct factor {
     size_t n;
     const float *h;
@@ -173,6 +215,7 @@ static void test_feedback_reduces_the_error(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_gram, release_memory),
         cmocka_unit_test_teardown(test_inverse_factor, release_memory),
         cmocka_unit_test_teardown(test_no_factor, release_memory),
         cmocka_unit_test_teardown(test_feedback, release_memory),

@@ -68,7 +68,7 @@ static void test_never_worse(void **state) {
         double sums[3] = {0};
         unsigned char *nearest = rounded(&s, t->dtype), *got[3];
         for (int k = 0; k < 3; k++) {
-            struct second_order how = {s.gram, s.factor, k ? 6 : 0};
+            struct second_order how = {s.gram, s.factor, k ? 6 : 0, NULL};
             struct second_order_error error;
             parallel_set_threads(k == 1 ? 4 : 1);
             got[k] = rounded(&s, t->dtype);
@@ -121,7 +121,7 @@ static void test_plain_twin(void **state) {
         for (size_t k = 0; k < s.cols * s.cols; k++) u[k] = s.factor->u[k];
         plain64_feedback(w, u, s.rows, s.cols, twin_keep, loss);
         for (size_t row = 0; row < s.rows; row++) before[row] = error_of(&s, types[i], packed, row);
-        struct second_order how = {s.gram, s.factor, 0};
+        struct second_order how = {s.gram, s.factor, 0, NULL};
         struct second_order_error error;
         assert_int_equal(second_order_quantize(&how, types[i], s.w, s.rows, s.cols, packed, &error, &e), 0);
         grid_take(&after, packed);
@@ -146,7 +146,7 @@ static void test_descent_ends_in_a_minimum(void **state) {
         struct sample s = sample(types[i], 2, 256, i);
         struct grid g;
         unsigned char *packed = rounded(&s, types[i]);
-        struct second_order how = {s.gram, s.factor, 200};
+        struct second_order how = {s.gram, s.factor, 200, NULL};
         struct second_order_error error;
         assert_int_equal(second_order_quantize(&how, types[i], s.w, s.rows, s.cols, packed, &error, &e), 0);
         assert_int_equal(grid_new(&g, types[i], s.rows, s.cols, &e), 0);

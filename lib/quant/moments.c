@@ -1,0 +1,186 @@
+/* Sums over what comes into a point of a layer. */
+#include <string.h>
+
+#include "lib/quant/moments.h"
+
+#define GATHERED 1024 /* rows that are added to a sum at once */
+
+/* ---- dense inputs ---- */
+
+static const enum model_point points[MOMENTS_POINTS] = {POINT_ATTN_IN, POINT_O_IN, POINT_FFN_IN, POINT_DOWN_IN};
+
+static size_t place_of(enum model_point point) {
+    size_t i = 0;
+    while (i < MOMENTS_POINTS && points[i] != point) i++;
+    return i;
+}
+
+void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t limit) {
+    size_t all = model_layerwise_positions(in, n, 1), every = (all - 1) / limit + 1;
+    *d = (struct dense_inputs){.every = every, .positions = model_layerwise_positions(in, n, every)};
+}
+
+void dense_inputs_release(struct dense_inputs *d) {
+    for (size_t i = 0; i < MOMENTS_POINTS; i++) mem_free(d->x[i]);
+    *d = (struct dense_inputs){0};
+}
+
+void dense_inputs_forget(struct dense_inputs *d) {
+    memset(d->at, 0, sizeof d->at);
+}
+
+int dense_inputs_see(struct dense_inputs *d, const struct model_seen *seen, struct err *e) {
+    size_t i = place_of(seen->point);
+    if (i == MOMENTS_POINTS) return 0;
+    if (d->room[i] < seen->cols) { /* layers differ in width */
+        mem_free(d->x[i]);
+        d->x[i] = mem_array(d->positions, seen->cols * sizeof *d->x[i], e);
+        if (!d->x[i]) return e->code;
+        d->room[i] = seen->cols;
+    }
+    d->cols[i] = seen->cols;
+    memcpy(d->x[i] + d->at[i] * seen->cols, seen->x, seen->rows * seen->cols * sizeof *seen->x);
+    d->at[i] += seen->rows;
+    return 0;
+}
+
+/* ---- rows on their way into a sum ---- */
+
+/* Of one half: positions of which x is at hand, or the others. */
+struct gathered {
+    float *y, *diff; /* [GATHERED][cols]; diff NULL: x is not at hand */
+    size_t n;
+    float *gram, *shift; /* the sums; shift NULL: none */
+};
+
+struct collector {
+    struct moments *m;
+    const struct dense_inputs *dense;
+    size_t place;                   /* of the point there */
+    struct gathered gathered[2][2]; /* by half, by whether x is at hand */
+    size_t passes, at;              /* at: rows of dense x so far */
+    struct phase_clock *clock;
+};
+
+static void add_gathered(const struct collector *k, struct gathered *g) {
+    size_t n = k->m->cols;
+    kernel_gram(n, g->n, g->y, 1, g->gram);
+    if (g->shift && g->n) kernel_matmul_tn(n, n, g->n, kernel_f32(g->diff), kernel_f32(g->y), 1, kernel_f32(g->shift));
+    g->n = 0;
+}
+
+/* x NULL: not at hand. */
+static void gather(const struct collector *k, struct gathered *g, const float *y, const float *x, size_t rows) {
+    size_t cols = k->m->cols;
+    for (size_t done = 0, n; done < rows; done += n) {
+        n = rows - done < GATHERED - g->n ? rows - done : GATHERED - g->n;
+        memcpy(g->y + g->n * cols, y + done * cols, n * cols * sizeof *y);
+        for (size_t i = 0; x && i < n * cols; i++) g->diff[g->n * cols + i] = x[done * cols + i] - y[done * cols + i];
+        g->n += n;
+        if (g->n == GATHERED) add_gathered(k, g);
+    }
+}
+
+/* The halves of a pass go to the halves of the data in turn, for where a sequence begins is unlike the rest. */
+static int see(void *ctx, const struct model_seen *seen, struct err *e) {
+    struct collector *k = ctx;
+    struct moments *m = k->m;
+    (void)e;
+    if (seen->point != m->point) return 0;
+    enum quant_phase before = phase_enter(k->clock, QUANT_MOMENTS);
+    if (m->experts) {
+        /* In the order of positions: the last bit of a weight decides between scales that are as good as each other. */
+        float *sum = m->squares + seen->expert * m->cols;
+        for (size_t r = 0; r < seen->rows; r++)
+            for (size_t j = 0; j < m->cols; j++) sum[j] += seen->x[r * m->cols + j] * seen->x[r * m->cols + j];
+    } else {
+        size_t half = k->passes % 2, middle = seen->rows / 2, cols = m->cols;
+        bool at_hand = k->dense && k->passes % k->dense->every == 0;
+        const float *x = at_hand ? k->dense->x[k->place] + k->at * cols : NULL;
+        gather(k, &k->gathered[half][at_hand], seen->x, x, middle);
+        gather(k, &k->gathered[!half][at_hand], seen->x + middle * cols, x ? x + middle * cols : NULL,
+               seen->rows - middle);
+        k->at += at_hand ? seen->rows : 0;
+        k->passes++;
+    }
+    phase_enter(k->clock, before);
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+static float *zeros(size_t n, size_t each, struct err *e) {
+    float *x = mem_array(n, each * sizeof *x, e);
+    if (x) memset(x, 0, n * each * sizeof *x);
+    return x;
+}
+
+static int allocate_half(struct collector *k, struct half_moments *h, struct gathered *g, struct err *e) {
+    size_t n = k->m->cols;
+    bool some = k->dense, all = some && k->dense->every == 1;
+    if (!(h->gram = zeros(n, n, e))) return e->code;
+    if (some && !(h->shift = zeros(n, n, e))) return e->code;
+    if (some && !all && !(h->of_dense = zeros(n, n, e))) return e->code;
+    if (all) h->of_dense = h->gram;
+    for (int at_hand = 0; at_hand < 2; at_hand++) {
+        if (at_hand ? !some : all) continue;
+        g[at_hand].y = mem_array(GATHERED, n * sizeof(float), e);
+        if (!g[at_hand].y) return e->code;
+        g[at_hand].gram = at_hand ? h->of_dense : h->gram;
+    }
+    if (!some) return 0;
+    g[1].shift = h->shift;
+    g[1].diff = mem_array(GATHERED, n * sizeof(float), e);
+    return g[1].diff ? 0 : e->code;
+}
+
+static int allocate(struct collector *k, struct err *e) {
+    struct moments *m = k->m;
+    if (m->experts) return (m->squares = zeros(m->experts, m->cols, e)) ? 0 : e->code;
+    int rc = allocate_half(k, &m->half[0], k->gathered[0], e);
+    return rc ? rc : allocate_half(k, &m->half[1], k->gathered[1], e);
+}
+
+/* What was gathered last; then gram is of all positions, and both triangles are there. */
+static void finish_half(struct collector *k, struct half_moments *h, struct gathered *g) {
+    size_t n = k->m->cols;
+    for (int at_hand = 0; at_hand < 2; at_hand++)
+        if (g[at_hand].y) add_gathered(k, &g[at_hand]);
+    if (h->of_dense && h->of_dense != h->gram) {
+        kernel_add(kernel_f32(h->gram), kernel_f32(h->of_dense), n * n);
+        kernel_mirror(n, h->of_dense);
+    }
+    kernel_mirror(n, h->gram);
+}
+
+static void release_gathered(struct collector *k) {
+    for (int i = 0; i < 4; i++) {
+        mem_free(k->gathered[i / 2][i % 2].y);
+        mem_free(k->gathered[i / 2][i % 2].diff);
+    }
+}
+
+int moments_collect(struct moments *m, struct model_layerwise *l, enum model_point point, uint32_t layer,
+                    const struct dense_inputs *dense, struct phase_clock *clock, struct err *e) {
+    const struct model_config *c = &model_layerwise_held(l)->config;
+    *m = (struct moments){.point = point, .cols = model_point_cols(c, point, layer)};
+    if (point == POINT_EXPERT_IN || point == POINT_EXPERT_DOWN_IN) m->experts = c->layers[layer].experts;
+    struct collector k = {.m = m, .dense = m->experts ? NULL : dense, .place = place_of(point), .clock = clock};
+    int rc = allocate(&k, e);
+    if (!rc) rc = model_layerwise_watch(l, STATES_NOW, m->experts ? NULL : &m->point, see, &k, e);
+    enum quant_phase before = phase_enter(clock, QUANT_MOMENTS);
+    for (int i = 0; !rc && !m->experts && i < 2; i++) finish_half(&k, &m->half[i], k.gathered[i]);
+    phase_enter(clock, before);
+    release_gathered(&k);
+    return rc;
+}
+
+void moments_release(struct moments *m) {
+    for (int i = 0; i < 2; i++) {
+        if (m->half[i].of_dense != m->half[i].gram) mem_free(m->half[i].of_dense);
+        mem_free(m->half[i].gram);
+        mem_free(m->half[i].shift);
+    }
+    mem_free(m->squares);
+    *m = (struct moments){0};
+}

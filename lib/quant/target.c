@@ -1,0 +1,120 @@
+/* What of the moments is noise, and which values a matrix should have. */
+#include <math.h>
+#include <string.h>
+
+#include "lib/quant/moments.h"
+
+#define TRIES 4 /* more, with ten times the damping each */
+
+/* ---- what of the moments is noise ----------------------------------------------------------------------------------------- */
+
+/*
+ * Few positions show correlations between inputs that others do not have. How much of them holds is seen by the two halves of the data: of
+ * correlations a and b in the halves, the share r = sum a b / (sum (a^2 + b^2) / 2) is of what both have; of the sum of the halves,
+ * which has half of the noise, it is 2 r / (1 + r) (Spearman and Brown's formula). What is off the diagonal is multiplied by that:
+ * shrinkage towards the diagonal, by which rounding to nearest weighs (the idea of Ledoit and Wolf).
+ */
+static double reliability(const float *first, const float *second, size_t n) {
+    double both = 0, each = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = i + 1; j < n; j++) {
+            double a = first[i * n + j], b = second[i * n + j];
+            double da = (double)first[i * (n + 1)] * first[j * (n + 1)];
+            double db = (double)second[i * (n + 1)] * second[j * (n + 1)];
+            if (!(da > 0 && db > 0)) continue;
+            both += a * b / sqrt(da * db);
+            each += (a * a / da + b * b / db) / 2;
+        }
+    return each > 0 && both > 0 ? both / each : 0;
+}
+
+/* to = what is off the diagonal of a + b (b may be NULL) times keep. */
+static void shrink(float *to, const float *a, const float *b, double keep, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < n; j++) {
+            float sum = a[i * n + j] + (b ? b[i * n + j] : 0);
+            to[i * n + j] = i == j ? sum : (float)(keep * sum);
+        }
+}
+
+/* ---- what matrices share ---------------------------------------------------------------------------------------------------- */
+
+/* Of the positions of which x is known. */
+static int factor_dense(struct relation *r, double damp, struct err *e) {
+    const struct half_moments *h = r->m->half;
+    size_t n = r->m->cols;
+    struct obs_options o = {.damp = damp, .tries = TRIES};
+    double share = reliability(h[0].of_dense, h[1].of_dense, n);
+    float *gram = mem_array(n, n * sizeof *gram, e);
+    if (!gram) return e->code;
+    shrink(gram, h[0].of_dense, NULL, share, n);
+    int rc = obs_factor_new(&r->half, gram, n, &o, e);
+    if (!rc && h[0].of_dense == h[0].gram)
+        r->whole = r->factor;
+    else if (!rc) {
+        shrink(gram, h[0].of_dense, h[1].of_dense, 2 * share / (1 + share), n);
+        rc = obs_factor_new(&r->whole, gram, n, &o, e);
+    }
+    mem_free(gram);
+    return rc;
+}
+
+int relation_init(struct relation *r, const struct moments *m, double damp, bool act_order, struct err *e) {
+    const struct half_moments *h = m->half;
+    size_t n = m->cols;
+    struct obs_options o = {.damp = damp, .tries = TRIES, .act_order = act_order};
+    double share = reliability(h[0].gram, h[1].gram, n);
+    *r = (struct relation){.m = m, .gram = mem_array(n, n * sizeof *r->gram, e)};
+    if (!r->gram) return e->code;
+    shrink(r->gram, h[0].gram, h[1].gram, 2 * share / (1 + share), n);
+    int rc = obs_factor_new(&r->factor, r->gram, n, &o, e);
+    return rc || !h[0].shift ? rc : factor_dense(r, damp, e);
+}
+
+void relation_release(struct relation *r) {
+    if (r->whole != r->factor) obs_factor_free(r->whole);
+    obs_factor_free(r->factor);
+    obs_factor_free(r->half);
+    mem_free(r->gram);
+    *r = (struct relation){0};
+}
+
+/* ---- the values of a matrix ------------------------------------------------------------------------------------------------- */
+
+/* t = w shift H^-1, the least squares solution of t y = w (x - y). b [rows][cols] is scratch. */
+static int solve(const struct relation *r, const struct obs_factor *f, const float *w, size_t rows, const float *shift,
+                 float *b, float *t, struct err *e) {
+    size_t n = r->m->cols;
+    kernel_matmul_nn(rows, n, n, kernel_f32(w), kernel_f32(shift), 0, kernel_f32(b));
+    return obs_solve(f, b, t, rows, e);
+}
+
+/* How much of the solution of the first half is right for the second: the best multiple of it there, within [0, 1]. */
+static int share_that_holds(const struct relation *r, const float *w, size_t rows, float *b, float *t, double *share,
+                            struct err *e) {
+    size_t n = r->m->cols;
+    const struct half_moments *h = r->m->half;
+    int rc = solve(r, r->half, w, rows, h[0].shift, b, t, e);
+    if (rc) return rc;
+    kernel_matmul_nn(rows, n, n, kernel_f32(w), kernel_f32(h[1].shift), 0, kernel_f32(b));
+    double right = kernel_dot(kernel_f32(t), kernel_f32(b), rows * n);
+    kernel_matmul_nn(rows, n, n, kernel_f32(t), kernel_f32(h[1].of_dense), 0, kernel_f32(b));
+    double square = kernel_dot(kernel_f32(t), kernel_f32(b), rows * n);
+    *share = !(right > 0) || !(square > 0) ? 0 : right < square ? right / square : 1;
+    return 0;
+}
+
+int relation_target(const struct relation *r, const float *w, size_t rows, float *t, struct err *e) {
+    size_t n = r->m->cols;
+    const struct half_moments *h = r->m->half;
+    float *b = mem_array(rows, n * sizeof *b, e);
+    float *sum = b ? mem_array(n, n * sizeof *sum, e) : NULL;
+    double share = 0;
+    int rc = sum ? share_that_holds(r, w, rows, b, t, &share, e) : e->code;
+    for (size_t i = 0; !rc && i < n * n; i++) sum[i] = h[0].shift[i] + h[1].shift[i];
+    if (!rc) rc = solve(r, r->whole, w, rows, sum, b, t, e);
+    for (size_t i = 0; !rc && i < rows * n; i++) t[i] = w[i] + (float)share * t[i];
+    mem_free(b);
+    mem_free(sum);
+    return rc;
+}
