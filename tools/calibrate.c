@@ -106,12 +106,13 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description = "Runs a model over a token stream and sums up the inputs of its matrices: |x|, x^2 and "
-                       "per-sequence means of every channel, the block influence of every layer (how far it turns "
-                       "the residual stream), and the angle between what comes into a layer and leaves another. The layers "
-                       "of least influence are named on standard error, all of them with -v.\nThe result feeds "
-                       "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
-                       "is the statistics of both corpora together.",
+        .description =
+            "Runs a model over a token stream and sums up the inputs of its matrices: |x|, x^2 and "
+            "per-sequence means of every channel, the block influence of every layer (how far it turns "
+            "the residual stream), and the angle between what comes into a layer and leaves another. The layers "
+            "of least influence are named on standard error, all of them with -v.\nThe result feeds "
+            "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
+            "is the statistics of both corpora together.",
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
                     "tokens.rill\n"
                     "rill calibrate -m model.rill --precision f32 --gradients tokens.rill -o model.stats.rill\n    for "

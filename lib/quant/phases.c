@@ -4,8 +4,8 @@
 #include "lib/quant/second_order.h"
 
 static const char *const names[QUANT_PHASES] = {
-    [QUANT_PASSES] = "passes",   [QUANT_MOMENTS] = "moments", [QUANT_FACTORS] = "factors",
-    [QUANT_TARGETS] = "targets", [QUANT_NEAREST] = "nearest", [QUANT_FEEDBACK] = "feedback",
+    [QUANT_PASSES] = "passes",   [QUANT_MOMENTS] = "moments",   [QUANT_FACTORS] = "factors",
+    [QUANT_TARGETS] = "targets", [QUANT_NEAREST] = "nearest",   [QUANT_FEEDBACK] = "feedback",
     [QUANT_DESCENT] = "descent", [QUANT_LEARNING] = "learning",
 };
 

@@ -229,7 +229,7 @@ struct quant_calibration {
     size_t
         dense_positions; /* so many or fewer, spread evenly, and memory for all that comes into the layer's matrices then; learning
                             takes all positions */
-    unsigned sweeps;     /* of descent, at most */
+    unsigned sweeps; /* of descent, at most */
     unsigned
         passes; /* of learned rounding over the data, in each half of a layer; 0: none. Memory: twice more the states of the data */
 };
