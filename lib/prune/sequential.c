@@ -37,7 +37,7 @@ struct shared {
 };
 
 static const float *gram_of(const struct shared *h) {
-    return h->m->gram[0] ? h->m->gram[0] + h->part * h->m->cols * h->m->cols : NULL;
+    return h->m->gram ? h->m->gram + h->part * h->m->cols * h->m->cols : NULL;
 }
 
 /* b = w (gram + shift + ridge): the outputs that w had on the inputs as they were, against the inputs as they are. */
@@ -46,7 +46,7 @@ static float *wanted(const struct shared *h, const struct prune_matrix *w, struc
     float *b = mem_array(w->rows, n * sizeof *b, e);
     if (!b) return NULL;
     kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(gram_of(h)), 0, kernel_f32(b));
-    if (h->m->shift[0]) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(h->m->shift[0]), 1, kernel_f32(b));
+    if (h->m->shift) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(h->m->shift), 1, kernel_f32(b));
     for (size_t i = 0; i < w->rows * n; i++) b[i] += (float)(h->ridge * w->x[i]);
     return b;
 }

@@ -120,8 +120,7 @@ static void add_wanted(struct consumer *k) {
     float scale = 1 / model_factor(k->q->m->config.residual_scale);
     const float *sums[] = {k->fit.sum, m->sum_shift};
     kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(k->fit.gram), 0, kernel_f32(k->fit.b));
-    if (m->shift[0])
-        kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(m->shift[0]), 1, kernel_f32(k->fit.b));
+    if (m->shift) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(m->shift), 1, kernel_f32(k->fit.b));
     if (m->residual) kernel_axpy(kernel_f32(k->fit.b), scale, kernel_f32(m->residual), w->rows * n);
     for (size_t r = 0; r < w->rows; r++) {
         double t = m->residual ? scale * m->sum_residual[r] : 0;
@@ -158,7 +157,7 @@ static int center(struct consumer *k, struct err *e) {
 
 static int begin_fit(struct consumer *k, struct err *e) {
     size_t rows = k->p->desc.dims[0], n = k->p->desc.dims[1];
-    float *gram = k->m->gram[0] + k->part * n * n;
+    float *gram = k->m->gram + k->part * n * n;
     k->fit = (struct prune_consumer){.w = {.x = model_host_value(k->p), .rows = rows, .cols = n},
                                      .bias = k->bias ? model_host_value(k->bias) : NULL,
                                      .gram = gram,
@@ -180,7 +179,7 @@ static int report_fit(struct consumer *k, const float *was, const struct prune_k
     (void)prune_new_slot(k->q->plan, k->p->slot, &now); /* its layer stays */
     struct prune_tensor_report t = {.name = model_slot_name(now, name), .has_error = true};
     t.elems = k->fit.w.rows * (kept->at ? kept->n : k->fit.w.cols);
-    const float *gram = k->m->gram[0] + k->part * k->fit.w.cols * k->fit.w.cols;
+    const float *gram = k->m->gram + k->part * k->fit.w.cols * k->fit.w.cols;
     int rc = prune_output_error(&k->fit.w, gram, was, &t.output_error, e);
     return rc || !k->q->o->sparse ? rc : k->q->o->sparse(k->q->o->sparse_ctx, &t, e);
 }

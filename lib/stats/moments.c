@@ -50,8 +50,6 @@ struct collector {
     float *held;         /* [the rows of a pass][cols] y, until the layer's output is seen */
     size_t at, diff_rows, short_rows, held_rows;
     bool is_dense; /* x comes in */
-    bool halves;
-    size_t passes;
 };
 
 static int allocate(struct collector *k, const struct stats_moments_options *o, struct err *e) {
@@ -63,10 +61,8 @@ static int allocate(struct collector *k, const struct stats_moments_options *o, 
     m->sum = m->squares ? mem_array(parts, m->cols * sizeof *m->sum, e) : NULL;
     m->rows = m->sum ? mem_array(parts, sizeof *m->rows, e) : NULL;
     if (!m->rows) return e->code;
-    for (int i = 0; o->gram && i < (o->halves ? 2 : 1); i++) {
-        if (!(m->gram[i] = mem_array(parts * m->cols, m->cols * sizeof **m->gram, e))) return e->code;
-        if (shift && !(m->shift[i] = mem_array(m->cols, m->cols * sizeof **m->shift, e))) return e->code;
-    }
+    if (o->gram && !(m->gram = mem_array(parts * m->cols, m->cols * sizeof *m->gram, e))) return e->code;
+    if (o->gram && shift && !(m->shift = mem_array(m->cols, m->cols * sizeof *m->shift, e))) return e->code;
     if (o->residual && !m->n_experts) {
         m->residual = mem_array(hidden, m->cols * sizeof *m->residual, e);
         m->sum_residual = m->residual ? mem_array(hidden, sizeof *m->sum_residual, e) : NULL;
@@ -96,25 +92,12 @@ static int take_difference(struct collector *k, const struct model_seen *seen, s
     return 0;
 }
 
-/* Rows [first, first + rows) of what is seen. */
-static void add_rows(struct collector *k, const struct model_seen *seen, size_t part, int half, size_t first,
-                     size_t rows) {
-    size_t n = k->m->cols;
-    struct kernel_array y = kernel_f32(seen->x + first * n);
-    kernel_matmul_tn(n, n, rows, y, y, 1, kernel_f32(k->m->gram[half] + part * n * n));
-    if (k->dense) kernel_matmul_tn(n, n, rows, kernel_f32(k->diff + first * n), y, 1, kernel_f32(k->m->shift[half]));
-}
-
 static int add_products(struct collector *k, const struct model_seen *seen, size_t part, struct err *e) {
-    size_t middle = seen->rows / 2;
+    size_t n = k->m->cols;
+    struct kernel_array y = kernel_f32(seen->x);
     if (k->dense && take_difference(k, seen, e)) return e->code;
-    if (!k->halves) {
-        add_rows(k, seen, part, 0, 0, seen->rows);
-        return 0;
-    }
-    int half = k->passes++ % 2; /* in turn, for where a sequence begins is unlike the rest */
-    add_rows(k, seen, part, half, 0, middle);
-    add_rows(k, seen, part, !half, middle, seen->rows - middle);
+    kernel_matmul_tn(n, n, seen->rows, y, y, 1, kernel_f32(k->m->gram + part * n * n));
+    if (k->dense) kernel_matmul_tn(n, n, seen->rows, kernel_f32(k->diff), y, 1, kernel_f32(k->m->shift));
     return 0;
 }
 
@@ -159,7 +142,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
         m->rows[part] += seen->rows;
         kernel_sum_rows(kernel_f32(m->sum + part * m->cols), kernel_f32(seen->x), seen->rows, m->cols);
         kernel_col_norms2(m->squares + part * m->cols, seen->x, seen->rows, m->cols);
-        if (m->gram[0]) rc = add_products(k, seen, part, e);
+        if (m->gram) rc = add_products(k, seen, part, e);
         if (!rc && m->residual) rc = see_residual(k, seen, e);
     }
     k->at += seen->rows;
@@ -183,7 +166,7 @@ static int watch(struct collector *k, struct model_layerwise *l, const struct st
 
 int stats_moments_collect(struct stats_moments *m, struct model_layerwise *l, const struct stats_moments_options *o,
                           struct err *e) {
-    struct collector k = {.m = m, .l = l, .halves = o->halves};
+    struct collector k = {.m = m, .l = l};
     *m = (struct stats_moments){.point = o->point, .first_expert = o->first_expert, .n_experts = o->n_experts};
     m->cols = model_point_cols(&model_layerwise_held(l)->config, o->point, o->layer);
     int rc = allocate(&k, o, e);
@@ -202,9 +185,7 @@ void stats_moments_release(struct stats_moments *m) {
     mem_free(m->sum_shift);
     mem_free(m->residual);
     mem_free(m->sum_residual);
-    for (int i = 0; i < 2; i++) {
-        mem_free(m->gram[i]);
-        mem_free(m->shift[i]);
-    }
+    mem_free(m->gram);
+    mem_free(m->shift);
     *m = (struct stats_moments){0};
 }

@@ -113,9 +113,8 @@ struct stats_moments {
     uint64_t *rows;                   /* [parts] how many y there were */
     float *sum;                       /* [parts][cols] sum y */
     float *squares;                   /* [parts][cols] sum y^2 */
-    /* With halves: of one half and of the other. Else the first is of all, and the second NULL. */
-    float *gram[2];      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
-    float *shift[2];     /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
+    float *gram;                      /* [parts][cols][cols] sum y y^T; NULL: not asked for */
+    float *shift;        /* [cols][cols] sum (x - y) y^T; NULL: not asked for, or of experts, where positions move */
     float *sum_shift;    /* [cols] sum (x - y); NULL as shift */
     float *residual;     /* [hidden][cols] sum r y^T; NULL: not asked for */
     float *sum_residual; /* [hidden] sum r; NULL as residual */
@@ -137,7 +136,6 @@ struct stats_moments_options {
     uint32_t layer;
     uint32_t first_expert, n_experts; /* which experts, of a point that has some */
     bool gram, shift; /* shift: with gram; keeps x of all `positions` of the block for the time of the call */
-    bool halves; /* gram and shift apart for two halves of the data: each pass is cut in the middle. Not of experts */
     /* r: by how much the residual stream, as it is now, is short of what it was in the stream of the model: at POINT_O_IN where it
      * comes into the layer, at POINT_DOWN_IN where it leaves it. Needs model_changes.dense. */
     bool residual;
