@@ -29,7 +29,7 @@ static int read_tag(const cJSON *tag, const struct corpus_options *o, uint32_t *
 static int list_of(const cJSON *object, const char *name, const cJSON **out, struct err *e) {
     *out = cJSON_GetObjectItemCaseSensitive(object, name);
     if (cJSON_IsArray(*out)) return 0;
-    return err_set(e, ERR_DATA, "\"%.80s\" is %s: expected a list", name, *out ? "no list" : "missing");
+    return err_set(e, ERR_DATA, "\"%.80s\" is %s: expected a list", name, *out ? "not a list" : "missing");
 }
 
 /* The rest of a word's tokens have no label, as in transformers' run_ner.py (label_all_tokens false). */
