@@ -136,7 +136,7 @@ int main(int argc, char **argv) {
             "    by overlapping windows, for reading\n"
             "rill eval -m student.rill --reference corpus.kd.rill --context 64 < tokens.rill\n"
             "    perplexity, and how far the student is from its teacher\n"
-            "rill eval -m wide.rill --context 64 --kv-cache q4_0 tokens.rill\n"
+            "rill eval -m assistant.rill --context 64 --kv-cache q4_0 tokens.rill\n"
             "    perplexity in a run time that keeps its keys and values in 4.5 bits\n"
             "rill eval -m model.rill --task pairs.jsonl\n    how often the good sentence is the more probable one\n",
         .options = options,

@@ -346,17 +346,17 @@ PY
 }
 
 @test "--kv-cache: what a quantized cache of keys and values does, and where there is none" {
-    ppl() { rill eval -q -m wide.rill --precision f32 --context 32 "$@" tokens.rill | grep -o '"perplexity":[0-9.]*' | cut -d: -f2; }
+    ppl() { rill eval -q -m assistant.rill --precision f32 --context 32 "$@" tokens.rill | grep -o '"perplexity":[0-9.]*' | cut -d: -f2; }
     # eight bits move it less than four, and four with a rotation less than without
     awk -v f="$(ppl)" -v a="$(ppl --kv-cache q8_0)" -v b="$(ppl --kv-cache q4_0)" \
         'function d(x) { return x > f ? x - f : f - x } BEGIN { exit !(d(a) > 0 && d(a) < d(b) / 4) }'
-    rill teacher-infer -q --no-provenance -m wide.rill --kv-cache q4_0 tokens.rill >resident
-    rill teacher-infer -q --no-provenance -m wide.rill --kv-cache q4_0 --weights stream tokens.rill >streamed
+    rill teacher-infer -q --no-provenance -m assistant.rill --kv-cache q4_0 tokens.rill >resident
+    rill teacher-infer -q --no-provenance -m assistant.rill --kv-cache q4_0 --weights stream tokens.rill >streamed
     assert_same resident streamed
     check_exit 3 rill eval -m model.rill --kv-cache q8_0 tokens.rill
     assert_stderr_line "--kv-cache: heads of * elements are not a whole number of q8_0's blocks of 32"
     check_exit 3 rill eval -m bert.rill --kv-cache q8_0 tokens.rill
     assert_stderr_line "--kv-cache: this model reads its whole text at once and has no cache of keys and values"
-    check_exit 2 rill eval -m wide.rill --kv-plain tokens.rill
-    check_exit 2 rill eval -m wide.rill --kv-cache q2_k tokens.rill
+    check_exit 2 rill eval -m assistant.rill --kv-plain tokens.rill
+    check_exit 2 rill eval -m assistant.rill --kv-cache q2_k tokens.rill
 }
