@@ -125,14 +125,16 @@ static inline struct buf trained(int fd, const struct distill_options *o, const 
     return weights;
 }
 
-/* The sample as plain tokens, in batches of `cut` positions. */
-static inline int tokens_file(const struct sample *s, size_t cut) {
+/* The sample as tokens, in batches of `cut` positions; pack 0: there are none. */
+static inline int packed_file(const struct sample *s, uint32_t pack, size_t cut) {
     struct err e;
     struct stream_writer *w;
+    char meta[64];
     uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
     int fd = memory_file();
+    snprintf(meta, sizeof meta, pack ? "{\"kind\":\"tokens\",\"pack\":%u}" : "{\"kind\":\"tokens\"}", pack);
     OK(stream_writer_open(&w, fd, "out", &(struct stream_write_options){0}, &e));
-    put_meta(w, "{\"kind\":\"tokens\"}");
+    put_meta(w, meta);
     for (size_t at = 0; at < s->n_positions; at += cut) {
         size_t n = piece_of(s->n_positions - at, cut);
         put_batch(w, cut_batch(s, at, n, lengths), s->tokens + at, lengths);
@@ -142,6 +144,9 @@ static inline int tokens_file(const struct sample *s, size_t cut) {
     free(lengths);
     lseek(fd, 0, SEEK_SET);
     return fd;
+}
+static inline int tokens_file(const struct sample *s, size_t cut) {
+    return packed_file(s, 0, cut);
 }
 
 #endif

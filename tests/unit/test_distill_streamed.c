@@ -30,27 +30,6 @@ static struct buf saved_teacher(const struct model *m) {
     return contents(fd);
 }
 
-/* Tokens in batches of `cut` positions; pack 0: there are none. */
-static int packed_file(const struct sample *s, uint32_t pack, size_t cut) {
-    struct err e;
-    struct stream_writer *w;
-    char meta[64];
-    uint32_t *lengths = calloc(s->n_seqs, sizeof *lengths);
-    int fd = memory_file();
-    snprintf(meta, sizeof meta, pack ? "{\"kind\":\"tokens\",\"pack\":%u}" : "{\"kind\":\"tokens\"}", pack);
-    OK(stream_writer_open(&w, fd, "out", &(struct stream_write_options){0}, &e));
-    put_meta(w, meta);
-    for (size_t at = 0; at < s->n_positions; at += cut) {
-        size_t n = piece_of(s->n_positions - at, cut);
-        put_batch(w, cut_batch(s, at, n, lengths), s->tokens + at, lengths);
-    }
-    OK(stream_writer_finish(w, NULL, &e));
-    stream_writer_free(w);
-    free(lengths);
-    lseek(fd, 0, SEEK_SET);
-    return fd;
-}
-
 static void a_streamed_teacher_is_read_once_a_step(void **state) {
     static const struct {
         uint32_t pack;
