@@ -22,8 +22,8 @@ int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out
     struct model_head head = {.config = model_layerwise_held(c->model)->config};
     int rc = prune_plan_make(&plan, &head, o, e);
     if (!rc && has_structure(&plan) && has_sparse(&plan))
-        rc =
-            err_set(e, ERR_USAGE, "layer by layer, with data, single weights go alone: prune the rest before or after");
+        rc = err_set(e, ERR_USAGE,
+                     "single weights cannot be pruned with --data together with anything else: use a separate run");
     if (!rc && o->warn) prune_plan_warn(&plan);
     if (!rc) rc = has_structure(&plan) ? prune_structure(&walk, &plan, e) : prune_weights(&walk, &plan, e);
     prune_plan_release(&plan);

@@ -156,7 +156,7 @@ static int search(struct target *t, struct err *e) {
         arena_release(&a);
     }
     if (rc || isfinite(t->loss)) return rc;
-    return err_set(e, ERR_USAGE, "no shape of this model comes to that: the smallest has %.4g of %.4g %s", t->least,
+    return err_set(e, ERR_USAGE, "no shape of this model is that small: the smallest has %.4g of %.4g %s", t->least,
                    measure(t, t->from), t->p->o->target_speedup > 0 ? "products" : "parameters");
 }
 
@@ -175,7 +175,7 @@ static int begin(struct target *t, struct err *e) {
             return err_set(e, ERR_USAGE,
                            "a target is met by layers of one shape, and layer %u has another than layer 0", i);
     if (!t->p->o->stats || !stats_has_gradients(t->p->o->stats))
-        return err_set(e, ERR_USAGE, "a target is met by statistics with gradients (rill calibrate --gradients)");
+        return err_set(e, ERR_USAGE, "a target needs statistics with gradients (rill calibrate --gradients)");
     t->whole = (struct shape){n, l->n_kv_heads, l->n_heads / l->n_kv_heads, l->ffn};
     t->unit = l->ffn >= 8 * 256 ? 256 : l->ffn >= 8 * 64 ? 64 : l->ffn >= 64 ? 32 : 1;
     t->loss = t->least = INFINITY;

@@ -180,7 +180,7 @@ END
 @test "messages name the file and the key" {
     sed -i 's/LlamaForCausalLM/MambaForCausalLM/' hf/config.json
     check_exit 3 rill import hf
-    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM, *"
+    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (supported: LlamaForCausalLM, *"
     sed -i 's/MambaForCausalLM/LlamaForCausalLM/; s/"hidden_size": 64/"hidden_size": "64"/' hf/config.json
     check_exit 3 rill import hf
     assert_stderr_line "hf: config.json: json: key \"hidden_size\" is a string, expected a whole number"

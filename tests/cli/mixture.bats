@@ -158,7 +158,7 @@ kill_new_at() { # LINES SIGNAL ARGUMENTS...: from the start, not from what is th
     check_exit 2 train --mix b.kd.rill --mix b.kd.rill=2 corpus.kd.rill
     assert_stderr_line "--mix b.kd.rill: it is in the mixture already"
     check_exit 2 sh -c 'cat corpus.kd.rill | rill distill -m student.rill --shuffle --steps 2'
-    assert_stderr_line "standard input is a pipe: what is shuffled or mixed is read in another order, from a file"
+    assert_stderr_line "standard input is a pipe: data to be shuffled or mixed must be in a file"
     mkfifo pipe
     cat b.kd.rill >pipe &
     check_exit 2 train --mix pipe corpus.kd.rill

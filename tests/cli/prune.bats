@@ -145,7 +145,7 @@ setup() {
     check_exit 2 rill prune --ffn 64 --score cost model.rill -o no.rill
     assert_stderr_line "--score cost needs --reconstruct"
     check_exit 2 rill prune --ffn 64 --sparsity 0.5 --reconstruct --data tokens.rill model.rill -o no.rill
-    assert_stderr_line "layer by layer, with data, single weights go alone*"
+    assert_stderr_line "single weights cannot be pruned with --data together*"
     check_exit 2 rill prune --heads 3 --kv-heads 2 model.rill -o no.rill
     assert_stderr_line "layer 0: 3 query heads are no multiple of its 2 key/value heads"
     assert_no_file no.rill
@@ -162,7 +162,7 @@ setup() {
     assert_stderr_line "this * has no bias of ffn.down that could compensate for what goes"
     cat model.stats.rill g.stats.rill >both.rill
     check_exit 3 rill prune --ffn 64 --stats both.rill model.rill -o no.rill
-    assert_stderr_line "*statistics with gradients, and others without: they do not add up"
+    assert_stderr_line "*statistics with gradients and without cannot be added"
     assert_no_file no.rill
 }
 
@@ -193,9 +193,9 @@ setup() {
     assert_same a.rill b.rill
     check_exit 0 rill prune -q --target-speedup 1.3 --stats g.stats.rill --reconstruct --data tokens.rill model.rill -o c.rill
     check_exit 2 rill prune --target-params 1000 --stats g.stats.rill model.rill -o no.rill
-    assert_stderr_line "no shape of this model comes to that: the smallest has * parameters"
+    assert_stderr_line "no shape of this model is that small: the smallest has * parameters"
     check_exit 2 rill prune --target-params 70% --stats model.stats.rill model.rill -o no.rill
-    assert_stderr_line "a target is met by statistics with gradients (rill calibrate --gradients)"
+    assert_stderr_line "a target needs statistics with gradients (rill calibrate --gradients)"
     check_exit 2 rill prune --target-params 70% --ffn 64 --stats g.stats.rill model.rill -o no.rill
     assert_no_file no.rill
 }
@@ -257,11 +257,11 @@ setup() {
     bad '2s/ 64 / 640 /' "line 2: ffn '640': expected a number up to *"
     bad '2s/ 64 / 0 /' "line 2: layer *"
     bad '2s/-$/0,1/' "line 2: the layer has no experts"
-    bad '5s/[0-9]*x[0-9]*/3x3/' "line 5: *a plan for another model"
+    bad '5s/[0-9]*x[0-9]*/3x3/' "line 5: *the plan is for another model"
     bad '5s/2:4/4:2/' "line 5: '4:2' is not a sparsity*"
     bad '5s/2:4//' "line 5: *without a shape and a sparsity"
     bad '6s/.*/nothing 1x1 0.5/' "line 6: *"
-    bad '5p' "line 6: *for the second time"
+    bad '5p' "line 6: *given twice"
     check_exit 2 rill prune --plan plan.txt --ffn 64 model.rill -o no.rill
     check_exit 2 rill prune --plan plan.txt --method sparsegpt --data tokens.rill model.rill -o no.rill
     check_exit 1 rill prune --plan none.txt model.rill -o no.rill

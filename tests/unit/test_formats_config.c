@@ -92,7 +92,7 @@ static void test_config_refusals(void **state) {
     }
     assert_int_equal(read_config("{\"architectures\":[\"MambaForCausalLM\"]}", &c, &a, &e), ERR_DATA);
     assert_non_null(
-        strstr(e.msg, "architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM, MistralForCausalLM"));
+        strstr(e.msg, "architecture 'MambaForCausalLM' is not supported (supported: LlamaForCausalLM, MistralForCausalLM"));
     assert_int_equal(read_config("{\"model_type\":\"llama\"}", &c, &a, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "num_hidden_layers"));
     OK(read_config("{" LLAMA ",\"use_sliding_window\":true,\"sliding_window\":128}", &c, &a, &e)); /* never felt */
