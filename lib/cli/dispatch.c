@@ -243,8 +243,10 @@ static void print_man(const struct programs *p, FILE *f) {
 
 static int unknown_program(const struct programs *p, const char *name) {
     char text[512];
-    const char *near = cli_nearest(name, p->name, p->n);
-    if (near)
+    const char *ours = hint_program(name), *near = cli_nearest(name, p->name, p->n);
+    if (ours)
+        snprintf(text, sizeof text, "there is no program '%.100s' (here it is rill %s)", name, ours);
+    else if (near)
         snprintf(text, sizeof text, "there is no program '%.100s' (did you mean %s?)", name, near);
     else
         snprintf(text, sizeof text, "there is no program '%.100s' (rill without arguments lists all)", name);

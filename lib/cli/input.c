@@ -44,7 +44,11 @@ static int take_stdin(struct cli *c, struct cli_input *in, struct err *e) {
 static int check_kind_of_file(struct cli *c, int fd, const char *name, struct err *e) {
     struct stat st;
     if (fstat(fd, &st)) return err_sys(e, errno, "%s", name);
-    if (S_ISDIR(st.st_mode)) return err_set(e, ERR_IO, "%s is a folder, expected a file", name);
+    if (S_ISDIR(st.st_mode)) {
+        bool model = faccessat(fd, "config.json", F_OK, 0) == 0;
+        return err_set(e, ERR_IO, "%s is a folder, expected a file%s", name,
+                       model ? " (rill import makes a model stream of it)" : "");
+    }
     return check_not_output(c, &st, name, e);
 }
 

@@ -196,7 +196,7 @@ int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err
     f->temperature = 1;
     if (json_get_str(meta, "kind", &name, e) || stream_kind_parse(name, &kind, e)) return e->code;
     if (kind != STREAM_TOKENS && kind != STREAM_KNOWLEDGE)
-        return err_set(e, ERR_DATA, "a %s stream: expected tokens or knowledge", stream_kind_name(kind));
+        return err_set(e, ERR_DATA, "this is a %s stream, expected tokens or knowledge", stream_kind_name(kind));
     if (get_digest(meta, "vocab", f->vocab, e) || get_target(meta, f, e)) return e->code;
     if (json_opt_u64(meta, "vocab_size", 1, KNOWLEDGE_MAX_VOCAB, &vocab_size, e)) return e->code;
     if (json_opt_u64(meta, "pack", 1, UINT32_MAX, &pack, e)) return e->code;
@@ -313,10 +313,10 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
         return err_set(e, ERR_USAGE, "temperature %g: expected %g to %g", temperature, MIN_TEMPERATURE,
                        MAX_TEMPERATURE);
     if (!knowledge_is_sparse(f) || temperature == f->temperature) return 0;
-    return err_set(
-        e, ERR_DATA,
-        "temperature %g is not possible: the knowledge is %s at temperature %g (give logit-dump --temperature)",
-        temperature, knowledge_encoding_text(f, name, sizeof name), f->temperature);
+    return err_set(e, ERR_DATA,
+                   "temperature %g is not possible: the knowledge is %s at temperature %g (encode dense predictions "
+                   "with logit-dump --temperature)",
+                   temperature, knowledge_encoding_text(f, name, sizeof name), f->temperature);
 }
 
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to, struct err *e) {
