@@ -217,7 +217,7 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
     for o in "--fail-above 9" "--protocol llama" "--context 16" "--max-windows 1"; do
         # shellcheck disable=SC2086
         check_exit 2 rill eval -m model.rill --task pairs.jsonl $o
-        assert_stderr_line "${o%% *} is for tokens*"
+        assert_stderr_line "${o%% *} applies to tokens*"
     done
     check_exit 2 rill eval -m model.rill --stride 4 tokens.rill
     assert_stderr_line "--stride needs --protocol sliding"
