@@ -43,7 +43,7 @@ int align_format(const struct align_options *o, struct knowledge_format *out, st
     if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "there are no predictions to align");
     if (f->encoding == KNOW_SAMPLE || f->partial)
         return err_set(e, ERR_DATA,
-                       "%s%sdoes not tell how much probability is left: realign dense, topk, topp or ghost knowledge",
+                       "%s%s does not tell how much probability is left: realign dense, topk, topp or ghost knowledge",
                        f->partial ? "a mixture of " : "", knowledge_encoding_text(f, name, sizeof name));
     if (f->n_fields)
         return err_set(

@@ -224,7 +224,7 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
     check_exit 2 rill eval tokens.rill
     check_exit 2 rill eval -m model.rill --protocol ppl tokens.rill
     check_exit 2 rill eval -m model.rill --context 100000 tokens.rill
-    assert_stderr_line "context 100000: the model.s context is *"
+    assert_stderr_line "context 100000: *context is *"
     check_exit 2 rill eval -m model.rill --protocol sliding --context 16 --stride 16 tokens.rill
     check_exit_in 2 model.rill rill eval --context 32 -m - -
     assert_stderr_line "standard input is used twice*"
