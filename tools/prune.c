@@ -11,19 +11,20 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .min = 0,
      .max = 0.999999,
-     .help = "make this share of the weights of each matrix of the layers zero (0.5, or 50%)"},
+     .help = "set this share of the weights of each matrix in the layers to zero (0.5 or 50%)"},
     {.name = "pattern",
      .type = CLI_STRING,
      .to = &o.pattern,
      .arg = "N:M",
      .needs = {"!sparsity"},
-     .help = "keep N of each M consecutive weights of a row instead (2:4, 4:8), and make the others zero"},
+     .help = "N:M sparsity: keep N of every M consecutive weights in a row (2:4, 4:8) and set the others to zero"},
     {.name = "rate",
      .type = CLI_LIST,
      .to = &o.rates,
      .arg = "REGEX=S",
-     .help = "how sparse the matrices become whose name, Rill's or GGUF's, matches the regular expression: a share, 0, "
-             "or N:M; the last match wins"},
+     .help =
+         "sparsity of the matrices whose names (Rill's or GGUF's) match the regular expression: a share, 0, or N:M; "
+         "the last match wins"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
@@ -31,10 +32,9 @@ static const struct cli_option options[] = {
      .choices = "magnitude|wanda|sparsegpt|alps",
      .fallback = "magnitude",
      .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
-     .help = "which weights become zero: the smallest of the matrix (magnitude); of each row those of the smallest "
-             "product with the norm of their input (wanda, with --stats or --data); with --data those that cost least "
-             "when the others make up for it, column by column (sparsegpt), or by a search for the mask of least error "
-             "(alps, the best and slowest)"},
+     .help = "which weights become zero. magnitude: the smallest of each matrix; wanda: in each row, those with the "
+             "smallest product of weight and input norm; sparsegpt: those that cost least when the others are updated "
+             "to compensate, column by column; alps: search for the mask with the least error (the best and slowest)"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
@@ -44,22 +44,22 @@ static const struct cli_option options[] = {
                "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence",
                "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
                "reconstruct|!heads", "reconstruct|!kv-heads"},
-     .help =
-         "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
-         "which the model will see, 128 sequences of 512 for a start"},
+     .help = "calibration data: prune layer by layer, using the activations that these tokens have after the already "
+             "pruned layers. Use text like that which the model will see; 128 sequences of 512 are a good start"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &o.max_tokens,
      .arg = "N",
      .fallback = "0",
      .needs = {"data"},
-     .help = "take whole sequences of --data up to the one that reaches N positions; 0: all"},
+     .help = "use whole sequences of --data, up to the one that reaches N tokens; 0: all"},
     {.name = "reconstruct",
      .type = CLI_FLAG,
      .to = &o.reconstruct,
      .needs = {"data"},
-     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; where "
-             "layers, heads or channels go, attn.o and ffn.down, to what the layers gave; takes twice as long"},
+     .help =
+         "fit the remaining weights by least squares to the outputs of the original model: for single weights every "
+         "matrix; if layers, heads or channels are removed, attn.o and ffn.down. Takes twice as long"},
     {.name = "damp",
      .type = CLI_F64,
      .to = &o.damp,
@@ -67,13 +67,13 @@ static const struct cli_option options[] = {
      .fallback = "0.01",
      .max = 1,
      .needs = {"method=sparsegpt|method=alps|reconstruct"},
-     .help = "what is added to the diagonal of the second moments of --data, as a share of its mean"},
+     .help = "damping: added to the diagonal of the second moments of --data, as a share of its mean"},
     SESSION_DATA_PRECISION(o.how, "data"),
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &o.prune_head,
      .needs = {"sparsity|pattern"},
-     .help = "also the embedding and the output matrix"},
+     .help = "also sparsify the embedding and the output matrix"},
     {.name = "plan",
      .type = CLI_STRING,
      .to = &o.plan,
@@ -81,13 +81,12 @@ static const struct cli_option options[] = {
      .completes_files = true,
      .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads"},
      .help =
-         "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
+         "read what to keep of each layer, and the sparsity of each matrix, from this file, as printed by --dry-run"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,
-     .help =
-         "print the plan and stop: the layers that stay with their widths, and the sparsity of each matrix, as text "
-         "for --plan, edited or not"},
+     .help = "print the plan and stop: the layers to keep with their widths, and the sparsity of each matrix, as text "
+             "for --plan, which you can edit"},
     {.name = "target-params",
      .type = CLI_AMOUNT,
      .to = &o.target_params,
@@ -95,9 +94,10 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = 1e15,
      .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!plan"},
-     .help = "prune layers, heads and channels to at most N parameters, or a share of them (60%): to that shape, alike "
-             "in all layers, whose parts that go count least for the loss, by --stats with gradients, among those that "
-             "load wherever the model does; --dry-run says which; 0: as the options below say"},
+     .help =
+         "prune layers, heads and channels to at most N parameters, or a share of them (60%). Tries all shapes with "
+         "equal layers that programs can load wherever they load this model, and takes the one whose removed parts "
+         "matter least for the loss, by --stats with gradients; --dry-run prints it. 0: no target"},
     {.name = "target-speedup",
      .type = CLI_F64,
      .to = &o.target_speedup,
@@ -106,7 +106,8 @@ static const struct cli_option options[] = {
      .max = 1e6,
      .needs = {"stats", "!target-params", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
                "!plan"},
-     .help = "the same to a model that takes S times fewer products of weights for a token (attention's own aside)"},
+     .help = "the same, to a model with S times fewer multiplications by weights per token (not counting attention "
+             "itself)"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,
@@ -114,7 +115,7 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
      .needs = {"layer-score=divergence|stats"},
-     .help = "keep N layers, or a share of them (67%), by --layer-score; 0: keep all"},
+     .help = "keep N layers, or a share of them (67%), chosen by --layer-score; 0: keep all"},
     {.name = "layer-score",
      .type = CLI_CHOICE,
      .to = &o.layer_score,
@@ -122,16 +123,17 @@ static const struct cli_option options[] = {
      .choices = "influence|angular|divergence",
      .fallback = "influence",
      .needs = {"layers", "!layer-score=divergence|data"},
-     .help = "which layers go: those of least block influence, by --stats; the run of neighbours that turns the "
-             "residual stream by the least angle, by --stats; or one after another that without which the next token's "
-             "distribution on --data diverges least from the whole model's: a pass for each candidate, of a model from "
-             "a file; take few tokens, of which each needs memory for its logits"},
+     .help = "which layers to drop. influence: those with the least block influence (--stats); angular: the block of "
+             "consecutive layers that changes the direction of the residual stream least (--stats); divergence: one "
+             "after another, the layer without which next-token distributions on --data diverge least from the "
+             "original's; this takes a pass per candidate, a model from a file, and few tokens, as memory holds the "
+             "logits of each"},
     {.name = "drop-layers",
      .type = CLI_STRING,
      .to = &o.drop_layers,
      .arg = "LIST",
      .needs = {"!layers"},
-     .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
+     .help = "drop exactly these layers: numbers from 0 and ranges, such as 3,10-14"},
     {.name = "experts",
      .type = CLI_AMOUNT,
      .to = &o.experts,
@@ -139,41 +141,41 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = MODEL_MAX_EXPERTS,
      .needs = {"!experts|stats"},
-     .help = "keep N experts of each layer that has some, or a share of them: those go that add least to the positions "
-             "that take them; 0: keep all"},
+     .help = "keep N experts per layer in a mixture of experts, or a share of them; drops those that contribute least "
+             "to the tokens routed to them. 0: keep all"},
     {.name = "ffn",
      .type = CLI_AMOUNT,
      .to = &o.ffn,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help = "keep the N best feed-forward channels of each layer and of each expert, or a share of them, rounded to a "
-             "multiple of 256 or 32, the blocks of quantized types; 0: keep all"},
+     .help =
+         "keep the N best feed-forward channels of each layer and expert, or a share of them, rounded to a multiple "
+         "of 256 or 32, the block sizes of quantized types; 0: keep all"},
     {.name = "kv-heads",
      .type = CLI_AMOUNT,
      .to = &o.kv_heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help =
-         "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
+     .help = "keep the N best key/value heads of each layer with their query heads, or a share of them; 0: keep all"},
     {.name = "heads",
      .type = CLI_AMOUNT,
      .to = &o.heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help = "keep N query heads of each layer, the best of each key/value head that stays and as many of each, or a "
-             "share of them; 0: keep all"},
+     .help = "keep N query heads per layer, or a share of them: the best of each remaining key/value head, the same "
+             "number for each; 0: keep all"},
     {.name = "vocab",
      .type = CLI_STRING,
      .to = &o.vocab,
      .arg = "TOKENS",
      .completes_files = true,
      .help =
-         "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
-         "tokens; \"padding\": keep all tokens, only the rows of the embedding after the last one go (a file of that "
-         "name is ./padding)"},
+         "keep only the tokens that occur in this token stream, with the tokens their merges need, single bytes and "
+         "special tokens; \"padding\": keep all tokens and remove only unused rows at the end of the embedding (for "
+         "a file of that name write ./padding)"},
     {.name = "vocab-min-count",
      .type = CLI_U64,
      .to = &o.vocab_min_count,
@@ -182,7 +184,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1e15,
      .needs = {"vocab", "!vocab=padding"},
-     .help = "how often a token must occur to stay"},
+     .help = "keep tokens that occur at least N times"},
     {.name = "score",
      .type = CLI_CHOICE,
      .to = &o.score,
@@ -191,17 +193,18 @@ static const struct cli_option options[] = {
      .fallback = "auto",
      .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "!score=activations|stats",
                "!score=taylor|stats", "!score=fluctuation|stats", "!score=cost|reconstruct"},
-     .help = "how channels and heads are ranked: by the norm of their weights; by --stats: their activations, what "
-             "gradients say the loss would change (taylor), or the variance of what they give (fluctuation); or with "
-             "--reconstruct by the error that is left when the others make up for them (cost); auto: cost, "
-             "activations or weights, the first that has what it needs"},
+     .help =
+         "how to rank channels and heads: weights: by the norm of their weights; activations, taylor (effect on the "
+         "loss, from gradients), fluctuation (variance of their output): by --stats; cost: by the error that "
+         "remains after the others are updated to compensate, with --reconstruct; auto: the first of cost, "
+         "activations, weights that has what it needs"},
     {.name = "compensate",
      .type = CLI_FLAG,
      .to = &o.compensate,
      .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "stats", "!data"},
      .help =
-         "biases of attn.o and ffn.down take over what the channels and heads that go gave in the mean, by --stats; "
-         "refused where a model has none"},
+         "add the mean output of removed channels and heads, from --stats, to the biases of attn.o and ffn.down; an "
+         "error if the model has no such biases"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &o.stats,
@@ -209,7 +212,7 @@ static const struct cli_option options[] = {
      .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup",
                "layers|experts|method=wanda|compensate|target-params|target-speedup|!score=weights"},
      .completes_files = true,
-     .help = "activation statistics of this model (rill calibrate)"},
+     .help = "activation statistics of this model, from rill calibrate"},
     {0},
 };
 
@@ -220,7 +223,7 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "prune",
-        .summary = "take layers, experts, channels, heads, tokens or single weights out of a model",
+        .summary = "remove layers, experts, channels, heads, vocabulary or single weights",
         .operands = "[MODEL]",
         .max_operands = 1,
         .reads_stdin = true,
@@ -229,28 +232,26 @@ int main(int argc, char **argv) {
         .threaded = true,
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
-            "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate make "
-            "single "
-            "weights zero, of the matrices of layers that are left, and keep the shapes.\nWhat is removed is chosen by "
-            "the norms of the weights, or by calibrate's statistics of "
-            "this model. Several kinds may be combined: single weights are those of what the others leave. With --data "
-            "they go alone, in a "
-            "run of their own. Train the result with distill to recover what was lost.\n"
-            "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
-            "(ffn.down and attn.o) or single weights become zero; with --data all quantized tensors do.\n--codec "
-            "sparse "
-            "stores zeros in a bit each.\nWhat is to go is a plan: --dry-run prints it, --plan reads it.",
-        .examples =
-            "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
-            "that matter most\n"
-            "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
-            "rill prune --sparsity 0.5 < model.rill > sparse.rill\n    half of the weights become zero\n"
-            "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n    "
-            "two of each four, by weights and activations\n"
-            "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n    half of "
-            "the "
-            "weights, layer by layer, with what the others can make up for\n"
-            "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n    what would be done\n",
+            "feed-forward layers, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate set "
+            "single weights in the matrices of layers to zero and keep all shapes.\n\nWhat to remove is decided by the "
+            "norms of the weights or by the statistics of rill calibrate for this model. Several kinds can be "
+            "combined; single weights are then chosen from what the others leave. With --data, single weights need a "
+            "run of their own. Train the result with distill to recover quality.\n\nA quantized tensor keeps its type "
+            "if whole rows are kept. It becomes f32 if columns are removed (ffn.down and attn.o) or single weights are "
+            "zeroed; with --data all quantized tensors do.\n\n--codec sparse stores each zero in one bit.\n\nWhat to "
+            "remove is a plan: --dry-run prints it and --plan reads it.",
+        .examples = "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n"
+                    "    keep the 2 layers that matter most\n"
+                    "rill prune --ffn 64 < model.rill > narrow.rill\n"
+                    "    keep the 64 strongest channels of each layer\n"
+                    "rill prune --sparsity 0.5 < model.rill > sparse.rill\n"
+                    "    half of the weights become zero\n"
+                    "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n"
+                    "    two of every four weights, by weights and activations\n"
+                    "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n"
+                    "    half of the weights, layer by layer, with the others updated to compensate\n"
+                    "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n"
+                    "    print the plan\n",
         .options = options,
         .run = run,
     };

@@ -12,7 +12,7 @@
 
 /* "one of raw, zstd; default: raw", "required", "may be repeated", "" */
 static void option_facts(const struct cli_option *o, char *out, size_t size) {
-    char choices[256] = "", range[96] = "", needs[256];
+    char choices[256] = "", range[96] = "", needs[640];
     if (o->choices) {
         size_t n = (size_t)snprintf(choices, sizeof choices, "one of ");
         for (const char *s = o->choices; *s && n + 3 < sizeof choices; s++) {
@@ -76,7 +76,7 @@ static void fill_paragraphs(FILE *f, const char *text) {
 }
 
 static void print_option(FILE *f, const struct cli_option *o) {
-    char head[128], text[1536], facts[512];
+    char head[128], text[2560], facts[1024];
     int n = o->letter ? snprintf(head, sizeof head, "  -%c, --%s", o->letter, o->name)
                       : snprintf(head, sizeof head, "      --%s", o->name);
     if (option_takes_value(o) && n > 0 && n < (int)sizeof head)
@@ -207,7 +207,7 @@ static void roff_text(FILE *f, const char *s, size_t n, bool sentences) {
 
 /* Capital + full stop, so that an option's text reads as prose. */
 static void roff_sentence(FILE *f, const char *text) {
-    char copy[1536];
+    char copy[2560];
     size_t n = (size_t)snprintf(copy, sizeof copy - 2, "%s", text);
     if (n > sizeof copy - 3) n = sizeof copy - 3;
     if (!n) return;
@@ -246,7 +246,7 @@ static void man_paragraphs(FILE *f, const char *text) {
 }
 
 static void man_option(FILE *f, const struct cli_option *o) {
-    char facts[512];
+    char facts[1024];
     fputs(".It ", f);
     if (o->letter) fprintf(f, "Fl %c , ", o->letter);
     fputs("Fl Fl ", f);
