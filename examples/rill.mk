@@ -1,4 +1,4 @@
-# rill.mk: pattern rules for compression runs. Include it in a Makefile of your own, behind the variables that
+# rill.mk: pattern rules for compression runs. Include it in a Makefile of your own, after the variables that
 # you set, and name what you want:
 #
 #     TEACHER := teacher.rill
@@ -10,6 +10,7 @@
 #     FILE.kd.rill       from FILE.tok.rill    the teacher's distributions
 #     FILE.stats.rill    from FILE.tok.rill    the teacher's activations
 #     FILE.TYPE.rill     from FILE.rill        quantized to TYPE (q8_0, q6_k, q4_k_m, iq4_xs, q4_0, ...)
+#     FILE.TYPE.gptq.rill   from FILE.rill     the same by GPTQ, with the tokens MEASURE
 #     FILE.gguf          from FILE.rill        for llama.cpp
 #     FILE.eval.json     from FILE.rill        perplexity on EVAL (a .tok.rill)
 #
@@ -41,7 +42,8 @@ PRUNE ?= --layers 84% --ffn 84%
 DISTILL ?= --loss kl
 LEARN ?= corpus.kd.rill
 MEASURE ?= corpus.tok.rill
-RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0 iq4_nl iq4_xs mxfp4 q3_k_l q3_k_m q3_k_s q2_k bf16 f16
+RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0 iq4_nl iq4_xs mxfp4 q3_k_l q3_k_m q3_k_s iq3_m iq3_s iq3_xs \
+    iq3_xxs q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs tq2_0 tq1_0 f32 bf16 f16
 
 .DELETE_ON_ERROR:
 .SECONDARY: # what one rule makes for the next is kept: make would delete the models that it has just judged
@@ -58,6 +60,8 @@ RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_
 define rill_type_rule
 %.$(1).rill: %.rill
 	$$(RILL) quantize --type $(1) $$< -o $$@ --force
+%.$(1).gptq.rill: %.rill $$(MEASURE)
+	$$(RILL) quantize --type $(1) --method gptq --data $$(MEASURE) $$< -o $$@ --force
 endef
 $(foreach type,$(RILL_TYPES),$(eval $(call rill_type_rule,$(type))))
 

@@ -75,6 +75,9 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     # make deletes nothing that it made on the way
     check_exit 0 make -s teacher.q4_0.eval.json eval.kd.rill
     [ -s teacher.q4_0.rill ] && [ -s eval.tok.rill ]
+    check_exit 0 make -s teacher.q4_0.gptq.rill MEASURE=eval.tok.rill
+    [ "$(rill ls teacher.q4_0.gptq.rill | grep -c '^q4_0 ')" -eq "$(rill ls teacher.q4_0.rill | grep -c '^q4_0 ')" ]
+    run ! cmp -s teacher.q4_0.gptq.rill teacher.q4_0.rill
 }
 
 @test "rill.mk prunes in rounds, and each recovers what it cut" {
