@@ -49,8 +49,7 @@ static void say_summary(const struct compress *k, const struct quant_totals *tot
                 totals->recalled == 1 ? "" : "s");
     if (totals->unweighed)
         cli_say(k->c,
-                "%llu tensor%s no importance is known of, so their errors were not weighed: first '%s' (--strict "
-                "refuses)",
+                "no importance is known of %llu tensor%s, whose errors were not weighed: first '%s' (--strict refuses)",
                 (unsigned long long)totals->unweighed, totals->unweighed == 1 ? "" : "s", s->first_unweighed);
     if (s->damped)
         cli_say(

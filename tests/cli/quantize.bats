@@ -415,7 +415,7 @@ setup() {
 @test "statistics that are missing are said, and refused with --strict" {
     { printf '\1\0\0\0\21\0\0\0token_embd.weight\2\0\0\0\100\0\0\0'; for _ in {1..64}; do printf '\0\0\200\77'; done; } >one.dat
     check_exit 0 rill quantize --type q4_0 --pure --stats one.dat model.rill -o a.rill --report r.json
-    assert_stderr "*21 tensors no importance is known of, so their errors were not weighed: first 'layers.0.attn.q.weight' (--strict refuses)*"
+    assert_stderr "*no importance is known of 21 tensors, whose errors were not weighed: first 'layers.0.attn.q.weight' (--strict refuses)*"
     assert_json r.json unweighed 21
     check_exit 3 rill quantize --strict --type q4_0 --pure --stats one.dat model.rill -o no.rill
     assert_stderr_line "tensor 'layers.0.attn.q.weight': there are no statistics of it (without --strict it does without)"
