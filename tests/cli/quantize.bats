@@ -394,6 +394,15 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "the bar counts tensors, and says what goes on" {
+    check_exit 0 rill quantize --progress=always --type q4_0 model.rill -o a.rill
+    assert_stderr "*rill quantize: 38 tensors, *"
+    check_exit 0 rill quantize --progress=always --type q4_0 --method gptq --data tokens.rill model.rill -o b.rill
+    assert_stderr "*rill quantize: 100% ?====================? 38/38 tensors, *"
+    check_exit 0 rill quantize --progress=always --type q4_0 --method learned --data tokens.rill student.rill -o c.rill
+    assert_stderr "*rill quantize: 100%*"
+}
+
 @test "the importance that was used is noted as llama-quantize notes it, and kept" {
     rill export -q --to imatrix model.stats.rill -o model.imatrix.gguf
     rill quantize -q --type q4_1 --stats model.imatrix.gguf model.rill -o a.rill
