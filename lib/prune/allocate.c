@@ -100,7 +100,7 @@ int prune_allocate_owl(struct stream_reader *in, const struct prune_owl *o, stru
     struct stream_item item;
     struct owl w = {.o = o, .config = &head.config};
     int rc = model_head_read(in, &head, &item, e);
-    if (!rc) rc = stats_check(o->stats, &head.config, e);
+    if (!rc) rc = stats_check(o->stats, &head.config, head.vocab_digest, e);
     size_t layers = head.config.n_layers;
     out->n_layers = (uint32_t)layers;
     if (!rc) out->outliers = w.outliers = arena_array(&out->memory, layers, sizeof *w.outliers, e);

@@ -289,7 +289,7 @@ int prune_allocate_search(const struct prune_search *o, struct prune_allocation 
                        .j = {.model = o->model, .scratch = o->scratch, .in = o->in},
                        .parts = o->in->n_seqs < PARTS ? o->in->n_seqs : PARTS,
                        .rng = rng_init(o->seed, 0)};
-    int rc = o->stats ? stats_check(o->stats, &o->model->config, e) : 0;
+    int rc = o->stats ? stats_check(o->stats, &o->model->config, o->model->vocab_digest, e) : 0;
     if (!rc) rc = prune_judge_begin(&s.j, e);
     if (!rc) rc = collect_units(&s, e);
     if (!rc) rc = begin(&s, out, e);
