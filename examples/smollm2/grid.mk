@@ -124,10 +124,9 @@ $(OUT)/cells/%.rill: $$(call needs,$$*) $(OUT)/heldout.tok.rill
 	@mkdir -p $(@D)
 	$(call cell,$*) --eval $(OUT)/heldout.tok.rill --eval-every 1000000 --log $(@:.rill=.tsv) -o $@ --force
 
-$(OUT)/grid.txt: $(CELLS:%=$(OUT)/cells/%.tsv)
-	@cd $(OUT)/cells && $(HERE)grid $(CELLS) > $@.part && mv $@.part $@
-grid: $(OUT)/grid.txt
-	@cat $<
+# The table is of the cells of this run, so that it is made anew even where all of them are there.
+grid: $(CELLS:%=$(OUT)/cells/%.tsv)
+	@cd $(OUT)/cells && $(HERE)grid $(CELLS) > $(OUT)/grid.txt.part && mv $(OUT)/grid.txt.part $(OUT)/grid.txt && cat $(OUT)/grid.txt
 
 BLIMP ?= $(wildcard $(RILL_ROOT)/../shared/data/blimp/*.jsonl)
 judged = $(RILL) eval -m $< $(BLIMP:%=--task %) < $(OUT)/heldout.tok.rill > $@.part && mv $@.part $@

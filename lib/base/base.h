@@ -322,16 +322,16 @@ struct profile_mark {
     bool entered;             /* false: the mark does not count */
     enum profile_part before; /* what the thread was doing */
 };
-#define PROFILE(p) \
+#define PROFILE(p)                                                                                                     \
     __attribute__((cleanup(profile_leave), unused)) struct profile_mark profile_mark = profile_enter(PROFILE_##p)
 struct profile_mark profile_enter(enum profile_part part);
 void profile_leave(struct profile_mark *m);
 void profile_start(void); /* once, by the thread whose time is counted, before other threads run */
 struct profile_shares {
-    double seconds;              /* since profile_start */
-    double part[PROFILE_PARTS];  /* shares of them */
-    double other;                /* the rest: with these it makes 1 */
-    double idle;                 /* share of all threads' time in which they had nothing to do */
+    double seconds;             /* since profile_start */
+    double part[PROFILE_PARTS]; /* shares of them */
+    double other;               /* the rest: with these it makes 1 */
+    double idle;                /* share of all threads' time in which they had nothing to do */
 };
 bool profile_read(struct profile_shares *out, int threads); /* of so many; false: no profile is kept */
 const char *profile_part_name(enum profile_part part);

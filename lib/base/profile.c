@@ -6,9 +6,9 @@
 
 static struct {
     bool on;
-    uint64_t began;                /* nanoseconds */
-    uint64_t part[PROFILE_PARTS];  /* of the profiled thread */
-    uint64_t waited;               /* of it, for the others at the end of a loop */
+    uint64_t began;                 /* nanoseconds */
+    uint64_t part[PROFILE_PARTS];   /* of the profiled thread */
+    uint64_t waited;                /* of it, for the others at the end of a loop */
     atomic_uint_fast64_t elsewhere; /* all other threads' time in loops */
 } profile;
 
@@ -70,13 +70,14 @@ bool profile_read(struct profile_shares *out, int threads) {
     }
     out->other = (double)other / (double)(all ? all : 1);
     double whole = threads * (double)(all ? all : 1);
-    double busy = (double)(all - profile.waited) + (double)atomic_load_explicit(&profile.elsewhere, memory_order_relaxed);
+    double busy =
+        (double)(all - profile.waited) + (double)atomic_load_explicit(&profile.elsewhere, memory_order_relaxed);
     out->idle = busy < whole ? 1 - busy / whole : 0;
     return true;
 }
 
 const char *profile_part_name(enum profile_part part) {
     static const char *const name[PROFILE_PARTS] = {"reading", "writing",     "packing", "products", "attention",
-                                                    "head",    "elementwise", "losses",  "solving", "optimizer"};
+                                                    "head",    "elementwise", "losses",  "solving",  "optimizer"};
     return name[part];
 }

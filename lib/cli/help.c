@@ -121,7 +121,7 @@ static bool is_special(const struct cli_program *p, const struct cli_option *o) 
 }
 
 static void name_common_options(FILE *f, const struct cli_program *p, const struct cli_args *a) {
-    char text[512] = "Options that programs share (rill help common explains them):";
+    char text[HELP_TEXT] = "Options that programs share (rill help common explains them):";
     for (size_t i = a->n_own; i < a->n_rows; i++) {
         const struct cli_option *o = &a->rows[i];
         size_t n = strlen(text);

@@ -70,8 +70,7 @@ static bool put_costs(cJSON *o, struct cli *c) {
     return json_put_f64(o, "seconds", seconds_since(&c->start)) &&
            json_put_f64(o, "cpu_seconds", seconds_of(use.ru_utime) + seconds_of(use.ru_stime)) &&
            json_put_u64(o, "peak_memory_bytes", (uint64_t)use.ru_maxrss * 1024) &&
-           json_put_u64(o, "threads", (uint64_t)parallel_threads()) && put_backend(o) &&
-           put_profile(o);
+           json_put_u64(o, "threads", (uint64_t)parallel_threads()) && put_backend(o) && put_profile(o);
 }
 
 static int put_command(cJSON *o, struct cli *c, struct err *e) {
