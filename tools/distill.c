@@ -149,10 +149,10 @@ static struct cli_option options[] = {
      .type = CLI_U64,
      .to = &o.distill.train.quantize.refit,
      .arg = "STEPS",
-     .fallback = "10",
+     .fallback = "0",
      .needs = {"quantize|quantize-plan"},
      .help = "steps between searches for the scales of blocks; in between, only codes follow the weights. 0: keep the "
-             "scales of the first search"},
+             "scales of the first search, which was better wherever it was measured"},
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.distill.recompute,

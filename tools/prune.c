@@ -25,6 +25,65 @@ static const struct cli_option options[] = {
      .help =
          "sparsity of the matrices whose names (Rill's or GGUF's) match the regular expression: a share, 0, or N:M; "
          "the last match wins"},
+    {.name = "allocate",
+     .type = CLI_CHOICE,
+     .to = &o.allocate,
+     .arg = "HOW",
+     .choices = "uniform|owl|search",
+     .fallback = "uniform",
+     .needs = {"sparsity", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!vocab",
+               "!target-params", "!target-speedup", "!allocate=owl|stats", "!allocate=search|data",
+               "!allocate=search|stats|method=magnitude"},
+     .help = "how to spread --sparsity over the matrices. uniform: the same for all. owl: by layer, fewer zeros in "
+             "layers with more outliers; needs --stats. search: by matrix, an evolutionary search for the least "
+             "divergence from the whole model on --data; it starts from the better of the other two and reads the "
+             "model twice, so MODEL must be a file"},
+    {.name = "outlier",
+     .type = CLI_F64,
+     .to = &o.outlier,
+     .arg = "M",
+     .fallback = "5",
+     .min = 1,
+     .max = 1e6,
+     .needs = {"allocate=owl|allocate=search", "stats"},
+     .help =
+         "a weight is an outlier if its magnitude times the norm of its input is above M times the mean of its layer"},
+    {.name = "spread",
+     .type = CLI_F64,
+     .to = &o.spread,
+     .arg = "SHARE",
+     .fallback = "0.08",
+     .max = 1,
+     .needs = {"allocate=owl|allocate=search", "stats"},
+     .help = "the sparsities of the layers with the fewest and the most outliers differ by twice this share"},
+    {.name = "generations",
+     .type = CLI_U64,
+     .to = &o.generations,
+     .arg = "N",
+     .fallback = "50",
+     .min = 1,
+     .max = 1000000,
+     .needs = {"allocate=search"},
+     .help = "generations of the search"},
+    {.name = "offspring",
+     .type = CLI_U64,
+     .to = &o.offspring,
+     .arg = "N",
+     .fallback = "8",
+     .min = 1,
+     .max = 4096,
+     .needs = {"allocate=search"},
+     .help = "candidates in each generation: all are evaluated on a quarter of the sequences, the best quarter of them "
+             "on all sequences"},
+    {.name = "search-tokens",
+     .type = CLI_U64,
+     .to = &o.search_tokens,
+     .arg = "N",
+     .fallback = "4096",
+     .max = 1e12,
+     .needs = {"allocate=search"},
+     .help = "evaluate candidates on the first whole sequences of --data that hold N positions; 0: on all. Memory is "
+             "needed for the logits of each"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
@@ -40,8 +99,8 @@ static const struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!experts", "layer-score=divergence|!dry-run", "!vocab",
-               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence",
+     .needs = {"!experts", "layer-score=divergence|allocate=search|!dry-run", "!vocab",
+               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search",
                "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
                "reconstruct|!heads", "reconstruct|!kv-heads"},
      .help = "calibration data: prune layer by layer, using the activations that these tokens have after the already "
@@ -209,8 +268,10 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup",
-               "layers|experts|method=wanda|compensate|target-params|target-speedup|!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup|allocate=owl|"
+               "allocate=search",
+               "layers|experts|method=wanda|compensate|target-params|target-speedup|allocate=owl|allocate=search|"
+               "!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model, from rill calibrate"},
     {0},
@@ -230,6 +291,8 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .stream_needs = "!dry-run",
         .threaded = true,
+        .seeded = true,
+        .seed_needs = {"allocate=search"},
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
             "feed-forward layers, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate set "
@@ -240,18 +303,21 @@ int main(int argc, char **argv) {
             "if whole rows are kept. It becomes f32 if columns are removed (ffn.down and attn.o) or single weights are "
             "zeroed; with --data all quantized tensors do.\n\n--codec sparse stores each zero in one bit.\n\nWhat to "
             "remove is a plan: --dry-run prints it and --plan reads it.",
-        .examples = "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n"
-                    "    keep the 2 layers that matter most\n"
-                    "rill prune --ffn 64 < model.rill > narrow.rill\n"
-                    "    keep the 64 strongest channels of each layer\n"
-                    "rill prune --sparsity 0.5 < model.rill > sparse.rill\n"
-                    "    half of the weights become zero\n"
-                    "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n"
-                    "    two of every four weights, by weights and activations\n"
-                    "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n"
-                    "    half of the weights, layer by layer, with the others updated to compensate\n"
-                    "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n"
-                    "    print the plan\n",
+        .examples =
+            "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n"
+            "    keep the 2 layers that matter most\n"
+            "rill prune --ffn 64 < model.rill > narrow.rill\n"
+            "    keep the 64 strongest channels of each layer\n"
+            "rill prune --sparsity 0.5 < model.rill > sparse.rill\n"
+            "    half of the weights become zero\n"
+            "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n"
+            "    two of every four weights, by weights and activations\n"
+            "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n"
+            "    half of the weights, layer by layer, with the others updated to compensate\n"
+            "rill prune --sparsity 0.5 --allocate owl --stats model.stats.rill --dry-run model.rill -o owl.txt\n"
+            "    a plan with more zeros in layers that have few outliers\n"
+            "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n"
+            "    print the plan\n",
         .options = options,
         .run = run,
     };

@@ -83,9 +83,11 @@ static struct cli_option options[] = {
      .to = &o.cache,
      .arg = "FOLDER",
      .completes_files = true,
-     .needs = {"target-bpw|target-size"},
-     .help = "keep measured errors in this folder, named by digests of tensor and statistics, so that another target "
-             "can reuse them"},
+     .needs = {"!dry-run|target-bpw|target-size"},
+     .help =
+         "keep quantized tensors, and the errors that a target measures, in this folder (made if missing), named by "
+         "digests of everything they depend on. A later run takes from it what has not changed: after an "
+         "interruption, or with other types or another target. It may be deleted at any time"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,

@@ -100,6 +100,15 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                     .writes = CLI_REPLACES,
                                     .transient = true,
                                     .help = "write a report to FILE as JSON: settings, counts, times, peak memory"};
+    if (p->threaded)
+        rows[n++] = (struct cli_option){
+            .name = "profile",
+            .type = CLI_FLAG,
+            .to = &c->profile,
+            .needs = {"!quiet|report"},
+            .transient = true,
+            .help = "report at the end, and in --report, where the time went: shares of the main thread's time in "
+                    "reading, matrix products, attention and so on, and how long threads were idle"};
     rows[n++] = (struct cli_option){.name = "verbose",
                                     .letter = 'v',
                                     .type = CLI_FLAG,
