@@ -73,8 +73,9 @@ static struct cli_option options[] = {
      .to = &o.schedules,
      .arg = "SCHEDULE",
      .help = "learning rate after warmup: cosine (the default), linear, constant, or wsd[:decay=SHARE] "
-             "(warmup-stable-decay), which falls as 1 - sqrt during the last SHARE of the steps (0.2). May be repeated "
-             "as UNTIL:[NAME:]steps=N,warmup=N,lr=RATE,lr-min=RATE: up to step UNTIL the rate is that of a run with "
+             "(warmup-stable-decay), which falls as 1 - sqrt during the last SHARE of the steps (0.2). For "
+             "earlier steps, UNTIL:[NAME:]steps=N,warmup=N,lr=RATE,lr-min=RATE: up to step UNTIL the rate is that of a "
+             "run with "
              "these settings. If --resume changes the schedule, the earlier one is added to the provenance, so that a "
              "single command reproduces the model"},
     {.name = "epochs",
@@ -189,13 +190,13 @@ static struct cli_option options[] = {
      .to = &o.groups,
      .arg = "GROUP",
      .help = "GLOB:lr=FACTOR,decay=W: for parameters with matching names (see rill ls), multiply the learning rate by "
-             "FACTOR and set the weight decay to W. May be repeated; the first match wins. --log has the gradient norm "
+             "FACTOR and set the weight decay to W; the first match wins. --log has the gradient norm "
              "of each group"},
     {.name = "freeze",
      .type = CLI_LIST,
      .to = &o.frozen,
      .arg = "GLOB",
-     .help = "do not train parameters with matching names; they need no gradients or optimizer state. May be repeated"},
+     .help = "do not train parameters with matching names; they need no gradients or optimizer state"},
     {.name = "keep-mask",
      .type = CLI_FLAG,
      .to = &o.distill.train.keep_mask,

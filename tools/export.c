@@ -47,7 +47,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 0x1p50,
      .needs = {"to=gguf"},
-     .help = "write a folder of parts (model-00001-of-00003.gguf, ...), as llama-gguf-split does, each with at most "
+     .help = "write a folder of parts such as model-00001-of-00003.gguf, as llama-gguf-split does, each with at most "
              "this many bytes of tensors, or with a single tensor that is larger; K, M and G are powers of 1024"},
     {0},
 };

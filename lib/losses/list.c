@@ -73,7 +73,8 @@ static int check_encoding(const struct loss *l, const struct knowledge_format *f
     char have[64], need[64];
     if (l->type->encodings & LOSS_ON(f->encoding)) return 0;
     return err_set(
-        e, ERR_DATA, "the loss %s is not defined for %s: it needs %s knowledge (teacher-infer --encode) or --teacher",
+        e, ERR_DATA,
+        "the loss %s is not defined for %s: use one of the encodings %s (teacher-infer --encode), or --teacher",
         l->type->name, knowledge_encoding_text(f, have, sizeof have), loss_needs_text(l->type, need, sizeof need));
 }
 
