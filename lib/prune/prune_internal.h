@@ -1,8 +1,8 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, target, plan, report, prune; those of
- * second_order.h.
+ * Order of files, each calling only those before it: judge, divergence, choose, map, mask, name, sparsity, layer, narrow, plan_text, those of target.h, plan, report, prune;
+ * those of second_order.h.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -18,6 +18,7 @@ struct prune_plan {
     uint32_t *new_layer;     /* [from->n_layers] number in the pruned model, or LAYER_GONE */
     uint32_t *old_layer;     /* [to.n_layers] */
     uint32_t **kept_experts; /* [to.n_layers][experts] old numbers, ascending; NULL: all stay */
+    uint32_t *kept_hidden;   /* [to.hidden] old channels of the residual stream, ascending; NULL: all stay */
     uint32_t *kept_tokens;   /* [to.vocab_size] old ids; NULL: all stay */
     struct buf vocab;        /* of the pruned model; len 0: the old one's */
     size_t n_slots;
@@ -45,6 +46,10 @@ uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old);
 
 /* META's general.name and .finetune (name.c): another size, and that it is pruned. */
 int prune_rename(cJSON *meta, uint64_t parameters_before, uint64_t parameters_after, struct err *e) MUST_CHECK;
+
+/* A model_logits_fn over a struct prune_judge (judge.c), and what it has seen of all positions. */
+int prune_judge_rows(void *judge, size_t first, size_t rows, size_t vocab, float *logits, struct err *e);
+int prune_judge_mean(const struct prune_judge *j, double *kl, struct err *e) MUST_CHECK;
 
 /* The indices of the `best` highest of n scores, ascending, into out; of equals the earlier. Scratch memory comes from `a`. */
 int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, struct arena *a,
@@ -118,6 +123,9 @@ bool prune_keeps_heads(const struct prune_plan *p, uint32_t old_layer); /* all o
 /* All tensors of the layer along an axis, whatever the architecture calls them. */
 int prune_keep_along(struct prune_layer *l, enum model_axis axis, const uint32_t *keep, uint32_t n,
                      struct err *e) MUST_CHECK;
+/* Those of one role. */
+int prune_keep_along_role(struct prune_layer *l, enum model_role role, enum model_axis axis, const uint32_t *keep,
+                          uint32_t n, struct err *e) MUST_CHECK;
 int prune_keep_heads(struct prune_layer *l, const struct prune_plan *p, const struct prune_heads *kept,
                      struct err *e) MUST_CHECK;
 /* Takes channels, head groups and the router's rows out of a layer in place, whose experts are not in memory. */
@@ -125,5 +133,17 @@ int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32
 /* Takes channels out of one expert. */
 int prune_expert_shrink(struct prune_layer *l, const struct prune_plan *p, struct model_slot old,
                         struct err *e) MUST_CHECK;
+
+/* ---- the residual stream (narrow.c) ---- */
+
+/* Chooses the channels that stay, by statistics (Muralidharan et al. 2024, "Minitron": activations behind all norms, summed): p->kept_hidden,
+ * p->to.hidden. ERR_USAGE where the stream cannot become narrower. */
+int prune_plan_hidden(struct prune_plan *p, uint32_t keep, struct err *e) MUST_CHECK;
+/* The share of the sum of squares that goes into a norm of the old model, position by position, that is of the channels that stay; gain [hidden]. */
+double prune_kept_energy(const struct prune_plan *p, enum model_role norm, uint32_t layer, const float *gain);
+/* A tensor of l without the channels that go; gains of norms are multiplied by `gain`, and by what the smaller number of channels makes
+ * of their mean. */
+int prune_narrow(struct prune_layer *l, const struct prune_plan *p, struct model_slot old, double gain,
+                 struct err *e) MUST_CHECK;
 
 #endif
