@@ -34,6 +34,26 @@ int compress_data_open(struct compress_data *d, struct cli *c, struct stream_rea
                        uint64_t max_tokens, const struct session_options *how, struct err *e) MUST_CHECK;
 void compress_data_release(struct compress_data *d);
 
+/* A model that is run as a whole to be compared with itself, before it is read once more to be pruned. */
+struct compress_judged {
+    struct model *model;
+    struct grad_tape *scratch; /* that does not record, in the precision of the options */
+    struct session_tokens tokens;
+};
+/* The model of operand 0 and o->data. ERR_USAGE: `why`, an option, reads the model twice, and it is no file. Begin with {0}; on failure too
+ * compress_judged_release. */
+int compress_judged_open(struct compress_judged *j, struct cli *c, const char *why,
+                         const struct compress_prune_options *o, uint64_t limit, enum model_weight_format format,
+                         struct err *e) MUST_CHECK;
+void compress_judged_release(struct compress_judged *j);
+
+/* ---- allocate.c ---------------------------------------------------------------------------------------------------- */
+
+/* The shares that --allocate gives the matrices, for prune_allocation_release, on failure too; says what they are, and fills in the
+ * report. ERR_USAGE, ERR_DATA, ERR_IO. */
+int compress_allocate(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
+                      const struct stats *stats, struct err *e) MUST_CHECK;
+
 /* ---- settings.c ---------------------------------------------------------------------------------------------------- */
 
 bool compress_has_target(const struct compress_quantize_options *o);
@@ -74,16 +94,13 @@ int compress_sizes_begin(struct compress_sizes *z, struct session_file *model, s
 int compress_bytes(void *sizes, const struct model_config *after, uint64_t *bytes, struct err *e) MUST_CHECK;
 void compress_sizes_release(struct compress_sizes *z);
 
-/* The best `candidates` shapes of the target of `prune` are pruned, one after another, and the model as it is judges them by the
+/* The best options->candidates shapes of the target of `prune` are pruned, one after another, and the model as it is judges them by the
  * divergence on the data. *best: for prune->target_nth. */
 struct compress_judging {
     struct cli *c;
-    struct session_file *model;
+    const struct compress_prune_options *options;
     const struct prune_options *prune;
-    const char *data;
-    uint64_t max_tokens;
-    const struct session_options *how;
-    size_t candidates;
+    struct session_file *model;
 };
 int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct err *e) MUST_CHECK;
 

@@ -1,5 +1,6 @@
 /* Shapes of a target: what they come to in bytes, and which of the best is best when it has been pruned. */
 #include <errno.h>
+#include <math.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -83,16 +84,15 @@ void compress_sizes_release(struct compress_sizes *z) {
 struct judging {
     const struct compress_judging *o;
     struct prune_options how;
-    struct session_tokens data;
-    struct grad_tape *scratch, *layerwise;
-    struct prune_judge *judge;
+    struct compress_judged whole;
+    struct prune_reference *of;
 };
 
 /* The model pruned as j->how says, into a file in memory. */
 static int prune_candidate(struct judging *j, int fd, struct prune_report *r, struct err *e) {
     struct stream_reader *in;
     struct stream_writer *w = NULL;
-    struct prune_calibration p = {.scratch = j->layerwise, .in = &j->data.in, .n = 1};
+    struct prune_calibration p = {.scratch = j->whole.scratch, .in = &j->whole.tokens.in, .n = 1};
     int rc = session_file_again(j->o->model, STREAM_MODEL, &in, e);
     if (!rc) rc = stream_writer_open(&w, fd, "a candidate", NULL, e);
     if (!rc && j->how.calibrated) {
@@ -112,8 +112,9 @@ static int judge_written(struct judging *j, int fd, double *kl, struct err *e) {
     struct model *m = NULL;
     if (lseek(fd, 0, SEEK_SET) != 0) return err_sys(e, errno, "a candidate");
     int rc = stream_reader_open(&in, fd, "a candidate", STREAM_MODEL, e);
-    if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(j->o->how), e);
-    if (!rc) rc = prune_judge_model(j->judge, m, j->scratch, kl, e);
+    if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(&j->o->options->how), e);
+    if (!rc) rc = prune_reference_compare(j->of, m, j->whole.scratch, kl, e);
+    if (!rc && !isfinite(*kl)) rc = err_set(e, ERR_DATA, "shape %zu: the divergence is %g", j->how.target_nth + 1, *kl);
     model_free(m);
     stream_reader_free(in);
     return rc;
@@ -161,25 +162,18 @@ static int judge_all(struct judging *j, size_t n, size_t *best, struct err *e) {
 
 int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct err *e) {
     struct judging j = {.o = o, .how = *o->prune};
-    struct model *m = NULL;
-    struct stream_reader *in;
+    struct compress_judged *whole = &j.whole;
+    const struct compress_prune_options *by = o->options;
     size_t n = 0;
-    if (!o->model->is_file)
-        return err_set(e, ERR_USAGE, "--candidates reads the model several times: give it as a file");
     j.how.warn = NULL, j.how.sparse = NULL;
-    int rc = session_file_again(o->model, STREAM_MODEL, &in, e);
-    if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(o->how), e);
-    if (!rc) rc = session_read_tokens(o->c, o->data, "data", m, o->max_tokens, &j.data, e);
-    if (!rc) rc = prune_target_shapes(&m->config, &j.how, o->candidates, &n, e);
-    if (!rc) rc = grad_tape_new(&j.scratch, kernel_cpu(), false, model_precision(m), e);
-    if (!rc) rc = grad_tape_new(&j.layerwise, kernel_cpu(), false, session_precision(o->how), e);
-    if (!rc) rc = prune_judge_new(&j.judge, m, j.scratch, &j.data.in, e);
-    model_free(m);
+    int rc = compress_judged_open(whole, o->c, "--candidates", by, by->max_tokens, session_weight_format(&by->how), e);
+    if (!rc) rc = prune_target_shapes(whole->model, &j.how, by->candidates, &n, e);
+    if (!rc) rc = prune_reference_new(&j.of, whole->model, whole->scratch, &whole->tokens.in, e);
+    model_free(whole->model); /* before there are others */
+    whole->model = NULL;
     if (!rc && !cJSON_AddArrayToObject(cli_report(o->c), "shapes")) rc = err_nomem(e, "report");
     if (!rc) rc = judge_all(&j, n, best, e);
-    prune_judge_free(j.judge);
-    grad_tape_free(j.layerwise);
-    grad_tape_free(j.scratch);
-    session_tokens_release(&j.data);
+    prune_reference_free(j.of);
+    compress_judged_release(whole);
     return rc;
 }

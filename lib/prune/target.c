@@ -124,11 +124,10 @@ int prune_plan_target(struct prune_plan *p, unsigned char *gone, struct err *e) 
     return 0;
 }
 
-int prune_target_shapes(const struct model_config *c, const struct prune_options *o, size_t most, size_t *n,
-                        struct err *e) {
-    struct prune_plan p = {.o = o, .from = c};
+int prune_target_shapes(const struct model *m, const struct prune_options *o, size_t most, size_t *n, struct err *e) {
+    struct prune_plan p = {.o = o, .from = &m->config};
     struct target t;
-    int rc = o->stats ? stats_check(o->stats, c, e) : 0;
+    int rc = o->stats ? stats_check(o->stats, &m->config, m->vocab_digest, e) : 0;
     if (!rc) rc = search(&t, &p, most, e);
     if (!rc) *n = t.n_best;
     arena_release(&p.memory);

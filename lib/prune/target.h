@@ -1,6 +1,6 @@
 /*
  * Private to lib/prune: shapes for a target, and what they lose.
- * Order of files, each calling only those before it: weigh, allocate, target.
+ * Order of files, each calling only those before it: weigh, widths, target.
  */
 #ifndef RILL_PRUNE_TARGET_H
 #define RILL_PRUNE_TARGET_H
@@ -45,7 +45,7 @@ bool target_same(const struct target *t, const struct shape *a, const struct sha
 /* Copies the layers in among the best, behind those that lose as little. */
 void target_keep(struct target *t, const struct shape *layers, double loss);
 
-/* ---- allocate.c ---- */
+/* ---- widths.c ---- */
 
 /*
  * Each layer its own shape, into layers [n]: from the whole model on, one step after another of those that a layer could make - a unit of

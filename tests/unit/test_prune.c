@@ -525,7 +525,7 @@ static void each_layer_gets_what_it_needs(void **state) {
             prune_report_release(&r);
             model_free(p);
         }
-        OK(prune_target_shapes(&one->config, &o, 10, &shapes, &e));
+        OK(prune_target_shapes(one, &o, 10, &shapes, &e));
         assert_true(shapes >= 1 && shapes <= 6);
         o.target_nth = shapes;
         assert_int_equal(pruned(one, &o, &p, &r, &e), ERR_USAGE);
@@ -548,7 +548,7 @@ static void shapes_come_in_order(void **state) {
     for (int uneven = 0; uneven < 2; uneven++) {
         struct prune_options o = {.score = PRUNE_BY_TAYLOR, .stats = s, .target_share = 0.7, .target_uneven = uneven};
         char seen[8][PRUNE_LAYERS_TEXT + 64] = {{0}};
-        OK(prune_target_shapes(&m->config, &o, COUNT_OF(seen), &shapes, &e));
+        OK(prune_target_shapes(m, &o, COUNT_OF(seen), &shapes, &e));
         assert_true(shapes > (uneven ? 0 : 2));
         for (o.target_nth = 0; o.target_nth < shapes; o.target_nth++) {
             char gone[PRUNE_LAYERS_TEXT];
