@@ -7,8 +7,8 @@
  *     # tensor                       shape  sparsity
  *     layers.0.attn.q.weight       576x576  2:4
  *
- * Numbers and names are those of the model as it was, shapes those that it will have. What has no line goes, or stays as it is. A line for the width of the residual
- * stream is there where it is to change.
+ * Numbers and names are those of the model as it was, shapes those that it will have. What has no line goes, or stays as it is. The
+ * width of the residual stream has a line where it is to change.
  */
 #include <inttypes.h>
 

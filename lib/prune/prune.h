@@ -130,10 +130,10 @@ int prune_reference_compare(struct prune_reference *of, struct model *m, struct 
 void prune_reference_free(struct prune_reference *of); /* NULL is fine */
 
 /*
- * Greedy by true divergence: n times that layer goes without which the divergence from the whole model (as prune_reference_compare's) is least, given those that went before.
- * layers [n] in the order in which they go, kl [n]. Lazily: of a layer that has been tried, what it added to the divergence
- * then is taken for the least that it will add, so after the first time, when all are tried, those that added least are tried again, the cheapest first, until
- * the next one's old cost is no less than the best new one, and at most 8. So passes over layers grow with the square of their
+ * Greedy by true divergence: n times that layer goes without which the divergence from the whole model (as prune_reference_compare's) is
+ * least, given those that went before. layers [n] in the order in which they go, kl [n]. Lazily: of a layer that has been tried, what it
+ * added to the divergence then is taken for the least that it will add. So after the first time, when all are tried, those that added least
+ * are tried again, the cheapest first, until the next one's old cost is no less than the best new one, and at most 8. So passes over layers grow with the square of their
  * number: n_layers^2 / 2 + 8 n n_layers at most, and as many heads as tries. What comes into each layer is kept: memory is
  * positions * (vocabulary + (layers + 2) * hidden) * 4 bytes.
  */

@@ -136,10 +136,11 @@ int prune_expert_shrink(struct prune_layer *l, const struct prune_plan *p, struc
 
 /* ---- the residual stream (narrow.c) ---- */
 
-/* Chooses the channels that stay, by statistics (Muralidharan et al. 2024, "Minitron": activations behind all norms, summed): p->kept_hidden,
- * p->to.hidden. ERR_USAGE where the stream cannot become narrower. */
+/* Chooses the channels that stay, by statistics (Muralidharan et al. 2024, "Minitron": activations behind all norms, summed):
+ * p->kept_hidden, p->to.hidden. ERR_USAGE where the stream cannot become narrower. */
 int prune_plan_hidden(struct prune_plan *p, uint32_t keep, struct err *e) MUST_CHECK;
-/* The share of the sum of squares that goes into a norm of the old model, position by position, that is of the channels that stay; gain [hidden]. */
+/* The share of the sum of squares that goes into a norm of the old model, position by position, that is of the channels that stay; gain
+ * [hidden]. */
 double prune_kept_energy(const struct prune_plan *p, enum model_role norm, uint32_t layer, const float *gain);
 /* A tensor of l without the channels that go; gains of norms are multiplied by `gain`, and by what the smaller number of channels makes
  * of their mean. */

@@ -48,9 +48,9 @@ void target_keep(struct target *t, const struct shape *layers, double loss);
 /* ---- widths.c ---- */
 
 /*
- * Each layer its own shape, into layers [n]: from the whole model on, one step after another of those that a layer could make - a unit of
- * channels, a key/value head, a query head of each of these, all that is left - that which loses least for what it saves, until the limit is kept; and then
- * steps back that still fit. *fits: could it be kept?
+ * Each layer its own shape, into layers [n]: from the whole model on, one step after another of those that a layer could make (a unit of
+ * channels, a key/value head, a query head of each of these, all that is left), that which loses least for what it saves, until the limit
+ * is kept; and then steps back that still fit. *fits: could it be kept?
  */
 int target_allocate(struct target *t, double power, struct shape *layers, bool *fits, struct err *e) MUST_CHECK;
 
