@@ -24,8 +24,9 @@ static const struct cli_option options[] = {
     {.name = "head-moments",
      .type = CLI_FLAG,
      .to = &head_gram,
-     .help = "also how the inputs of the head go together (second moments, hidden x hidden), by which quantize --method "
-             "gptq quantizes it"},
+     .help =
+         "also how the inputs of the head go together (second moments, hidden x hidden), by which quantize --method "
+         "gptq quantizes it"},
     {0},
 };
 
@@ -119,12 +120,13 @@ int main(int argc, char **argv) {
             "of least influence are named on standard error, all of them with -v.\nThe result feeds "
             "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
             "is the statistics of both corpora together.",
-        .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
-                    "tokens.rill\n"
-                    "rill calibrate -m model.rill --precision f32 --gradients tokens.rill -o model.stats.rill\n    for "
-                    "prune --score taylor, too\n"
-                    "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n    for quantize --method "
-                    "gptq, too\n",
+        .examples =
+            "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
+            "tokens.rill\n"
+            "rill calibrate -m model.rill --precision f32 --gradients tokens.rill -o model.stats.rill\n    for "
+            "prune --score taylor, too\n"
+            "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n    for quantize --method "
+            "gptq, too\n",
         .options = options,
         .run = run,
     };

@@ -31,14 +31,16 @@ TARGET_VNNI static void take_half(__mmask16 mask, size_t rows, const float *x, s
     __m512 s = _mm512_max_ps(_mm512_div_ps(most, _mm512_set1_ps(VALUE_TOP)),
                              _mm512_div_ps(_mm512_sqrt_ps(squares), _mm512_set1_ps(NORM_TOP)));
     /* what is not a number stays none: every sum with it is none. Below, nothing is left of squares in f32 either. */
-    __mmask16 none = _mm512_cmp_ps_mask(squares, squares, _CMP_UNORD_Q), some = _mm512_cmp_ps_mask(s, _mm512_set1_ps(FLT_MIN), _CMP_GE_OQ);
+    __mmask16 none = _mm512_cmp_ps_mask(squares, squares, _CMP_UNORD_Q),
+              some = _mm512_cmp_ps_mask(s, _mm512_set1_ps(FLT_MIN), _CMP_GE_OQ);
     __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(1), s);
     s = _mm512_mask_mov_ps(_mm512_maskz_mov_ps(some, s), none, squares);
     _mm512_storeu_ps(scale, s);
     for (size_t r = 0; r < rows; r += 2) {
         __m512 v = _mm512_maskz_loadu_ps(mask, x + r * ld);
         __m512 w = r + 1 < rows ? _mm512_maskz_loadu_ps(mask, x + (r + 1) * ld) : _mm512_setzero_ps();
-        __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)), high = _mm512_cvtps_epi32(_mm512_mul_ps(w, inverse));
+        __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)),
+                high = _mm512_cvtps_epi32(_mm512_mul_ps(w, inverse));
         low = _mm512_and_si512(low, _mm512_set1_epi32(0xffff));
         _mm512_storeu_si512(words + r / 2 * ROWS16_PANEL, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }

@@ -632,9 +632,9 @@ struct kernel_rows16 {
 };
 bool kernel_has_rows16(void); /* else nothing of the following */
 size_t kernel_rows16_bytes(size_t n);
-struct kernel_rows16 kernel_rows16_in(void *memory, size_t n);              /* empty; memory of that size, the caller's */
+struct kernel_rows16 kernel_rows16_in(void *memory, size_t n); /* empty; memory of that size, the caller's */
 void kernel_rows16_take(struct kernel_rows16 *r, size_t rows, const float *x); /* x [rows][n], rows <= KERNEL_ROWS16 */
-void kernel_gram16(const struct kernel_rows16 *x, float *c); /* c [n][n] += x^T x, as kernel_gram */
+void kernel_gram16(const struct kernel_rows16 *x, float *c);                   /* c [n][n] += x^T x, as kernel_gram */
 /* c [a->n][b->n] += a^T b, of as many rows */
 void kernel_product16(const struct kernel_rows16 *a, const struct kernel_rows16 *b, float *c);
 

@@ -202,7 +202,8 @@ extern const struct micro_int8 int8_avx2, int8_vnni;
 
 /* ---- sums of products in 16 bits (gram16.c) ------------------------------------------------------------------------ */
 
-#define ROWS16_PANEL 32 /* columns beside each other: words[panel][pair of rows][column], the first row in the low half */
+#define ROWS16_PANEL                                                                                                   \
+    32 /* columns beside each other: words[panel][pair of rows][column], the first row in the low half */
 
 struct block_rows16 { /* c [rows][cols] += a_scale b_scale sums, rows, cols <= ROWS16_PANEL */
     size_t pairs, rows, cols;

@@ -123,8 +123,7 @@ static void gather(struct collector *k, struct gathered *g, const float *y, cons
         for (size_t r = done; r < done + n; r++, g->n++) {
             float by = scale_of_row(k, y + r * cols);
             for (size_t j = 0; j < cols; j++) g->y[g->n * cols + j] = by * y[r * cols + j];
-            for (size_t j = 0; x && j < cols; j++)
-                g->diff[g->n * cols + j] = by * (x[r * cols + j] - y[r * cols + j]);
+            for (size_t j = 0; x && j < cols; j++) g->diff[g->n * cols + j] = by * (x[r * cols + j] - y[r * cols + j]);
         }
         if (g->n == GATHERED) add_gathered(k, g);
     }

@@ -300,8 +300,7 @@ static bool knows_head(const struct sequential *q, const struct stored *s) {
            second_order_takes(s->t.to) && q->p.o->stats && stats_head_gram(q->p.o->stats, &n);
 }
 
-static int feed_head(struct stored *s, const struct second_order *how, size_t cols,
-                     struct err *e) {
+static int feed_head(struct stored *s, const struct second_order *how, size_t cols, struct err *e) {
     size_t rows = rows_of(s), row_bytes = dtype_row_bytes(s->t.to, cols);
     const float *w = model_host_value(s->param);
     int rc = 0;

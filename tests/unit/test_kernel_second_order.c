@@ -106,7 +106,8 @@ static void test_products16(void **state) {
             for (size_t k = 0; k + 1 < n; k++) {
                 double sum = 0;
                 for (size_t l = 0; l < rows; l++) sum += (double)x.f[l * n + k] * x.f[l * n + k];
-                assert_true(fabs(gram16[k * (n + 1)] - 2 - sum) <= sum * sqrt((double)rows) / 46200 + 1e-5 * sum + 1e-6);
+                assert_true(fabs(gram16[k * (n + 1)] - 2 - sum) <=
+                            sum * sqrt((double)rows) / 46200 + 1e-5 * sum + 1e-6);
             }
             x.f[0] = NAN;
             kernel_rows16_take(&a, rows, x.f);

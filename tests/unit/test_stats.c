@@ -276,10 +276,8 @@ static void hostile_statistics_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sums_are_the_plain_sums),
-        cmocka_unit_test(statistics_add_up),
-        cmocka_unit_test(head_moments_are_the_plain_sums),
-        cmocka_unit_test(statistics_of_another_model_are_refused),
+        cmocka_unit_test(sums_are_the_plain_sums),         cmocka_unit_test(statistics_add_up),
+        cmocka_unit_test(head_moments_are_the_plain_sums), cmocka_unit_test(statistics_of_another_model_are_refused),
         cmocka_unit_test(hostile_statistics_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
