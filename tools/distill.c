@@ -153,11 +153,11 @@ static struct cli_option options[] = {
      .type = CLI_U64,
      .to = &o.distill.train.quantize.refit,
      .arg = "STEPS",
-     .fallback = "10",
+     .fallback = "0",
      .needs = {"quantize|quantize-plan"},
      .help =
          "steps between two searches for the scales of blocks, between which codes alone follow the weights; 0: the "
-         "scales of the first search hold"},
+         "scales of the first search hold, which was better wherever it was measured"},
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.distill.recompute,

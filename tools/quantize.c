@@ -83,9 +83,12 @@ static struct cli_option options[] = {
      .to = &o.cache,
      .arg = "FOLDER",
      .completes_files = true,
-     .needs = {"target-bpw|target-size"},
-     .help = "keep measured errors in this folder, by digests of tensor and statistics: another target takes them from "
-             "there"},
+     .needs = {"!dry-run|target-bpw|target-size"},
+     .help =
+         "keep in this folder, made if it is missing, what is quantized, by digests of the tensor and of all that its "
+         "blocks come from, and the errors that a target measures: a run that was interrupted, or that differs in "
+         "some tensors, another type or another target takes from there what is the same. It may be removed at any "
+         "time"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,

@@ -13,8 +13,10 @@ struct compress {
     struct quant_options how; /* for lib/quant; what it points to is below */
     struct stats *stats;
     struct imatrix *imatrix;
+    cJSON *origin; /* what META says of either */
     struct quant_rule *rules;
     struct buf plan; /* a string: read, or made for a target */
+    uint64_t done;   /* tensors, of the bar */
     struct quant_summary sum;
     struct buf layers; /* struct compress_layer: outside layers, then each layer */
 };

@@ -9,6 +9,7 @@
 
 static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
     struct compress *k = ctx;
+    if (!k->how.calibrated) cli_progress(k->c, ++k->done, "%s", t->name);
     quant_summary_add(&k->sum, t);
     if (compress_add_to_layer(k, t, e)) return e->code;
     cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(k->c), "tensors"), *o = cJSON_CreateObject();
@@ -43,6 +44,19 @@ static void say_summary(const struct compress *k, const struct quant_totals *tot
                 "'%s', now %s (-v lists all, --strict refuses)",
                 (unsigned long long)totals->fell_back, totals->fell_back == 1 ? "" : "s",
                 totals->fell_back == 1 ? "its" : "their", s->first_fallback, dtype_info(s->first_fallback_to)->name);
+    if (totals->recalled)
+        cli_say(k->c, "%llu tensor%s from the cache", (unsigned long long)totals->recalled,
+                totals->recalled == 1 ? "" : "s");
+    if (totals->unweighed)
+        cli_say(k->c,
+                "no importance is known of %llu tensor%s, whose errors were not weighed: first '%s' (--strict refuses)",
+                (unsigned long long)totals->unweighed, totals->unweighed == 1 ? "" : "s", s->first_unweighed);
+    if (s->damped)
+        cli_say(
+            k->c,
+            "second moments of the inputs of %llu tensor%s did not factor with --damp %g: up to %g was added, first "
+            "for '%s' (--strict refuses)",
+            (unsigned long long)s->damped, s->damped == 1 ? "" : "s", k->o->damp, s->most_damp, s->first_damped);
     if (totals->blind)
         cli_say(k->c, "%llu tensor%s got a type that is made for weights whose importance is known: use --stats",
                 (unsigned long long)totals->blind, totals->blind == 1 ? "" : "s");
@@ -66,6 +80,7 @@ static int report_totals(struct cli *c, const struct quant_totals *totals, struc
     bool ok = json_put_u64(r, "weights", totals->elems) && json_put_u64(r, "bytes", totals->bytes) &&
               json_put_u64(r, "bytes_before", totals->bytes_before) &&
               json_put_u64(r, "fell_back", totals->fell_back) && json_put_u64(r, "without_importance", totals->blind) &&
+              json_put_u64(r, "unweighed", totals->unweighed) && json_put_u64(r, "from_cache", totals->recalled) &&
               json_put_f64(r, "bits_per_weight", bits);
     return ok ? 0 : err_nomem(e, "report");
 }
@@ -98,6 +113,10 @@ static int print_plan(struct compress *k, struct err *e) {
 
 /* ---- a model that is written ------------------------------------------------------------------------------------- */
 
+static void show_progress(void *cli, uint64_t done, const char *what) {
+    cli_progress(cli, done, "%s", what);
+}
+
 static int with_data(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     struct compress_data d = {0};
@@ -109,10 +128,17 @@ static int with_data(struct compress *k, struct stream_writer *out, struct quant
     if (strcmp(o->method, "learned") == 0) q.passes = (unsigned)o->passes;
     int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
     if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
+    q.progress = show_progress, q.progress_ctx = k->c;
     q.model = d.model, q.scratch = d.scratch, q.in = &d.tokens.in, q.n = 1;
+    if (!rc) cli_progress_begin(k->c, "tensors", model_slot_count(&model_layerwise_model(d.model)->config));
     if (!rc) rc = quantize_layerwise(&q, out, &k->how, report_tensor, k, totals, e);
     compress_data_release(&d);
     return rc;
+}
+
+static int nearest(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
+    cli_progress_begin(k->c, "tensors", 0);
+    return quantize_stream(k->in, out, &k->how, report_tensor, k, totals, e);
 }
 
 static int quantize(struct compress *k, struct err *e) {
@@ -120,9 +146,8 @@ static int quantize(struct compress *k, struct err *e) {
     struct quant_totals totals;
     int rc = cli_open_output(k->c, &out, e);
     if (!rc && !cJSON_AddArrayToObject(cli_report(k->c), "tensors")) rc = err_nomem(e, "report");
-    if (!rc)
-        rc = k->how.calibrated ? with_data(k, out, &totals, e)
-                               : quantize_stream(k->in, out, &k->how, report_tensor, k, &totals, e);
+    if (!rc) rc = k->how.calibrated ? with_data(k, out, &totals, e) : nearest(k, out, &totals, e);
+    cli_progress_end(k->c);
     if (!rc) rc = cli_close_output(k->c, e);
     if (rc) return rc;
     say_summary(k, &totals);

@@ -78,6 +78,31 @@ static int read_stats(struct compress *k, struct err *e) {
     return rc;
 }
 
+/* Matrices whose inputs were watched. */
+static uint64_t count_entries(const struct stats *s) {
+    const struct model_config *c = stats_config(s);
+    uint64_t n = 0, cols;
+    double positions;
+    for (size_t i = 0; i < model_slot_count(c); i++) {
+        struct model_slot slot = model_slot_at(c, i);
+        n += model_role_is_matrix(slot.role) && slot.expert == 0 && stats_input_sq(s, slot, &cols, &positions);
+    }
+    return n;
+}
+
+/* What llama-quantize notes of its importance matrix, for META. */
+static int describe_stats(struct compress *k, struct err *e) {
+    const char *path = k->o->stats;
+    cJSON *o = k->origin = cJSON_CreateObject();
+    bool ok = o && (!utf8_valid(path, strlen(path)) || json_put_str(o, "file", path));
+    if (ok && k->imatrix) ok = imatrix_describe(k->imatrix, o);
+    if (ok && k->stats)
+        ok = json_put_u64(o, "entries_count", count_entries(k->stats)) &&
+             json_put_u64(o, "chunks_count", stats_sequences(k->stats));
+    k->how.origin = o;
+    return ok ? 0 : err_nomem(e, "description of the statistics");
+}
+
 int compress_read_settings(struct compress *k, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     k->how = (struct quant_options){.pure = o->pure,
@@ -85,12 +110,15 @@ int compress_read_settings(struct compress *k, struct err *e) {
                                     .grow = cli_given(k->c, "force"),
                                     .calibrated = !strcmp(o->method, "gptq") || !strcmp(o->method, "learned"),
                                     .clip = o->clip,
+                                    .cache = o->cache,
                                     .hqq = !strcmp(o->method, "hqq"),
                                     .fuses_qkv = target_fuses_qkv,
                                     .foreign_name = target_tensor_name};
     int rc = parse_types(k, e);
+    if (!rc && o->cache) rc = quant_cache_open(o->cache, e);
     if (!rc && o->plan) rc = read_plan(k, e);
     if (!rc && o->stats) rc = read_stats(k, e);
+    if (!rc && o->stats) rc = describe_stats(k, e);
     k->how.stats = k->stats;
     if (k->imatrix) k->how.importance = imatrix_importance, k->how.importance_ctx = k->imatrix;
     return rc;
@@ -99,6 +127,7 @@ int compress_read_settings(struct compress *k, struct err *e) {
 void compress_release(struct compress *k) {
     stats_free(k->stats);
     imatrix_free(k->imatrix);
+    cJSON_Delete(k->origin);
     buf_release(&k->plan);
     buf_release(&k->layers);
     mem_free(k->rules);

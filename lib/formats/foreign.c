@@ -264,14 +264,21 @@ static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const 
     return rc;
 }
 
+/* Into META. item NULL: there is nothing. */
+static int put_extra(struct foreign_model *f, const char *name, cJSON *item, struct err *e) {
+    if (!item) return 0;
+    if (!f->extra) f->extra = cJSON_CreateObject();
+    if (f->extra && cJSON_AddItemToObject(f->extra, name, item)) return 0;
+    cJSON_Delete(item);
+    return err_nomem(e, name);
+}
+
 static int put_general(struct foreign_model *f, const struct gguf_file *g, struct err *e) {
-    cJSON *general = NULL;
+    cJSON *general = NULL, *origin = NULL;
     int rc = gguf_read_general(g, &f->memory, &general, e);
-    if (rc || !general) return rc;
-    f->extra = cJSON_CreateObject();
-    if (f->extra && cJSON_AddItemToObject(f->extra, "general", general)) return 0;
-    cJSON_Delete(general);
-    return err_nomem(e, "general keys");
+    if (!rc) rc = put_extra(f, "general", general, e);
+    if (!rc) rc = gguf_read_origin(g, &f->memory, &origin, e);
+    return rc ? rc : put_extra(f, MODEL_IMATRIX_META, origin, e);
 }
 
 static int keep_labels(struct foreign_model *f, const struct gguf_file *g, const char *prefix, struct err *e) {

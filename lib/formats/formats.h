@@ -137,6 +137,8 @@ void imatrix_free(struct imatrix *m);
  * on another number of columns. `imatrix` is a struct imatrix *: the function serves as quant's importance. */
 int imatrix_importance(void *imatrix, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                        bool *found, struct err *e) MUST_CHECK;
+/* What it says of itself: "entries_count", "chunks_count" and "dataset", which may be missing. False: memory is out. */
+bool imatrix_describe(const struct imatrix *m, cJSON *to);
 /* Writes one of sums of squares over `positions` positions in `sequences` sequences: `sums` gives those of the input of a
  * slot's matrix and over how many positions, or NULL. ERR_DATA: llama.cpp knows none of the matrices. */
 typedef const double *imatrix_sums_fn(void *ctx, struct model_slot s, uint64_t *cols, double *positions);

@@ -64,6 +64,7 @@ static int put_general(struct gguf_header *h, const struct out *o, const char *n
     gguf_key_u32(h, "general.file_type", file_type);
     if (quantized) gguf_key_u32(h, "general.quantization_version", 2);
     gguf_key_u32(h, "general.alignment", GGUF_DEFAULT_ALIGNMENT);
+    gguf_put_origin(h, o->x.meta);
     /* A name that is read back as another architecture needs a key with ours. */
     const struct gguf_name *spelled;
     if (arch_by_gguf(arch, c->experts_per_token != 0, &spelled) != o->arch)

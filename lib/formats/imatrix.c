@@ -23,6 +23,8 @@ struct imatrix {
     struct arena memory;
     struct entry *entries;
     size_t n;
+    const char *dataset; /* NULL: not said */
+    uint64_t chunks;
 };
 
 void imatrix_free(struct imatrix *m) {
@@ -83,12 +85,25 @@ static int take_entry(struct imatrix *m, const struct raw_tensor *t, size_t name
     return check_sums(x, e);
 }
 
+/* The first of the texts. */
+static int read_origin(struct imatrix *m, struct err *e) {
+    const struct gguf_kv *kv = gguf_find(&m->gguf, "imatrix.datasets");
+    uint64_t at = 0;
+    int rc = gguf_opt_u64(&m->gguf, "imatrix.chunk_count", 0, UINT32_MAX, &m->chunks, e);
+    if (rc || !kv || kv->type != GGUF_STRING || !kv->n) return rc;
+    struct span s = gguf_kv_next_string(kv, &at);
+    if (!s.n || memchr(s.s, 0, s.n) || !utf8_valid(s.s, s.n)) return 0;
+    m->dataset = arena_strndup(&m->memory, s.s, s.n, e);
+    return m->dataset ? 0 : e->code;
+}
+
 static int read_gguf(struct imatrix *m, struct err *e) {
     const char *type = "model";
     int rc = gguf_parse(&m->gguf, m->bytes.data, m->bytes.len, &m->memory, e);
     if (!rc) rc = gguf_opt_str(&m->gguf, "general.type", &m->memory, &type, e);
     if (!rc && strcmp(type, "imatrix") != 0)
         rc = err_set(e, ERR_DATA, "general.type is '%.64s', expected 'imatrix'", type);
+    if (!rc) rc = read_origin(m, e);
     if (!rc && !(m->entries = arena_array(&m->memory, m->gguf.tensors.n + 1, sizeof *m->entries, e))) rc = e->code;
     for (size_t i = 0; !rc && i < m->gguf.tensors.n; i++) {
         const struct raw_tensor *t = &m->gguf.tensors.items[i];
@@ -136,7 +151,12 @@ static int read_dat(struct imatrix *m, struct err *e) {
         int rc = x->name ? check_sums(x, e) : e->code;
         if (rc) return rc;
     }
-    return 0;
+    m->chunks = take_count(&at, end);
+    uint32_t len = take_count(&at, end);
+    const unsigned char *dataset = take(&at, end, len);
+    if (!dataset || !len || memchr(dataset, 0, len) || !utf8_valid((const char *)dataset, len)) return 0;
+    m->dataset = arena_strndup(&m->memory, (const char *)dataset, len, e);
+    return m->dataset ? 0 : e->code;
 }
 
 int imatrix_read(struct imatrix **out, struct buf *bytes, struct err *e) {
@@ -152,6 +172,11 @@ int imatrix_read(struct imatrix **out, struct buf *bytes, struct err *e) {
     else
         *out = m;
     return rc;
+}
+
+bool imatrix_describe(const struct imatrix *m, cJSON *to) {
+    return (!m->dataset || json_put_str(to, "dataset", m->dataset)) && json_put_u64(to, "entries_count", m->n) &&
+           (!m->chunks || json_put_u64(to, "chunks_count", m->chunks));
 }
 
 /* How many experts share the tensor of this slot; 1: it is of none. */

@@ -392,6 +392,8 @@ struct model_mup {
     uint64_t size[AXIS_COUNT]; /* of the base, in its first layer; 0: the axis is no width */
 };
 void model_mup_of(const struct model_config *base, struct model_mup *out);
+/* The member of META that says what a model's errors were weighed by when it was quantized: as GGUF's quantize.imatrix.* (formats/gguf.md). */
+#define MODEL_IMATRIX_META "imatrix"
 bool model_mup_put(cJSON *meta, const struct model_mup *m);                            /* "mup" */
 int model_mup_get(const cJSON *meta, struct model_mup *out, struct err *e) MUST_CHECK; /* ERR_DATA: it has none */
 bool model_mup_is_hidden(enum model_role role);

@@ -316,6 +316,7 @@ int quant_budget_plan(struct stream_reader *in, const struct quant_options *o, c
     *r = (struct quant_budget_result){0};
     int rc = model_head_read(in, &head, &item, e);
     struct quant_plan *plan = &j.pass.plan;
+    j.pass.vocab = head.vocab_digest;
     if (!rc) {
         plan->n = model_slot_count(&head.config);
         plan->choices = mem_array(plan->n, sizeof *plan->choices, e);

@@ -252,6 +252,7 @@ static int descend(struct learning *l, unsigned passes, struct learn_error *erro
             for (size_t k = 0; k < l->b->n_matrices; k++) rounding_back(&l->matrices[k]);
         }
         if (!rc && i < passes) rc = step(l, damp, e);
+        if (!rc && l->b->step) l->b->step(l->b->step_ctx, i);
     }
     return rc;
 }

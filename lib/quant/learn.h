@@ -57,6 +57,8 @@ struct learn_block {
     const float *x, *target; /* [positions][hidden]: what comes in, and what should come out */
     struct learn_matrix *matrices;
     size_t n_matrices;
+    void (*step)(void *ctx, unsigned steps); /* told after each step how many there were; NULL: nobody */
+    void *step_ctx;
 };
 /* Mean over positions of |y - target|^2 / |target|^2, on the sequences that are held out. */
 struct learn_error {

@@ -72,6 +72,10 @@ static bool is_watched(const struct quant_options *o, const struct model_config 
     return o->importance || stats_input_point(c, s.role, &point);
 }
 
+bool pass_has_importance(const struct pass *p) {
+    return p->o->stats || p->o->importance;
+}
+
 bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to) {
     return dtype_info(to)->weighed && model_role_is_matrix(s.role) && is_watched(p->o, p->config, s);
 }
@@ -152,6 +156,8 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
     p->totals->bytes_before += tensor_bytes(from);
     p->totals->fell_back += t->fell_back;
     p->totals->blind += t->blind;
+    p->totals->unweighed += t->unweighed;
+    p->totals->recalled += t->recalled;
     return rc;
 }
 
@@ -160,7 +166,8 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
 /* Refuses importance of another model before anything is written. */
 int pass_check_importance(struct pass *p, struct err *e) {
     bool any = false;
-    if (p->o->stats) return stats_check(p->o->stats, p->config, e);
+    if (p->o->stats)
+        return stats_check(p->o->stats, p->config, e) ? e->code : stats_check_vocab(p->o->stats, p->vocab, e);
     for (size_t i = 0; i < model_slot_count(p->config); i++) {
         struct model_slot s = model_slot_at(p->config, i);
         const float *importance;
@@ -172,22 +179,53 @@ int pass_check_importance(struct pass *p, struct err *e) {
     return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
 }
 
+/* Does --stats, and not --data, weigh the errors of this matrix? */
+static bool is_weighed_by_stats(const struct pass *p, size_t slot) {
+    struct model_slot s = model_slot_at(p->config, slot);
+    return (!p->o->calibrated || !model_role_in_layer(s.role)) && pass_is_weighed(p, s, p->plan.choices[slot].to);
+}
+
+/* With o->strict: is importance there for every matrix that it is asked for? */
+static int check_all_known(struct pass *p, struct err *e) {
+    char name[TENSOR_MAX_NAME + 1];
+    const float *importance;
+    for (size_t i = 0; i < p->plan.n; i++) {
+        struct model_slot s = model_slot_at(p->config, i);
+        if (!is_weighed_by_stats(p, i)) continue;
+        if (pass_importance_of(p, s, cols_of(p->config, s), &importance, e)) return e->code;
+        if (!importance)
+            return err_set(e, ERR_DATA, "tensor '%s': there are no statistics of it (without --strict it does without)",
+                           model_slot_name(s, name));
+    }
+    return 0;
+}
+
 static bool any_half_quadratic(const struct quant_plan *plan) {
     for (size_t i = 0; i < plan->n; i++)
         if (quant_form(plan->choices[i].to)) return true;
     return false;
 }
 
+int pass_write_head(const struct pass *p, const void *vocab, size_t n_vocab, const cJSON *meta, struct err *e) {
+    if (!p->o->origin) return model_head_write(p->out, p->config, vocab, n_vocab, meta, e);
+    cJSON *own = cJSON_Duplicate(meta, true), *origin = cJSON_Duplicate(p->o->origin, true);
+    cJSON_DeleteItemFromObjectCaseSensitive(own, MODEL_IMATRIX_META);
+    bool ok = own && origin && cJSON_AddItemToObject(own, MODEL_IMATRIX_META, origin);
+    if (!ok) cJSON_Delete(origin);
+    int rc = ok ? model_head_write(p->out, p->config, vocab, n_vocab, own, e) : err_nomem(e, "model description");
+    cJSON_Delete(own);
+    return rc;
+}
+
 /* The plan, and the room that it takes to carry it out. */
 int pass_prepare(struct pass *p, struct err *e) {
-    bool weighed = false, informed = p->o->stats || p->o->importance;
+    bool weighed = false, informed = pass_has_importance(p);
     int rc = quant_plan_make(&p->plan, p->config, p->o, e);
     for (size_t i = 0; !rc && i < p->plan.n; i++) {
         struct model_slot s = model_slot_at(p->config, i);
         uint64_t cols = cols_of(p->config, s);
         if (cols > p->widest) p->widest = cols;
-        /* with data, what is inside layers is weighed by that */
-        if (!p->o->calibrated || !model_role_in_layer(s.role)) weighed |= pass_is_weighed(p, s, p->plan.choices[i].to);
+        weighed |= is_weighed_by_stats(p, i);
     }
     if (!rc && p->o->hqq && !any_half_quadratic(&p->plan))
         rc = err_set(e, ERR_USAGE, "hqq changes nothing in %s: no type in it has scales of its own for it to move",
@@ -200,7 +238,8 @@ int pass_prepare(struct pass *p, struct err *e) {
     if (!rc) rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
     if (rc || !informed) return rc;
     p->importance = mem_array(p->widest, sizeof *p->importance, e);
-    return p->importance ? pass_check_importance(p, e) : e->code;
+    if (!p->importance || pass_check_importance(p, e)) return e->code;
+    return p->o->strict ? check_all_known(p, e) : 0;
 }
 
 void pass_finish(struct pass *p) {

@@ -51,6 +51,9 @@ struct quant_options {
     int (*importance)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                       bool *found, struct err *e);
     void *importance_ctx;
+    const cJSON
+        *origin; /* what META says of it (MODEL_IMATRIX_META), in place of what is there; NULL: nothing. The caller's */
+    const char *cache; /* a folder of quant_cache_open, in which what is quantized is kept and looked for; NULL: none */
     bool clip; /* ranges of groups are cut off where that is better by the importance, as AWQ does (quantize_stream) */
     bool hqq;  /* after rounding, mins and scales by half-quadratic steps, which need no data (quantize_stream) */
     bool
@@ -96,7 +99,7 @@ struct quant_budget {
     /* quant_fisher_traces: errors are the divergence they are expected to cause, in nats a position. NULL: errors of the outputs relative
      * to these, every matrix counting the same. */
     const double *traces;
-    const char *cache; /* a folder that exists, in which measured errors are kept; NULL: none */
+    const char *cache; /* a folder of quant_cache_open, in which measured errors are kept; NULL: none */
 };
 #define QUANT_BUDGET_TYPES                                                                                             \
     "iq2_xxs, iq2_xs, iq2_s, q2_k, iq3_xxs, iq3_s, q3_k, iq4_xs, iq4_nl, q4_k, q4_0, q4_1, q5_k, q5_0, q5_1, q6_k, "   \
@@ -132,12 +135,19 @@ int quant_fisher_traces(struct model *m, const struct model_input *in, uint64_t 
 
 /* ---- carrying out ----------------------------------------------------------------------------------------------- */
 
+/* The folder of a cache, made if it is missing. ERR_IO. Files in it are named by the digest of all that their contents come from: a run that
+ * was interrupted, or that differs in some tensors, takes from there what is the same. */
+int quant_cache_open(const char *folder, struct err *e) MUST_CHECK;
+
 struct quant_tensor_report {
     const char *name;
     enum dtype from, wanted, to;
     bool fell_back; /* the row is not a whole number of `wanted`'s blocks */
     bool informed;  /* the method looked at data */
     bool blind;     /* `to` needs importance, and there was none */
+    bool recalled;  /* from the cache */
+    bool unweighed; /* its errors would have been weighed, but of this matrix nothing was known */
+    double damp;    /* of the second moments of its inputs, as a share, where more was needed than asked for; else 0 */
     uint64_t elems, bytes;
     double rmse, relative; /* root mean square error; the same over the root mean square of the weights */
     /* Of a method that sees data: the sum of squares of the error in the matrix's outputs, over all positions, as rounding to nearest
@@ -161,6 +171,9 @@ int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols
 
 /* What there is to say of all tensors. Begin with {0}. */
 struct quant_summary {
+    char first_unweighed[TENSOR_MAX_NAME + 1], first_damped[TENSOR_MAX_NAME + 1]; /* "": none */
+    uint64_t damped;                                                              /* how many, and the largest share */
+    double most_damp;
     char first_fallback[TENSOR_MAX_NAME + 1]; /* the first tensor that fell back; "": none */
     enum dtype first_fallback_to;
     unsigned
@@ -184,7 +197,7 @@ enum quant_phase {
 const char *quant_phase_name(enum quant_phase p);
 
 struct quant_totals {
-    uint64_t elems, bytes, bytes_before, fell_back, blind;
+    uint64_t elems, bytes, bytes_before, fell_back, blind, unweighed, recalled;
     uint64_t refused;             /* of a dry run: tensors at which quantize_stream would end, see below */
     double seconds[QUANT_PHASES]; /* of processor time of all threads, by quantize_layerwise; else 0 */
 };
@@ -229,6 +242,9 @@ struct quant_calibration {
     size_t
         dense_positions; /* so many or fewer, spread evenly, and memory for all that comes into the layer's matrices then; learning
                             takes all positions */
+    /* Told of each tensor that has its codes, and after each step of learning: how many have, and what goes on. NULL: nobody */
+    void (*progress)(void *ctx, uint64_t done, const char *what);
+    void *progress_ctx;
     unsigned sweeps; /* of descent, at most */
     unsigned
         passes; /* of learned rounding over the data, in each half of a layer; 0: none. Memory: twice more the states of the data */

@@ -1,7 +1,7 @@
 /*
  * Private to lib/quant: what the plan asks of mixtures, rules and its text.
  *
- * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, pass, (second_order.h: phases, clip, grid, hqq,
+ * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, blocks_cache, pass, (second_order.h: phases, clip, grid, hqq,
  * refine, gptq), quantize, (learn.h: rounding, learn), (moments.h: moments, target), sequential, fisher, (budget.h: allocate,
  * sense_cache, sensitivity, budget).
  */
@@ -33,12 +33,27 @@ int plan_name_types(struct quant_plan *p, const struct model_config *c, const st
 int plan_parse(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                struct err *e) MUST_CHECK;
 
+/* ---- quantized tensors on disk (blocks_cache.c) --------------------------------------------------------------------- */
+
+/* Raised when a method comes to other blocks for the same key. */
+#define BLOCKS_VERSION 1
+enum { CACHE_PATH = 4096 };
+int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH],
+               struct err *e) MUST_CHECK;
+/* The n bytes of a tensor's blocks and what t says of errors, as blocks_store was given them for this key. Missing is no error, and
+ * *found false. ERR_DATA: not what it writes. */
+int blocks_recall(const char *folder, struct digest key, struct quant_tensor_report *t, void *blocks, uint64_t n,
+                  bool *found, struct err *e) MUST_CHECK;
+int blocks_store(const char *folder, struct digest key, const struct quant_tensor_report *t, const void *blocks,
+                 uint64_t n, struct err *e) MUST_CHECK;
+
 /* ---- a pass over the tensors (pass.c) ------------------------------------------------------------------------------ */
 
 struct pass {
     struct stream_writer *out;
     const struct quant_options *o;
     const struct model_config *config;
+    struct digest vocab; /* of the tokenizer; zeros: it has none */
     struct quant_plan plan;
     quant_report_fn *report;
     void *ctx;
@@ -48,12 +63,16 @@ struct pass {
     uint64_t widest;        /* row of the model */
     float *importance;      /* [widest], with stats */
 };
+/* Writes what comes before the tensors: META with o->origin in it. */
+int pass_write_head(const struct pass *p, const void *vocab, size_t n_vocab, const cJSON *meta,
+                    struct err *e) MUST_CHECK;
 /* The plan, and the memory to carry it out. On failure too pass_finish. */
 int pass_prepare(struct pass *p, struct err *e) MUST_CHECK;
 void pass_finish(struct pass *p);
 /* The plan's type, unless the tensor is quantized already and would grow. The plan then says so, too. */
 int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t,
                      struct err *e) MUST_CHECK;
+bool pass_has_importance(const struct pass *p); /* of any matrix, by --stats */
 bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to);
 /* The weight of each input channel in the error: mean x^2 [cols], p's; NULL where nothing is known or nothing came
  * through. */

@@ -30,36 +30,81 @@ static int improve(struct pass *p, struct model_slot s, const float *x, uint64_t
     return 0;
 }
 
-static int write_quantized(struct pass *p, struct model_slot s, struct tensor_desc *d, const void *data,
-                           struct quant_tensor_report *t, struct err *e) {
-    uint64_t n = tensor_elems(d), cols = tensor_row_elems(d);
-    enum dtype from = d->dtype;
-    const float *importance = NULL;
-    d->dtype = t->to;
-    p->f32.len = p->packed.len = 0;
-    int rc = buf_reserve(&p->f32, n * sizeof(float), e);
-    if (!rc) rc = buf_reserve(&p->packed, tensor_bytes(d), e);
-    if (rc) return err_prefix(e, "tensor '%s'", d->name);
+/* A tensor on its way, whose blocks go into p->packed. */
+struct turn {
+    struct model_slot slot;
+    const struct tensor_desc *from; /* with its data */
+    const void *data;
+    const float *importance;
+    struct quant_tensor_report *t;
+};
+
+static int round_and_improve(struct pass *p, const struct turn *u, struct err *e) {
+    uint64_t n = tensor_elems(u->from), cols = tensor_row_elems(u->from);
+    p->f32.len = 0;
+    if (buf_reserve(&p->f32, n * sizeof(float), e)) return err_prefix(e, "tensor '%s'", u->t->name);
     float *x = (float *)p->f32.data;
-    tensor_to_f32(from, data, x, n);
-    if (pass_is_weighed(p, s, t->to)) rc = pass_importance_of(p, s, cols, &importance, e);
-    if (!rc) rc = pass_round(p, x, n / cols, cols, importance, p->packed.data, t, e);
-    if (!rc) rc = improve(p, s, x, n, cols, importance, t, e);
-    return rc ? rc : stream_write_tensor(p->out, d, NULL, p->packed.data, e);
+    tensor_to_f32(u->from->dtype, u->data, x, n);
+    int rc = pass_round(p, x, n / cols, cols, u->importance, p->packed.data, u->t, e);
+    return rc ? rc : improve(p, u->slot, x, n, cols, u->importance, u->t, e);
+}
+
+/* Of all that the blocks come from. */
+static int key_of(const struct pass *p, const struct turn *u, struct digest *out, struct err *e) {
+    struct digest_state *s = digest_new(e);
+    if (!s) return e->code;
+    uint64_t cols = tensor_row_elems(u->from);
+    uint64_t head[] = {BLOCKS_VERSION,
+                       u->from->dtype,
+                       u->t->to,
+                       tensor_rows(u->from),
+                       cols,
+                       u->importance != NULL,
+                       u->importance && is_clipped(p, u->slot, u->t->to),
+                       p->o->hqq};
+    digest_update(s, RILL_VERSION, sizeof RILL_VERSION);
+    digest_update(s, head, sizeof head);
+    digest_update(s, u->data, tensor_bytes(u->from));
+    if (u->importance) digest_update(s, u->importance, cols * sizeof *u->importance);
+    *out = digest_get(s);
+    digest_free(s);
+    return 0;
+}
+
+static int by_cache(struct pass *p, const struct turn *u, uint64_t bytes, struct err *e) {
+    struct digest key;
+    int rc = key_of(p, u, &key, e);
+    if (!rc) rc = blocks_recall(p->o->cache, key, u->t, p->packed.data, bytes, &u->t->recalled, e);
+    if (rc || u->t->recalled) return rc;
+    rc = round_and_improve(p, u, e);
+    return rc ? rc : blocks_store(p->o->cache, key, u->t, p->packed.data, bytes, e);
+}
+
+static int write_quantized(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
+                           struct quant_tensor_report *t, struct err *e) {
+    struct turn u = {s, from, data, NULL, t};
+    struct tensor_desc d = *from;
+    d.dtype = t->to;
+    p->packed.len = 0;
+    if (buf_reserve(&p->packed, tensor_bytes(&d), e)) return err_prefix(e, "tensor '%s'", d.name);
+    int rc = pass_is_weighed(p, s, t->to) ? pass_importance_of(p, s, tensor_row_elems(from), &u.importance, e) : 0;
+    t->unweighed = pass_has_importance(p) && pass_is_weighed(p, s, t->to) && !u.importance;
+    bool keeps = p->o->cache && dtype_info(t->to)->is_quantized;
+    if (!rc) rc = keeps ? by_cache(p, &u, tensor_bytes(&d), e) : round_and_improve(p, &u, e);
+    return rc ? rc : stream_write_tensor(p->out, &d, NULL, p->packed.data, e);
 }
 
 static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_desc *from, const cJSON *attrs,
                            const void *data, struct err *e) {
     (void)attrs;
     struct pass *p = ctx;
-    struct tensor_desc d = *from;
     struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
     int rc = pass_choose_type(p, s, tensor_row_elems(from), &t, e);
     if (rc) return rc;
     if (t.to == from->dtype) /* already there: a second rounding would only lose */
         rc = stream_write_tensor(p->out, from, NULL, data, e);
     else
-        rc = write_quantized(p, s, &d, data, &t, e);
+        rc = write_quantized(p, s, from, data, &t, e);
     if (!rc) rc = pass_count(p, s, from, &t, e);
     if (rc) return rc;
     return p->report ? p->report(p->ctx, &t, e) : 0;
@@ -81,8 +126,9 @@ int quantize_stream(struct stream_reader *in, struct stream_writer *out, const s
     struct pass p = {.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &head.config};
     *totals = (struct quant_totals){0};
     int rc = model_head_read(in, &head, &item, e);
+    p.vocab = head.vocab_digest;
     if (!rc) rc = pass_prepare(&p, e);
-    if (!rc) rc = model_head_write(out, &head.config, head.vocab.data, head.vocab.len, head.meta, e);
+    if (!rc) rc = pass_write_head(&p, head.vocab.data, head.vocab.len, head.meta, e);
     if (!rc) rc = model_each_tensor(in, &head.config, &item, quantize_tensor, &p, e);
     pass_finish(&p);
     model_head_release(&head);
@@ -96,6 +142,7 @@ int quantize_dry_run(struct stream_reader *in, const struct quant_options *o, st
     struct pass p = {.o = o, .totals = totals, .config = &head.config};
     *totals = (struct quant_totals){0};
     int rc = model_head_read(in, &head, &item, e);
+    p.vocab = head.vocab_digest;
     if (!rc) rc = pass_prepare(&p, e);
     if (!rc) rc = model_each_desc(in, &head.config, &item, look_at_tensor, &p, e);
     if (!rc) rc = quant_plan_write(&p.plan, &head.config, plan, e);

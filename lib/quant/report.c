@@ -29,6 +29,9 @@ void quant_summary_add(struct quant_summary *s, const struct quant_tensor_report
         snprintf(s->first_fallback, sizeof s->first_fallback, "%s", t->name);
         s->first_fallback_to = t->to;
     }
+    if (t->unweighed && !s->first_unweighed[0]) snprintf(s->first_unweighed, sizeof s->first_unweighed, "%s", t->name);
+    if (t->damp > 0 && !s->damped++) snprintf(s->first_damped, sizeof s->first_damped, "%s", t->name);
+    if (t->damp > s->most_damp) s->most_damp = t->damp;
     if (t->to == t->from || !dtype_info(t->from)->is_quantized) return;
     for (size_t i = 0; i < COUNT_OF(s->n_requantized) && (info = dtype_at(i)); i++)
         s->n_requantized[i] += info->dtype == t->from;

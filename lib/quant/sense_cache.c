@@ -1,18 +1,12 @@
 /* Sensitivities on disk: a file for each tensor, by what they were measured on. */
 #include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/quant/budget.h"
 
 #define SENSE_HEAD "rill sensitivity 1\n"
-enum { SENSE_FILE_MOST = 4096, SENSE_PATH = 4096 };
-
-static int path_of(const char *folder, struct digest key, char out[SENSE_PATH], struct err *e) {
-    int n = snprintf(out, SENSE_PATH, "%s/%016" PRIx64 "%016" PRIx64 ".sense", folder, key.hi, key.lo);
-    return n < SENSE_PATH ? 0 : err_set(e, ERR_USAGE, "the name of the cache is too long");
-}
+enum { SENSE_FILE_MOST = 4096 };
 
 bool sense_knows(const struct sense *s, enum dtype to) {
     for (size_t i = 0; i < s->n; i++)
@@ -44,10 +38,10 @@ static bool parse(char *text, struct sense *s) {
 }
 
 int sense_recall(const char *folder, struct digest key, struct sense *s, bool *found, struct err *e) {
-    char path[SENSE_PATH], text[SENSE_FILE_MOST + 1];
+    char path[CACHE_PATH], text[SENSE_FILE_MOST + 1];
     *found = false;
     *s = (struct sense){0};
-    if (path_of(folder, key, path, e)) return e->code;
+    if (cache_path(folder, key, ".sense", path, e)) return e->code;
     FILE *f = fopen(path, "rb");
     if (!f) return errno == ENOENT ? 0 : err_sys(e, errno, "%s", path);
     size_t n = fread(text, 1, SENSE_FILE_MOST, f);
@@ -62,10 +56,10 @@ int sense_recall(const char *folder, struct digest key, struct sense *s, bool *f
 }
 
 int sense_store(const char *folder, struct digest key, const struct sense *s, struct err *e) {
-    char path[SENSE_PATH];
+    char path[CACHE_PATH];
     struct buf text = {0};
     struct out_file f = OUT_FILE_NONE;
-    int rc = path_of(folder, key, path, e);
+    int rc = cache_path(folder, key, ".sense", path, e);
     if (!rc) rc = buf_printf(&text, e, SENSE_HEAD "power %.17g\n", s->power);
     for (size_t i = 0; !rc && i < s->n; i++)
         rc = buf_printf(&text, e, "%s %.17g\n", dtype_info(s->types[i].to)->name, s->types[i].error);

@@ -26,6 +26,9 @@ struct sequential {
     size_t n_part;
     struct dense_inputs dense; /* of the layer, if targets are asymmetric */
     struct phase_clock clock;
+    uint64_t done; /* tensors that have their codes */
+    uint32_t layer;
+    struct digest key; /* with a cache: of all that the part comes from */
     /* For learning: */
     struct grad_tape *record;  /* NULL: nothing is learned */
     float *grams[POINT_COUNT]; /* of the part */
@@ -34,6 +37,24 @@ struct sequential {
 
 static size_t rows_of(const struct stored *s) {
     return s->param->n / tensor_row_elems(&s->desc);
+}
+
+/* ---- what is told ---------------------------------------------------------------------------------------------------- */
+
+static void tell(struct sequential *q, const char *what) {
+    if (q->c->progress) q->c->progress(q->c->progress_ctx, q->done, what);
+}
+
+static void tell_tensor(struct sequential *q, const struct stored *s) {
+    q->done++;
+    tell(q, s->t.name);
+}
+
+static void tell_step(void *ctx, unsigned steps) {
+    struct sequential *q = ctx;
+    char what[64];
+    snprintf(what, sizeof what, "layer %u: learning, step %u of %u", q->layer, steps, q->c->passes);
+    tell(q, what);
 }
 
 /* ---- rounding to nearest, and into the model ------------------------------------------------------------------------ */
@@ -100,6 +121,7 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
     if (!rc) rc = second_order_quantize(&how, s->t.to, t, rows, cols, s->data, &error, e);
     if (!rc) rc = report_error(q, s, e);
     if (!rc) s->t.output_error_nearest = error.before, s->t.output_error = error.after;
+    if (r->factor->damp > q->c->damp) s->t.damp = r->factor->damp;
     if (t != w) mem_free(t);
     return rc;
 }
@@ -128,6 +150,16 @@ static int quantize_stored(struct sequential *q, const struct moments *m, const 
                            struct stored *s, struct err *e) {
     put_importance(q, m, s, importance);
     s->t.informed = true;
+    size_t seen = 0;
+    while (seen < m->cols && !(importance[seen] > 0)) seen++;
+    if (seen == m->cols) { /* an expert that no position takes */
+        s->t.unweighed = pass_is_weighed(&q->p, s->slot, s->t.to);
+        if (s->t.unweighed && q->p.o->strict)
+            return err_set(e, ERR_DATA,
+                           "tensor '%s': no position of --data comes to it (without --strict it does without)",
+                           s->t.name);
+        importance = NULL;
+    }
     int rc = m->experts || !second_order_takes(s->t.to) ? round_to_nearest(q, s, importance, e)
                                                         : quantize_matrix(q, r, importance, s, e);
     return rc ? rc : put_back(q, s, e);
@@ -157,9 +189,16 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
     phase_enter(&q->clock, QUANT_FACTORS);
     if (!rc && !m.experts && feeds && relation_init(&r, &m, q->c->damp, q->c->act_order, e))
         rc = err_prefix(e, "layer %u, %s", layer, model_point_name(point));
+    if (!rc && r.factor && q->p.o->strict && r.factor->damp > q->c->damp)
+        rc = err_set(e, ERR_DATA,
+                     "layer %u, %s: the second moments do not factor with --damp %g (without --strict more is added)",
+                     layer, model_point_name(point), q->c->damp);
     if (!rc && !(importance = mem_array(m.cols, sizeof *importance, e))) rc = e->code;
     for (size_t i = 0; !rc && i < q->n_part; i++)
-        if (reads(&q->part[i], point)) rc = quantize_stored(q, &m, &r, importance, &q->part[i], e);
+        if (reads(&q->part[i], point)) {
+            rc = quantize_stored(q, &m, &r, importance, &q->part[i], e);
+            if (!rc) tell_tensor(q, &q->part[i]);
+        }
     keep_gram(q, point, &r);
     mem_free(importance);
     relation_release(&r);
@@ -224,6 +263,8 @@ static int learn_matrices(struct sequential *q, struct learn_block *b, struct er
 
 static int learn(struct sequential *q, uint32_t layer, enum model_block block, const float *x, struct err *e) {
     struct learn_block b = block_of(q, layer, block, x);
+    b.step = tell_step, b.step_ctx = q;
+    q->layer = layer;
     b.matrices = mem_array(q->n_part, sizeof *b.matrices, e);
     enum quant_phase before = phase_enter(&q->clock, QUANT_LEARNING);
     int rc = b.matrices ? learn_matrices(q, &b, e) : e->code;
@@ -348,6 +389,7 @@ static int round_the_rest(struct sequential *q, const enum model_point *points, 
         if (waits) continue;
         rc = knows_head(q, s) ? quantize_head(q, s, e) : round_to_nearest(q, s, NULL, e);
         if (!rc) rc = put_back(q, s, e);
+        if (!rc) tell_tensor(q, s);
     }
     phase_enter(&q->clock, QUANT_PASSES);
     return rc;
@@ -367,6 +409,133 @@ static int quantize_part(struct sequential *q, int64_t layer, struct err *e) {
         if (!rc && learns && halves && points[i] == POINT_O_IN) rc = learn_attention(q, (uint32_t)layer, x, e);
     }
     if (!rc && learns) rc = learn(q, (uint32_t)layer, halves ? BLOCK_FFN : BLOCK_LAYER, halves ? q->attended : x, e);
+    return rc;
+}
+
+/* ---- what was quantized before, in the same place of the same run --------------------------------------------------------- */
+
+/* Of all that comes before the first part. */
+static int begin_key(struct sequential *q, struct err *e) {
+    const struct quant_calibration *c = q->c;
+    struct digest_state *s = digest_new(e);
+    if (!s) return e->code;
+    double numbers[] = {c->damp};
+    cJSON *config = model_config_to_json(&q->m->config, e);
+    char *text = config ? cJSON_PrintUnformatted(config) : NULL;
+    cJSON_Delete(config);
+    if (!text) {
+        digest_free(s);
+        return err_nomem(e, "model description");
+    }
+    digest_update(s, text, strlen(text));
+    cJSON_free(text);
+    uint64_t head[] = {BLOCKS_VERSION,
+                       c->act_order,
+                       c->asymmetric,
+                       c->asymmetric ? c->dense_positions : 0,
+                       c->sweeps,
+                       c->passes,
+                       (uint64_t)grad_precision(c->scratch),
+                       q->p.vocab.lo,
+                       q->p.vocab.hi};
+    digest_update(s, RILL_VERSION, sizeof RILL_VERSION);
+    digest_update(s, numbers, sizeof numbers);
+    digest_update(s, head, sizeof head);
+    for (size_t i = 0; i < c->n; i++) {
+        const struct model_input *in = &c->in[i];
+        uint64_t sizes[] = {in->n_positions, in->n_seqs};
+        digest_update(s, sizes, sizeof sizes);
+        digest_update(s, in->tokens, in->n_positions * sizeof *in->tokens);
+        digest_update(s, in->lengths, in->n_seqs * sizeof *in->lengths);
+        if (in->types) digest_update(s, in->types, in->n_positions * sizeof *in->types);
+    }
+    q->key = digest_get(s);
+    digest_free(s);
+    return 0;
+}
+
+/* The part comes from all parts before it, too. */
+static int extend_key(struct sequential *q, struct err *e) {
+    struct digest_state *s = digest_new(e);
+    int rc = s ? 0 : e->code;
+    if (s) digest_update(s, &q->key, sizeof q->key);
+    for (size_t i = 0; !rc && i < q->n_part; i++) {
+        const struct stored *t = &q->part[i];
+        const float *importance = NULL;
+        uint64_t head[] = {t->t.from, t->t.to, t->param->n, tensor_row_elems(&t->desc)};
+        digest_update(s, head, sizeof head);
+        digest_update(s, model_host_value(t->param), t->param->n * sizeof(float));
+        if (pass_has_importance(&q->p) && pass_is_weighed(&q->p, t->slot, t->t.to))
+            rc = pass_importance_of(&q->p, t->slot, head[3], &importance, e);
+        if (importance) digest_update(s, importance, head[3] * sizeof *importance);
+    }
+    if (s) q->key = digest_get(s);
+    digest_free(s);
+    return rc;
+}
+
+static struct digest key_of(const struct sequential *q, const struct stored *s) {
+    struct {
+        struct digest part;
+        uint64_t place;
+    } of = {q->key, (uint64_t)(s - q->part)};
+    return digest_bytes(&of, sizeof of);
+}
+
+static bool is_kept(const struct stored *s) {
+    return dtype_info(s->t.to)->is_quantized && s->t.to != s->t.from;
+}
+
+/* All of the part, or nothing of it. */
+static int recall_part(struct sequential *q, bool *found, struct err *e) {
+    size_t i = 0;
+    *found = true;
+    for (; *found && i < q->n_part; i++) {
+        struct stored *s = &q->part[i];
+        if (!is_kept(s)) continue;
+        int rc = reserve_data(s, e);
+        if (!rc) rc = blocks_recall(q->p.o->cache, key_of(q, s), &s->t, s->data, tensor_bytes(&s->desc), found, e);
+        if (rc) return rc;
+        s->t.recalled = true;
+    }
+    for (; !*found && i-- > 0;) {
+        struct stored *s = &q->part[i];
+        mem_free(s->data);
+        s->data = NULL;
+        s->t.recalled = false;
+    }
+    return 0;
+}
+
+static int store_part(struct sequential *q, struct err *e) {
+    for (size_t i = 0; i < q->n_part; i++) {
+        const struct stored *s = &q->part[i];
+        if (is_kept(s) && blocks_store(q->p.o->cache, key_of(q, s), &s->t, s->data, tensor_bytes(&s->desc), e))
+            return e->code;
+    }
+    return 0;
+}
+
+/* A part whose quantized tensors are there already: the layer goes on with them. */
+static int take_recalled(struct sequential *q, struct err *e) {
+    int rc = 0;
+    for (size_t i = 0; !rc && i < q->n_part; i++) {
+        struct stored *s = &q->part[i];
+        rc = s->data ? 0 : round_to_nearest(q, s, NULL, e);
+        if (!rc) rc = put_back(q, s, e);
+        if (!rc) tell_tensor(q, s);
+    }
+    return rc ? rc : part_write(q, e);
+}
+
+static int quantize_or_recall(struct sequential *q, int64_t layer, struct err *e) {
+    bool found;
+    if (!q->p.o->cache) return quantize_part(q, layer, e) ? e->code : part_write(q, e);
+    int rc = extend_key(q, e);
+    if (!rc) rc = recall_part(q, &found, e);
+    if (!rc && found) return take_recalled(q, e);
+    if (!rc) rc = quantize_part(q, layer, e);
+    if (!rc) rc = store_part(q, e);
     return rc ? rc : part_write(q, e);
 }
 
@@ -377,7 +546,7 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     size_t end = layer == c->n_layers ? model_slot_count(c) : model_slot_of_layer(c, (uint32_t)(layer + 1));
     (void)l;
     int rc = part_begin(q, first, end, e);
-    if (!rc) rc = quantize_part(q, layer, e);
+    if (!rc) rc = quantize_or_recall(q, layer, e);
     part_release(q);
     dense_inputs_forget(&q->dense);
     return rc;
@@ -393,6 +562,7 @@ int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *
     struct model *m = model_layerwise_held(c->model);
     struct sequential q = {.c = c, .m = m};
     q.p = (struct pass){.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &m->config};
+    q.p.vocab = m->vocab_digest;
     struct model_changes how = {.dense = c->asymmetric, .visit = visit, .ctx = &q};
     how.in_order = !c->passes; /* learning changes matrices before the point that was watched last */
     *totals = (struct quant_totals){0};
@@ -405,7 +575,8 @@ int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *
     }
     int rc = pass_prepare(&q.p, e);
     if (!rc && c->passes && m->config.layer_kind == LAYER_TRANSFORMER) rc = learn_begin(&q, e);
-    if (!rc) rc = model_head_write(out, &m->config, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
+    if (!rc && o->cache) rc = begin_key(&q, e);
+    if (!rc) rc = pass_write_head(&q.p, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
     if (!rc) rc = model_layerwise_change(c->model, c->scratch, c->in, c->n, &how, e);
     pass_finish(&q.p);
     dense_inputs_release(&q.dense);

@@ -548,6 +548,13 @@ int stats_check(const struct stats *s, const struct model_config *c, struct err 
     return 0;
 }
 
+int stats_check_vocab(const struct stats *s, struct digest vocab, struct err *e) {
+    char own[DIGEST_TEXT_SIZE];
+    digest_text(vocab, own);
+    if ((!vocab.lo && !vocab.hi) || !s->vocab[0] || strcmp(s->vocab, own) == 0) return 0;
+    return err_set(e, ERR_DATA, "statistics and model disagree: tokenizer %s against %s", s->vocab, own);
+}
+
 /* ---- asking ------------------------------------------------------------------------------------------------------ */
 
 uint64_t stats_positions(const struct stats *s) {

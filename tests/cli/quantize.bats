@@ -351,7 +351,6 @@ setup() {
 }
 
 @test "a target: measured errors are kept in a cache" {
-    mkdir cache
     rill quantize -q --target-bpw 5.4 --types q4_0,q8_0 --cache cache --dry-run model.rill -o a.txt
     n=$(find cache -name '*.sense' | wc -l)
     [ "$n" -ge 1 ]
@@ -370,8 +369,104 @@ setup() {
     for f in cache/*; do sed -i '$d' "$f"; done
     check_exit 3 rill quantize --target-bpw 5.4 --cache cache --dry-run model.rill -o no.txt
     assert_stderr_line "tensor 'embed.weight': cache/*.sense: no sensitivities, or cut: remove it"
-    check_exit 1 rill quantize --target-bpw 5.4 --cache missing --dry-run model.rill -o no.txt
+    check_exit 1 rill quantize --target-bpw 5.4 --cache missing/cache --dry-run model.rill -o no.txt
+    assert_stderr_line "missing/cache: No such file or directory"
+    check_exit 1 rill quantize --target-bpw 5.4 --cache model.rill --dry-run model.rill -o no.txt
+    assert_stderr_line "model.rill: not a folder"
     assert_no_file no.txt
+}
+
+@test "a run that is repeated takes from the cache what is the same, and gives the same bytes" {
+    run_cached() { # NAME OPTIONS: with the cache, into NAME.rill; how much came from there
+        local name=$1
+        shift
+        check_exit 0 rill quantize --no-provenance --cache cache "$@" -o "$name.rill" --report "$name.json" --force
+    }
+    cached_twice() { # MODEL OPTIONS: the second time from the cache, the same bytes, the same report as without
+        local model=$1
+        shift
+        rm -rf cache
+        rill quantize -q --no-provenance --type q4_1 "$@" "$model" -o plain.rill --force
+        run_cached first --type q4_1 "$@" "$model"
+        assert_json first.json from_cache 0
+        run_cached second --type q4_1 "$@" "$model"
+        assert_stderr "*tensors from the cache*"
+        [ "$(grep -o '"from_cache":[0-9]*' second.json | cut -d: -f2)" -ge 8 ]
+        assert_same plain.rill first.rill
+        assert_same plain.rill second.rill
+        assert_same <(grep -o '"tensors":[^]]*' first.json) <(grep -o '"tensors":[^]]*' second.json)
+    }
+    cached_twice model.rill
+    cached_twice model.rill --method hqq
+    cached_twice model.rill --stats model.stats.rill
+    cached_twice model.rill --stats model.stats.rill --clip
+    cached_twice model.rill --method gptq --data tokens.rill --precision f32
+    cached_twice experts.rill --method gptq --data tokens.rill --precision f32 --symmetric
+    cached_twice student.rill --method learned --passes 1 --data tokens.rill --precision f32
+    # what comes after a change is another model's, what comes before is not
+    set -- --method gptq --data tokens.rill --precision f32 model.rill
+    run_cached whole --type q4_0 "$@"
+    run_cached changed --type q4_0 --tensor-type 'layers.1.ffn=q5_0' "$@"
+    assert_json changed.json from_cache 8 # the embedding and the first of three layers
+    rill quantize -q --no-provenance --type q4_0 --tensor-type 'layers.1.ffn=q5_0' "$@" -o plain.rill --force
+    assert_same plain.rill changed.rill
+    run_cached other --type q4_0 --tensor-type 'layers.1.ffn=q5_0' model.rill # not by data: nothing of it is this
+    assert_json other.json from_cache 0
+    run_cached more --type q4_0 --tensor-type 'layers.2.ffn=q5_0' model.rill
+    assert_json more.json from_cache 16 # all but 3 matrices of each of two layers
+    # what is cut is not taken
+    for f in cache/*.blocks; do truncate -s -1 "$f"; done
+    check_exit 3 rill quantize --type q4_0 --cache cache model.rill -o no.rill
+    assert_stderr_line "*cache/*.blocks: no quantized tensor, or cut: remove it"
+    check_exit 2 rill quantize --type q4_0 --cache cache --dry-run model.rill -o no.rill
+    assert_no_file no.rill
+}
+
+@test "the bar counts tensors, and says what goes on" {
+    check_exit 0 rill quantize --progress=always --type q4_0 model.rill -o a.rill
+    assert_stderr "*rill quantize: 38 tensors, *"
+    check_exit 0 rill quantize --progress=always --type q4_0 --method gptq --data tokens.rill model.rill -o b.rill
+    assert_stderr "*rill quantize: 100% ?====================? 38/38 tensors, *"
+    check_exit 0 rill quantize --progress=always --type q4_0 --method learned --data tokens.rill student.rill -o c.rill
+    assert_stderr "*rill quantize: 100%*"
+}
+
+@test "the importance that was used is noted as llama-quantize notes it, and kept" {
+    rill export -q --to imatrix model.stats.rill -o model.imatrix.gguf
+    rill quantize -q --type q4_1 --stats model.imatrix.gguf model.rill -o a.rill
+    rill export -q --to gguf a.rill -o a.gguf
+    for key in file dataset entries_count chunks_count; do grep -aq "quantize.imatrix.$key" a.gguf; done
+    grep -aq "model.imatrix.gguf" a.gguf
+    rill import -q a.gguf -o b.rill
+    rill export -q --to gguf b.rill -o b.gguf
+    assert_same a.gguf b.gguf
+    rill prune -q --ffn 64 b.rill | rill export -q --to gguf -o p.gguf
+    grep -aq "quantize.imatrix.chunks_count" p.gguf
+    rill quantize -q --type q4_0 --stats model.stats.rill b.rill | rill export -q --to gguf -o c.gguf
+    grep -aq "model.stats.rill" c.gguf
+    ! grep -aq "model.imatrix.gguf" c.gguf
+    rill quantize -q --type q4_1 model.rill | rill export -q --to gguf -o d.gguf
+    ! grep -aq "quantize.imatrix" d.gguf
+}
+
+@test "statistics that are missing are said, and refused with --strict" {
+    { printf '\1\0\0\0\21\0\0\0token_embd.weight\2\0\0\0\100\0\0\0'; for _ in {1..64}; do printf '\0\0\200\77'; done; } >one.dat
+    check_exit 0 rill quantize --type q4_0 --pure --stats one.dat model.rill -o a.rill --report r.json
+    assert_stderr "*no importance is known of 21 tensors, whose errors were not weighed: first 'layers.0.attn.q.weight' (--strict refuses)*"
+    assert_json r.json unweighed 21
+    check_exit 3 rill quantize --strict --type q4_0 --pure --stats one.dat model.rill -o no.rill
+    assert_stderr_line "tensor 'layers.0.attn.q.weight': there are no statistics of it (without --strict it does without)"
+    check_exit 0 rill quantize --strict --type q4_0 --pure --stats model.stats.rill model.rill -o b.rill --report r.json
+    assert_json r.json unweighed 0
+    # of another tokenizer
+    cp -r hf other && sed -i 's/im_start/im_begin/g' other/*.json
+    rill import -q other -o foreign.rill
+    for program in "quantize --type q4_0" "prune --ffn 64"; do
+        # shellcheck disable=SC2086
+        check_exit 3 rill $program --stats model.stats.rill foreign.rill -o no.rill
+        assert_stderr_line "*statistics and model disagree: tokenizer xxh3:* against xxh3:*"
+    done
+    assert_no_file no.rill
 }
 
 @test "a target: bad input" {

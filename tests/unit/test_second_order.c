@@ -136,6 +136,195 @@ static void test_plain_twin(void **state) {
     }
 }
 
+/* ---- against the plain twin of the descent: every sum over all columns, anew, in f64 ---- */
+
+struct refine_twin {
+    const struct sample *s;
+    struct grid *g;
+    size_t row;
+    double *residual; /* [cols] t - q */
+};
+
+static void twin_look(struct refine_twin *t) {
+    for (size_t j = 0; j < t->s->cols; j++)
+        t->residual[j] =
+            (double)t->s->w[t->row * t->s->cols + j] - (double)grid_value(t->g, t->row, j, *grid_code(t->g, t->row, j));
+}
+
+/* Of (t - q) H, as it was looked at. */
+static double twin_residual(const struct refine_twin *t, size_t j) {
+    double r = 0;
+    for (size_t k = 0; k < t->s->cols; k++) r += t->s->gram[j * t->s->cols + k] * t->residual[k];
+    return r;
+}
+
+/* a^T H b */
+static double twin_form(const struct refine_twin *t, const double *a, const double *b) {
+    double sum = 0;
+    for (size_t i = 0; i < t->s->cols; i++)
+        for (size_t j = 0; a[i] != 0 && j < t->s->cols; j++) sum += a[i] * t->s->gram[i * t->s->cols + j] * b[j];
+    return sum;
+}
+
+static double twin_error(struct refine_twin *t) {
+    twin_look(t);
+    return twin_form(t, t->residual, t->residual);
+}
+
+static void twin_code(struct refine_twin *t, size_t j) {
+    const struct grid *g = t->g;
+    size_t at = t->row * g->groups + j / g->form->group;
+    uint8_t *code = grid_code(g, t->row, j), before = *code;
+    double h = t->s->gram[j * (t->s->cols + 1)], r;
+    if (g->scales[at] == 0 || !(h > 0)) return;
+    twin_look(t);
+    r = twin_residual(t, j);
+    double place = ((double)grid_value(g, t->row, j, before) + r / h - (double)g->mins[at]) / (double)g->scales[at];
+    *code = quant_nearest(g->form, (float)place);
+    double by = (double)grid_value(g, t->row, j, *code) - (double)grid_value(g, t->row, j, before);
+    if (!(2 * by * r - by * by * h > 0)) *code = before;
+}
+
+/* The least squares steps of x = s u + m v: all there is of the error's change in these two directions. */
+static void twin_solve(struct refine_twin *t, const double *u, const double *v, bool both, double step[2]) {
+    twin_look(t);
+    double uu = twin_form(t, u, u), uv = twin_form(t, u, v), vv = twin_form(t, v, v);
+    double bu = twin_form(t, u, t->residual), bv = twin_form(t, v, t->residual), det = uu * vv - uv * uv;
+    step[0] = uu > 0 ? bu / uu : 0;
+    step[1] = 0;
+    if (!both || !(det > 1e-9 * uu * vv)) return;
+    step[0] = (bu * vv - bv * uv) / det;
+    step[1] = (bv * uu - bu * uv) / det;
+}
+
+static void twin_take(struct refine_twin *t, size_t block, const struct quant_parts *p) {
+    t->g->parts[t->row * t->g->blocks + block] = *p;
+    grid_read_scales(t->g, t->row, block);
+}
+
+/* Keeps what is better. */
+static void twin_try(struct refine_twin *t, size_t block, const struct quant_parts *p) {
+    struct quant_parts before = t->g->parts[t->row * t->g->blocks + block];
+    double error = twin_error(t);
+    twin_take(t, block, p);
+    if (!(twin_error(t) < error)) twin_take(t, block, &before);
+}
+
+static bool twin_units(struct quant_parts *p, double d, double min) {
+    p->d = f32_to_f16((float)d);
+    p->min = f32_to_f16((float)min);
+    return isfinite(f16_to_f32(p->d)) && isfinite(f16_to_f32(p->min));
+}
+
+static double twin_clamp(double v, double low, double high) {
+    return v < low ? low : v > high ? high : v;
+}
+
+/* Of a group within a block: the scales next to the best one, each with the min that is best for it. */
+static void twin_scales(struct refine_twin *t, size_t block, size_t k, const double *u, const double *v) {
+    const struct quant_form *f = t->g->form;
+    struct quant_parts was = t->g->parts[t->row * t->g->blocks + block];
+    double d = f16_to_f32(was.d), unit = f->has_min ? f16_to_f32(was.min) : 0, step[2], zero[2] = {0, 0};
+    twin_solve(t, u, v, unit != 0, step);
+    for (int up = 0; up <= 1; up++) {
+        struct quant_parts p = was;
+        double at = d != 0 ? was.scales[k] + step[0] / d : was.scales[k];
+        p.scales[k] = (int8_t)twin_clamp(up ? ceil(at) : floor(at), f->scale_low, f->scale_top);
+        if (unit != 0) {
+            struct quant_parts now = t->g->parts[t->row * t->g->blocks + block], moved = p;
+            twin_take(t, block, &moved);
+            twin_solve(t, v, v, false, zero);
+            twin_take(t, block, &now);
+            p.mins[k] = (int8_t)twin_clamp(rint(was.mins[k] + zero[0] / unit), 0, f->scale_top);
+        }
+        twin_try(t, block, &p);
+    }
+}
+
+static void twin_group(struct refine_twin *t, size_t first) {
+    const struct grid *g = t->g;
+    size_t block = first / g->block, len = g->form->group;
+    double *u = take(t->s->cols, sizeof *u), *v = take(t->s->cols, sizeof *v), step[2];
+    struct quant_parts p = g->parts[t->row * g->blocks + block];
+    for (size_t j = first; j < first + len; j++) u[j] = p.codes[j % g->block] - g->form->offset, v[j] = 1;
+    if (g->form->has_scales) {
+        twin_scales(t, block, first % g->block / len, u, v);
+        return;
+    }
+    twin_solve(t, u, v, g->form->has_min, step);
+    if (twin_units(&p, f16_to_f32(p.d) + step[0], f16_to_f32(p.min) + step[1])) twin_try(t, block, &p);
+}
+
+static void twin_block(struct refine_twin *t, size_t block) {
+    const struct grid *g = t->g;
+    double *u = take(t->s->cols, sizeof *u), *v = take(t->s->cols, sizeof *v), step[2];
+    struct quant_parts p = g->parts[t->row * g->blocks + block];
+    for (size_t i = 0; i < g->block; i++) {
+        u[block * g->block + i] = p.scales[i / g->form->group] * (p.codes[i] - g->form->offset);
+        v[block * g->block + i] = g->form->has_min ? p.mins[i / g->form->group] : 0;
+    }
+    twin_solve(t, u, v, g->form->has_min, step);
+    if (twin_units(&p, f16_to_f32(p.d) + step[0], f16_to_f32(p.min) + step[1])) twin_try(t, block, &p);
+}
+
+static void twin_sweep(struct refine_twin *t) {
+    const struct grid *g = t->g;
+    for (size_t j = 0; j < g->cols; j++) {
+        twin_code(t, j);
+        if ((j + 1) % g->form->group == 0) twin_group(t, j + 1 - g->form->group);
+        if (g->form->has_scales && (j + 1) % g->block == 0) twin_block(t, j / g->block);
+    }
+}
+
+/* Of a sweep over two spans of columns: nearly all of what is stored is the same, and so is the error. Where f32 and f64 part in
+ * one place, what comes after it goes its own way. */
+static void test_descent_twin(void **state) {
+    (void)state;
+    static const enum dtype types[] = {DT_Q2_K, DT_Q5_1, DT_Q3_K, DT_Q4_K, DT_Q6_K, DT_Q4_0, DT_IQ4_XS, DT_IQ4_NL};
+    enum { ROWS = 1 };
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        const size_t cols = i < 2 ? 512 : 256;
+        struct err e;
+        struct sample s = sample(types[i], ROWS, cols, i);
+        struct grid fast, plain;
+        unsigned char *packed = rounded(&s, types[i]);
+        float *residual = take(ROWS * cols, sizeof *residual);
+        double error = 0, before = 0, after = 0, off = 0, size = 0;
+        size_t same = 0, scales = 0;
+        assert_int_equal(grid_new(&fast, types[i], ROWS, cols, &e), 0);
+        assert_int_equal(grid_new(&plain, types[i], ROWS, cols, &e), 0);
+        grid_take(&fast, packed);
+        grid_take(&plain, packed);
+        for (size_t row = 0; row < ROWS; row++) {
+            struct refine_twin t = {&s, &plain, row, take(cols, sizeof(double))};
+            before += twin_error(&t);
+            for (size_t j = 0; j < cols; j++) residual[row * cols + j] = (float)twin_residual(&t, j);
+            twin_sweep(&t);
+            after += twin_error(&t);
+        }
+        assert_int_equal(grid_refine(&fast, s.gram, residual, before, 1, &e), 0);
+        for (size_t row = 0; row < ROWS; row++) {
+            struct refine_twin t = {&s, &fast, row, take(cols, sizeof(double))};
+            error += twin_error(&t);
+            for (size_t j = 0; j < cols; j++) {
+                same += *grid_code(&fast, row, j) == *grid_code(&plain, row, j);
+                off += fabs(twin_residual(&t, j) - residual[row * cols + j]);
+                size += fabs(twin_residual(&t, j));
+            }
+        }
+        for (size_t k = 0; k < ROWS * fast.groups; k++)
+            scales += fast.scales[k] == plain.scales[k] && fast.mins[k] == plain.mins[k];
+        if (same < ROWS * cols * 98 / 100 || scales < ROWS * fast.groups * 95 / 100)
+            fail_msg("%s: %zu of %zu codes, %zu of %zu scales", dtype_info(types[i])->name, same, ROWS * cols, scales,
+                     ROWS * fast.groups);
+        assert_true(after < before && fabs(error - after) < 1e-3 * after);
+        assert_true(off < 1e-4 * size); /* the residual is kept up to date */
+        grid_release(&fast);
+        grid_release(&plain);
+        obs_factor_free(s.factor);
+    }
+}
+
 /* ---- descent ends where no single code is better ---- */
 
 static void test_descent_ends_in_a_minimum(void **state) {
@@ -209,6 +398,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_never_worse, release_memory),
         cmocka_unit_test_teardown(test_plain_twin, release_memory),
+        cmocka_unit_test_teardown(test_descent_twin, release_memory),
         cmocka_unit_test_teardown(test_descent_ends_in_a_minimum, release_memory),
         cmocka_unit_test_teardown(test_torch, release_memory),
     };
