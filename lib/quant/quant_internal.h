@@ -36,7 +36,7 @@ int plan_parse(struct quant_plan *p, const struct model_config *c, const struct 
 /* ---- quantized tensors on disk (blocks_cache.c) --------------------------------------------------------------------- */
 
 /* Raised when a method comes to other blocks for the same key. */
-#define BLOCKS_VERSION 1
+#define BLOCKS_VERSION 2
 enum { CACHE_PATH = 4096 };
 int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH],
                struct err *e) MUST_CHECK;

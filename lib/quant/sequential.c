@@ -369,6 +369,11 @@ static int quantize_head(struct sequential *q, struct stored *s, struct err *e) 
     int rc = round_to_nearest(q, s, NULL, e);
     phase_enter(&q->clock, QUANT_FACTORS);
     if (!rc && obs_factor_new(&factor, gram, n, &o, e)) rc = err_prefix(e, "tensor '%s'", s->t.name);
+    if (!rc && q->p.o->strict && factor->damp > o.damp)
+        rc = err_set(e, ERR_DATA,
+                     "tensor '%s': the second moments do not factor with --damp %g (without --strict more is added)",
+                     s->t.name, o.damp);
+    if (!rc && factor->damp > o.damp) s->t.damp = factor->damp;
     struct second_order how = {gram, factor, q->c->sweeps, &q->clock};
     if (!rc) rc = feed_head(s, &how, n, e);
     if (!rc) rc = report_error(q, s, e);
@@ -468,6 +473,11 @@ static int extend_key(struct sequential *q, struct err *e) {
         if (pass_has_importance(&q->p) && pass_is_weighed(&q->p, t->slot, t->t.to))
             rc = pass_importance_of(&q->p, t->slot, head[3], &importance, e);
         if (importance) digest_update(s, importance, head[3] * sizeof *importance);
+        if (knows_head(q, t)) {
+            size_t n;
+            const double *gram = stats_head_gram(q->p.o->stats, &n);
+            digest_update(s, gram, n * n * sizeof *gram);
+        }
     }
     if (s) q->key = digest_get(s);
     digest_free(s);
