@@ -24,6 +24,64 @@ static const struct cli_option options[] = {
      .arg = "REGEX=S",
      .help = "how sparse the matrices become whose name, Rill's or GGUF's, matches the regular expression: a share, 0, "
              "or N:M; the last match wins"},
+    {.name = "allocate",
+     .type = CLI_CHOICE,
+     .to = &o.allocate,
+     .arg = "HOW",
+     .choices = "uniform|owl|search",
+     .fallback = "uniform",
+     .needs = {"sparsity", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!vocab",
+               "!target-params", "!target-speedup", "!allocate=owl|stats", "!allocate=search|data",
+               "!allocate=search|stats|method=magnitude"},
+     .help = "how --sparsity is spread over the matrices: the same for all; by layer, the fewer the more outliers it "
+             "has, by --stats (owl); or matrix by matrix, by an evolutionary search for the least divergence of the "
+             "next token from the whole model's on --data, which begins with the better of these two; the model is "
+             "read twice, from a file"},
+    {.name = "outlier",
+     .type = CLI_F64,
+     .to = &o.outlier,
+     .arg = "M",
+     .fallback = "5",
+     .min = 1,
+     .max = 1e6,
+     .needs = {"allocate=owl|allocate=search", "stats"},
+     .help = "a weight whose product with the norm of its input is more than M times the layer's mean is an outlier"},
+    {.name = "spread",
+     .type = CLI_F64,
+     .to = &o.spread,
+     .arg = "SHARE",
+     .fallback = "0.08",
+     .max = 1,
+     .needs = {"allocate=owl|allocate=search", "stats"},
+     .help = "the layers of fewest and of most outliers differ by twice this share in sparsity"},
+    {.name = "generations",
+     .type = CLI_U64,
+     .to = &o.generations,
+     .arg = "N",
+     .fallback = "50",
+     .min = 1,
+     .max = 1000000,
+     .needs = {"allocate=search"},
+     .help = "of the search"},
+    {.name = "offspring",
+     .type = CLI_U64,
+     .to = &o.offspring,
+     .arg = "N",
+     .fallback = "8",
+     .min = 1,
+     .max = 4096,
+     .needs = {"allocate=search"},
+     .help =
+         "candidates in each generation, which are judged on a quarter of the sequences, and a quarter of them on all"},
+    {.name = "search-tokens",
+     .type = CLI_U64,
+     .to = &o.search_tokens,
+     .arg = "N",
+     .fallback = "4096",
+     .max = 1e12,
+     .needs = {"allocate=search"},
+     .help = "judge candidates on whole sequences of --data up to the one that reaches N positions; 0: all; each needs "
+             "memory for its logits"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
@@ -40,8 +98,8 @@ static const struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!experts", "layer-score=divergence|!dry-run", "!vocab",
-               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence",
+     .needs = {"!experts", "layer-score=divergence|allocate=search|!dry-run", "!vocab",
+               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search",
                "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
                "reconstruct|!heads", "reconstruct|!kv-heads"},
      .help =
@@ -206,8 +264,10 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup",
-               "layers|experts|method=wanda|compensate|target-params|target-speedup|!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup|allocate=owl|"
+               "allocate=search",
+               "layers|experts|method=wanda|compensate|target-params|target-speedup|allocate=owl|allocate=search|"
+               "!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -227,6 +287,8 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .stream_needs = "!dry-run",
         .threaded = true,
+        .seeded = true,
+        .seed_needs = {"allocate=search"},
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
             "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate make "
@@ -250,6 +312,9 @@ int main(int argc, char **argv) {
             "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n    half of "
             "the "
             "weights, layer by layer, with what the others can make up for\n"
+            "rill prune --sparsity 0.5 --allocate owl --stats model.stats.rill --dry-run model.rill -o owl.txt\n    "
+            "more "
+            "zeros where a layer has few outliers, as a plan\n"
             "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n    what would be done\n",
         .options = options,
         .run = run,

@@ -21,6 +21,10 @@
 #     epochsN       N times through an Nth of the tokens, in as many steps
 #     orderN        another order of the tokens (1)
 #     dropLIST      without these layers instead of those of least block influence: drop3-12
+#     ffnN          with N feed-forward channels in every layer, fitted to what the layers gave, instead of fewer layers
+#     paramsP       with P% of the parameters, of the shape that costs the loss least, fitted
+#
+# make judge: the cells of CELLS again, on the text and, where BLIMP names files of minimal pairs, on grammar, beside the teacher.
 
 HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 OUT ?= $(abspath $(HERE)../..)/build/smollm2-grid
@@ -33,7 +37,7 @@ include $(HERE)Makefile
 .DEFAULT_GOAL := grid
 .SECONDEXPANSION:
 .SECONDARY:
-.PHONY: grid plan
+.PHONY: grid plan judge
 
 CELLS ?= labels+lr3e-4 labels+lr6e-4 kl+lr3e-4 kl+lr6e-4 kl+cosine30+lr3e-4 kl+cosine30+lr6e-4 kl+cosine100+lr6e-4
 
@@ -45,7 +49,7 @@ has = $(filter $(2),$(subst +, ,$(1)))
 after = $(or $(patsubst $(2)%,%,$(filter $(2)%,$(subst +, ,$(1)))),$(3))
 divide = $(shell echo $$(($(1) / $(2))))
 batch = $(call after,$(1),batch,$(BATCH))
-student = $(or $(call has,$(1),drop%),pruned)
+student = $(or $(call has,$(1),drop% ffn% params%),pruned)
 of_part = $(patsubst %,+%,$(call has,$(1),epochs%))
 teacher = $(or $(call has,$(1),uncorrected),corrected$(of_part))
 encoded = $(or $(call has,$(1),sample% top% ghost%),sample50)$(if $(call has,$(1),t2),+t2)
@@ -60,6 +64,14 @@ $(OUT)/uncorrected.rill: $(OUT)/teacher.rill
 $(OUT)/drop%.rill: $(OUT)/teacher.rill
 	$(RILL) prune -q --drop-layers $(subst _,$(comma),$*) $< -o $@ --force
 
+fitted = --reconstruct --data $(OUT)/train.tok.rill --max-tokens 16384
+$(OUT)/ffn%.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill
+	$(RILL) prune -q --ffn $* $(fitted) $< -o $@ --force
+$(OUT)/gradients.stats.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill
+	$(RILL) calibrate -q -m $< --gradients --max-tokens 16384 $(OUT)/train.tok.rill -o $@ --force
+$(OUT)/params%.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill $(OUT)/gradients.stats.rill
+	$(RILL) prune -q --target-params $*% --stats $(OUT)/gradients.stats.rill $(fitted) $< -o $@ --force
+
 # Every third layer of the student, counted from the last, learns the output of the layer that it was in the teacher: S:T+S:T+...
 as_map = awk '$$1 == "layer" { was[n++] = $$2 } \
   END { for (i = n - 1; i >= 0; i -= 3) map = i ":" was[i] (map == "" ? "" : "+" map); print map }'
@@ -67,6 +79,10 @@ $(OUT)/pruned.map: $(OUT)/teacher.rill $(OUT)/teacher.stats.rill
 	$(RILL) prune -q --dry-run --layers $(LAYERS) --stats $(OUT)/teacher.stats.rill $< | $(as_map) > $@
 $(OUT)/drop%.map: $(OUT)/teacher.rill
 	$(RILL) prune -q --dry-run --drop-layers $(subst _,$(comma),$*) $< | $(as_map) > $@
+$(OUT)/ffn%.map: $(OUT)/teacher.rill
+	$(RILL) prune -q --dry-run --ffn $* $< | $(as_map) > $@
+$(OUT)/params%.map: $(OUT)/teacher.rill $(OUT)/gradients.stats.rill
+	$(RILL) prune -q --dry-run --target-params $*% --stats $(OUT)/gradients.stats.rill $< | $(as_map) > $@
 
 # The text, all of it or an Nth, and what teachers say of it.
 $(OUT)/tokens.data.rill: $(OUT)/train.tok.rill
@@ -100,17 +116,28 @@ cell = $(RILL) distill -q -m $(OUT)/$(call student,$(1)).rill $(strip $(losses) 
 needs = $(OUT)/$(call student,$(1)).rill $(call data,$(1)) $(if $(call has,$(1),live),$(OUT)/$(call teacher,$(1)).rill) \
   $(if $(call has,$(1),cosine% hidden%),$(OUT)/$(call student,$(1)).map)
 
-# A cell is its log, which ends with what the student makes of the text that nobody saw; the student itself is CELL.rill.
+# A cell is its log, which ends with what the student makes of the text that nobody saw; who asks for the student, CELL.rill, gets both.
 $(OUT)/cells/%.tsv: $$(call needs,$$*) $(OUT)/heldout.tok.rill
 	@mkdir -p $(@D)
 	$(call cell,$*) --eval $(OUT)/heldout.tok.rill --eval-every 1000000 --log $@ > /dev/null
-$(OUT)/cells/%.rill: $$(call needs,$$*)
+$(OUT)/cells/%.rill: $$(call needs,$$*) $(OUT)/heldout.tok.rill
 	@mkdir -p $(@D)
-	$(call cell,$*) -o $@ --force
+	$(call cell,$*) --eval $(OUT)/heldout.tok.rill --eval-every 1000000 --log $(@:.rill=.tsv) -o $@ --force
 
-$(OUT)/grid.txt: $(CELLS:%=$(OUT)/cells/%.tsv)
-	@cd $(OUT)/cells && $(HERE)grid $(CELLS) > $@.part && mv $@.part $@
-grid: $(OUT)/grid.txt
-	@cat $<
+# The table is of the cells of this run, so that it is made anew even where all of them are there.
+grid: $(CELLS:%=$(OUT)/cells/%.tsv)
+	@cd $(OUT)/cells && $(HERE)grid $(CELLS) > $(OUT)/grid.txt.part && mv $(OUT)/grid.txt.part $(OUT)/grid.txt && cat $(OUT)/grid.txt
+
+BLIMP ?= $(wildcard $(RILL_ROOT)/../shared/data/blimp/*.jsonl)
+judged = $(RILL) eval -m $< $(BLIMP:%=--task %) < $(OUT)/heldout.tok.rill > $@.part && mv $@.part $@
+$(OUT)/judged/teacher.json: $(OUT)/teacher.rill $(OUT)/heldout.tok.rill $(BLIMP)
+	@mkdir -p $(@D)
+	$(judged)
+$(OUT)/judged/%.json: $(OUT)/cells/%.rill $(OUT)/heldout.tok.rill $(BLIMP)
+	@mkdir -p $(@D)
+	$(judged)
+judge: $(patsubst %,$(OUT)/judged/%.json,teacher $(CELLS))
+	@cd $(OUT)/judged && $(HERE)judge teacher $(CELLS)
+
 plan: $$(call needs,labels)
 	@$(call cell,labels) --plan

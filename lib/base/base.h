@@ -298,6 +298,44 @@ void parallel_set_threads(int n); /* >= 1; default: the cores this process may u
 int parallel_threads(void);
 int parallel_default_threads(void);
 
+/* ---- profile: where the time goes --------------------------------------------------------------------------------
+ *
+ * PROFILE(PRODUCTS) as the first statement of a function counts the time until it returns as spent on products, if a profile is kept
+ * and the thread is the one that began it. Of marks inside one another the outer one counts (a head's products are the head's), but
+ * reading and writing count by themselves. Without a profile a mark is a call and a test; it belongs in functions that work on whole
+ * arrays.
+ */
+enum profile_part {
+    PROFILE_READING,     /* streams in, decompression included */
+    PROFILE_WRITING,     /* streams out */
+    PROFILE_PACKING,     /* weights into the layout of products, from quantized blocks too */
+    PROFILE_PRODUCTS,    /* matrix products, without attention's and the head's */
+    PROFILE_ATTENTION,   /* scores, softmax, mixing; forward and backward */
+    PROFILE_HEAD,        /* products with the output matrix, and what is made of the logits: losses, encodings */
+    PROFILE_ELEMENTWISE, /* norms, activations, rotary embedding, sums */
+    PROFILE_LOSSES,      /* losses on points */
+    PROFILE_SOLVING,     /* second-order methods: factors, error feedback */
+    PROFILE_OPTIMIZER,
+    PROFILE_PARTS
+};
+struct profile_mark {
+    bool entered;             /* false: the mark does not count */
+    enum profile_part before; /* what the thread was doing */
+};
+#define PROFILE(p)                                                                                                     \
+    __attribute__((cleanup(profile_leave), unused)) struct profile_mark profile_mark = profile_enter(PROFILE_##p)
+struct profile_mark profile_enter(enum profile_part part);
+void profile_leave(struct profile_mark *m);
+void profile_start(void); /* once, by the thread whose time is counted, before other threads run */
+struct profile_shares {
+    double seconds;             /* since profile_start */
+    double part[PROFILE_PARTS]; /* shares of them */
+    double other;               /* the rest: with these it makes 1 */
+    double idle;                /* share of all threads' time in which they had nothing to do */
+};
+bool profile_read(struct profile_shares *out, int threads); /* of so many; false: no profile is kept */
+const char *profile_part_name(enum profile_part part);
+
 /* ---- log: the library never prints; lib/cli installs a sink ------------------------------------------------------ */
 
 enum log_level { LOG_WARN, LOG_INFO, LOG_DEBUG };

@@ -2,7 +2,7 @@
  * Private to lib/base: the memory budget, and which sanitizer this build carries (gcc and clang say it differently).
  *
  * Order of files, each calling only those before it: string, err, budget, mem, buf, digest, fd, json_scan, json,
- * json_text, log, rng, parallel, out.
+ * json_text, log, rng, profile, parallel, out.
  */
 #ifndef RILL_BASE_INTERNAL_H
 #define RILL_BASE_INTERNAL_H
@@ -15,6 +15,12 @@ bool mem_limit_is_set(void);
 /* Counts what mem_alloc has handed out, and taken back. */
 void budget_take(uint64_t bytes);
 void budget_give(uint64_t bytes);
+
+/* For loops of several threads: is a profile kept, and what a thread has waited or worked since then. */
+bool profile_is_on(void);
+uint64_t profile_clock(void);
+void profile_add_wait(uint64_t from);
+void profile_add_work(uint64_t from);
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)

@@ -10,7 +10,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
-#include "lib/base/base.h"
+#include "lib/base/base_internal.h"
 
 #define MAX_THREADS 1024
 #define SPINS       500 /* pauses; 15 to 50 us */
@@ -74,7 +74,9 @@ static void *work(void *arg) {
         }
         pthread_mutex_unlock(&pool.lock);
         if (!in) continue;
+        uint64_t since = profile_is_on() ? profile_clock() : 0;
         run_share(thread);
+        if (since) profile_add_work(since);
         pthread_mutex_lock(&pool.lock);
         if (atomic_fetch_sub_explicit(&pool.running, 1, memory_order_relaxed) == 1) pthread_cond_signal(&pool.left);
         pthread_mutex_unlock(&pool.lock);
@@ -126,10 +128,12 @@ static void close_loop(void) {
     pthread_mutex_lock(&pool.lock);
     pool.open = false;
     pthread_mutex_unlock(&pool.lock);
+    uint64_t since = profile_is_on() ? profile_clock() : 0;
     for (int i = 0; i < SPINS && atomic_load_explicit(&pool.running, memory_order_relaxed); i++) relax();
     pthread_mutex_lock(&pool.lock);
     while (atomic_load_explicit(&pool.running, memory_order_relaxed)) pthread_cond_wait(&pool.left, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
+    if (since) profile_add_wait(since);
 }
 
 void parallel_for(size_t n, parallel_body *body, void *ctx) {

@@ -35,7 +35,7 @@ struct cli_list {
     size_t n;
 };
 
-#define CLI_MAX_NEEDS 12
+#define CLI_MAX_NEEDS 16
 
 /* n, or when that is 0 a share in (0, 1]; both 0: all. */
 struct cli_amount {

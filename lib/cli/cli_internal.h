@@ -222,6 +222,7 @@ int report_begin(struct cli *c, struct err *e) MUST_CHECK;
 int report_finish(struct cli *c, int code, const char *message, struct err *e) MUST_CHECK; /* written and synced */
 int report_commit(struct cli *c, struct err *e) MUST_CHECK;                                /* under its name */
 void report_retract(struct cli *c);
+void profile_print(struct cli *c); /* --profile's line */
 /* "NAME VERSION"; if `verbose` also the CPU path and kernels, as in a report's "backend". */
 void cli_put_version(FILE *out, const char *name, bool verbose);
 
@@ -234,7 +235,7 @@ struct cli {
     int argc;
     char **argv;
 
-    bool verbose, quiet, force, no_provenance;
+    bool verbose, quiet, force, no_provenance, profile;
     const char *progress_mode, *report_path, *output_path, *codec;
     uint64_t level, seed, threads, max_memory;
 

@@ -99,6 +99,15 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                             .writes = CLI_REPLACES,
                             .transient = true,
                             .help = "write what was done to FILE as JSON: settings, counts, seconds, peak memory"};
+    if (p->threaded)
+        rows[n++] = (struct cli_option){
+            .name = "profile",
+            .type = CLI_FLAG,
+            .to = &c->profile,
+            .needs = {"!quiet|report"},
+            .transient = true,
+            .help = "say at the end, and in --report, what the time went into: reading, matrix products, attention and "
+                    "so on, as shares of the main thread's time, and how long threads were idle"};
     rows[n++] = (struct cli_option){.name = "verbose",
                                     .letter = 'v',
                                     .type = CLI_FLAG,

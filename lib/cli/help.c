@@ -7,12 +7,13 @@
 
 #define WIDTH       80
 #define TEXT_COLUMN 27
+#define HELP_TEXT   2048 /* room for an option's help, or for what it needs; tests/cli/every.bats finds what is cut */
 
 /* ---- what both say about an option ------------------------------------------------------------------------------- */
 
 /* "one of raw, zstd; default: raw", "required", "may be repeated", "" */
 static void option_facts(const struct cli_option *o, char *out, size_t size) {
-    char choices[256] = "", range[96] = "", needs[256];
+    char choices[HELP_TEXT] = "", range[96] = "", needs[HELP_TEXT];
     if (o->choices) {
         size_t n = (size_t)snprintf(choices, sizeof choices, "one of ");
         for (const char *s = o->choices; *s && n + 3 < sizeof choices; s++) {
@@ -31,7 +32,8 @@ static void option_facts(const struct cli_option *o, char *out, size_t size) {
     out[0] = 0;
     for (size_t i = 0; i < COUNT_OF(part); i++)
         if (*part[i] && n < size) n += (size_t)snprintf(out + n, size - n, "%s%s", n ? "; " : "", part[i]);
-    if (o->fallback && n < size) snprintf(out + n, size - n, "%sdefault: %s", n ? "; " : "", o->fallback);
+    if (o->fallback && n < size) n += (size_t)snprintf(out + n, size - n, "%sdefault: %s", n ? "; " : "", o->fallback);
+    if (n >= size || strlen(needs) + 1 == sizeof needs) snprintf(out + size - 4, 4, "..."); /* seen by every.bats */
 }
 
 /* ---- --help ------------------------------------------------------------------------------------------------------ */
@@ -76,7 +78,7 @@ static void fill_paragraphs(FILE *f, const char *text) {
 }
 
 static void print_option(FILE *f, const struct cli_option *o) {
-    char head[128], text[1536], facts[512];
+    char head[128], text[3 * HELP_TEXT], facts[2 * HELP_TEXT];
     int n = o->letter ? snprintf(head, sizeof head, "  -%c, --%s", o->letter, o->name)
                       : snprintf(head, sizeof head, "      --%s", o->name);
     if (option_takes_value(o) && n > 0 && n < (int)sizeof head)
@@ -119,7 +121,7 @@ static bool is_special(const struct cli_program *p, const struct cli_option *o) 
 }
 
 static void name_common_options(FILE *f, const struct cli_program *p, const struct cli_args *a) {
-    char text[512] = "Options that programs share (rill help common explains them):";
+    char text[HELP_TEXT] = "Options that programs share (rill help common explains them):";
     for (size_t i = a->n_own; i < a->n_rows; i++) {
         const struct cli_option *o = &a->rows[i];
         size_t n = strlen(text);
@@ -207,7 +209,7 @@ static void roff_text(FILE *f, const char *s, size_t n, bool sentences) {
 
 /* Capital + full stop, so that an option's text reads as prose. */
 static void roff_sentence(FILE *f, const char *text) {
-    char copy[1536];
+    char copy[3 * HELP_TEXT];
     size_t n = (size_t)snprintf(copy, sizeof copy - 2, "%s", text);
     if (n > sizeof copy - 3) n = sizeof copy - 3;
     if (!n) return;
@@ -246,7 +248,7 @@ static void man_paragraphs(FILE *f, const char *text) {
 }
 
 static void man_option(FILE *f, const struct cli_option *o) {
-    char facts[512];
+    char facts[2 * HELP_TEXT];
     fputs(".It ", f);
     if (o->letter) fprintf(f, "Fl %c , ", o->letter);
     fputs("Fl Fl ", f);

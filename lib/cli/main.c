@@ -75,6 +75,7 @@ static int start(struct cli *c, struct err *e) {
     if (args_check(&c->args, c->program, e) || check_common(c, e)) return e->code;
     if (c->threads) parallel_set_threads((int)c->threads);
     mem_set_limit(c->max_memory);
+    if (c->profile) profile_start();
     log_set_sink(on_log, c);
     progress_setup(c);
     c->report = cJSON_CreateObject();
@@ -110,6 +111,7 @@ static int run_program(struct cli *c, struct err *e) {
     if (!code) code = c->program->run(c, e);
     if (code == 0 || (code == ERR_CHECK && !c->writer_open)) code = finish(c, code, e);
     if (code != 0 && code != ERR_CHECK) abandon(c, code, e);
+    profile_print(c);
     /* programs such as diff have printed on stdout what does not hold, and set no message */
     if (code != 0 && (*e->msg || code != ERR_CHECK))
         cli_message(c, "", *e->msg ? e->msg : "failed, and did not say why");

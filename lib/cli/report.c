@@ -39,13 +39,38 @@ static bool put_backend(cJSON *o) {
            json_put_str(to, "bf16", b.bf16) && json_put_str(to, "int8", b.int8) && json_put_str(to, "blas", "none");
 }
 
+/* Shares of the time of the thread that runs the program, and of all threads' time that passed idle. */
+static bool put_profile(cJSON *o) {
+    struct profile_shares shares;
+    if (!profile_read(&shares, parallel_threads())) return true;
+    cJSON *to = cJSON_AddObjectToObject(o, "profile");
+    bool ok = to != NULL;
+    for (int i = 0; ok && i < PROFILE_PARTS; i++)
+        ok = json_put_f64(to, profile_part_name((enum profile_part)i), shares.part[i]);
+    return ok && json_put_f64(to, "other", shares.other) && json_put_f64(to, "idle", shares.idle);
+}
+
+void profile_print(struct cli *c) {
+    struct profile_shares shares;
+    char line[512];
+    size_t n = 0;
+    if (c->quiet || !profile_read(&shares, parallel_threads())) return;
+    for (int i = 0; i < PROFILE_PARTS; i++)
+        if (shares.part[i] >= 0.0005)
+            n += (size_t)snprintf(line + n, sizeof line - n, "%s %.1f%%, ", profile_part_name((enum profile_part)i),
+                                  100 * shares.part[i]);
+    snprintf(line + n, sizeof line - n, "other %.1f%% of %.2f s; of %d thread%s %.1f%% idle", 100 * shares.other,
+             shares.seconds, parallel_threads(), parallel_threads() == 1 ? "" : "s", 100 * shares.idle);
+    cli_message(c, "profile: ", line);
+}
+
 static bool put_costs(cJSON *o, struct cli *c) {
     struct rusage use;
     getrusage(RUSAGE_SELF, &use);
     return json_put_f64(o, "seconds", seconds_since(&c->start)) &&
            json_put_f64(o, "cpu_seconds", seconds_of(use.ru_utime) + seconds_of(use.ru_stime)) &&
            json_put_u64(o, "peak_memory_bytes", (uint64_t)use.ru_maxrss * 1024) &&
-           json_put_u64(o, "threads", (uint64_t)parallel_threads()) && put_backend(o);
+           json_put_u64(o, "threads", (uint64_t)parallel_threads()) && put_backend(o) && put_profile(o);
 }
 
 static int put_command(cJSON *o, struct cli *c, struct err *e) {

@@ -1,7 +1,7 @@
 /*
  * compress: quantizing, pruning and folding as programs carry them out: what their options say, the statistics, plans and tokens that
  * they name, the plan for a target, what is said and reported.
- * Order of files, each calling only those before it: data; settings, plan, target, run (quantizing); prune; fold.
+ * Order of files, each calling only those before it: data; settings, plan, target, run (quantizing); allocate, prune; fold.
  */
 #ifndef RILL_COMPRESS_H
 #define RILL_COMPRESS_H
@@ -51,6 +51,9 @@ struct compress_prune_options {
     uint64_t max_tokens;
     double damp;
     bool reconstruct, prune_head, dry_run, compensate;
+    const char *allocate;                           /* "uniform", "owl" or "search" */
+    double outlier, spread;                         /* of OWL */
+    uint64_t generations, offspring, search_tokens; /* of the search */
 };
 
 /* Reads the model (operand 0) and writes it pruned, or with dry_run the plan as text; says what is left and fills in the

@@ -34,6 +34,26 @@ int compress_data_open(struct compress_data *d, struct cli *c, struct stream_rea
                        uint64_t max_tokens, const struct session_options *how, struct err *e) MUST_CHECK;
 void compress_data_release(struct compress_data *d);
 
+/* A model that is run as a whole to be compared with itself, before it is read once more to be pruned. */
+struct compress_judged {
+    struct model *model;
+    struct grad_tape *scratch; /* that does not record, in the precision of the options */
+    struct session_tokens tokens;
+};
+/* The model of operand 0 and o->data. ERR_USAGE: `why`, an option, reads the model twice, and it is no file. Begin with {0}; on failure too
+ * compress_judged_release. */
+int compress_judged_open(struct compress_judged *j, struct cli *c, const char *why,
+                         const struct compress_prune_options *o, uint64_t limit, enum model_weight_format format,
+                         struct err *e) MUST_CHECK;
+void compress_judged_release(struct compress_judged *j);
+
+/* ---- allocate.c ---------------------------------------------------------------------------------------------------- */
+
+/* The shares that --allocate gives the matrices, for prune_allocation_release, on failure too; says what they are, and fills in the
+ * report. ERR_USAGE, ERR_DATA, ERR_IO. */
+int compress_allocate(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
+                      const struct stats *stats, struct err *e) MUST_CHECK;
+
 /* ---- settings.c ---------------------------------------------------------------------------------------------------- */
 
 bool compress_has_target(const struct compress_quantize_options *o);

@@ -13,6 +13,7 @@ struct pruning {
     struct prune_rule *rules;
     uint32_t drop[MODEL_MAX_LAYERS];
     struct buf plan; /* a string */
+    struct prune_allocation allocation;
     struct prune_report report;
 };
 
@@ -211,21 +212,11 @@ static int drop_layers(struct pruning *k, struct model *m, struct grad_tape *scr
 
 static int choose_layers(struct pruning *k, struct err *e) {
     const struct compress_prune_options *o = k->o;
-    struct session_tokens data = {0};
-    struct model *m = NULL;
-    struct grad_tape *scratch = NULL;
-    struct stream_reader *in;
-    const char *path = cli_input_path(k->c, 0);
-    if (!path || !strcmp(path, "-"))
-        return err_set(e, ERR_USAGE, "--layer-score divergence reads the model twice: give it as a file");
-    int rc = cli_open_stream(k->c, path, "model", STREAM_MODEL, &in, e);
-    if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(&o->how), e);
-    if (!rc) rc = session_read_tokens(k->c, o->data, "data", m, o->max_tokens, &data, e);
-    if (!rc) rc = grad_tape_new(&scratch, kernel_cpu(), false, model_precision(m), e);
-    if (!rc) rc = drop_layers(k, m, scratch, &data.in, e);
-    grad_tape_free(scratch);
-    session_tokens_release(&data);
-    model_free(m);
+    struct compress_judged j = {0};
+    int rc =
+        compress_judged_open(&j, k->c, "--layer-score divergence", o, o->max_tokens, session_weight_format(&o->how), e);
+    if (!rc) rc = drop_layers(k, j.model, j.scratch, &j.tokens.in, e);
+    compress_judged_release(&j);
     return rc;
 }
 
@@ -251,10 +242,15 @@ int compress_prune(struct cli *c, const struct compress_prune_options *o, struct
     struct pruning k = {.c = c, .o = o};
     int rc = read_settings(&k, e);
     if (!rc && !strcmp(o->layer_score, "divergence")) rc = choose_layers(&k, e);
+    if (!rc && strcmp(o->allocate, "uniform") != 0) {
+        rc = compress_allocate(&k.allocation, c, o, k.stats, e);
+        k.how.allocation = &k.allocation;
+    }
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &k.in, e);
     if (!rc) rc = o->dry_run ? print_plan(&k, e) : write_pruned(&k, e);
     if (!rc) rc = report(&k, e);
     prune_report_release(&k.report);
+    prune_allocation_release(&k.allocation);
     prune_tokens_release(&k.tokens);
     stats_free(k.stats);
     buf_release(&k.plan);

@@ -15,19 +15,14 @@ static int check_options(const struct distill_options *o, struct err *e) {
 
 /* Configuration and weights. */
 static int digest_student(const struct model *m, struct digest *out, struct err *e) {
-    cJSON *config = model_config_to_json(&m->config, e);
-    char *text = config ? json_text(config, e) : NULL;
-    struct digest_state *s = text ? digest_new(e) : NULL;
-    cJSON_Delete(config);
-    if (s) {
-        digest_update(s, text, strlen(text));
-        for (size_t i = 0; i < m->n_params; i++)
-            digest_update(s, model_host_value(&m->params[i]), m->params[i].n * sizeof(float));
-        *out = digest_get(s);
-    }
-    mem_free(text);
+    struct digest_state *s = digest_new(e);
+    if (!s) return e->code;
+    int rc = model_config_digest(&m->config, s, e);
+    for (size_t i = 0; !rc && i < m->n_params; i++)
+        digest_update(s, model_host_value(&m->params[i]), m->params[i].n * sizeof(float));
+    *out = digest_get(s);
     digest_free(s);
-    return s ? 0 : e->code;
+    return rc;
 }
 
 static int check_exits(const struct trainer *t, struct err *e) {

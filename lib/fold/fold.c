@@ -136,8 +136,7 @@ static int prepare(struct fold *k, struct err *e) {
     k->scaling.changed = mem_array(k->m->n_params, sizeof *k->scaling.changed, e);
     if (!k->scaling.changed) return e->code;
     memset(k->scaling.changed, 0, k->m->n_params * sizeof *k->scaling.changed);
-    int rc = o->stats ? stats_check(o->stats, &k->m->config, e) : 0;
-    if (!rc && o->stats) rc = stats_check_vocab(o->stats, k->m->vocab_digest, e);
+    int rc = o->stats ? stats_check(o->stats, &k->m->config, k->m->vocab_digest, e) : 0;
     if (!rc && o->method == FOLD_AWQ) rc = prepare_types(k, e);
     if (rc || o->method != FOLD_R1) return rc;
     k->after.tied = false;

@@ -232,10 +232,10 @@ int gguf_join(struct foreign_model *f, struct gguf_file *g, const char *path, st
 char *gguf_part_name(struct arena *a, const char *stem, size_t n_stem, uint32_t no, uint32_t count,
                      struct err *e) MUST_CHECK;
 #define GGUF_MAX_PARTS 65535 /* split.count is of 16 bits */
-/* general.* keys that are worth keeping: an object, or NULL without error when there are none. */
 /* META "imatrix" of what the keys quantize.imatrix.* say, NULL: nothing; and these keys of META (gguf_origin.c). */
 int gguf_read_origin(const struct gguf_file *g, struct arena *a, cJSON **out, struct err *e) MUST_CHECK;
 void gguf_put_origin(struct gguf_header *h, const cJSON *meta);
+/* general.* keys that are worth keeping: an object, or NULL without error when there are none. */
 int gguf_read_general(const struct gguf_file *g, struct arena *a, cJSON **out, struct err *e) MUST_CHECK;
 /* The keys under general. that travel through META, NULL-terminated. */
 extern const char *const gguf_general_keys[];

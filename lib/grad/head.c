@@ -149,6 +149,7 @@ static bool run_blocks(struct head *c, size_t n, size_t most, grad_losses_block 
 }
 
 bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block *loss, void *ctx) {
+    PROFILE(HEAD);
     struct head c[GRAD_MAX_HEADS] = {0};
     size_t begun = 0, most = heads[0].t->record ? HEAD_ROWS : FORWARD_ROWS;
     struct grad_tape *t = heads[0].t;

@@ -19,6 +19,7 @@ static void activate_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_activate(enum kernel_act act, struct kernel_array y, struct kernel_array x, size_t n) {
+    PROFILE(ELEMENTWISE);
     const struct simd *v = simd();
     kernel_split(n, PIECE, activate_piece,
                  &(struct activation){.v = v, .act = &v->act[act], .y = view_of(y), .x = view_of(x)});
@@ -37,6 +38,7 @@ static void activate_backward_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_activate_backward(enum kernel_act act, struct kernel_array dx, struct kernel_array dy,
                               struct kernel_array x, size_t n) {
+    PROFILE(ELEMENTWISE);
     const struct simd *v = simd();
     struct activation c = {.v = v, .act = &v->act[act], .x = view_of(x), .dx = view_of(dx), .dy = view_of(dy)};
     kernel_split(n, PIECE, activate_backward_piece, &c);
@@ -68,6 +70,7 @@ static void glu_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_glu(enum kernel_act act, struct kernel_array y, struct kernel_array gate, struct kernel_array up,
                 size_t n) {
+    PROFILE(ELEMENTWISE);
     const struct simd *v = simd();
     kernel_split(n, PIECE, glu_piece,
                  &(struct glu){.v = v, .act = &v->act[act], .y = view_of(y), .gate = view_of(gate), .up = view_of(up)});
@@ -99,6 +102,7 @@ static void glu_backward_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_glu_backward(enum kernel_act act, struct kernel_array dgate, struct kernel_array dup,
                          struct kernel_array dy, struct kernel_array gate, struct kernel_array up, size_t n) {
+    PROFILE(ELEMENTWISE);
     const struct simd *v = simd();
     struct glu c = {.v = v,
                     .act = &v->act[act],
@@ -126,6 +130,7 @@ static void softcap_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_softcap(struct kernel_array y, struct kernel_array x, size_t n, float cap) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, PIECE, softcap_piece,
                  &(struct softcap){.v = simd(), .y = host_f32(y), .x = host_f32(x), .cap = cap});
 }
@@ -142,6 +147,7 @@ static void softcap_backward_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_softcap_backward(struct kernel_array dx, struct kernel_array y, size_t n, float cap) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, PIECE, softcap_backward_piece,
                  &(struct softcap){.v = simd(), .capped = host_f32(y), .dx = view_of(dx), .cap = cap});
 }

@@ -45,6 +45,7 @@ static void forward_task(void *ctx, size_t i, int thread) {
 
 void kernel_attention(const struct kernel_attention *a, struct kernel_array y, struct kernel_array lse,
                       struct kernel_array q, struct kernel_array k, struct kernel_array v) {
+    PROFILE(ATTENTION);
     struct forward f = {.a = a,
                         .v = simd(),
                         .y = view_of(y),
@@ -97,6 +98,7 @@ void kernel_attention_backward(const struct kernel_attention *a, struct kernel_a
                                struct kernel_array dv, struct kernel_array dy, struct kernel_array y,
                                struct kernel_array lse, struct kernel_array q, struct kernel_array k,
                                struct kernel_array v) {
+    PROFILE(ATTENTION);
     struct backward w = {
         a,          simd(),     view_of(dq),  view_of(dy),  view_of(y),    view_of(q),
         view_of(k), view_of(v), host_f32(dk), host_f32(dv), host_f32(lse), cut_for(a, ROWS_FLOATS, MAX_ROWS)};

@@ -49,6 +49,7 @@ static void append_task(void *ctx, size_t s, int thread) {
 
 void kernel_cache_append(const struct kernel_attention *a, struct kernel_cache *caches, struct kernel_array k,
                          struct kernel_array v) {
+    PROFILE(ATTENTION);
     parallel_for(a->n_seqs, append_task, &(struct append){a, caches, view_of(k), view_of(v)});
 }
 
@@ -242,6 +243,7 @@ static void join_task(void *ctx, size_t i, int thread) {
 
 void kernel_attention_decode(const struct kernel_attention *a, struct kernel_array y, struct kernel_array q,
                              const struct kernel_cache *caches, struct kernel_array scratch) {
+    PROFILE(ATTENTION);
     struct decode c = {
         .a = a, .v = simd(), .y = view_of(y), .q = view_of(q), .caches = caches, .scratch = host_f32(scratch)};
     c.parts = (a->n_heads / a->n_kv_heads + HEADS - 1) / HEADS;

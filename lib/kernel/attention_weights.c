@@ -58,11 +58,13 @@ static struct weights fill(const struct kernel_attention *a, size_t seq, size_t 
 
 void kernel_attention_weights(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
                               struct kernel_array p, struct kernel_array q, struct kernel_array k) {
+    PROFILE(ATTENTION);
     fill(a, seq, first, n, host_f32(p), host_f32(q), host_f32(k), false);
 }
 
 void kernel_attention_scores(const struct kernel_attention *a, size_t seq, size_t first, size_t n,
                              struct kernel_array s, struct kernel_array q, struct kernel_array k) {
+    PROFILE(ATTENTION);
     fill(a, seq, first, n, host_f32(s), host_f32(q), host_f32(k), true);
 }
 
@@ -191,6 +193,7 @@ static void key_task(void *ctx, size_t i, int thread) {
 void kernel_attention_loss(const struct kernel_attention_loss *how, const struct kernel_attention *a, size_t seq,
                            size_t first, size_t n, const float *t, const float *row_weight, const float *q,
                            const float *k, float *scratch, double *values, float *dq, float *dk) {
+    PROFILE(ATTENTION);
     struct attention_loss c = {.w = fill(a, seq, first, n, scratch, q, k, true),
                                .how = how,
                                .t = t,

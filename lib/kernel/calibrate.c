@@ -32,6 +32,7 @@ static void col_sums_piece(void *ctx, size_t i, int thread) {
 }
 
 void kernel_col_sums(double *sum_abs, double *sum_sq, struct kernel_array x, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     struct col_job j = {.sum_abs = sum_abs, .sum_sq = sum_sq, .x = host_f32(x), .rows = rows, .d = d};
     parallel_for(pieces(d), col_sums_piece, &j);
 }
@@ -54,11 +55,13 @@ static void seq_mean_piece(void *ctx, size_t i, int thread) {
 }
 
 void kernel_seq_mean_abs_sq(double *out, struct kernel_array x, const uint32_t *lengths, size_t n_seqs, size_t d) {
+    PROFILE(ELEMENTWISE);
     struct col_job j = {.sum_sq = out, .x = host_f32(x), .lengths = lengths, .rows = n_seqs, .d = d};
     parallel_for(pieces(d), seq_mean_piece, &j);
 }
 
 double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     const struct simd *v = simd();
     const float *row = host_f32(x);
     double sum = 0;
@@ -89,6 +92,7 @@ static void cosine_piece(void *ctx, size_t i, int thread) {
 }
 
 double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     /* Row pieces in rounds of a fixed number, so that the partial sums need no allocation. */
     enum { ROUND = 64 };
     double total = 0;

@@ -118,6 +118,7 @@ static void invert_block(struct factor *f) {
 }
 
 bool kernel_inverse_factor(float *u, float *h, size_t n, size_t *at) {
+    PROFILE(SOLVING);
     struct factor f = {.n = n, .h = h, .u = u};
     for (f.last = n; f.last > 0; f.last = f.first) {
         f.first = (f.last - 1) / BLOCK * BLOCK;

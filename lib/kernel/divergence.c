@@ -231,6 +231,7 @@ static void divergence_rows(void *ctx, size_t begin, size_t end) {
 
 void kernel_divergence(const struct kernel_divergence *how, const struct kernel_target *target, const float *row_weight,
                        const float *x, size_t rows, size_t d, double *value, float *dx) {
+    PROFILE(HEAD);
     struct divergence c = {simd(), how, target, row_weight, x, d, value, dx};
     kernel_split(rows, piece_rows(d), divergence_rows, &c);
 }

@@ -32,6 +32,7 @@ static void fill_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_fill(struct kernel_array y, size_t n, float value) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, PIECE, fill_piece, &(struct arrays){.v = simd(), .y = view_of(y), .a = value});
 }
 
@@ -47,6 +48,7 @@ static void scale_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_scale(struct kernel_array y, size_t n, float a) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, PIECE, scale_piece, &(struct arrays){.v = simd(), .y = view_of(y), .a = a});
 }
 
@@ -62,10 +64,12 @@ static void add_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_add(struct kernel_array y, struct kernel_array x, size_t n) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, PIECE, add_piece, &(struct arrays){.v = simd(), .y = view_of(y), .x = view_of(x)});
 }
 
 void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n) {
+    PROFILE(ELEMENTWISE);
     if (x.dtype == DT_F32 && y.dtype == DT_F32)
         kernel_split(n, PIECE, copy_piece, &(struct vectors){NULL, host_of(y), host_of(x), 0});
     else if (x.dtype == DT_F32)
@@ -82,6 +86,7 @@ static void axpy_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_axpy(struct kernel_array y, float a, struct kernel_array x, size_t n) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, PIECE, axpy_piece, &(struct vectors){simd(), host_f32(y), host_f32(x), a});
 }
 
@@ -120,6 +125,7 @@ static void momentum_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_momentum(const struct kernel_momentum *o, struct kernel_array u, struct kernel_array m,
                      struct kernel_array g, size_t n) {
+    PROFILE(OPTIMIZER);
     kernel_split(n, PIECE, momentum_piece, &(struct momentum){simd(), o, host_f32(u), view_of(m), host_f32(g)});
 }
 
@@ -162,6 +168,7 @@ static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
  */
 void kernel_adamw(const struct kernel_adamw *o, struct kernel_array w, struct kernel_array m, struct kernel_array v,
                   struct kernel_array g, size_t n) {
+    PROFILE(OPTIMIZER);
     double t = (double)o->step;
     struct adamw c = {.v = simd(), .how = o, .w = host_f32(w), .m = view_of(m), .v2 = view_of(v), .g = host_f32(g)};
     c.step_size = (float)(o->lr / (1 - pow(o->beta1, t)));

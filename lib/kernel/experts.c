@@ -52,6 +52,7 @@ static void route_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_route(struct kernel_array probs, uint32_t *ids, struct kernel_array weights, struct kernel_array logits,
                   size_t rows, size_t experts, size_t k, bool normalise) {
+    PROFILE(ELEMENTWISE);
     struct route c = {.logits = host_f32(logits), .probs = host_f32(probs), .weights = host_f32(weights), .ids = ids};
     c.experts = experts;
     c.k = k;
@@ -84,6 +85,7 @@ static void route_backward_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_route_backward(struct kernel_array dlogits, struct kernel_array dweights, const uint32_t *ids,
                            struct kernel_array probs, size_t rows, size_t experts, size_t k, bool normalise) {
+    PROFILE(ELEMENTWISE);
     struct route c = {
         .dlogits = host_f32(dlogits), .dweights = host_f32(dweights), .chosen = ids, .kept = host_f32(probs)};
     c.experts = experts;
@@ -95,6 +97,7 @@ void kernel_route_backward(struct kernel_array dlogits, struct kernel_array dwei
 /* A counting sort, and so a stable one. */
 void kernel_group(uint32_t *starts, uint32_t *slots, uint32_t *rows, const uint32_t *ids, size_t n, size_t k,
                   size_t experts) {
+    PROFILE(ELEMENTWISE);
     memset(starts, 0, (experts + 1) * sizeof *starts);
     for (size_t i = 0; i < n * k; i++) starts[ids[i] + 1]++;
     for (size_t e = 0; e < experts; e++) starts[e + 1] += starts[e];
@@ -109,6 +112,7 @@ void kernel_group(uint32_t *starts, uint32_t *slots, uint32_t *rows, const uint3
 
 void kernel_spread_weights(struct kernel_array y, const uint32_t *ids, struct kernel_array weights, size_t rows,
                            size_t experts, size_t k) {
+    PROFILE(ELEMENTWISE);
     float *to = host_f32(y);
     const float *w = host_f32(weights);
     memset(to, 0, rows * experts * sizeof *to);
@@ -134,6 +138,7 @@ static void gather_rows_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_gather_rows(struct kernel_array y, struct kernel_array x, const uint32_t *rows, size_t n, size_t d) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, piece_rows(d), gather_rows_piece,
                  &(struct moving){.y = view_of(y), .x = view_of(x), .rows = rows, .d = d});
 }
@@ -151,6 +156,7 @@ static void scatter_weighted_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_scatter_weighted(struct kernel_array y, struct kernel_array x, struct kernel_array weights,
                              const uint32_t *slots, const uint32_t *rows, size_t n, size_t d) {
+    PROFILE(ELEMENTWISE);
     struct moving c = {.v = simd(), .sum = host_f32(y), .x = view_of(x), .slots = slots, .rows = rows, .d = d};
     c.weights = host_f32(weights);
     kernel_split(n, piece_rows(d), scatter_weighted_piece, &c);
@@ -175,6 +181,7 @@ static void scatter_backward_piece(void *ctx, size_t begin, size_t end) {
 void kernel_scatter_weighted_backward(struct kernel_array dx, struct kernel_array dweights, struct kernel_array dy,
                                       struct kernel_array x, struct kernel_array weights, const uint32_t *slots,
                                       const uint32_t *rows, size_t n, size_t d) {
+    PROFILE(ELEMENTWISE);
     struct moving c = {.v = simd(), .y = view_of(dx), .x = view_of(x), .d = d};
     c.dweights = host_f32(dweights);
     c.dy = host_f32(dy);
@@ -211,6 +218,7 @@ static void gate_rows_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_gate_rows(struct kernel_array y, struct kernel_array x, struct kernel_array gate, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     struct gated_rows c = {.v = simd(), .y = view_of(y), .x = view_of(x), .gate = host_f32(gate), .d = d};
     kernel_split(rows, piece_rows(d), gate_rows_piece, &c);
 }
@@ -234,6 +242,7 @@ static void gate_rows_backward_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_gate_rows_backward(struct kernel_array dx, struct kernel_array dgate, struct kernel_array dy,
                                struct kernel_array x, struct kernel_array gate, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     struct gated_rows c = {.v = simd(), .y = view_of(dx), .dy = view_of(dy), .x = view_of(x), .d = d};
     c.dgate = host_f32(dgate);
     c.gate = host_f32(gate);

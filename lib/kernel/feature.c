@@ -84,18 +84,21 @@ static double sum_rows(const struct feature *c, size_t rows) {
 
 double kernel_rows_mse(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
                        float *dx) {
+    PROFILE(LOSSES);
     struct feature c = {simd(), mse_row, weight, t, row_weight, x, d, dx, NULL};
     return sum_rows(&c, rows);
 }
 
 double kernel_rows_cosine(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
                           float *dx) {
+    PROFILE(LOSSES);
     struct feature c = {simd(), cosine_row, weight, t, row_weight, x, d, dx, NULL};
     return sum_rows(&c, rows);
 }
 
 double kernel_rows_factor(float weight, const float *t, const float *row_weight, const float *x, size_t rows, size_t d,
                           float *dx) {
+    PROFILE(LOSSES);
     struct feature c = {simd(), factor_row, weight, t, row_weight, x, d, dx, NULL};
     return sum_rows(&c, rows);
 }

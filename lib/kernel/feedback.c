@@ -36,6 +36,7 @@ static void sweep_strip(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_feedback(const struct kernel_feedback *f, float *w, float *scratch, double *loss) {
+    PROFILE(SOLVING);
     struct sweep s = {.v = simd(), .f = f, .w = w, .error = scratch, .loss = loss};
     for (s.first = 0; s.first < f->cols; s.first = s.last) {
         s.last = f->cols - s.first < f->block ? f->cols : s.first + f->block;
@@ -67,6 +68,7 @@ static void transpose_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_transpose(float *y, const float *x, size_t rows, size_t cols) {
+    PROFILE(SOLVING);
     struct transposition t = {simd(), y, x, rows, cols};
     kernel_split(cols, 16, transpose_rows, &t); /* a cache line of x is read whole by one task */
 }

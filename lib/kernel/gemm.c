@@ -71,6 +71,7 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
 #define GRAM_N 192
 
 void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c) {
+    PROFILE(PRODUCTS);
     if (n == 0 || k == 0) return;
     struct product_f32 p = {.v = simd(), .form = GEMM_TN, .m = n, .n = n, .k = k, .a = x, .lda = n, .b = x, .ldb = n};
     p.beta = beta;
@@ -90,6 +91,7 @@ static void mirror_row(void *ctx, size_t row, int thread) {
 }
 
 void kernel_mirror(size_t n, float *c) {
+    PROFILE(PRODUCTS);
     parallel_for(n, mirror_row, &(struct product_f32){.n = n, .c = c});
 }
 
@@ -110,6 +112,7 @@ static void run_dots(void *ctx, size_t begin, size_t end) {
 
 void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
                       struct kernel_array c) {
+    PROFILE(PRODUCTS);
     if (m > KERNEL_FEW_ROWS) {
         product(GEMM_NT, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
         return;
@@ -121,10 +124,12 @@ void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struc
 
 void kernel_matmul_nn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
                       struct kernel_array c) {
+    PROFILE(PRODUCTS);
     product(GEMM_NN, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
 }
 
 void kernel_matmul_tn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
                       struct kernel_array c) {
+    PROFILE(PRODUCTS);
     product(GEMM_TN, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
 }

@@ -274,10 +274,12 @@ static void multiply_into(struct kernel_array a, bool transposed, size_t m, cons
 
 void kernel_multiply(size_t m, struct kernel_array a, const struct kernel_matrix *b, const struct kernel_epilogue *how,
                      struct kernel_array c) {
+    PROFILE(PRODUCTS);
     multiply_into(a, false, m, b, how, c);
 }
 
 void kernel_multiply_tn(size_t m, struct kernel_array a, const struct kernel_matrix *b,
                         const struct kernel_epilogue *how, struct kernel_array c) {
+    PROFILE(PRODUCTS);
     multiply_into(a, true, m, b, how, c);
 }

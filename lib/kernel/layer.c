@@ -17,6 +17,7 @@ static void gather_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_gather(struct kernel_array y, struct kernel_array table, const uint32_t *ids, size_t n, size_t d) {
+    PROFILE(ELEMENTWISE);
     kernel_split(n, piece_rows(d), gather_piece, &(struct embedding){NULL, host_f32(y), host_f32(table), ids, n, d});
 }
 
@@ -28,6 +29,7 @@ static void scatter_strip(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_scatter_add(struct kernel_array table, struct kernel_array dy, const uint32_t *ids, size_t n, size_t d) {
+    PROFILE(ELEMENTWISE);
     kernel_split(d, COLUMNS, scatter_strip, &(struct embedding){simd(), host_f32(table), host_f32(dy), ids, n, d});
 }
 
@@ -74,6 +76,7 @@ static void rope_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_rope(struct kernel_array x, size_t rows, size_t n_heads, size_t head_dim, const uint32_t *position,
                  const struct kernel_rotation *rotation, int sign) {
+    PROFILE(ELEMENTWISE);
     struct rope c = {simd(), view_of(x), n_heads, head_dim, position, rotation, sign < 0 ? -1 : 1};
     kernel_split(rows, piece_rows(n_heads * head_dim), rope_piece, &c);
 }

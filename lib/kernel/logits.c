@@ -69,6 +69,7 @@ static void logsumexp_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_logsumexp(float *lse, struct kernel_array x, size_t rows, size_t d, float inv_temperature) {
+    PROFILE(HEAD);
     struct rows_f32 c = {.v = simd(), .out = lse, .x = host_f32(x), .d = d, .s = inv_temperature};
     kernel_split(rows, piece_rows(d), logsumexp_rows, &c);
 }
@@ -83,6 +84,7 @@ static void log_softmax_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_log_softmax(struct kernel_array y, struct kernel_array x, size_t rows, size_t d, float inv_temperature) {
+    PROFILE(HEAD);
     struct rows_f32 c = {.v = simd(), .out = host_f32(y), .x = host_f32(x), .d = d, .s = inv_temperature};
     kernel_split(rows, piece_rows(d), log_softmax_rows, &c);
 }
@@ -141,6 +143,7 @@ static void store_rows(void *ctx, size_t begin, size_t end) {
 
 size_t kernel_store_logits(enum dtype type, void *host_y, struct kernel_array x, size_t rows, size_t d,
                            float inv_temperature, bool log_probs) {
+    PROFILE(HEAD);
     struct storing c = {simd(), type, host_y, host_f32(x), d, inv_temperature, log_probs, rows};
     kernel_split(rows, piece_rows(d), store_rows, &c);
     return atomic_load(&c.bad);
@@ -160,6 +163,7 @@ static void argmax_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_argmax(uint32_t *index, struct kernel_array x, size_t rows, size_t d) {
+    PROFILE(HEAD);
     struct rows_f32 c = {.v = simd(), .ids = index, .x = host_f32(x), .d = d};
     kernel_split(rows, piece_rows(d), argmax_rows, &c);
 }
@@ -219,6 +223,7 @@ static void topk_rows(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_topk(uint32_t *ids, float *values, struct kernel_array x, size_t rows, size_t d, size_t k) {
+    PROFILE(HEAD);
     if (k == 0) return;
     struct rows_f32 c = {.v = simd(), .out = values, .ids = ids, .x = host_f32(x), .d = d, .k = k};
     kernel_split(rows, piece_rows(d), topk_rows, &c);

@@ -165,6 +165,7 @@ static void loss_rows(void *ctx, size_t begin, size_t end) {
 
 void kernel_distill_loss(const struct kernel_loss *how, const struct kernel_target *target, const float *row_weight,
                          struct kernel_array x, size_t rows, size_t d, double *kl, double *ce, struct kernel_array dx) {
+    PROFILE(HEAD);
     struct loss c = {simd(), how, target, row_weight, host_f32(x), d, kl, ce, view_of(dx)};
     kernel_split(rows, piece_rows(d), loss_rows, &c);
 }

@@ -78,6 +78,7 @@ static void forward_task(void *ctx, size_t task, int thread) {
 
 void kernel_lstm(const struct kernel_lstm *s, struct kernel_array y, const struct kernel_lstm_direction *directions,
                  struct kernel_array scratch) {
+    PROFILE(ELEMENTWISE);
     struct lstm c = {.v = simd(), .shape = s, .y = host_f32(y), .blocks = (s->n_seqs + BLOCK - 1) / BLOCK};
     for (size_t i = 0; i < s->directions; i++) {
         float *transposed = host_f32(scratch) + i * 4 * s->units * s->units;
@@ -122,6 +123,7 @@ static void backward_task(void *ctx, size_t task, int thread) {
 
 void kernel_lstm_backward(const struct kernel_lstm *s, const struct kernel_array *dgates, struct kernel_array dy,
                           const struct kernel_lstm_direction *directions, struct kernel_array scratch) {
+    PROFILE(ELEMENTWISE);
     struct lstm c = {.v = simd(),
                      .shape = s,
                      .dy = host_f32(dy),
@@ -159,6 +161,7 @@ static void before_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_lstm_before(const struct kernel_lstm *s, size_t direction, struct kernel_array to, struct kernel_array y) {
+    PROFILE(ELEMENTWISE);
     struct before c = {s, direction, host_f32(to), host_f32(y)};
     kernel_split(s->n_seqs, BLOCK, before_piece, &c);
 }

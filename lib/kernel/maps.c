@@ -15,6 +15,7 @@ static double energies(double *q, const float *x, size_t n, size_t d) {
 
 double kernel_energy_map(double weight, size_t n, const float *t, size_t td, const float *x, size_t d, double *scratch,
                          float *dx) {
+    PROFILE(LOSSES);
     double *qt = scratch, *qx = scratch + n, sum = 0, along = 0;
     double length_t = energies(qt, t, n, td), length = energies(qx, x, n, d);
     double inv_t = length_t > 0 ? 1 / length_t : 0, inv = length > 0 ? 1 / length : 0, share = 1 / (double)n;
@@ -34,6 +35,7 @@ double kernel_energy_map(double weight, size_t n, const float *t, size_t td, con
 
 double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa,
                    const float *xb, float *scratch, float *da, float *db) {
+    PROFILE(LOSSES);
     float *gap = scratch, *of_t = scratch + d * d;
     double sum = 0, cells = (double)d * (double)d, inv = 1 / (double)n;
     kernel_matmul_tn(d, d, n, kernel_f32(xa), kernel_f32(xb), 0, kernel_f32(gap));
@@ -56,6 +58,7 @@ static double move(const float *a, const float *b, size_t d) {
 
 double kernel_moves(double weight, size_t n, const float *ta, const float *tb, size_t td, const float *xa,
                     const float *xb, size_t d, float *da, float *db) {
+    PROFILE(LOSSES);
     double sum = 0;
     for (size_t i = 0; i < n; i++) {
         double u = move(xa + i * d, xb + i * d, d) - move(ta + i * td, tb + i * td, td);
@@ -179,6 +182,7 @@ size_t kernel_mmd_scratch(size_t n, size_t td, size_t d) {
 
 double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const float *t, size_t td, const float *x,
                   size_t d, double *scratch, float *dx) {
+    PROFILE(LOSSES);
     double *inv = scratch + n * n + 2 * n + td + d, value;
     float *u = (float *)(inv + td + d);
     struct channels of_t = {.v = simd(), .n = n, .d = td, .u = u, .inv = inv};
@@ -230,6 +234,7 @@ size_t kernel_contrast_scratch(size_t n, size_t d) {
 
 double kernel_contrast(double weight, double temperature, size_t n, size_t d, const float *t, const float *x,
                        double *scratch, float *dt, float *dx) {
+    PROFILE(LOSSES);
     double *ut = scratch, *ux = ut + n * d, *s = ux + n * d, *e = s + n * n, *inv = e + n * n, *g = inv + 2 * n,
            sum = 0;
     to_units(ut, inv, t, n, d);

@@ -19,6 +19,7 @@ size_t kernel_matrix_bytes(enum kernel_packing packing, enum dtype type, size_t 
 }
 
 void kernel_matrix_fill(const struct kernel_matrix *b, size_t first, size_t rows, enum dtype type, const void *host) {
+    PROFILE(PACKING);
     unsigned char *to = (unsigned char *)b->buffer + b->offset + kernel_matrix_bytes(b->packing, type, first, b->k);
     if (b->packing == KERNEL_STORED)
         memcpy(to, host, rows * dtype_row_bytes(type, b->k));
@@ -29,12 +30,14 @@ void kernel_matrix_fill(const struct kernel_matrix *b, size_t first, size_t rows
 }
 
 struct kernel_matrix kernel_pack_nt(struct kernel_array memory, const struct kernel_matrix *b) {
+    PROFILE(PACKING);
     struct panels from = panels_of(b);
     pack_nt(host_of(memory), b->n, b->k, b->dtype, from.data);
     return kernel_matrix_in(memory, KERNEL_PACKED_BF16, DT_BF16, b->n, b->k);
 }
 
 struct kernel_matrix kernel_pack_nn(struct kernel_array memory, size_t n, size_t k, struct kernel_array b) {
+    PROFILE(PACKING);
     pack_nn(host_of(memory), n, k, b.dtype, host_of(b));
     return kernel_matrix_in(memory, KERNEL_PACKED_BF16, DT_BF16, n, k);
 }
@@ -67,6 +70,7 @@ static void gather_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_matrix_gather(struct kernel_array y, const struct kernel_matrix *b, const uint32_t *ids, size_t n_ids) {
+    PROFILE(ELEMENTWISE);
     struct panels p = panels_of(b);
     kernel_split(n_ids, piece_rows(b->k), gather_piece, &(struct gathering){host_f32(y), &p, ids});
 }

@@ -120,6 +120,7 @@ static void rmsnorm_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_rmsnorm(struct kernel_array y, struct kernel_array inv, struct kernel_array x, struct kernel_array w,
                     size_t rows, size_t d, float eps) {
+    PROFILE(ELEMENTWISE);
     struct norm c = {.v = simd(),
                      .y = view_of(y),
                      .x = view_of(x),
@@ -167,6 +168,7 @@ static void rmsnorm_dw_row(const struct norm *c, size_t r, size_t col, size_t n,
 void kernel_rmsnorm_backward(struct kernel_array dx, struct kernel_array dw, struct kernel_array dy,
                              struct kernel_array x, struct kernel_array w, struct kernel_array inv, size_t rows,
                              size_t d) {
+    PROFILE(ELEMENTWISE);
     static const struct norm_rows how = {rmsnorm_dx_row, rmsnorm_dw_row};
     norm_backward(&how, view_of(dx), host_f32(dw), view_of(dy), view_of(x), host_f32(w), host_f32(inv), rows, d);
 }
@@ -210,6 +212,7 @@ static void layernorm_piece(void *ctx, size_t begin, size_t end) {
 
 void kernel_layernorm(struct kernel_array y, struct kernel_array moments, struct kernel_array x, struct kernel_array w,
                       struct kernel_array b, size_t rows, size_t d, float eps) {
+    PROFILE(ELEMENTWISE);
     struct norm c = {.v = simd(),
                      .y = view_of(y),
                      .x = view_of(x),
@@ -262,6 +265,7 @@ static void layernorm_dw_row(const struct norm *c, size_t r, size_t col, size_t 
 void kernel_layernorm_backward(struct kernel_array dx, struct kernel_array dw, struct kernel_array db,
                                struct kernel_array dy, struct kernel_array x, struct kernel_array w,
                                struct kernel_array moments, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     static const struct norm_rows how = {layernorm_dx_row, layernorm_dw_row};
     norm_backward(&how, view_of(dx), host_f32(dw), view_of(dy), view_of(x), host_f32(w), host_f32(moments), rows, d);
     if (kernel_has_data(db)) kernel_sum_rows(db, dy, rows, d);

@@ -21,6 +21,7 @@ static void sum_part(void *ctx, size_t begin, size_t end) {
 }
 
 double kernel_dot(struct kernel_array x, struct kernel_array y, size_t n) {
+    PROFILE(ELEMENTWISE);
     struct sum c = {.v = simd(), .x = host_f32(x), .y = host_f32(y)};
     c.length = (n / PARTS / PIECE + 1) * PIECE;
     kernel_split(n, c.length, sum_part, &c);
@@ -30,6 +31,7 @@ double kernel_dot(struct kernel_array x, struct kernel_array y, size_t n) {
 }
 
 double kernel_sum_squares(struct kernel_array x, size_t n) {
+    PROFILE(ELEMENTWISE);
     return kernel_dot(x, x, n);
 }
 
@@ -76,16 +78,19 @@ static void acc_abs(const struct columns *c, float *sum, size_t row, size_t begi
 }
 
 void kernel_sum_rows(struct kernel_array y, struct kernel_array x, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     struct columns c = {.v = simd(), .acc = acc_typed, .out = host_f32(y), .rows = rows, .d = d, .typed = view_of(x)};
     kernel_split(d, COLUMNS, sum_strip, &c);
 }
 
 void kernel_col_norms2(float *out, const float *x, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     kernel_split(d, COLUMNS, sum_strip,
                  &(struct columns){.v = simd(), .acc = acc_square, .out = out, .x = x, .rows = rows, .d = d});
 }
 
 void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     kernel_split(d, COLUMNS, sum_strip,
                  &(struct columns){.v = simd(), .acc = acc_abs, .out = out, .x = x, .rows = rows, .d = d});
 }
@@ -108,6 +113,7 @@ static void row_norms_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_row_norms2(float *out, const float *x, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     kernel_split(rows, piece_rows(d), row_norms_piece, &(struct weight_rows){simd(), out, x, d});
 }
 
@@ -117,6 +123,7 @@ static void add_bias_piece(void *ctx, size_t begin, size_t end) {
 }
 
 void kernel_add_bias(struct kernel_array y, struct kernel_array bias, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
     kernel_split(rows, piece_rows(d), add_bias_piece, &(struct weight_rows){simd(), host_f32(y), host_f32(bias), d});
 }
 
@@ -137,6 +144,7 @@ static uint32_t magnitude(float x) {
  * are gathered in scratch, and the next bits decide among those. Three passes of which only the first sees everything.
  */
 float kernel_kth_abs(const float *x, size_t n, size_t k, float *scratch) {
+    PROFILE(ELEMENTWISE);
     const float *from = x;
     uint32_t prefix = 0;
     for (int bits_left = 31; bits_left > 0 && n > 0;) {

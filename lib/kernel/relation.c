@@ -227,6 +227,7 @@ size_t kernel_relation_scratch(size_t n) {
 
 double kernel_relation(const struct kernel_relation *how, size_t n, const float *t, size_t td, const float *x, size_t d,
                        double *scratch, float *dx) {
+    PROFILE(LOSSES);
     static const enum base bases[] = {[RELATION_SIMILARITY] = BASE_DOT,
                                       [RELATION_CORRELATION] = BASE_COSINE,
                                       [RELATION_PROBABILITY] = BASE_COSINE,
@@ -319,6 +320,7 @@ size_t kernel_angles_scratch(size_t n, size_t td, size_t d) {
 
 double kernel_angles(double weight, size_t n, const float *t, size_t td, const float *x, size_t d, double *scratch,
                      float *dx) {
+    PROFILE(LOSSES);
     double *ct = scratch, *cx = ct + n * n, *inv = cx + n * n, *sum = inv + 2 * n, *g = sum + n * d, value = 0, slope;
     float *u = (float *)(g + d);
     struct angles of_t = {.v = simd(), .n = n, .d = td, .x = t, .u = u, .c = ct, .inv = inv};

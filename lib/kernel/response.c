@@ -58,6 +58,7 @@ static double label_row(const struct response *c, size_t r) {
 
 void kernel_label_target(const struct kernel_label_target *how, const uint32_t *label, const float *row_weight,
                          const float *x, size_t rows, size_t d, double *value, float *dx) {
+    PROFILE(HEAD);
     struct response c = {.v = simd(),
                          .row = label_row,
                          .label_how = how,
@@ -87,6 +88,7 @@ static double mse_row(const struct response *c, size_t r) {
 
 void kernel_logit_mse(bool centred, float weight, const float *z, const float *row_weight, const float *x, size_t rows,
                       size_t d, double *value, float *dx) {
+    PROFILE(HEAD);
     struct response c = {.v = simd(),
                          .row = mse_row,
                          .centred = centred,
@@ -134,6 +136,7 @@ static double rank_row(const struct response *c, size_t r) {
 
 void kernel_rank(const struct kernel_rank *how, const uint64_t *offset, const uint32_t *ids, const float *probs,
                  const float *row_weight, const float *x, size_t rows, size_t d, double *value, float *dx) {
+    PROFILE(HEAD);
     struct response c = {.v = simd(),
                          .row = rank_row,
                          .rank = how,

@@ -154,6 +154,7 @@ static void sample_rows(void *ctx, size_t begin, size_t end) {
 
 size_t kernel_sample(uint32_t *ids, const double *u, struct kernel_array x, size_t rows, size_t d, size_t n,
                      float inv_temperature) {
+    PROFILE(HEAD);
     struct sampling c = {simd(), ids, u, x.dtype, host_of(x), d, n, inv_temperature * LOG2_E, WEIGHED, rows};
     while ((d - 1) / c.piece >= PIECES) c.piece *= 2;
     kernel_split(rows, piece_rows(d), sample_rows, &c);

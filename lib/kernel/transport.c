@@ -113,6 +113,7 @@ static void lane_rows(void *ctx, size_t begin, size_t end) {
 void kernel_sorted_distance(float temperature, float weight, const struct kernel_target *target,
                             const float *row_weight, const float *x, size_t rows, size_t d, void *scratch,
                             double *value, float *dx) {
+    PROFILE(LOSSES);
     struct transport c = {.v = simd(),
                           .target = target,
                           .row_weight = row_weight,

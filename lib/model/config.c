@@ -131,6 +131,16 @@ cJSON *model_config_to_json(const struct model_config *c, struct err *e) {
     return NULL;
 }
 
+int model_config_digest(const struct model_config *c, struct digest_state *to, struct err *e) {
+    cJSON *config = model_config_to_json(c, e);
+    char *text = config ? json_text(config, e) : NULL;
+    cJSON_Delete(config);
+    if (!text) return e->code;
+    digest_update(to, text, strlen(text));
+    mem_free(text);
+    return 0;
+}
+
 /* ---- from JSON ----------------------------------------------------------------------------------------------- */
 
 static int get_per_layer(struct model_config *c, const cJSON *o, const struct per_layer *p, struct err *e) {

@@ -162,6 +162,8 @@ struct model_config {
 double model_shortest_float(float f);
 /* The "model" object of META and back. All ranges are checked; layers come from `a`. */
 cJSON *model_config_to_json(const struct model_config *c, struct err *e) MUST_CHECK;
+/* Adds the text of that object to a digest. */
+int model_config_digest(const struct model_config *c, struct digest_state *to, struct err *e) MUST_CHECK;
 int model_config_from_json(struct model_config *c, const cJSON *object, struct arena *a, struct err *e) MUST_CHECK;
 int model_config_copy(struct model_config *to, const struct model_config *from, struct arena *a,
                       struct err *e) MUST_CHECK;
@@ -392,8 +394,6 @@ struct model_mup {
     uint64_t size[AXIS_COUNT]; /* of the base, in its first layer; 0: the axis is no width */
 };
 void model_mup_of(const struct model_config *base, struct model_mup *out);
-/* The member of META that says what a model's errors were weighed by when it was quantized: as GGUF's quantize.imatrix.* (formats/gguf.md). */
-#define MODEL_IMATRIX_META "imatrix"
 bool model_mup_put(cJSON *meta, const struct model_mup *m);                            /* "mup" */
 int model_mup_get(const cJSON *meta, struct model_mup *out, struct err *e) MUST_CHECK; /* ERR_DATA: it has none */
 bool model_mup_is_hidden(enum model_role role);
@@ -416,6 +416,8 @@ struct model_head {
 };
 /* Reads up to the first tensor, which is left in *item for the caller's loop (or ITEM_SEGMENT_END). Begin with {0}. */
 int model_head_read(struct stream_reader *r, struct model_head *h, struct stream_item *item, struct err *e) MUST_CHECK;
+/* The member of META that says what a model's errors were weighed by when it was quantized: as GGUF's quantize.imatrix.* (formats/gguf.md). */
+#define MODEL_IMATRIX_META "imatrix"
 /* META (kind, "model", "vocab" digest, and the members of `extra` when not NULL) and VOCB. */
 int model_head_write(struct stream_writer *w, const struct model_config *c, const void *vocab, size_t n_vocab,
                      const cJSON *extra, struct err *e) MUST_CHECK;

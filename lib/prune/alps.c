@@ -39,7 +39,7 @@ static void project(struct alps *a) {
     if (a->s.m)
         kernel_zero_groups(a->d, NULL, a->rows, a->cols, a->s.n, a->s.m);
     else
-        (void)kernel_zero_smallest(a->d, a->n, (size_t)(a->s.share * (double)a->n), a->x);
+        (void)kernel_zero_smallest(a->d, a->n, prune_gone(a->s.share, a->n), a->x);
 }
 
 /* Compares the mask of d with the one that is kept, and keeps it. */
@@ -131,7 +131,7 @@ static void scale(struct alps *a, const struct prune_fit *fit) {
 
 int prune_alps(const struct prune_matrix *w, const struct prune_fit *fit, struct prune_sparsity s, struct err *e) {
     struct alps a = {.rows = w->rows, .cols = w->cols, .n = w->rows * w->cols, .s = s};
-    a.kept = s.m ? a.n / s.m * s.n : a.n - (size_t)(s.share * (double)a.n);
+    a.kept = s.m ? a.n / s.m * s.n : a.n - prune_gone(s.share, a.n);
     int rc = allocate(&a, e);
     if (!rc) scale(&a, fit);
     if (!rc) rc = find_mask(&a, w->x, e);

@@ -10,9 +10,9 @@ static int zero_share(const struct prune_matrix *w, double share, enum prune_met
     if (buf_reserve(scratch, floats * sizeof(float), e)) return e->code;
     float *memory = (float *)(void *)scratch->data;
     if (by_row)
-        kernel_zero_smallest_rows(w->x, w->norms, w->rows, w->cols, (size_t)(share * (double)w->cols), memory);
+        kernel_zero_smallest_rows(w->x, w->norms, w->rows, w->cols, prune_gone(share, w->cols), memory);
     else
-        (void)kernel_zero_smallest(w->x, n, (size_t)(share * (double)n), memory);
+        (void)kernel_zero_smallest(w->x, n, prune_gone(share, n), memory);
     return 0;
 }
 

@@ -380,8 +380,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
         return err_set(e, ERR_DATA, "statistics without signed sums, from an older version: take them anew");
     if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
         return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
-    int rc = o->stats ? stats_check(o->stats, &head->config, e) : 0;
-    if (!rc && o->stats) rc = stats_check_vocab(o->stats, head->vocab_digest, e);
+    int rc = o->stats ? stats_check(o->stats, &head->config, head->vocab_digest, e) : 0;
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
     if (!rc) rc = o->plan ? prune_plan_read(p, e) : plan_structure(p, e);
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);

@@ -38,6 +38,63 @@ struct prune_rule {
 };
 int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) MUST_CHECK; /* ERR_USAGE */
 
+/*
+ * How a share of zeros is spread over the matrices of layers. What it comes to in all is the share that was asked for; methods then round
+ * down to whole weights, of a matrix (magnitude, ALPS), a row (Wanda) or a block of columns (SparseGPT).
+ */
+struct prune_allocation {
+    double *share; /* [n]: of each tensor in stream order, 0 of those outside layers and of vectors */
+    size_t n;
+    /* Of prune_allocate_owl: */
+    double *layer;    /* [n_layers] the share of its matrices */
+    double *outliers; /* [n_layers] the share of its weights that are outliers */
+    uint32_t n_layers;
+    /* Of prune_allocate_search: nats a position on its own data, of the uniform share, of o->begin rounded to steps (or the uniform one),
+     * and of what was found; and how many candidates were judged. */
+    double uniform_kl, begin_kl, kl;
+    uint64_t tried;
+    struct arena memory;
+};
+void prune_allocation_release(struct prune_allocation *a);
+
+/*
+ * OWL (Yin et al. 2023, arXiv 2310.05175): outliers of a layer are its weights whose |w_ij| |x_j|_2 is more than `outlier` times their
+ * mean over all matrices of the layer. Density rises linearly with their share, over a range of 2 * spread. The mean, which the
+ * authors take over layers, is weighted by weights here. Reads the model stream; memory: a layer, in f32. ERR_DATA: statistics of
+ * another model. Begin with {0}; on failure too prune_allocation_release.
+ */
+struct prune_owl {
+    const struct stats *stats;
+    double share;
+    double outlier; /* M: 5 (the authors') */
+    double spread;  /* lambda: 0.08 */
+};
+int prune_allocate_owl(struct stream_reader *in, const struct prune_owl *o, struct prune_allocation *out,
+                       struct err *e) MUST_CHECK;
+
+/*
+ * EvoPress (Sieberling et al. 2024, arXiv 2410.14649, algorithm 1), matrix by matrix: of a parent come `offspring` in each generation, in
+ * which 1 to 3 times some zeros of one matrix go to another. The mean Kullback-Leibler divergence of the next token from the dense model's
+ * judges them, of all on a quarter of the sequences and of the best quarter on all; the best replaces the parent if it is better. So what
+ * is found is at most as far from the dense model, on these sequences, as what it began with. Masks are those of Wanda with statistics, or
+ * by magnitude; weights that stay are not fitted meanwhile.
+ * The model, in WEIGHTS_F32, is changed meanwhile and is as it was in the end. Memory: another copy of its layers; positions *
+ * (vocabulary + (layers + 2) * hidden) * 4 bytes. A function of the seed. ERR_DATA: it does not predict the next token.
+ */
+struct prune_search {
+    struct model *model;
+    struct grad_tape *scratch; /* that does not record */
+    const struct model_input *in;
+    const struct stats *stats; /* NULL: by magnitude */
+    double share;
+    const struct prune_allocation
+        *begin; /* beside the uniform share, the better of which is the first parent; NULL: none */
+    uint64_t generations, offspring, seed; /* offspring at least 1 */
+    model_layer_fn *progress;              /* told of generations; may be NULL */
+    void *progress_ctx;
+};
+int prune_allocate_search(const struct prune_search *o, struct prune_allocation *out, struct err *e) MUST_CHECK;
+
 enum prune_score {
     PRUNE_BY_WEIGHTS, /* L2 norm of the coupled weights of a channel or head group */
     PRUNE_BY_STATS,   /* activations (Minitron) for channels and heads, block influence (ShortGPT) for layers */
@@ -110,8 +167,9 @@ struct prune_tensor_report {
 struct prune_options {
     /* Single weights, of what the options below leave: of the matrices in layers, but for what rules say of some. */
     struct prune_sparsity sparsity;
-    bool prune_head;                /* also of the matrices outside layers: embedding and head */
-    const struct prune_rule *rules; /* a later one wins; ERR_USAGE when one matches no matrix that stays */
+    const struct prune_allocation *allocation; /* shares of the matrices in layers, instead of sparsity; NULL: none */
+    bool prune_head;                           /* also of the matrices outside layers: embedding and head */
+    const struct prune_rule *rules;            /* a later one wins; ERR_USAGE when one matches no matrix that stays */
     size_t n_rules;
     /* The text of a plan (prune_dry_run) instead of sparsity, rules, layers, ffn, experts and kv_heads, and its name for messages. NULL:
      * none. */

@@ -1,8 +1,8 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, mask, name, sparsity, plan_text, layer, target, plan, report, prune; those of
- * second_order.h.
+ * Order of files, each calling only those before it: choose, map, name, sparsity, mask, plan_text, layer, target, plan, report, prune; those of
+ * second_order.h; judge, divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -50,15 +50,19 @@ int prune_rename(cJSON *meta, uint64_t parameters_before, uint64_t parameters_af
 int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, struct arena *a,
                  struct err *e) MUST_CHECK;
 
-/* ---- single weights (sparsity.c, mask.c) ---- */
+/* ---- single weights (sparsity.c, mask.c, allocate.c) ---- */
 
 /* Fills p->sparse by the options, when all else is planned. */
 int prune_plan_sparse(struct prune_plan *p, struct err *e) MUST_CHECK;
 /* Can each matrix become as sparse as planned, by the method? ERR_USAGE. */
 int prune_check_sparse(const struct prune_plan *p, struct err *e) MUST_CHECK;
 bool prune_is_sparse(struct prune_sparsity s); /* does anything go? */
-#define PRUNE_SPARSITY_TEXT 24
-/* "0.5" or "2:4", as prune_sparsity_parse reads it. Returns out. */
+/* How many of n weights a share is, rounded down: k for the share k / n, whatever the last bit of the quotient says. */
+size_t prune_gone(double share, size_t n);
+/* Moves shares by one amount, within 0 and what a layer can lose, until they come to `total` of all weights [n]. */
+void prune_shift_to(double *share, const double *weights, size_t n, double total);
+#define PRUNE_SPARSITY_TEXT 32
+/* "0.5" or "2:4", as prune_sparsity_parse reads it, to the bit. Returns out. */
 const char *prune_sparsity_text(struct prune_sparsity s, char out[PRUNE_SPARSITY_TEXT]);
 
 /* A matrix on the host. */

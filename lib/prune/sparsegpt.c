@@ -21,7 +21,7 @@ static float pivot(const struct sparsegpt *g, size_t column) {
 /* Of a share: the mask of the whole block, ties by lower place. */
 static void begin(void *ctx, size_t first, size_t n, const float *w) {
     struct sparsegpt *g = ctx;
-    size_t all = n * g->rows, go = (size_t)(g->s.share * (double)all);
+    size_t all = n * g->rows, go = prune_gone(g->s.share, all);
     g->first = first;
     memset(g->gone, 0, all);
     if (g->s.m || !go) return;

@@ -1,4 +1,7 @@
 /* How sparse each matrix becomes: what options and rules say, for each tensor of the model as it was. */
+#include <math.h>
+#include <stdlib.h>
+
 #include "lib/prune/prune_internal.h"
 
 /* ---- text ---- */
@@ -65,8 +68,16 @@ const char *prune_sparsity_text(struct prune_sparsity s, char out[PRUNE_SPARSITY
     if (s.m)
         snprintf(out, PRUNE_SPARSITY_TEXT, "%u:%u", s.n, s.m);
     else
-        snprintf(out, PRUNE_SPARSITY_TEXT, "%.6g", s.share);
+        for (int digits = 6; digits <= 17; digits++) {
+            snprintf(out, PRUNE_SPARSITY_TEXT, "%.*g", digits, s.share);
+            if (strtod(out, NULL) == s.share) break;
+        }
     return out;
+}
+
+size_t prune_gone(double share, size_t n) {
+    double x = share * (double)n, whole = round(x);
+    return (size_t)(fabs(x - whole) <= 1e-12 * x ? whole : x);
 }
 
 bool prune_is_sparse(struct prune_sparsity s) {
@@ -126,11 +137,15 @@ static int check_matrix(const struct prune_plan *p, struct model_slot old, struc
 int prune_plan_sparse(struct prune_plan *p, struct err *e) {
     const struct prune_options *o = p->o;
     p->n_slots = model_slot_count(p->from);
+    if (o->allocation && o->allocation->n != p->n_slots)
+        return err_set(e, ERR_USAGE, "shares of %zu tensors for a model that has %zu", o->allocation->n, p->n_slots);
     p->sparse = arena_array(&p->memory, p->n_slots, sizeof *p->sparse, e);
     if (!p->sparse) return e->code;
     for (size_t i = 0; i < p->n_slots; i++) {
         struct model_slot s = model_slot_at(p->from, i);
         if (model_role_is_matrix(s.role) && (model_role_in_layer(s.role) || o->prune_head)) p->sparse[i] = o->sparsity;
+        if (o->allocation && model_role_in_layer(s.role))
+            p->sparse[i] = (struct prune_sparsity){.share = o->allocation->share[i]};
     }
     return apply_rules(p, e);
 }

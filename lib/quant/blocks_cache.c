@@ -1,9 +1,7 @@
 /* Quantized tensors on disk: a file for each, by the digest of all that its blocks come from. */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "lib/quant/quant_internal.h"
@@ -20,21 +18,6 @@ struct ends {
     struct numbers numbers;
     struct digest of; /* of numbers and blocks */
 };
-
-int quant_cache_open(const char *folder, struct err *e) {
-    struct stat s;
-    if (mkdir(folder, 0777) == 0) return 0;
-    if (errno != EEXIST || stat(folder, &s) != 0) return err_sys(e, errno, "%s", folder);
-    return S_ISDIR(s.st_mode) ? 0 : err_set(e, ERR_IO, "%s: not a folder", folder);
-}
-
-int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH], struct err *e) {
-    char text[DIGEST_TEXT_SIZE];
-    digest_text(key, text);
-    const char *hex = strchr(text, ':');
-    int n = snprintf(out, CACHE_PATH, "%s/%s%s", folder, hex ? hex + 1 : text, suffix);
-    return n < CACHE_PATH ? 0 : err_set(e, ERR_USAGE, "the name of the cache is too long");
-}
 
 static int digest_of(const struct numbers *x, const void *blocks, uint64_t n, struct digest *out, struct err *e) {
     struct digest_state *s = digest_new(e);

@@ -166,8 +166,7 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
 /* Refuses importance of another model before anything is written. */
 int pass_check_importance(struct pass *p, struct err *e) {
     bool any = false;
-    if (p->o->stats)
-        return stats_check(p->o->stats, p->config, e) ? e->code : stats_check_vocab(p->o->stats, p->vocab, e);
+    if (p->o->stats) return stats_check(p->o->stats, p->config, p->vocab, e);
     for (size_t i = 0; i < model_slot_count(p->config); i++) {
         struct model_slot s = model_slot_at(p->config, i);
         const float *importance;

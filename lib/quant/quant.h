@@ -51,8 +51,7 @@ struct quant_options {
     int (*importance)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out,
                       bool *found, struct err *e);
     void *importance_ctx;
-    const cJSON
-        *origin; /* what META says of it (MODEL_IMATRIX_META), in place of what is there; NULL: nothing. The caller's */
+    const cJSON *origin; /* the caller's: what META says of it (MODEL_IMATRIX_META) instead of what is there; or NULL */
     const char *cache; /* a folder of quant_cache_open, in which what is quantized is kept and looked for; NULL: none */
     bool clip; /* ranges of groups are cut off where that is better by the importance, as AWQ does (quantize_stream) */
     bool hqq;  /* after rounding, mins and scales by half-quadratic steps, which need no data (quantize_stream) */
@@ -172,8 +171,8 @@ int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols
 /* What there is to say of all tensors. Begin with {0}. */
 struct quant_summary {
     char first_unweighed[TENSOR_MAX_NAME + 1], first_damped[TENSOR_MAX_NAME + 1]; /* "": none */
-    uint64_t damped;                                                              /* how many, and the largest share */
-    double most_damp;
+    uint64_t damped;                          /* tensors that needed more damping than was asked for */
+    double most_damp;                         /* the largest share that was added */
     char first_fallback[TENSOR_MAX_NAME + 1]; /* the first tensor that fell back; "": none */
     enum dtype first_fallback_to;
     unsigned

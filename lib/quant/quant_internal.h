@@ -1,7 +1,7 @@
 /*
  * Private to lib/quant: what the plan asks of mixtures, rules and its text.
  *
- * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, blocks_cache, pass, (second_order.h: phases, clip, grid, hqq,
+ * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, cache, blocks_cache, pass, (second_order.h: phases, clip, grid, hqq,
  * refine, gptq), quantize, (learn.h: rounding, learn), (moments.h: moments, target), sequential, fisher, (budget.h: allocate,
  * sense_cache, sensitivity, budget).
  */
@@ -33,13 +33,17 @@ int plan_name_types(struct quant_plan *p, const struct model_config *c, const st
 int plan_parse(struct quant_plan *p, const struct model_config *c, const struct quant_options *o,
                struct err *e) MUST_CHECK;
 
-/* ---- quantized tensors on disk (blocks_cache.c) --------------------------------------------------------------------- */
+/* ---- what is kept on disk (cache.c; quantized tensors: blocks_cache.c) ------------------------------------------------- */
 
-/* Raised when a method comes to other blocks for the same key. */
-#define BLOCKS_VERSION 2
 enum { CACHE_PATH = 4096 };
+/* The digest of a tensor with its data, the importance of its columns ([columns] or NULL) and n settings. */
+int cache_key(const struct tensor_desc *d, const void *data, const float *importance, const uint64_t *settings,
+              size_t n, struct digest *out, struct err *e) MUST_CHECK;
+/* folder/KEYSUFFIX */
 int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH],
                struct err *e) MUST_CHECK;
+/* Raised when a method comes to other blocks for the same key. */
+#define BLOCKS_VERSION 2
 /* The n bytes of a tensor's blocks and what t says of errors, as blocks_store was given them for this key. Missing is no error, and
  * *found false. ERR_DATA: not what it writes. */
 int blocks_recall(const char *folder, struct digest key, struct quant_tensor_report *t, void *blocks, uint64_t n,

@@ -49,31 +49,10 @@ static int round_and_improve(struct pass *p, const struct turn *u, struct err *e
     return rc ? rc : improve(p, u->slot, x, n, cols, u->importance, u->t, e);
 }
 
-/* Of all that the blocks come from. */
-static int key_of(const struct pass *p, const struct turn *u, struct digest *out, struct err *e) {
-    struct digest_state *s = digest_new(e);
-    if (!s) return e->code;
-    uint64_t cols = tensor_row_elems(u->from);
-    uint64_t head[] = {BLOCKS_VERSION,
-                       u->from->dtype,
-                       u->t->to,
-                       tensor_rows(u->from),
-                       cols,
-                       u->importance != NULL,
-                       u->importance && is_clipped(p, u->slot, u->t->to),
-                       p->o->hqq};
-    digest_update(s, RILL_VERSION, sizeof RILL_VERSION);
-    digest_update(s, head, sizeof head);
-    digest_update(s, u->data, tensor_bytes(u->from));
-    if (u->importance) digest_update(s, u->importance, cols * sizeof *u->importance);
-    *out = digest_get(s);
-    digest_free(s);
-    return 0;
-}
-
 static int by_cache(struct pass *p, const struct turn *u, uint64_t bytes, struct err *e) {
     struct digest key;
-    int rc = key_of(p, u, &key, e);
+    uint64_t settings[] = {BLOCKS_VERSION, u->t->to, u->importance && is_clipped(p, u->slot, u->t->to), p->o->hqq};
+    int rc = cache_key(u->from, u->data, u->importance, settings, COUNT_OF(settings), &key, e);
     if (!rc) rc = blocks_recall(p->o->cache, key, u->t, p->packed.data, bytes, &u->t->recalled, e);
     if (rc || u->t->recalled) return rc;
     rc = round_and_improve(p, u, e);

@@ -64,20 +64,6 @@ double sense_error(const struct sense *s, enum dtype to) {
     return i < s->n ? s->types[i].error : 0;
 }
 
-/* Of all that the numbers come from. */
-static int key_of(const struct sense_job *j, struct digest *out, struct err *e) {
-    struct digest_state *s = digest_new(e);
-    if (!s) return e->code;
-    uint64_t head[4] = {j->d->dtype, tensor_rows(j->d), tensor_row_elems(j->d), j->importance != NULL};
-    digest_update(s, RILL_VERSION, sizeof RILL_VERSION);
-    digest_update(s, head, sizeof head);
-    digest_update(s, j->data, tensor_bytes(j->d));
-    if (j->importance) digest_update(s, j->importance, head[2] * sizeof *j->importance);
-    *out = digest_get(s);
-    digest_free(s);
-    return 0;
-}
-
 static int measure(const struct sense_job *j, const enum dtype *types, size_t n, struct sense *s, bool *new,
                    struct err *e) {
     uint64_t elems = tensor_elems(j->d);
@@ -109,7 +95,7 @@ int sense_measure(const struct sense_job *j, const enum dtype *types, size_t n, 
     bool found = false, new = false;
     int rc = 0;
     *s = (struct sense){0};
-    if (j->cache) rc = key_of(j, &key, e);
+    if (j->cache) rc = cache_key(j->d, j->data, j->importance, NULL, 0, &key, e);
     if (!rc && j->cache) rc = sense_recall(j->cache, key, s, &found, e);
     if (!found) s->power = -1; /* not known yet */
     if (!rc) rc = measure(j, types, n, s, &new, e);

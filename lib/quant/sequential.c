@@ -128,31 +128,35 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
 
 /* ---- the matrices of a point ------------------------------------------------------------------------------------------- */
 
-/* Is it a matrix that reads from the point, and gets a quantized type? */
-static bool reads(const struct stored *s, enum model_point point) {
-    return model_role_is_matrix(s->slot.role) && model_role_info(s->slot.role)->input == point &&
-           dtype_info(s->t.to)->is_quantized && s->t.to != s->t.from;
+/* Does it get a quantized type that it has not yet? */
+static bool gets_blocks(const struct stored *s) {
+    return dtype_info(s->t.to)->is_quantized && s->t.to != s->t.from;
 }
 
-/* The mean square of each input. */
-static void put_importance(const struct sequential *q, const struct moments *m, const struct stored *s, float *out) {
+/* Is it such a matrix, and one that reads from the point? */
+static bool reads(const struct stored *s, enum model_point point) {
+    return model_role_is_matrix(s->slot.role) && model_role_info(s->slot.role)->input == point && gets_blocks(s);
+}
+
+/* The mean square of each input. False: nothing came, as to an expert that no position takes. */
+static bool put_importance(const struct sequential *q, const struct moments *m, const struct stored *s, float *out) {
     double n = (double)q->positions;
+    bool any = false;
     for (size_t j = 0; j < m->cols; j++) {
         size_t diagonal = j * (m->cols + 1);
         out[j] = (float)((m->experts ? m->squares[s->slot.expert * m->cols + j]
                                      : m->half[0].gram[diagonal] + m->half[1].gram[diagonal]) /
                          n);
+        any |= out[j] > 0;
     }
+    return any;
 }
 
 /* importance [cols] is scratch. */
 static int quantize_stored(struct sequential *q, const struct moments *m, const struct relation *r, float *importance,
                            struct stored *s, struct err *e) {
-    put_importance(q, m, s, importance);
     s->t.informed = true;
-    size_t seen = 0;
-    while (seen < m->cols && !(importance[seen] > 0)) seen++;
-    if (seen == m->cols) { /* an expert that no position takes */
+    if (!put_importance(q, m, s, importance)) {
         s->t.unweighed = pass_is_weighed(&q->p, s->slot, s->t.to);
         if (s->t.unweighed && q->p.o->strict)
             return err_set(e, ERR_DATA,
@@ -424,16 +428,7 @@ static int begin_key(struct sequential *q, struct err *e) {
     const struct quant_calibration *c = q->c;
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
-    double numbers[] = {c->damp};
-    cJSON *config = model_config_to_json(&q->m->config, e);
-    char *text = config ? cJSON_PrintUnformatted(config) : NULL;
-    cJSON_Delete(config);
-    if (!text) {
-        digest_free(s);
-        return err_nomem(e, "model description");
-    }
-    digest_update(s, text, strlen(text));
-    cJSON_free(text);
+    int rc = model_config_digest(&q->m->config, s, e);
     uint64_t head[] = {BLOCKS_VERSION,
                        c->act_order,
                        c->asymmetric,
@@ -444,7 +439,7 @@ static int begin_key(struct sequential *q, struct err *e) {
                        q->p.vocab.lo,
                        q->p.vocab.hi};
     digest_update(s, RILL_VERSION, sizeof RILL_VERSION);
-    digest_update(s, numbers, sizeof numbers);
+    digest_update(s, &c->damp, sizeof c->damp);
     digest_update(s, head, sizeof head);
     for (size_t i = 0; i < c->n; i++) {
         const struct model_input *in = &c->in[i];
@@ -456,7 +451,7 @@ static int begin_key(struct sequential *q, struct err *e) {
     }
     q->key = digest_get(s);
     digest_free(s);
-    return 0;
+    return rc;
 }
 
 /* The part comes from all parts before it, too. */
@@ -492,17 +487,13 @@ static struct digest key_of(const struct sequential *q, const struct stored *s) 
     return digest_bytes(&of, sizeof of);
 }
 
-static bool is_kept(const struct stored *s) {
-    return dtype_info(s->t.to)->is_quantized && s->t.to != s->t.from;
-}
-
 /* All of the part, or nothing of it. */
 static int recall_part(struct sequential *q, bool *found, struct err *e) {
     size_t i = 0;
     *found = true;
     for (; *found && i < q->n_part; i++) {
         struct stored *s = &q->part[i];
-        if (!is_kept(s)) continue;
+        if (!gets_blocks(s)) continue;
         int rc = reserve_data(s, e);
         if (!rc) rc = blocks_recall(q->p.o->cache, key_of(q, s), &s->t, s->data, tensor_bytes(&s->desc), found, e);
         if (rc) return rc;
@@ -520,7 +511,7 @@ static int recall_part(struct sequential *q, bool *found, struct err *e) {
 static int store_part(struct sequential *q, struct err *e) {
     for (size_t i = 0; i < q->n_part; i++) {
         const struct stored *s = &q->part[i];
-        if (is_kept(s) && blocks_store(q->p.o->cache, key_of(q, s), &s->t, s->data, tensor_bytes(&s->desc), e))
+        if (gets_blocks(s) && blocks_store(q->p.o->cache, key_of(q, s), &s->t, s->data, tensor_bytes(&s->desc), e))
             return e->code;
     }
     return 0;

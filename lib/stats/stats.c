@@ -474,6 +474,20 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
 }
 
 /* META of a segment: makes the statistics at the first, compares and adds the counts at each. */
+static int check_shape(const struct stats *s, const struct model_config *c, struct err *e) {
+    const struct model_config *t = &s->config;
+    if (t->n_layers != c->n_layers)
+        return err_set(e, ERR_DATA, "statistics and model disagree: %u layers against %u", t->n_layers, c->n_layers);
+    if (t->hidden != c->hidden || t->vocab_size != c->vocab_size || t->head_dim != c->head_dim ||
+        t->layer_kind != c->layer_kind || model_embed_dim(t) != model_embed_dim(c))
+        return err_set(e, ERR_DATA, "statistics and model disagree: hidden %u, vocabulary %u against %u, %u", t->hidden,
+                       t->vocab_size, c->hidden, c->vocab_size);
+    for (uint32_t l = 0; l < c->n_layers; l++)
+        if (memcmp(&t->layers[l], &c->layers[l], sizeof c->layers[l]) != 0)
+            return err_set(e, ERR_DATA, "statistics and model disagree on the shape of layer %u", l);
+    return 0;
+}
+
 static int take_meta(struct stats **s, const struct stream_reader *r, const cJSON *meta, struct err *e) {
     struct arena scratch = {0};
     struct model_config c;
@@ -493,7 +507,7 @@ static int take_meta(struct stats **s, const struct stream_reader *r, const cJSO
         if (!rc) (*s)->is_signed = is_signed, (*s)->gradients = gradients;
         if (!rc && head_gram) rc = stats_want_head_gram(*s, e);
     } else if (!rc)
-        rc = stats_check(*s, &c, e);
+        rc = check_shape(*s, &c, e);
     if (!rc && strcmp((*s)->vocab, vocab) != 0)
         rc = err_set(e, ERR_DATA, "statistics of two vocabularies: %s and %.64s", (*s)->vocab, vocab);
     if (!rc && ((*s)->is_signed != is_signed || (*s)->gradients != gradients || !(*s)->head_gram == head_gram))
@@ -534,22 +548,9 @@ int stats_load(struct stats **out, struct stream_reader *r, struct err *e) {
     return rc;
 }
 
-int stats_check(const struct stats *s, const struct model_config *c, struct err *e) {
-    const struct model_config *t = &s->config;
-    if (t->n_layers != c->n_layers)
-        return err_set(e, ERR_DATA, "statistics and model disagree: %u layers against %u", t->n_layers, c->n_layers);
-    if (t->hidden != c->hidden || t->vocab_size != c->vocab_size || t->head_dim != c->head_dim ||
-        t->layer_kind != c->layer_kind || model_embed_dim(t) != model_embed_dim(c))
-        return err_set(e, ERR_DATA, "statistics and model disagree: hidden %u, vocabulary %u against %u, %u", t->hidden,
-                       t->vocab_size, c->hidden, c->vocab_size);
-    for (uint32_t l = 0; l < c->n_layers; l++)
-        if (memcmp(&t->layers[l], &c->layers[l], sizeof c->layers[l]) != 0)
-            return err_set(e, ERR_DATA, "statistics and model disagree on the shape of layer %u", l);
-    return 0;
-}
-
-int stats_check_vocab(const struct stats *s, struct digest vocab, struct err *e) {
+int stats_check(const struct stats *s, const struct model_config *c, struct digest vocab, struct err *e) {
     char own[DIGEST_TEXT_SIZE];
+    if (check_shape(s, c, e)) return e->code;
     digest_text(vocab, own);
     if ((!vocab.lo && !vocab.hi) || !s->vocab[0] || strcmp(s->vocab, own) == 0) return 0;
     return err_set(e, ERR_DATA, "statistics and model disagree: tokenizer %s against %s", s->vocab, own);

@@ -78,11 +78,9 @@ const double *stats_input_abs(const struct stats *s, struct model_slot slot, uin
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
 /* Reads all segments and adds them up. */
 int stats_load(struct stats **out, struct stream_reader *r, struct err *e) MUST_CHECK;
-/* ERR_DATA, saying which, unless the statistics were taken on a model of this shape. */
-int stats_check(const struct stats *s, const struct model_config *c, struct err *e) MUST_CHECK;
-/* ERR_DATA when they were taken with another tokenizer: their positions are of other texts. All zeros, the model's, or none, theirs: nobody
- * knows. */
-int stats_check_vocab(const struct stats *s, struct digest vocab, struct err *e) MUST_CHECK;
+/* ERR_DATA, saying which, unless the statistics were taken on a model of this shape, with the tokenizer of this digest: with another their
+ * positions are of other texts. Zeros, or statistics that name none: nobody knows. */
+int stats_check(const struct stats *s, const struct model_config *c, struct digest vocab, struct err *e) MUST_CHECK;
 
 uint64_t stats_positions(const struct stats *s);
 uint64_t stats_sequences(const struct stats *s);

@@ -331,6 +331,7 @@ int stream_map_pieces(struct stream_map *m, size_t i, struct buf *scratch, strea
 }
 
 int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const void **data, struct err *e) {
+    PROFILE(READING);
     struct map_tensor *x = &m->tensors[i];
     struct wire_tens t;
     struct walk k;

@@ -220,6 +220,7 @@ static int next_record(struct stream_reader *r, struct stream_item *item, struct
 }
 
 int stream_next(struct stream_reader *r, struct stream_item *item, struct err *e) {
+    PROFILE(READING);
     const unsigned char *p;
     size_t got;
     memset(item, 0, sizeof *item);
@@ -244,6 +245,7 @@ int stream_next(struct stream_reader *r, struct stream_item *item, struct err *e
 }
 
 int stream_drain(struct stream_reader *r, struct err *e) {
+    PROFILE(READING);
     struct stream_item item;
     do {
         if (stream_next(r, &item, e)) return e->code;
@@ -290,6 +292,7 @@ int stream_reader_seek(struct stream_reader *r, uint64_t offset, struct err *e) 
 /* ---- open, close ------------------------------------------------------------------------------------------------- */
 
 int stream_reader_open(struct stream_reader **out, int fd, const char *name, enum stream_kind expect, struct err *e) {
+    PROFILE(READING);
     struct stream_reader *r = mem_zalloc(sizeof *r, e);
     if (!r) return e->code;
     r->expect = expect;

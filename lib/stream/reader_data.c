@@ -209,10 +209,12 @@ static int read_data(struct stream_reader *r, unsigned char *dst, size_t n, size
 }
 
 int stream_read_data(struct stream_reader *r, void *dst, size_t n, size_t *got, struct err *e) {
+    PROFILE(READING);
     return reader_failed(r, e) ? e->code : read_data(r, dst, n, got, e);
 }
 
 int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, struct err *e) {
+    PROFILE(READING);
     const struct dtype_info *t = r->dtype;
     *got = 0;
     if (reader_failed(r, e)) return e->code;
@@ -226,6 +228,7 @@ int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, 
 }
 
 int stream_skip_tensor(struct stream_reader *r, struct err *e) {
+    PROFILE(READING);
     return reader_failed(r, e) ? e->code : reader_skip_data(r, e);
 }
 
@@ -244,12 +247,14 @@ static int begin_whole(struct stream_reader *r, uint64_t n_bytes, struct err *e)
 }
 
 int stream_read_tensor(struct stream_reader *r, void *dst, uint64_t n_bytes, struct err *e) {
+    PROFILE(READING);
     size_t got;
     if (begin_whole(r, n_bytes, e) || read_data(r, dst, (size_t)n_bytes, &got, e)) return e->code;
     return reader_skip_data(r, e); /* an empty tensor has one chunk left */
 }
 
 int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
+    PROFILE(READING);
     const uint64_t step = (uint64_t)64 << 20;
     uint64_t left = r->seg.tensor_bytes;
     b->len = 0;

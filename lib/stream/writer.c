@@ -109,6 +109,7 @@ int stream_writer_segment(struct stream_writer *w, struct err *e) {
 }
 
 int stream_writer_finish(struct stream_writer *w, struct stream_totals *totals, struct err *e) {
+    PROFILE(WRITING);
     if (writer_failed(w, e)) return e->code;
     if (end_segment(w, e) || output_flush(&w->out, e)) return writer_fail(w, e);
     if (totals) *totals = w->totals.sum;
@@ -186,6 +187,7 @@ int stream_write_vocab(struct stream_writer *w, const void *data, size_t n, stru
 }
 
 int stream_write_batch(struct stream_writer *w, const struct stream_batch *batch, struct err *e) {
+    PROFILE(WRITING);
     unsigned char p[WIRE_BTCH_BYTES];
     if (writer_failed(w, e)) return e->code;
     wire_batch_encode(p, batch);
@@ -291,6 +293,7 @@ static int add_data(struct stream_writer *w, const unsigned char *data, size_t n
 
 int stream_write_tensor(struct stream_writer *w, const struct tensor_desc *d, const cJSON *attrs, const void *data,
                         struct err *e) {
+    PROFILE(WRITING);
     if (writer_failed(w, e)) return e->code;
     if (begin_tensor(w, d, attrs, e)) return writer_fail(w, e);
     size_t n = (size_t)w->seg.tensor_bytes;
@@ -299,11 +302,13 @@ int stream_write_tensor(struct stream_writer *w, const struct tensor_desc *d, co
 }
 
 int stream_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, const cJSON *attrs, struct err *e) {
+    PROFILE(WRITING);
     if (writer_failed(w, e)) return e->code;
     return begin_tensor(w, d, attrs, e) ? writer_fail(w, e) : 0;
 }
 
 int stream_write_data(struct stream_writer *w, const void *data, size_t n, struct err *e) {
+    PROFILE(WRITING);
     if (writer_failed(w, e)) return e->code;
     uint64_t left = w->seg.tensor_open ? w->seg.tensor_bytes - w->seg.data_at - w->pending.len : 0;
     if (n > left) {
@@ -314,6 +319,7 @@ int stream_write_data(struct stream_writer *w, const void *data, size_t n, struc
 }
 
 int stream_end_tensor(struct stream_writer *w, struct err *e) {
+    PROFILE(WRITING);
     if (writer_failed(w, e)) return e->code;
     struct segment *s = &w->seg;
     int code = 0;

@@ -49,6 +49,7 @@ reads_stream() { [[ $from == *.rill ]] && rill "$name" --help-man | grep -q '^\.
         for o in $("rill-$p" --help-bash | grep -oE -- '--[a-z][a-z0-9-]*' | sort -u); do
             [[ $text == *"$o"* ]] || fail "$p: $o is not in --help"
         done
+        [[ $text != *...\)* ]] || fail "$p: the text of an option is longer than lib/cli/help.c has room for"
         [ "$(awk 'length > 100' <<<"$text" | wc -l)" -eq 0 ] || fail "$p: --help has lines of more than 100 columns"
         check_exit 0 rill "$p" --help-summary
         [ "$(wc -l <<<"$out")" -eq 1 ]

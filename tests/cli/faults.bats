@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # Every program of tests/cli/programs.table, with each call that can fail made to fail: see tests/faults/run.
+# takes long
 load common
 
 setup_file() { make_inputs; }

@@ -200,6 +200,69 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "a share is spread by outliers or by a search, as a plan that gives the same model" {
+    zeros() { grep -o '"zeros":[0-9]*' "$1" | tail -1 | cut -d: -f2; }
+    rill prune -q --sparsity 0.6 --no-provenance model.rill -o u.rill --report u.json
+    rill prune --sparsity 0.6 --allocate owl --outlier 2 --stats model.stats.rill --no-provenance model.rill -o a.rill --report r.json 2>said
+    grep -qE '^rill prune: by outliers: layers from 0\.[0-9]+ to 0\.[0-9]+$' said
+    grep -q '"owl":{"outliers":\[0' r.json
+    check_exit 4 rill diff u.rill a.rill
+    # at most one weight of each of the 21 matrices is lost to rounding down
+    [ $(($(zeros u.json) - $(zeros r.json))) -ge -21 ] && [ $(($(zeros u.json) - $(zeros r.json))) -le 21 ]
+    rill prune -q --sparsity 0.6 --allocate owl --outlier 2 --stats model.stats.rill --dry-run model.rill -o owl.txt
+    rill prune -q --plan owl.txt --no-provenance model.rill -o b.rill
+    assert_same a.rill b.rill
+    how="--sparsity 0.6 --allocate search --generations 3 --offspring 4 --data tokens.rill --precision f32 --no-provenance"
+    # shellcheck disable=SC2086
+    rill prune $how -j 1 --seed 5 --stats model.stats.rill --method wanda --outlier 2 model.rill -o a.rill --force --report s.json 2>said
+    grep -qE 'uniform [0-9.]+, at its beginning [0-9.]+, found [0-9.]+ \([0-9]+ tried\)$' said
+    # shellcheck disable=SC2086
+    rill prune -q $how -j 4 --seed 5 --stats model.stats.rill --method wanda --outlier 2 model.rill -o b.rill --force
+    assert_same a.rill b.rill
+    # shellcheck disable=SC2086
+    rill prune -q $how --seed 5 --dry-run model.rill -o search.txt
+    # shellcheck disable=SC2086
+    rill prune -q $how --seed 5 model.rill -o a.rill --force
+    rill prune -q --plan search.txt --no-provenance model.rill -o b.rill --force
+    assert_same a.rill b.rill
+    # shellcheck disable=SC2086
+    rill prune -q $how --seed 6 --dry-run model.rill -o other.txt
+    run ! cmp search.txt other.txt
+    # the plan of one method for another
+    check_exit 0 rill prune -q --plan search.txt --method sparsegpt --data tokens.rill model.rill -o c.rill
+    check_exit 2 rill prune --sparsity 0.6 --allocate owl model.rill -o no.rill
+    assert_stderr_line "--allocate owl needs --stats"
+    check_exit 2 rill prune --sparsity 0.6 --allocate search model.rill -o no.rill
+    assert_stderr_line "--allocate search needs --data"
+    check_exit 2 rill prune --sparsity 0.6 --allocate search --method sparsegpt --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "--allocate search needs --stats or --method magnitude"
+    check_exit 2 rill prune --pattern 2:4 --allocate owl --stats model.stats.rill model.rill -o no.rill
+    check_exit 2 rill prune --sparsity 0.6 --ffn 64 --allocate owl --stats model.stats.rill model.rill -o no.rill
+    check_exit 2 sh -c 'rill prune --sparsity 0.6 --allocate owl --stats model.stats.rill <model.rill -o no.rill'
+    assert_stderr_line "--allocate owl reads the model twice: give it as a file"
+    check_exit 2 sh -c 'rill prune --sparsity 0.6 --allocate search --data tokens.rill <model.rill -o no.rill'
+    assert_stderr_line "--allocate search reads the model twice: give it as a file"
+    rill prune -q --ffn 64 model.rill -o narrow.rill
+    check_exit 3 rill prune --sparsity 0.6 --allocate owl --stats model.stats.rill narrow.rill -o no.rill
+    assert_stderr_line "*disagree on the shape of layer 0"
+    rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    rill tokenize -q -m llama.rill text.txt -o theirs.rill
+    check_exit 3 rill prune --sparsity 0.6 --allocate search --data theirs.rill model.rill -o no.rill
+    assert_stderr_line "*disagree: vocabulary*"
+    assert_no_file no.rill
+}
+
+@test "outliers and shares are those that PyTorch finds" {
+    rill import -q --no-provenance "$ROOT/tests/golden/tiny-qwen2" -o m.rill
+    rill tokenize -q -m m.rill --context 64 text.txt | rill calibrate -q -m m.rill --precision f32 -o s.rill
+    rill prune -q --sparsity 0.6 --allocate owl --outlier 3 --stats s.rill m.rill -o p.rill --report r.json
+    column() { grep -o "\"$1\":\[[^]]*" r.json | sed 's/.*\[//' | tr , '\n'; }
+    paste -d' ' <(column outliers) <(column shares) "$ROOT/tests/golden/prune/owl.txt" >both
+    [ "$(wc -l <both)" = 3 ]
+    # no weight lies within rounding of the threshold
+    awk '{ for (i = 1; i <= 2; i++) if (($i - $(i + 2))^2 > 1e-16) { print; exit 1 } }' both
+}
+
 @test "half the weights zero is about half the bytes, for every program" {
     rill quantize -q --type bf16 model.rill -o m.rill
     for how in "--sparsity 0.5" "--pattern 2:4"; do

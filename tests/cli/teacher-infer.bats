@@ -135,3 +135,16 @@ setup() { enter_inputs; }
     awk -v said="$said" -v got="$(grep -o '"teacher_bytes":[0-9]*' report | cut -d: -f2)" 'BEGIN { exit !(said > got * 0.9 && said < got * 1.1) }'
     awk '$1 == "hidden.0" { print $2 }' sizes | grep -qx bf16
 }
+
+@test "--profile says what the time went into, in shares that make one" {
+    check_exit 0 rill teacher-infer --profile --report r.json -m teacher.rill -o kd.rill --force tokens.rill
+    assert_stderr_line 'profile: *reading *products *other *s; of * idle'
+    sed 's/.*"profile":{//; s/}.*//' r.json | tr ',' '\n' | awk -F '[":]+' '
+        { share[$2] = $3; if ($2 != "idle") sum += $3 }
+        END { exit !(share["products"] > 0 && share["attention"] > 0 && share["head"] > 0 && sum > 0.999999 && sum < 1.000001) }'
+    rill teacher-infer -q -m teacher.rill --no-provenance tokens.rill >without
+    rill teacher-infer -q --profile --report r.json -m teacher.rill --no-provenance tokens.rill >with
+    assert_same without with
+    check_exit 2 rill teacher-infer -q --profile -m teacher.rill tokens.rill
+    assert_stderr_line '--profile with --quiet needs --report'
+}

@@ -333,9 +333,9 @@ static void statistics_survive_a_stream(void **state) {
         const double *x = stats_input_sq(back, slot, &cols, &n), *y = stats_input_sq(s, slot, &cols, &n);
         for (size_t j = 0; j < 64; j++) assert_true(x[j] == 2 * y[j]);
     }
-    OK(stats_check(back, &c, &e));
+    OK(stats_check(back, &c, (struct digest){0}, &e));
     c.layers[2].experts--;
-    assert_int_equal(stats_check(back, &c, &e), ERR_DATA);
+    assert_int_equal(stats_check(back, &c, (struct digest){0}, &e), ERR_DATA);
     stream_reader_free(r);
     close(fd);
     stats_free(back);

@@ -202,13 +202,13 @@ static void statistics_of_another_model_are_refused(void **state) {
     struct model_config c = sample_config(&a), other = sample_config(&a);
     struct stats *s, *back = NULL;
     OK(stats_new(&s, &c, NULL, &e));
-    OK(stats_check(s, &other, &e));
+    OK(stats_check(s, &other, (struct digest){0}, &e));
     other.layers[1].ffn++;
-    assert_int_equal(stats_check(s, &other, &e), ERR_DATA);
+    assert_int_equal(stats_check(s, &other, (struct digest){0}, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "layer 1"));
     other.layers[1].ffn--;
     other.n_layers = 1;
-    assert_int_equal(stats_check(s, &other, &e), ERR_DATA);
+    assert_int_equal(stats_check(s, &other, (struct digest){0}, &e), ERR_DATA);
     /* Two shapes in one file. */
     struct stats *t;
     OK(stats_new(&t, &other, NULL, &e));

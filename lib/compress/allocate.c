@@ -1,0 +1,87 @@
+/* How sparse each matrix becomes, where that is not the same everywhere. */
+#include <string.h>
+
+#include "lib/compress/compress_internal.h"
+
+static void generation_done(void *c, uint32_t done) {
+    cli_progress(c, done, NULL);
+}
+
+/* By outliers: a pass over the model. */
+static int by_outliers(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
+                       const struct stats *stats, struct err *e) {
+    struct prune_owl owl = {.stats = stats, .share = o->sparsity, .outlier = o->outlier, .spread = o->spread};
+    struct stream_reader *in;
+    const char *path = cli_input_path(c, 0);
+    if (!strcmp(path, "-"))
+        return err_set(e, ERR_USAGE, "--allocate %s reads the model twice: give it as a file", o->allocate);
+    int rc = cli_open_stream(c, path, "model", STREAM_MODEL, &in, e);
+    return rc ? rc : prune_allocate_owl(in, &owl, out, e);
+}
+
+static int by_search(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
+                     const struct stats *stats, const struct prune_allocation *begin, struct err *e) {
+    struct compress_judged j = {0};
+    int rc = compress_judged_open(&j, c, "--allocate search", o, o->search_tokens, WEIGHTS_F32, e);
+    struct prune_search how = {.model = j.model,
+                               .scratch = j.scratch,
+                               .in = &j.tokens.in,
+                               .stats = strcmp(o->method, "magnitude") ? stats : NULL,
+                               .share = o->sparsity,
+                               .begin = begin,
+                               .generations = o->generations,
+                               .offspring = o->offspring,
+                               .seed = cli_seed(c),
+                               .progress = generation_done,
+                               .progress_ctx = c};
+    if (!rc) cli_progress_begin(c, "generations", o->generations);
+    if (!rc) rc = prune_allocate_search(&how, out, e);
+    cli_progress_end(c);
+    compress_judged_release(&j);
+    return rc;
+}
+
+/* ---- what is told ------------------------------------------------------------------------------------------------ */
+
+static bool put_numbers(cJSON *o, const char *name, const double *x, size_t n) {
+    cJSON *list = cJSON_AddArrayToObject(o, name);
+    for (size_t i = 0; list && i < n; i++)
+        if (!cJSON_AddItemToArray(list, cJSON_CreateNumber(x[i]))) return false;
+    return list;
+}
+
+static int put_owl(struct cli *c, const struct prune_allocation *a, struct err *e) {
+    double least = 1, most = 0;
+    for (uint32_t i = 0; i < a->n_layers; i++) {
+        least = a->layer[i] < least ? a->layer[i] : least;
+        most = a->layer[i] > most ? a->layer[i] : most;
+    }
+    cli_say(c, "by outliers: layers from %.4f to %.4f", least, most);
+    cJSON *o = cJSON_AddObjectToObject(cli_report(c), "owl");
+    bool ok =
+        o && put_numbers(o, "outliers", a->outliers, a->n_layers) && put_numbers(o, "shares", a->layer, a->n_layers);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
+static int put_search(struct cli *c, const struct prune_allocation *a, struct err *e) {
+    cli_say(c,
+            "divergence on the data of the search, before weights are fitted: uniform %.5f, at its beginning %.5f, "
+            "found %.5f (%llu tried)",
+            a->uniform_kl, a->begin_kl, a->kl, (unsigned long long)a->tried);
+    cJSON *o = cJSON_AddObjectToObject(cli_report(c), "search");
+    bool ok = o && json_put_f64_or_null(o, "uniform", a->uniform_kl) && json_put_f64_or_null(o, "begin", a->begin_kl) &&
+              json_put_f64_or_null(o, "found", a->kl) && json_put_u64(o, "tried", a->tried);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
+int compress_allocate(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
+                      const struct stats *stats, struct err *e) {
+    bool searches = !strcmp(o->allocate, "search");
+    struct prune_allocation owl = {0}, *first = searches ? &owl : out;
+    int rc = stats ? by_outliers(first, c, o, stats, e) : 0;
+    if (!rc && stats) rc = put_owl(c, first, e);
+    if (!rc && searches) rc = by_search(out, c, o, stats, stats ? &owl : NULL, e);
+    if (!rc && searches) rc = put_search(c, out, e);
+    prune_allocation_release(&owl);
+    return rc;
+}
