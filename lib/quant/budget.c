@@ -107,11 +107,9 @@ static double scale_of(const struct budget_job *j, size_t slot, const struct mea
 
 /* Errors are measured by rounding to nearest: what of them will be left. */
 static double left_by_method(const struct budget_job *j, struct model_slot s, enum dtype to) {
-    size_t n;
-    bool head = is_output(j->pass.config, s) && j->pass.o->stats && stats_head_gram(j->pass.o->stats, &n);
-    bool fed_back = j->pass.o->calibrated && (model_role_in_layer(s.role) || head) && second_order_takes(to) &&
-                    model_role_info(s.role)->input != POINT_EXPERT_IN &&
+    bool in_layer = model_role_in_layer(s.role) && model_role_info(s.role)->input != POINT_EXPERT_IN &&
                     model_role_info(s.role)->input != POINT_EXPERT_DOWN_IN;
+    bool fed_back = j->pass.o->calibrated && second_order_takes(to) && (in_layer || pass_knows_head(&j->pass, s, to));
     return fed_back ? LEFT_BY_FEEDBACK : 1;
 }
 

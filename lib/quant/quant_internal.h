@@ -78,6 +78,8 @@ int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct 
                      struct err *e) MUST_CHECK;
 bool pass_has_importance(const struct pass *p); /* of any matrix, by --stats */
 bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to);
+/* Is it the head, and are its second moments in the statistics for a method that feeds errors back? */
+bool pass_knows_head(const struct pass *p, struct model_slot s, enum dtype to);
 /* The weight of each input channel in the error: mean x^2 [cols], p's; NULL where nothing is known or nothing came
  * through. */
 int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) MUST_CHECK;

@@ -340,9 +340,7 @@ static int part_write(struct sequential *q, struct err *e) {
 #define HEAD_ROWS 4096 /* at once, of as many as there are tokens */
 
 static bool knows_head(const struct sequential *q, const struct stored *s) {
-    size_t n;
-    return is_output(&q->m->config, s->slot) && dtype_info(s->t.to)->is_quantized && s->t.to != s->t.from &&
-           second_order_takes(s->t.to) && q->p.o->stats && stats_head_gram(q->p.o->stats, &n);
+    return s->t.to != s->t.from && pass_knows_head(&q->p, s->slot, s->t.to);
 }
 
 static int feed_head(struct stored *s, const struct second_order *how, size_t cols, struct err *e) {

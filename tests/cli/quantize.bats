@@ -241,10 +241,15 @@ setup() {
     # shellcheck disable=SC2086
     cat tied.rill | rill quantize -q $how --stats head.stats.rill -j 4 >b.rill
     assert_same a.rill b.rill
-    rill ls a.rill | sed '$d' >a.txt
-    rill ls plain.rill | sed '$d' | cmp - a.txt
+    rill ls a.rill | sed '1d;$d' >a.txt # without the name of the statistics
+    rill ls plain.rill | sed '1d;$d' | cmp - a.txt
     head=$(grep -o '"name":"embed.weight"[^}]*' r.json)
     awk -F '[:,]' '{ for (i = 1; i < NF; i++) { if ($i == "\"output_error_nearest\"") n = $(i + 1); if ($i == "\"output_error\"") g = $(i + 1) } exit !(g > 0 && g < n) }' <<<"$head"
+    # they are what statistics change in types that weigh no errors, too
+    check_exit 2 rill quantize --type q4_0 --head-type q8_0 --method gptq --data tokens.rill --stats plain.stats.rill tied.rill -o no.rill
+    assert_stderr "*statistics change nothing in q4_0*"
+    check_exit 0 rill quantize -q --type q4_0 --head-type q8_0 --method gptq --data tokens.rill --stats head.stats.rill --report r0.json tied.rill -o a0.rill
+    grep -o '"name":"embed.weight"[^}]*' r0.json | grep -q '"to":"q8_0".*"output_error":'
     # a target counts on it: what is fed back will leave less
     target="--target-bpw 4.5 --types q3_k,q4_k,q6_k --dry-run"
     # shellcheck disable=SC2086
