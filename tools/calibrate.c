@@ -18,9 +18,10 @@ static const struct cli_option options[] = {
     {.name = "gradients",
      .type = CLI_FLAG,
      .to = &gradients,
-     .needs = {"precision=f32"},
-     .help = "also what each channel and head counts for the loss, by gradients, for prune --score taylor; a backward "
-             "pass for each sequence, and memory for a gradient of each weight"},
+     .needs = {"!precision=bf16", "!precision=int8"},
+     .help =
+         "also what each channel and head counts for the loss, by gradients, for prune --score taylor and "
+         "--target-params; in f32, with a backward pass for each sequence, and memory for a gradient of each weight"},
     {.name = "head-moments",
      .type = CLI_FLAG,
      .to = &head_gram,
@@ -88,6 +89,8 @@ static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
+    if (gradients)
+        how.precision = "f32"; /* which is then what auto means: the tape that records works on f32 weights */
     int rc = session_load_model(c, &how, session_weight_format(&how), &m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
@@ -120,13 +123,12 @@ int main(int argc, char **argv) {
             "of least influence are named on standard error, all of them with -v.\nThe result feeds "
             "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
             "is the statistics of both corpora together.",
-        .examples =
-            "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
-            "tokens.rill\n"
-            "rill calibrate -m model.rill --precision f32 --gradients tokens.rill -o model.stats.rill\n    for "
-            "prune --score taylor, too\n"
-            "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n    for quantize --method "
-            "gptq, too\n",
+        .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
+                    "tokens.rill\n"
+                    "rill calibrate -m model.rill --gradients tokens.rill -o model.stats.rill\n    for "
+                    "prune --score taylor, too\n"
+                    "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n    for quantize "
+                    "--method gptq, too\n",
         .options = options,
         .run = run,
     };
