@@ -4,7 +4,7 @@
 
 static struct session_options how;
 static uint64_t limit;
-static bool gradients;
+static bool gradients, head_gram;
 
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model to observe"),
@@ -22,6 +22,11 @@ static const struct cli_option options[] = {
      .help = "also collect, from gradients, how much each channel and head matters to the loss, for prune --score "
              "taylor and --target-params; in f32, with a backward pass per sequence and memory for the gradient of "
              "every weight"},
+    {.name = "head-moments",
+     .type = CLI_FLAG,
+     .to = &head_gram,
+     .help = "also collect the second moments of the inputs of the head (hidden x hidden), with which quantize "
+             "--method gptq quantizes the head, too"},
     {0},
 };
 
@@ -89,6 +94,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);
+    if (!rc && head_gram) rc = stats_want_head_gram(s, e);
     if (!rc) rc = collect(c, &in, m, s, e);
     if (!rc && stats_positions(s) == 0) rc = err_set(e, ERR_DATA, "%s: no tokens", stream_reader_name(in.stream));
     if (!rc) rc = stats_write(s, out, e);
@@ -119,7 +125,9 @@ int main(int argc, char **argv) {
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n"
                     "    statistics of model.rill on tokens.rill\n"
                     "rill calibrate -m model.rill --gradients tokens.rill -o model.stats.rill\n"
-                    "    also for prune --score taylor\n",
+                    "    also for prune --score taylor\n"
+                    "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n"
+                    "    also for the head in quantize --method gptq\n",
         .options = options,
         .run = run,
     };

@@ -7,13 +7,16 @@ static const struct cli_option options[] = {
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
-     .choices = "awq|smooth|r1|r2",
+     .choices = "awq|smooth|r1|r2|pca",
      .required = true,
      .help =
          "awq: enlarge the weights of channels with large activations, by the power of the mean activation that "
          "gives the least error when the weights are rounded to --type; smooth: share the range of activations with "
          "the weights, for products that quantize both (SmoothQuant); r1: rotate the residual stream by a random "
-         "Hadamard matrix, which spreads outliers over all channels; r2: rotate the values of each head likewise"},
+         "Hadamard matrix, which spreads outliers over all channels; r2: rotate the values of each head likewise; "
+         "pca: rotate the residual stream to its principal axes over --data, the largest first, for prune --hidden; "
+         "MODEL "
+         "must be a file"},
     {.name = "type",
      .type = CLI_STRING,
      .to = &o.type,
@@ -34,9 +37,9 @@ static const struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"method=awq|method=smooth", "!stats"},
+     .needs = {"method=awq|method=smooth|method=pca", "!stats"},
      .help = "use these calibration tokens instead of --stats: awq then knows the correlations of activations, smooth "
-             "their maxima"},
+             "their maxima, pca the principal axes"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &o.max_tokens,
@@ -77,8 +80,9 @@ int main(int argc, char **argv) {
             "into another, so that the model computes the same function (up to f32 rounding) with weights that are "
             "easier to quantize. Each run applies one method; methods can be chained.\n\nScales move from norms to the "
             "matrices that read them, from v to o, and from up to down; a pair whose inverse has nowhere to go is "
-            "skipped, and reported. Rewritten tensors become f32. r1 needs a norm without mean or bias (RMSNorm) "
-            "before each part of a layer, and unties an output matrix that is tied to the embedding.\n\nStatistics of "
+            "skipped, and reported. Rewritten tensors become f32. r1 and pca need a norm without mean or bias "
+            "(RMSNorm) "
+            "before each part of a layer, and untie an output matrix that is tied to the embedding.\n\nStatistics of "
             "the original model do not fit the folded one: run calibrate again before quantize --stats.",
         .examples = "rill fold --method awq --type q4_k_m --stats model.stats.rill model.rill -o model.awq.rill\n"
                     "    scales for q4_k_m\n"
@@ -86,6 +90,8 @@ int main(int argc, char **argv) {
                     "    scales by second moments of the activations\n"
                     "rill fold --method smooth --data tokens.rill < model.rill > model.smooth.rill\n"
                     "    for q8_0 and --precision int8\n"
+                    "rill fold --method pca --data tokens.rill model.rill -o axes.rill\n"
+                    "    for prune --hidden\n"
                     "rill fold --method r1 model.rill | rill fold --method r2 > model.r.rill\n"
                     "    both rotations\n",
         .options = options,

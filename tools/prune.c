@@ -32,8 +32,8 @@ static const struct cli_option options[] = {
      .choices = "uniform|owl|search",
      .fallback = "uniform",
      .needs = {"sparsity", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!vocab",
-               "!target-params", "!target-speedup", "!allocate=owl|stats", "!allocate=search|data",
-               "!allocate=search|stats|method=magnitude"},
+               "!target-params", "!target-speedup", "!target-size", "!hidden", "!allocate=owl|stats",
+               "!allocate=search|data", "!allocate=search|stats|method=magnitude"},
      .help = "how to spread --sparsity over the matrices. uniform: the same for all. owl: by layer, fewer zeros in "
              "layers with more outliers; needs --stats. search: by matrix, an evolutionary search for the least "
              "divergence from the whole model on --data; it starts from the better of the other two and reads the "
@@ -99,10 +99,11 @@ static const struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!experts", "layer-score=divergence|allocate=search|!dry-run", "!vocab",
-               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search",
-               "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
-               "reconstruct|!heads", "reconstruct|!kv-heads"},
+     .needs =
+         {"!experts", "layer-score=divergence|allocate=search|candidates|!dry-run", "!vocab",
+          "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search|candidates",
+          "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
+          "reconstruct|!heads", "reconstruct|!kv-heads", "reconstruct|!hidden"},
      .help = "calibration data: prune layer by layer, using the activations that these tokens have after the already "
              "pruned layers. Use text like that which the model will see; 128 sequences of 512 are a good start"},
     {.name = "max-tokens",
@@ -138,7 +139,8 @@ static const struct cli_option options[] = {
      .to = &o.plan,
      .arg = "FILE",
      .completes_files = true,
-     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads"},
+     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
+               "!hidden"},
      .help =
          "read what to keep of each layer, and the sparsity of each matrix, from this file, as printed by --dry-run"},
     {.name = "dry-run",
@@ -152,7 +154,7 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "0",
      .max = 1e15,
-     .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!plan"},
+     .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!hidden", "!plan"},
      .help =
          "prune layers, heads and channels to at most N parameters, or a share of them (60%). Tries all shapes with "
          "equal layers that programs can load wherever they load this model, and takes the one whose removed parts "
@@ -164,9 +166,43 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = 1e6,
      .needs = {"stats", "!target-params", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
-               "!plan"},
+               "!hidden", "!plan"},
      .help = "the same, to a model with S times fewer multiplications by weights per token (not counting attention "
              "itself)"},
+    {.name = "target-size",
+     .type = CLI_U64,
+     .to = &o.target_size,
+     .arg = "BYTES",
+     .min = 1,
+     .max = 1e15,
+     .needs = {"stats", "!target-params", "!target-speedup", "!layers", "!drop-layers", "!experts", "!ffn", "!heads",
+               "!kv-heads", "!hidden", "!plan", "!vocab"},
+     .help = "the same, to a model whose tensors take at most this many bytes in their types, without header and "
+             "vocabulary, as quantize counts; 90M is 90 times 1048576"},
+    {.name = "target-type",
+     .type = CLI_STRING,
+     .to = &o.target_type,
+     .arg = "TYPE",
+     .needs = {"target-size"},
+     .help = "measure --target-size as if quantize --type TYPE had quantized the result: one budget for both. The "
+             "output is not quantized"},
+    {.name = "per-layer",
+     .type = CLI_FLAG,
+     .to = &o.per_layer,
+     .needs = {"target-params|target-speedup|target-size"},
+     .help = "give each layer its own shape for the target: remove step by step those channels, heads or layers that "
+             "matter least for what they save. llama.cpp loads such layers of a llama, mistral or qwen2 (as deci), "
+             "transformers of no model; export refuses what a format cannot hold"},
+    {.name = "candidates",
+     .type = CLI_U64,
+     .to = &o.candidates,
+     .arg = "N",
+     .min = 1,
+     .max = 64,
+     .needs = {"target-params|target-speedup|target-size", "data", "!vocab"},
+     .help = "prune to each of the N best shapes for the target, as the other options say, and take the one whose "
+             "next-token distributions on --data diverge least from the original's. MODEL must be a file. Use few "
+             "tokens: memory holds the logits of each"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,
@@ -226,6 +262,16 @@ static const struct cli_option options[] = {
      .max = MODEL_MAX_DIM,
      .help = "keep N query heads per layer, or a share of them: the best of each remaining key/value head, the same "
              "number for each; 0: keep all"},
+    {.name = "hidden",
+     .type = CLI_AMOUNT,
+     .to = &o.hidden,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .needs = {"!hidden|stats"},
+     .help = "keep the N channels of the residual stream, or a share of them, that are most active after norms, by "
+             "--stats, in all layers; rounded as --ffn. With --reconstruct, everything that reads or writes the stream "
+             "is fitted, and nothing else can be pruned in that run; 0: keep all"},
     {.name = "vocab",
      .type = CLI_STRING,
      .to = &o.vocab,
@@ -250,7 +296,7 @@ static const struct cli_option options[] = {
      .arg = "BY",
      .choices = "auto|weights|activations|taylor|fluctuation|cost",
      .fallback = "auto",
-     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "!score=activations|stats",
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup|target-size", "!score=activations|stats",
                "!score=taylor|stats", "!score=fluctuation|stats", "!score=cost|reconstruct"},
      .help =
          "how to rank channels and heads: weights: by the norm of their weights; activations, taylor (effect on the "
@@ -260,7 +306,7 @@ static const struct cli_option options[] = {
     {.name = "compensate",
      .type = CLI_FLAG,
      .to = &o.compensate,
-     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "stats", "!data"},
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup|target-size", "stats", "!data"},
      .help =
          "add the mean output of removed channels and heads, from --stats, to the biases of attn.o and ffn.down; an "
          "error if the model has no such biases"},
@@ -268,10 +314,10 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup|allocate=owl|"
-               "allocate=search",
-               "layers|experts|method=wanda|compensate|target-params|target-speedup|allocate=owl|allocate=search|"
-               "!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|hidden|plan|method=wanda|target-params|target-speedup|target-size|"
+               "allocate=owl|allocate=search",
+               "layers|experts|hidden|method=wanda|compensate|target-params|target-speedup|target-size|allocate=owl|"
+               "allocate=search|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model, from rill calibrate"},
     {0},
@@ -295,7 +341,8 @@ int main(int argc, char **argv) {
         .seed_needs = {"allocate=search"},
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
-            "feed-forward layers, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate set "
+            "feed-forward layers, fewer attention heads, a narrower residual stream, a smaller vocabulary. --sparsity, "
+            "--pattern and --rate set "
             "single weights in the matrices of layers to zero and keep all shapes.\n\nWhat to remove is decided by the "
             "norms of the weights or by the statistics of rill calibrate for this model. Several kinds can be "
             "combined; single weights are then chosen from what the others leave. With --data, single weights need a "

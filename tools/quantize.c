@@ -102,7 +102,7 @@ static struct cli_option options[] = {
      .needs = {"!method=hqq"},
      .help =
          "weight errors by input channel, with the statistics of rill calibrate or of llama-imatrix (a GGUF or .dat "
-         "file)"},
+         "file). With those of calibrate --head-moments, gptq and learned use error feedback for the head, too"},
     {.name = "clip",
      .type = CLI_FLAG,
      .to = &o.clip,
