@@ -81,9 +81,9 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "4096",
      .max = 1e12,
-     .needs = {"allocate=search"},
-     .help = "evaluate candidates on the first whole sequences of --data that hold N positions; 0: on all. Memory is "
-             "needed for the logits of each"},
+     .needs = {"allocate=search|candidates"},
+     .help = "evaluate candidates, sparsities or shapes, on the first whole sequences of --data that hold N positions; "
+             "0: on all. Memory is needed for the logits of each"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
@@ -201,8 +201,7 @@ static const struct cli_option options[] = {
      .max = 64,
      .needs = {"target-params|target-speedup|target-size", "data", "!vocab"},
      .help = "prune to each of the N best shapes for the target, as the other options say, and take the one whose "
-             "next-token distributions on --data diverge least from the original's. MODEL must be a file. Use few "
-             "tokens: memory holds the logits of each"},
+             "next-token distributions on --data diverge least from the original's. MODEL must be a file"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,
