@@ -529,7 +529,7 @@ static void each_layer_gets_what_it_needs(void **state) {
         assert_true(shapes >= 1 && shapes <= 6);
         o.target_nth = shapes;
         assert_int_equal(pruned(one, &o, &p, &r, &e), ERR_USAGE);
-        assert_non_null(strstr(e.msg, "shapes to choose from"));
+        assert_non_null(strstr(e.msg, "shapes for this target"));
         prune_report_release(&r);
         stats_free(s);
         model_free(one);
