@@ -23,7 +23,7 @@ static const struct cli_option options[] = {
      .to = &o.rates,
      .arg = "REGEX=S",
      .help = "how sparse the matrices become whose name, Rill's or GGUF's, matches the regular expression: a share, 0, "
-             "or N:M; the last match wins"},
+             "N:M, or rank:N, two low-rank factors; the last match wins"},
     {.name = "allocate",
      .type = CLI_CHOICE,
      .to = &o.allocate,
@@ -32,7 +32,7 @@ static const struct cli_option options[] = {
      .fallback = "uniform",
      .needs = {"sparsity", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!vocab",
                "!target-params", "!target-speedup", "!allocate=owl|stats", "!allocate=search|data",
-               "!allocate=search|stats|method=magnitude"},
+               "!allocate=search|stats|method=magnitude", "!allocate=search|!method=svd"},
      .help = "how --sparsity is spread over the matrices: the same for all; by layer, the fewer the more outliers it "
              "has, by --stats (owl); or matrix by matrix, by an evolutionary search for the least divergence of the "
              "next token from the whole model's on --data, which begins with the better of these two; the model is "
@@ -86,22 +86,24 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .to = &o.method,
      .arg = "BY",
-     .choices = "magnitude|wanda|sparsegpt|alps",
+     .choices = "magnitude|wanda|sparsegpt|alps|svd",
      .fallback = "magnitude",
      .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
      .help = "which weights become zero: the smallest of the matrix (magnitude); of each row those of the smallest "
              "product with the norm of their input (wanda, with --stats or --data); with --data those that cost least "
              "when the others make up for it, column by column (sparsegpt), or by a search for the mask of least error "
-             "(alps, the best and slowest)"},
+             "(alps, the best and slowest). svd leaves no zeros: a matrix becomes two low-rank factors with this share "
+             "of its weights less, by its own singular values, or with --data by those of its outputs"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!experts", "layer-score=divergence|allocate=search|!dry-run", "!vocab",
-               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search",
-               "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
-               "reconstruct|!heads", "reconstruct|!kv-heads"},
+     .needs =
+         {"!experts", "layer-score=divergence|allocate=search|!dry-run", "!vocab",
+          "method=wanda|method=sparsegpt|method=alps|method=svd|reconstruct|layer-score=divergence|allocate=search",
+          "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
+          "reconstruct|!heads", "reconstruct|!kv-heads"},
      .help =
          "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
          "which the model will see, 128 sequences of 512 for a start"},
@@ -124,9 +126,15 @@ static const struct cli_option options[] = {
      .arg = "SHARE",
      .fallback = "0.01",
      .max = 1,
-     .needs = {"method=sparsegpt|method=alps|reconstruct"},
+     .needs = {"method=sparsegpt|method=alps|method=svd|reconstruct", "data"},
      .help = "what is added to the diagonal of the second moments of --data, as a share of its mean"},
     SESSION_DATA_PRECISION(o.how, "data"),
+    {.name = "merge",
+     .type = CLI_FLAG,
+     .to = &o.merge,
+     .needs = {"!data", "!plan", "!target-params", "!target-speedup"},
+     .help = "multiply the low-rank factors of --method svd, so that other programs can load the model again: matrices "
+             "are whole and as large as before, then pruned as the other options say"},
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &o.prune_head,
@@ -301,7 +309,10 @@ int main(int argc, char **argv) {
             "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
             "(ffn.down and attn.o) or single weights become zero; with --data all quantized tensors do.\n--codec "
             "sparse "
-            "stores zeros in a bit each.\nWhat is to go is a plan: --dry-run prints it, --plan reads it.",
+            "stores zeros in a bit each.\nA model with low-rank factors (--method svd) is run, trained, quantized and "
+            "judged by all "
+            "programs here; no other program loads one, so export refuses it until they are multiplied "
+            "(--merge).\nWhat is to go is a plan: --dry-run prints it, --plan reads it.",
         .examples =
             "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
             "that matter most\n"
@@ -312,6 +323,10 @@ int main(int argc, char **argv) {
             "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n    half of "
             "the "
             "weights, layer by layer, with what the others can make up for\n"
+            "rill prune --sparsity 0.5 --method svd --data tokens.rill model.rill -o factored.small.rill\n    each "
+            "matrix "
+            "as two low-rank factors with half of its weights\n"
+            "rill prune --merge factored.rill -o whole.rill\n    the factors multiplied, for export\n"
             "rill prune --sparsity 0.5 --allocate owl --stats model.stats.rill --dry-run model.rill -o owl.txt\n    "
             "more "
             "zeros where a layer has few outliers, as a plan\n"
