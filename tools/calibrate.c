@@ -18,9 +18,10 @@ static const struct cli_option options[] = {
     {.name = "gradients",
      .type = CLI_FLAG,
      .to = &gradients,
-     .needs = {"precision=f32"},
-     .help = "also what each channel and head counts for the loss, by gradients, for prune --score taylor; a backward "
-             "pass for each sequence, and memory for a gradient of each weight"},
+     .needs = {"!precision=bf16", "!precision=int8"},
+     .help =
+         "also what each channel and head counts for the loss, by gradients, for prune --score taylor and "
+         "--target-params; in f32, with a backward pass for each sequence, and memory for a gradient of each weight"},
     {0},
 };
 
@@ -82,6 +83,8 @@ static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
+    if (gradients)
+        how.precision = "f32"; /* which is then what auto means: the tape that records works on f32 weights */
     int rc = session_load_model(c, &how, session_weight_format(&how), &m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
@@ -115,7 +118,7 @@ int main(int argc, char **argv) {
             "is the statistics of both corpora together.",
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
                     "tokens.rill\n"
-                    "rill calibrate -m model.rill --precision f32 --gradients tokens.rill -o model.stats.rill\n    for "
+                    "rill calibrate -m model.rill --gradients tokens.rill -o model.stats.rill\n    for "
                     "prune --score taylor, too\n",
         .options = options,
         .run = run,

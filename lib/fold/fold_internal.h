@@ -1,5 +1,5 @@
 /*
- * Private to lib/fold. Order of files, each calling only those before it: pairs, inputs, awq, smooth, rotation, rotate, fold.
+ * Private to lib/fold. Order of files, each calling only those before it: pairs, inputs, awq, smooth, rotation, rotate, pca, fold.
  */
 #ifndef RILL_FOLD_INTERNAL_H
 #define RILL_FOLD_INTERNAL_H
@@ -60,6 +60,8 @@ struct fold_rotation {
     double *small; /* [m][m] */
 };
 int fold_rotation_new(struct fold_rotation *r, size_t n, struct rng rng, struct err *e) MUST_CHECK;
+/* r [n][n] itself, orthogonal: p is 1. */
+int fold_rotation_of(struct fold_rotation *r, size_t n, const double *matrix, struct err *e) MUST_CHECK;
 void fold_rotation_release(struct fold_rotation *r);
 /* x [n] becomes x R; scratch [m]. */
 void fold_rotate_vector(const struct fold_rotation *r, double *x, double *scratch);

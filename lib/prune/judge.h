@@ -1,23 +1,29 @@
 /*
- * Private to lib/prune: searches whose judge is the true divergence of the whole model. What comes into each layer is kept, so that a
- * candidate that differs from some layer on runs from there.
+ * Private to lib/prune: the judge of all searches is the true divergence from what the whole model said. For candidates that differ from the
+ * model from some layer on, what comes into each layer is kept, so that they run from there.
  */
 #ifndef RILL_PRUNE_JUDGE_H
 #define RILL_PRUNE_JUDGE_H
 
 #include "lib/prune/prune.h"
 
+struct prune_reference {
+    const struct model_input *in;
+    size_t positions, columns;
+    float *logits; /* [positions][columns] */
+    double *rows;  /* [positions]: divergence of what was judged last */
+};
+
 struct prune_judge {
     struct model *model;
     struct grad_tape *scratch; /* that does not record */
     const struct model_input *in;
-    size_t positions, hidden, columns;
+    size_t positions, hidden;
     uint32_t *layers; /* [n] of the base, ascending; all of the model's at first */
     uint32_t n;
     float *into;   /* [n_layers + 1][positions][hidden]: what comes into each layer of the base, and out of the last */
     float *states; /* [positions][hidden] */
-    float *reference; /* [positions][columns]: logits of the model as it was at first */
-    double *rows;     /* [positions]: divergence */
+    struct prune_reference *first; /* the model as it was */
     struct arena memory;
 };
 

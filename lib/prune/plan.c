@@ -127,7 +127,7 @@ static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) 
 }
 
 static bool has_target(const struct prune_options *o) {
-    return o->target_params || o->target_share > 0 || o->target_speedup > 0;
+    return o->target_params || o->target_share > 0 || o->target_speedup > 0 || o->target_size;
 }
 
 static int plan_layers(struct prune_plan *p, struct err *e) {
@@ -346,6 +346,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
 static int plan_structure(struct prune_plan *p, struct err *e) {
     int rc = plan_layers(p, e);
     if (!rc) rc = plan_experts(p, e);
+    if (!rc) rc = prune_plan_hidden(p, width_of(&p->o->hidden, p->from->hidden), e);
     return rc ? rc : plan_widths(p, e);
 }
 
@@ -407,7 +408,7 @@ static int plan_rank(struct prune_plan *p, struct model_slot old, struct model_s
 
 static int plan_ranks(struct prune_plan *p, struct err *e) {
     int rc = 0;
-    if (model_is_factored(&p->to) && prune_changes_widths(p))
+    if (model_is_factored(&p->to) && (p->kept_hidden || prune_changes_widths(p)))
         return err_set(e, ERR_USAGE,
                        "heads, channels and experts of a model with low-rank factors cannot be pruned; multiply them "
                        "first (--merge)");
@@ -416,6 +417,10 @@ static int plan_ranks(struct prune_plan *p, struct err *e) {
         bool asked = p->sparse[i].rank || (p->o->method == PRUNE_SVD && prune_is_sparse(p->sparse[i]));
         if (asked && prune_new_slot(p, s, &now)) rc = plan_rank(p, s, now, &p->sparse[i], e);
     }
+    if (!rc && p->kept_hidden && model_is_factored(&p->to))
+        rc = err_set(
+            e, ERR_USAGE,
+            "channels of the residual stream go in a run of their own, before matrices become low-rank factors");
     return rc;
 }
 
@@ -462,6 +467,7 @@ void prune_plan_warn(const struct prune_plan *p) {
     warn_share(p, "layers", &p->o->layers, p->to.n_layers, p->from->n_layers);
     warn_share(p, "feed-forward channels", &p->o->ffn, now->ffn, was->ffn);
     warn_share(p, "channels of experts", &p->o->ffn, now->expert_ffn, was->expert_ffn);
+    warn_share(p, "channels of the residual stream", &p->o->hidden, p->to.hidden, p->from->hidden);
     warn_share(p, "experts", &p->o->experts, now->experts, was->experts);
     if (p->to.experts_per_token < p->from->experts_per_token) {
         char text[128];

@@ -200,6 +200,95 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "a size in bytes, as the model is and as quantize makes it" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    # bytes FILE: of its tensors
+    bytes() { rill ls --json "$1" | grep '"type":"tensor"' | sed 's/.*"bytes":\([0-9]*\).*/\1/' | awk '{ n += $1 } END { print n }'; }
+    for type in "" q8_0; do
+        if [ -n "$type" ]; then rill quantize -q --type $type model.rill -o as.rill; else cp model.rill as.rill; fi
+        before="$(bytes as.rill)"
+        rill prune -q --target-size $((before * 7 / 10)) ${type:+--target-type $type} --stats g.stats.rill model.rill -o small.rill --force
+        if [ -n "$type" ]; then rill quantize -q --type $type small.rill -o small.as.rill --force; else cp small.rill small.as.rill; fi
+        [ "$(bytes small.as.rill)" -le $((before * 7 / 10)) ]
+        [ "$(bytes small.as.rill)" -ge $((before * 5 / 10)) ]
+        rm as.rill
+    done
+    check_exit 2 sh -c 'cat model.rill | rill prune --target-size 100000 --stats g.stats.rill -o no.rill'
+    assert_stderr_line "--target-size reads the model twice: give it as a file, or say --target-type"
+    check_exit 0 sh -c 'cat model.rill | rill prune -q --target-size 100000 --target-type q8_0 --stats g.stats.rill -o piped.rill'
+    check_exit 2 rill prune --target-size 100000 --target-type q9 --stats g.stats.rill model.rill -o no.rill
+    assert_stderr_line "*q9*"
+    check_exit 2 rill prune --target-size 10 --stats g.stats.rill model.rill -o no.rill
+    assert_stderr_line "no shape of this model comes to that: the smallest has * bytes"
+    assert_no_file no.rill
+}
+
+@test "layers of their own shapes, which llama.cpp's format holds and transformers' does not" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    rill prune --target-params 75% --per-layer --stats g.stats.rill --no-provenance -j 1 model.rill -o a.rill 2>said
+    grep -q "transformers will not load this, and export --to safetensors refuses it" said
+    rill prune -q --target-params 75% --per-layer --stats g.stats.rill --no-provenance -j 4 model.rill -o b.rill
+    assert_same a.rill b.rill
+    rill prune -q --target-params 75% --per-layer --stats g.stats.rill --dry-run model.rill -o plan.txt
+    [ "$(awk '$1 == "layer" { print $3, $4, $5 }' plan.txt | sort -u | wc -l)" -gt 1 ]
+    rill prune -q --plan plan.txt --stats g.stats.rill --no-provenance model.rill -o c.rill
+    assert_same a.rill c.rill
+    check_exit 0 rill export -q --to gguf a.rill -o a.gguf
+    check_exit 3 rill export --to safetensors a.rill -o a.hf
+    check_exit 0 rill prune -q --target-speedup 1.3 --per-layer --stats g.stats.rill --reconstruct --data tokens.rill model.rill -o d.rill
+}
+
+@test "candidates are judged by the divergence of what they become" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    target="--target-params 70% --stats g.stats.rill --candidates 3 --data tokens.rill --precision f32"
+    for how in "" --reconstruct --per-layer; do
+        # shellcheck disable=SC2086
+        rill prune --no-provenance $target $how -j 1 model.rill -o a.rill --report r.json --force 2>said
+        # shellcheck disable=SC2086
+        rill prune -q --no-provenance $target $how -j 4 model.rill -o b.rill --force
+        assert_same a.rill b.rill
+        # what was said of the best is what eval says
+        best="$(sed -n 's/^.*shape [0-9]*: .* divergence \([0-9.]*\)$/\1/p' said | sort -g | head -1)"
+        rill teacher-infer -q --precision f32 -m model.rill tokens.rill | rill eval -q -m a.rill --precision f32 --reference - --table >kld.txt
+        awk -v best="$best" '$1 == "kld" { found = $2 > best * 0.98 - 1e-5 && $2 < best * 1.02 + 1e-5 } END { exit !found }' kld.txt
+    done
+    # shellcheck disable=SC2086
+    check_exit 0 rill prune $target --dry-run model.rill -o plan.txt
+    # shellcheck disable=SC2086
+    check_exit 2 sh -c "cat model.rill | rill prune $target -o no.rill"
+    assert_stderr_line "--candidates reads the model twice: give it as a file"
+    assert_no_file no.rill
+}
+
+@test "a narrower residual stream, alone and after a rotation" {
+    check_exit 0 rill prune -q --hidden 48 --stats model.stats.rill --no-provenance model.rill -o a.rill -j 1
+    cat model.rill | rill prune -q --hidden 48 --stats model.stats.rill --no-provenance -j 4 >b.rill
+    assert_same a.rill b.rill
+    check_exit 0 rill generate -q -m a.rill --max-new 3 --text prompts.rill
+    rill prune -q --hidden 48 --stats model.stats.rill --dry-run model.rill -o plan.txt
+    grep -q '^hidden 48$' plan.txt
+    rill prune -q --plan plan.txt --stats model.stats.rill --no-provenance model.rill -o b.rill --force
+    assert_same a.rill b.rill
+    check_exit 0 rill prune -q --hidden 75% --stats model.stats.rill --reconstruct --data tokens.rill --precision f32 model.rill -o c.rill
+    check_exit 0 rill fold -q --method pca --data tokens.rill model.rill -o turned.rill
+    rill calibrate -q -m turned.rill tokens.rill -o turned.stats.rill
+    check_exit 0 rill prune -q --hidden 48 --stats turned.stats.rill --reconstruct --data tokens.rill turned.rill -o d.rill
+    check_exit 0 rill ls d.rill
+    assert_stdout "*head.weight*"
+    check_exit 2 rill prune --hidden 48 --ffn 64 --stats model.stats.rill --reconstruct --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "layer by layer, with data, the stream is narrowed alone: prune the rest before or after"
+    rill init -q --arch gpt2 --layers 1 --hidden 32 --heads 2 --ffn 64 model.rill -o gpt2.rill
+    rill calibrate -q -m gpt2.rill tokens.rill -o gpt2.stats.rill
+    check_exit 2 rill prune --hidden 16 --stats gpt2.stats.rill gpt2.rill -o no.rill
+    assert_stderr_line "the residual stream of this model cannot become narrower: its norms subtract the mean of all channels or have a bias"
+    printf 'hidden 0\n' >>plan.txt
+    check_exit 3 rill prune --plan plan.txt --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "plan.txt: line *"
+    check_exit 2 sh -c 'cat model.rill | rill fold --method pca --data tokens.rill -o no.rill'
+    assert_stderr_line "--method pca reads the model twice: give it as a file"
+    assert_no_file no.rill
+}
+
 @test "a share is spread by outliers or by a search, as a plan that gives the same model" {
     zeros() { grep -o '"zeros":[0-9]*' "$1" | tail -1 | cut -d: -f2; }
     rill prune -q --sparsity 0.6 --no-provenance model.rill -o u.rill --report u.json
@@ -451,4 +540,92 @@ setup() {
     rill export --to gguf small.rill -o small.gguf
     grep -aq "general.finetune" small.gguf
     grep -aq "general.size_label" small.gguf
+}
+
+@test "low-rank factors: a plan of ranks, with data or without, and multiplied again" {
+    check_exit 0 rill prune --dry-run --sparsity 0.5 --method svd --rate attn.k=0 model.rill -o plan.txt
+    assert_stderr "*rill prune: transformers will not load this, and export --to safetensors refuses it: *low-rank factors*"
+    grep -Eqx "layers.0.attn.q.weight +64x64  rank:16" plan.txt
+    grep -Eqx "layers.2.ffn.down.weight +64x96  rank:19" plan.txt
+    check_exit 1 grep attn.k plan.txt
+    rill prune -q --no-provenance --sparsity 0.5 --method svd --rate attn.k=0 model.rill -o a.rill
+    rill prune -q --no-provenance --plan plan.txt model.rill -o b.rill
+    assert_same a.rill b.rill
+    sed -i 's/rank:19/rank:23/' plan.txt
+    check_exit 0 rill prune --plan plan.txt --method svd --data tokens.rill --report r.json model.rill -o c.rill
+    assert_stderr "*, 18 matrices in low-rank factors"
+    assert_json r.json rank 16
+    check_exit 0 rill ls c.rill
+    assert_stdout "*q_rank=16*gate_rank=23*up_rank=23*down_rank=23*\[23, 64\]*layers.0.ffn.gate.weight*\[96, 23\]*layers.0.ffn.gate.out.weight*"
+    rill prune -q --merge c.rill -o whole.rill
+    check_exit 0 rill ls whole.rill
+    assert_stdout "*\[96, 64\]*layers.0.ffn.gate.weight*"
+    check_exit 0 rill export -q --to gguf whole.rill -o whole.gguf
+    for m in c whole; do
+        rill eval -q --context 32 --precision f32 -m $m.rill --table tokens.rill | awk '$1 == "perplexity" { print $2 }' >$m.txt
+    done
+    paste c.txt whole.txt | awk '$1 > 1.02 * $2 || $2 > 1.02 * $1 { exit 1 } END { exit NR != 1 }' || fail "$(cat c.txt whole.txt)"
+    # whitened by the data the outputs are nearer than by the weights alone, and the same with one and four threads
+    for j in 1 4; do
+        rill prune -q -j $j --no-provenance --sparsity 0.5 --method svd --data tokens.rill --precision f32 model.rill -o w$j.rill
+    done
+    assert_same w1.rill w4.rill
+    rill teacher-infer -q --precision f32 -m model.rill tokens.rill -o teacher.kd.rill
+    rill eval -q --precision f32 -m w1.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >white.txt
+    rill eval -q --precision f32 -m factored.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >plain.txt
+    paste white.txt plain.txt | awk '!($1 < $2) { exit 1 } END { exit NR != 1 }' || fail "$(cat white.txt plain.txt)"
+}
+
+@test "low-rank factors: every program runs them, export and fold refuse them before any work" {
+    check_exit 0 rill generate -q -m factored.rill --max-new 3 --text prompts.rill
+    check_exit 0 rill teacher-infer -q --no-provenance -m factored.rill tokens.rill -o whole.kd.rill
+    check_exit 0 rill teacher-infer -q --no-provenance --weights stream -m factored.rill tokens.rill -o streamed.kd.rill
+    assert_same whole.kd.rill streamed.kd.rill
+    for how in "" "--quantize q4_0" "--lora 4" "--optimizer muon"; do
+        check_exit 0 rill distill -q -m factored.rill $how --steps 3 --batch-tokens 64 dense.kd.rill -o d.rill --force
+    done
+    check_exit 0 rill distill -q -m factored.rill --steps 3 --batch-tokens 64 dense.kd.rill -o d.rill --force
+    check_exit 0 rill ls d.rill
+    assert_stdout "*q_rank=16*"
+    check_exit 4 rill diff factored.rill d.rill
+    assert_stdout "*layers.0.attn.q.out.weight*"
+    rill calibrate -q --precision f32 --gradients -m factored.rill tokens.rill -o f.stats.rill
+    for how in "--stats f.stats.rill" "--method gptq --data tokens.rill" "--method learned --data tokens.rill"; do
+        check_exit 0 rill quantize -q --type q4_0 $how factored.rill -o q.rill --force
+        check_exit 0 rill eval -q --context 32 -m q.rill tokens.rill
+    done
+    for to in gguf safetensors; do
+        check_exit 3 rill export --to $to factored.rill -o out
+        assert_stderr_line "* knows no low-rank factors; multiply them first (rill prune --merge)"
+    done
+    check_exit 3 rill fold --method r1 factored.rill -o out
+    assert_stderr_line "this model has low-rank factors, which fold does not rewrite; multiply them first (rill prune --merge)"
+    assert_no_file out
+    check_exit 0 rill prune -q --layers 2 --stats f.stats.rill factored.rill -o two.rill
+    check_exit 0 rill prune -q --merge --ffn 64 --sparsity 0.2 factored.rill -o narrow.rill
+}
+
+@test "low-rank factors that cannot be are refused" {
+    cases=(
+        "--sparsity 0.5 --method svd factored.rill|tensor 'layers.0.attn.q.weight' is a low-rank factor already"
+        "--sparsity 0.5 --method sparsegpt --data tokens.rill factored.rill|tensor 'layers.0.attn.q.out.weight': nothing is known of its input, which this method needs"
+        "--ffn 64 factored.rill|heads, channels and experts of a model with low-rank factors cannot be pruned; multiply them first (--merge)"
+        "--merge model.rill|this model has no low-rank factors to multiply"
+        "--sparsity 0.5 --method svd experts.rill|tensor 'layers.0.experts.0.gate.weight' cannot become low-rank factors"
+        "--sparsity 0.5 --sparsify-head --method svd model.rill|tensor 'embed.weight' cannot become low-rank factors"
+        "--pattern 2:4 --method svd model.rill|tensor 'layers.0.attn.q.weight': svd takes shares and ranks, not 2:4"
+        "--rate attn.k=rank:33 model.rill|tensor 'layers.0.attn.k.weight': a rank of 33 for 32x64"
+        "--rate attn.k=rank:0 model.rill|--rate: 'rank:0' is not a sparsity: *rank:64*"
+        "--hidden 32 --stats model.stats.rill --rate attn.k=rank:8 model.rill|channels of the residual stream go in a run of their own, before matrices become low-rank factors"
+        "--method svd --sparsity 0.5 --allocate search --stats model.stats.rill --data tokens.rill model.rill|--method *allocate*"
+        "--merge --data tokens.rill factored.rill|--merge *"
+    )
+    for c in "${cases[@]}"; do
+        check_exit 2 rill prune ${c%%|*} -o no.rill
+        assert_stderr_line "${c#*|}"
+    done
+    printf 'layer 0 4 2 96 0 -\nlayer 1 4 2 96 0 -\nlayers.0.ffn.up.weight 96x64 rank:65\n' >plan.txt
+    check_exit 2 rill prune --plan plan.txt model.rill -o no.rill
+    assert_stderr_line "tensor 'layers.0.ffn.up.weight': a rank of 65 for 96x64"
+    assert_no_file no.rill
 }
