@@ -564,16 +564,16 @@ setup() {
     for m in c whole; do
         rill eval -q --context 32 --precision f32 -m $m.rill --table tokens.rill | awk '$1 == "perplexity" { print $2 }' >$m.txt
     done
-    paste c.txt whole.txt | awk '$1 > 1.02 * $2 || $2 > 1.02 * $1 { exit 1 } END { exit NR != 1 }' || fail "$(cat c.txt whole.txt)"
+    paste c.txt whole.txt | awk 'NF == 2 && $1 < 1.02 * $2 && $2 < 1.02 * $1 { near = 1 } END { exit !near }' || fail "$(cat c.txt whole.txt)"
     # whitened by the data the outputs are nearer than by the weights alone, and the same with one and four threads
     for j in 1 4; do
         rill prune -q -j $j --no-provenance --sparsity 0.5 --method svd --data tokens.rill --precision f32 model.rill -o w$j.rill
     done
     assert_same w1.rill w4.rill
     rill teacher-infer -q --precision f32 -m model.rill tokens.rill -o teacher.kd.rill
-    rill eval -q --precision f32 -m w1.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >white.txt
-    rill eval -q --precision f32 -m factored.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >plain.txt
-    paste white.txt plain.txt | awk '!($1 < $2) { exit 1 } END { exit NR != 1 }' || fail "$(cat white.txt plain.txt)"
+    rill eval -q --context 32 --precision f32 -m w1.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >white.txt
+    rill eval -q --context 32 --precision f32 -m factored.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >plain.txt
+    paste white.txt plain.txt | awk 'NF == 2 && $1 < $2 { better = 1 } END { exit !better }' || fail "$(cat white.txt plain.txt)"
 }
 
 @test "low-rank factors: every program runs them, export and fold refuse them before any work" {
@@ -618,7 +618,7 @@ setup() {
         "--rate attn.k=rank:0 model.rill|--rate: 'rank:0' is not a sparsity: *rank:64*"
         "--hidden 32 --stats model.stats.rill --rate attn.k=rank:8 model.rill|channels of the residual stream go in a run of their own, before matrices become low-rank factors"
         "--method svd --sparsity 0.5 --allocate search --stats model.stats.rill --data tokens.rill model.rill|--method *allocate*"
-        "--merge --data tokens.rill factored.rill|--merge *"
+        "--merge --sparsity 0.5 --method svd --data tokens.rill factored.rill|--merge *"
     )
     for c in "${cases[@]}"; do
         check_exit 2 rill prune ${c%%|*} -o no.rill
