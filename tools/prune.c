@@ -79,9 +79,9 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "4096",
      .max = 1e12,
-     .needs = {"allocate=search"},
-     .help = "judge candidates on whole sequences of --data up to the one that reaches N positions; 0: all; each needs "
-             "memory for its logits"},
+     .needs = {"allocate=search|candidates"},
+     .help = "judge candidates, of shares or of shapes, on whole sequences of --data up to the one that reaches N "
+             "positions; 0: all; each needs memory for its logits"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
@@ -207,10 +207,8 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 64,
      .needs = {"target-params|target-speedup|target-size", "data", "!vocab"},
-     .help =
-         "prune the N best shapes for the target, each as the other options say, and take that whose distribution "
-         "of the next token on --data diverges least from the model's; of a model from a file. Take few tokens: each "
-         "needs memory for its logits"},
+     .help = "prune the N best shapes for the target, each as the other options say, and take that whose distribution "
+             "of the next token on --data diverges least from the model's; of a model from a file"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,

@@ -150,8 +150,9 @@ static int take_line(struct prune_plan *p, char *line, bool layers, struct err *
     const char *word = strtok_r(line, BLANKS, &save);
     bool is_layer = word && !strcmp(word, "layer"), is_hidden = word && !strcmp(word, "hidden");
     if (!word || (is_layer || is_hidden) != layers) return 0;
-    if (is_hidden) return take_hidden(p, &save, e);
-    return layers ? take_layer(p, &save, e) : take_tensor(p, word, &save, e);
+    int rc = is_hidden ? take_hidden(p, &save, e) : layers ? take_layer(p, &save, e) : take_tensor(p, word, &save, e);
+    const char *more = rc ? NULL : strtok_r(NULL, BLANKS, &save);
+    return more ? err_set(e, ERR_DATA, "'%.40s' where the line should end", more) : rc;
 }
 
 /* All lines of layers and of the stream, or all of tensors. */
