@@ -22,9 +22,8 @@ static const struct cli_option options[] = {
      .type = CLI_LIST,
      .to = &o.rates,
      .arg = "REGEX=S",
-     .help =
-         "sparsity of the matrices whose names (Rill's or GGUF's) match the regular expression: a share, 0, or N:M; "
-         "the last match wins"},
+     .help = "sparsity of the matrices whose names (Rill's or GGUF's) match the regular expression: a share, 0, N:M, "
+             "or rank:N for two low-rank factors; the last match wins"},
     {.name = "allocate",
      .type = CLI_CHOICE,
      .to = &o.allocate,
@@ -88,12 +87,17 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .to = &o.method,
      .arg = "BY",
-     .choices = "magnitude|wanda|sparsegpt|alps",
+     .choices = "magnitude|wanda|sparsegpt|alps|svd",
      .fallback = "magnitude",
-     .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
-     .help = "which weights become zero. magnitude: the smallest of each matrix; wanda: in each row, those with the "
-             "smallest product of weight and input norm; sparsegpt: those that cost least when the others are updated "
-             "to compensate, column by column; alps: search for the mask with the least error (the best and slowest)"},
+     .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data",
+               "!method=svd|!allocate=search"},
+     .help =
+         "which weights become zero. magnitude: the smallest of each matrix; wanda: in each row, those with the "
+         "smallest product of weight and input norm; sparsegpt: those that cost least when the others are updated "
+         "to compensate, column by column; alps: search for the mask with the least error (the best and slowest). svd "
+         "leaves no zeros: "
+         "each matrix becomes two low-rank factors with that share of its weights less, by its own singular values, "
+         "or with --data by those of its outputs"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
@@ -101,7 +105,8 @@ static const struct cli_option options[] = {
      .completes_files = true,
      .needs =
          {"!experts", "layer-score=divergence|allocate=search|candidates|!dry-run", "!vocab",
-          "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search|candidates",
+          "method=wanda|method=sparsegpt|method=alps|method=svd|reconstruct|layer-score=divergence|allocate=search|"
+          "candidates",
           "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
           "reconstruct|!heads", "reconstruct|!kv-heads", "reconstruct|!hidden"},
      .help = "calibration data: prune layer by layer, using the activations that these tokens have after the already "
@@ -126,9 +131,15 @@ static const struct cli_option options[] = {
      .arg = "SHARE",
      .fallback = "0.01",
      .max = 1,
-     .needs = {"method=sparsegpt|method=alps|reconstruct"},
+     .needs = {"method=sparsegpt|method=alps|method=svd|reconstruct", "data"},
      .help = "damping: added to the diagonal of the second moments of --data, as a share of its mean"},
     SESSION_DATA_PRECISION(o.how, "data"),
+    {.name = "merge",
+     .type = CLI_FLAG,
+     .to = &o.merge,
+     .needs = {"!data", "!plan", "!target-params", "!target-speedup", "!target-size"},
+     .help = "multiply the low-rank factors of --method svd, so that other programs can load the model again: matrices "
+             "are whole and as large as before, then pruned as the other options say"},
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &o.prune_head,
@@ -347,7 +358,11 @@ int main(int argc, char **argv) {
             "combined; single weights are then chosen from what the others leave. With --data, single weights need a "
             "run of their own. Train the result with distill to recover quality.\n\nA quantized tensor keeps its type "
             "if whole rows are kept. It becomes f32 if columns are removed (ffn.down and attn.o) or single weights are "
-            "zeroed; with --data all quantized tensors do.\n\n--codec sparse stores each zero in one bit.\n\nWhat to "
+            "zeroed; with --data all quantized tensors do.\n\n--codec sparse stores each zero in one bit.\n\nOnly "
+            "Rill's "
+            "programs load a model with low-rank factors (--method svd); export refuses it until --merge has "
+            "multiplied "
+            "them.\n\nWhat to "
             "remove is a plan: --dry-run prints it and --plan reads it.",
         .examples =
             "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n"
@@ -360,6 +375,10 @@ int main(int argc, char **argv) {
             "    two of every four weights, by weights and activations\n"
             "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n"
             "    half of the weights, layer by layer, with the others updated to compensate\n"
+            "rill prune --sparsity 0.5 --method svd --data tokens.rill model.rill -o factored.small.rill\n"
+            "    each matrix as two low-rank factors with half of its weights\n"
+            "rill prune --merge factored.rill -o whole.rill\n"
+            "    multiply the factors, for export\n"
             "rill prune --sparsity 0.5 --allocate owl --stats model.stats.rill --dry-run model.rill -o owl.txt\n"
             "    a plan with more zeros in layers that have few outliers\n"
             "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n"

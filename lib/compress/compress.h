@@ -54,7 +54,7 @@ struct compress_prune_options {
     struct session_options how; /* the precision over the data */
     uint64_t max_tokens;
     double damp;
-    bool reconstruct, prune_head, dry_run, compensate;
+    bool reconstruct, prune_head, dry_run, compensate, merge;
     const char *allocate;            /* "uniform", "owl" or "search" */
     double outlier, spread;          /* of OWL */
     uint64_t generations, offspring; /* of the search */

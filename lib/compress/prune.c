@@ -23,6 +23,7 @@ struct pruning {
 
 static int report_tensor(void *c, const struct prune_tensor_report *t, struct err *e) {
     if (t->zeros) log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
+    if (t->rank) log_line(LOG_INFO, "%s: low-rank factors of rank %u", t->name, t->rank);
     if (t->has_error) log_line(LOG_INFO, "%s: squared error of its outputs %.4g", t->name, t->output_error);
     return prune_tensor_report_put(t, cJSON_GetObjectItemCaseSensitive(cli_report(c), "tensors"), e);
 }
@@ -50,14 +51,16 @@ static void layer_done(void *c, uint32_t layers_done) {
 
 static int report(const struct pruning *k, struct err *e) {
     const struct prune_report *r = &k->report;
-    char sparse[128] = "", gone[PRUNE_LAYERS_TEXT];
+    char sparse[128] = "", factored[64] = "", gone[PRUNE_LAYERS_TEXT];
     prune_layers_text(r, gone);
     if (r->matrix_weights)
         snprintf(sparse, sizeof sparse, ", %llu zeros in sparse matrices, %.1f%% of their weights",
                  (unsigned long long)r->zeros, 100 * (double)r->zeros / (double)r->matrix_weights);
-    cli_say(k->c, "%.2f M parameters of %.2f M, %u layer%s of %u%s%s%s%s", (double)r->parameters_after / 1e6,
+    if (r->n_factored)
+        snprintf(factored, sizeof factored, ", %llu matrices in low-rank factors", (unsigned long long)r->n_factored);
+    cli_say(k->c, "%.2f M parameters of %.2f M, %u layer%s of %u%s%s%s%s%s", (double)r->parameters_after / 1e6,
             (double)r->parameters_before / 1e6, r->after.n_layers, r->after.n_layers == 1 ? "" : "s",
-            r->before.n_layers, *gone ? " (without " : "", gone, *gone ? ")" : "", sparse);
+            r->before.n_layers, *gone ? " (without " : "", gone, *gone ? ")" : "", sparse, factored);
     return prune_report_put(r, cli_report(k->c), e);
 }
 
@@ -74,7 +77,7 @@ static bool asked(const struct cli_amount *a) {
 static bool asks_for_nothing(const struct compress_prune_options *o) {
     return !o->plan && o->sparsity <= 0 && !o->pattern && !o->rates.n && !asked(&o->target_params) &&
            o->target_speedup <= 0 && !o->target_size && !asked(&o->layers) && !o->drop_layers && !asked(&o->experts) &&
-           !asked(&o->ffn) && !asked(&o->hidden) && !asked(&o->heads) && !asked(&o->kv_heads) && !o->vocab;
+           !asked(&o->ffn) && !asked(&o->hidden) && !asked(&o->heads) && !asked(&o->kv_heads) && !o->vocab && !o->merge;
 }
 
 /* --vocab names a stream, except "padding", which needs none. */
@@ -117,7 +120,8 @@ static int parse_texts(struct pruning *k, struct err *e) {
         return err_set(
             e, ERR_USAGE,
             "nothing to prune: give --sparsity, --pattern, --rate, --plan, --target-params, --target-speedup, "
-            "--target-size, --layers, --drop-layers, --experts, --ffn, --heads, --kv-heads, --hidden or --vocab");
+            "--target-size, --layers, --drop-layers, --experts, --ffn, --heads, --kv-heads, --hidden, --vocab or "
+            "--merge");
     return parse_rates(k, e);
 }
 
@@ -147,6 +151,7 @@ static int read_settings(struct pruning *k, struct err *e) {
                                     .prune_head = o->prune_head,
                                     .calibrated = goes_layer_by_layer(o),
                                     .reconstruct = o->reconstruct,
+                                    .merge = o->merge,
                                     .damp = o->damp,
                                     .foreign_name = target_tensor_name,
                                     .tokens = reads_tokens(o) ? &k->tokens : NULL,

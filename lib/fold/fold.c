@@ -133,6 +133,10 @@ static int prepare(struct fold *k, struct err *e) {
     k->after = k->m->config;
     if (k->after.layer_kind != LAYER_TRANSFORMER)
         return err_set(e, ERR_DATA, "the layers of this model are LSTMs, in which nothing can be folded");
+    if (model_is_factored(&k->after))
+        return err_set(
+            e, ERR_DATA,
+            "this model has low-rank factors, which fold does not rewrite; multiply them first (rill prune --merge)");
     k->scaling.changed = mem_array(k->m->n_params, sizeof *k->scaling.changed, e);
     if (!k->scaling.changed) return e->code;
     memset(k->scaling.changed, 0, k->m->n_params * sizeof *k->scaling.changed);

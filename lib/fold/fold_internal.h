@@ -83,10 +83,4 @@ int fold_r1_head(struct model *m, const struct fold_rotation *r, float *tied_hea
                  struct err *e) MUST_CHECK;
 int fold_r2_layer(struct model *m, uint32_t layer, uint64_t seed, bool *changed, struct err *e) MUST_CHECK;
 
-/* ---- axes (pca.c) ---- */
-
-/* a [n][n] symmetric, overwritten; rows of v become its eigenvectors, in no order: v a a v^T is diagonal, and row i of what a becomes as
- * long as the magnitude of the eigenvalue. */
-int fold_eigenvectors(double *a, double *v, size_t n, struct err *e) MUST_CHECK;
-
 #endif

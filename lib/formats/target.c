@@ -49,6 +49,9 @@ static int check_llama_cpp(const struct model_config *c, struct err *e) {
 }
 
 int target_check(enum model_target t, const struct model_config *c, struct err *e) {
+    if (model_is_factored(c))
+        return err_set(e, ERR_DATA, "%s knows no low-rank factors; multiply them first (rill prune --merge)",
+                       targets[t].name);
     return t == TARGET_TRANSFORMERS ? hf_config_check(c, e) : check_llama_cpp(c, e);
 }
 

@@ -646,6 +646,13 @@ void kernel_product16(const struct kernel_rows16 *a, const struct kernel_rows16 
 bool kernel_inverse_factor(float *u, float *h, size_t n, size_t *at);
 
 /*
+ * Eigenvalues of a symmetric a [n][n] in descending order, and its eigenvectors, which become the rows of a, of length 1; f64 throughout.
+ * scratch [KERNEL_EIGEN_SCRATCH(n)]. Returns false if an element is not finite or an eigenvalue is not found; a is undefined then.
+ */
+#define KERNEL_EIGEN_SCRATCH(n) ((size_t)(n) * (n) + 6 * (size_t)(n))
+bool kernel_eigen(double *a, double *values, size_t n, double *scratch);
+
+/*
  * Optimal Brain Surgeon over the columns of a matrix, all rows at once: GPTQ (Frantar et al. 2022, algorithm 1) and SparseGPT (Frantar
  * and Alistarh 2023, algorithm 1). Column by column, `decide` says what each row keeps of its value; the error, divided by
  * u[j][j], is made up for in the columns to come:

@@ -69,6 +69,13 @@ static const struct per_layer {
     {"layer_rope", offsetof(struct model_layer, rope), 0, ROPE_NONE, true}, /* 0 main, 1 local, 2 none */
     {"experts", offsetof(struct model_layer, experts), 0, MODEL_MAX_EXPERTS, true},
     {"expert_ffn", offsetof(struct model_layer, expert_ffn), 0, MODEL_MAX_DIM, true},
+    {"q_rank", offsetof(struct model_layer, rank[FACTOR_Q]), 0, MODEL_MAX_DIM, true},
+    {"k_rank", offsetof(struct model_layer, rank[FACTOR_K]), 0, MODEL_MAX_DIM, true},
+    {"v_rank", offsetof(struct model_layer, rank[FACTOR_V]), 0, MODEL_MAX_DIM, true},
+    {"o_rank", offsetof(struct model_layer, rank[FACTOR_O]), 0, MODEL_MAX_DIM, true},
+    {"gate_rank", offsetof(struct model_layer, rank[FACTOR_GATE]), 0, MODEL_MAX_DIM, true},
+    {"up_rank", offsetof(struct model_layer, rank[FACTOR_UP]), 0, MODEL_MAX_DIM, true},
+    {"down_rank", offsetof(struct model_layer, rank[FACTOR_DOWN]), 0, MODEL_MAX_DIM, true},
 };
 
 /* ---- to JSON ------------------------------------------------------------------------------------------------- */
@@ -289,6 +296,27 @@ static int check_experts(const struct model_config *c, const struct model_layer 
     return check_range("width of experts", l->expert_ffn, MODEL_MAX_DIM, e);
 }
 
+/* Ranks belong to matrices that exist, and are at most the lesser of their rows and columns. */
+static int check_ranks(const struct model_config *c, uint32_t layer, struct err *e) {
+    const struct model_layer *l = &c->layers[layer];
+    static const char *const keys[FACTOR_COUNT] = {"q", "k", "v", "o", "gate", "up", "down"};
+    bool known[FACTOR_COUNT] = {false};
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        const struct model_role_info *info = model_role_info((enum model_role)r);
+        uint32_t rank = info->out ? l->rank[info->factored] : 0;
+        if (!rank || !info->exists(c) || (info->part == PART_DENSE && !l->ffn)) continue;
+        known[info->factored] = true;
+        uint64_t rows = model_axis_size(c, info->rows, layer), cols = model_axis_size(c, info->cols, layer);
+        if (rank > (rows < cols ? rows : cols))
+            return err_set(e, ERR_DATA, "%s has rank %u and is %llux%llu", info->name, rank, (unsigned long long)rows,
+                           (unsigned long long)cols);
+    }
+    for (int f = 0; f < FACTOR_COUNT; f++)
+        if (l->rank[f] && !known[f])
+            return err_set(e, ERR_DATA, "\"%s_rank\" of a matrix that it does not have", keys[f]);
+    return 0;
+}
+
 static int check_lstm_layer(const struct model_layer *l, struct err *e) {
     if (l->n_heads || l->n_kv_heads || l->window) return err_set(e, ERR_DATA, "attention in a layer of LSTMs");
     return l->ffn || l->experts || l->expert_ffn ? err_set(e, ERR_DATA, "a feed-forward part in a layer of LSTMs") : 0;
@@ -359,7 +387,7 @@ int model_config_check(const struct model_config *c, struct err *e) {
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return err_set(e, ERR_DATA, "norm epsilon %g is out of range", (double)c->norm_eps);
     for (uint32_t i = 0; i < c->n_layers; i++)
-        if (check_layer(c, &c->layers[i], e)) return err_prefix(e, "layer %u", i);
+        if (check_layer(c, &c->layers[i], e) || check_ranks(c, i, e)) return err_prefix(e, "layer %u", i);
     size_t tensors = model_slot_count(c);
     if (tensors <= MODEL_MAX_TENSORS) return 0;
     return err_set(e, ERR_DATA, "%zu tensors, at most %u are allowed", tensors, MODEL_MAX_TENSORS);

@@ -54,9 +54,9 @@ static struct grad_var *add_expert(struct graph *g, uint32_t layer, uint32_t exp
     if (c->ffn_kind == FFN_GATED)
         a = graph_gated(g, gate, up, x);
     else
-        a = grad_activate(g->t, c->act, graph_adapt(g, up, x, grad_linear(g->t, x, graph_leaf(g, up), NULL, NULL)));
+        a = grad_activate(g->t, c->act, graph_linear(g, up, x, NULL, NULL));
     graph_tap(g, seen_at(POINT_EXPERT_DOWN_IN, layer, expert, r), a);
-    a = graph_adapt(g, down, a, grad_linear(g->t, a, graph_leaf(g, down), NULL, NULL));
+    a = graph_linear(g, down, a, NULL, NULL);
     tap_output(g, layer, expert, r, a);
     return grad_mix_rows(g->t, y, a, r, expert);
 }

@@ -63,9 +63,9 @@ static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t lay
     return grad_layernorm(g->t, x, w, b, c->norm_eps, out);
 }
 
-static struct grad_var *adapt(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
-                              struct grad_var *y) {
-    return graph_adapt(g, (struct model_slot){.role = role, .layer = layer}, x, y);
+static struct grad_var *linear(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
+                               struct grad_var *bias, struct grad_var *added) {
+    return graph_linear(g, (struct model_slot){.role = role, .layer = layer}, x, bias, added);
 }
 
 /* What a part of the layer reads: norm(x), or x where norms come later. */
@@ -91,10 +91,10 @@ static struct grad_var *add_value(struct graph *g, uint32_t layer, struct grad_v
 static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *y,
                                  enum model_role w, enum model_role b, enum model_role post) {
     const struct model_config *c = &g->m->config;
-    struct grad_var *weight = leaf(g, w, layer), *bias = leaf(g, b, layer);
+    struct grad_var *bias = leaf(g, b, layer);
     if (norm_is_after(c) || model_factor(c->residual_scale) != 1)
-        return add_value(g, layer, x, adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, NULL)), post);
-    x = adapt(g, w, layer, y, grad_linear(g->t, y, weight, bias, x));
+        return add_value(g, layer, x, linear(g, w, layer, y, bias, NULL), post);
+    x = linear(g, w, layer, y, bias, x);
     return c->norm_place == NORM_POST ? norm(g, post, layer, x, DT_F32) : x;
 }
 
@@ -144,12 +144,10 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
     h = graph_expose(g, POINT_ATTN_IN, layer, h);
-    const struct grad_map maps[] = {{leaf(g, ROLE_Q, layer), leaf(g, ROLE_Q_BIAS, layer)},
-                                    {leaf(g, ROLE_K, layer), leaf(g, ROLE_K_BIAS, layer)},
-                                    {leaf(g, ROLE_V, layer), leaf(g, ROLE_V_BIAS, layer)}};
-    struct grad_var *y[3];
-    grad_linears(g->t, h, 3, maps, y);
-    for (size_t i = 0; i < 3; i++) y[i] = adapt(g, ROLE_Q + i, layer, h, y[i]);
+    const struct model_slot slots[] = {{ROLE_Q, layer, 0}, {ROLE_K, layer, 0}, {ROLE_V, layer, 0}};
+    struct grad_var *y[3], *biases[3];
+    for (size_t i = 0; i < 3; i++) biases[i] = leaf(g, ROLE_Q_BIAS + i, layer);
+    graph_linears(g, 3, slots, h, biases, y);
     struct grad_var *q = rotate(g, layer, qk_norm(g, ROLE_Q_NORM, layer, y[0]), l->n_heads);
     struct grad_var *k = rotate(g, layer, qk_norm(g, ROLE_K_NORM, layer, y[1]), l->n_kv_heads);
     q = graph_store(g, graph_expose(g, POINT_Q, layer, q), POINT_Q);
@@ -165,9 +163,7 @@ static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct gra
     if (c->ffn_kind == FFN_GATED)
         y = graph_gated(g, (struct model_slot){ROLE_GATE, layer, 0}, (struct model_slot){ROLE_UP, layer, 0}, h);
     else
-        y = grad_activate(g->t, c->act,
-                          adapt(g, ROLE_UP, layer, h,
-                                grad_linear(g->t, h, leaf(g, ROLE_UP, layer), leaf(g, ROLE_UP_BIAS, layer), NULL)));
+        y = grad_activate(g->t, c->act, linear(g, ROLE_UP, layer, h, leaf(g, ROLE_UP_BIAS, layer), NULL));
     return graph_expose(g, POINT_DOWN_IN, layer, y);
 }
 
@@ -185,7 +181,7 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
     struct grad_var *y = graph_experts(g, layer, h), *shared;
     if (c->layers[layer].ffn == 0) return y;
     shared = feed_forward(g, layer, h);
-    shared = adapt(g, ROLE_DOWN, layer, shared, grad_linear(g->t, shared, leaf(g, ROLE_DOWN, layer), NULL, NULL));
+    shared = linear(g, ROLE_DOWN, layer, shared, NULL, NULL);
     if (c->shared_gate) shared = grad_gate_rows(g->t, shared, grad_scores(g->t, h, leaf(g, ROLE_SHARED_GATE, layer)));
     return grad_add(g->t, y, shared);
 }

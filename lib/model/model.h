@@ -98,6 +98,9 @@ struct model_rope {
 /* Which rotation a layer has. */
 enum model_layer_rope { ROPE_MAIN, ROPE_LOCAL, ROPE_NONE };
 
+/* The matrices of a layer that may be kept as two low-rank factors. */
+enum model_factored { FACTOR_Q, FACTOR_K, FACTOR_V, FACTOR_O, FACTOR_GATE, FACTOR_UP, FACTOR_DOWN, FACTOR_COUNT };
+
 /* Shapes may differ from layer to layer: pruning makes them so. */
 struct model_layer {
     uint32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads */
@@ -106,6 +109,9 @@ struct model_layer {
     uint32_t rope;       /* enum model_layer_rope */
     uint32_t experts;    /* feed-forward parts of which a position takes a few; 0: none */
     uint32_t expert_ffn; /* ... and the intermediate width of each */
+    /* By enum model_factored: W [out][in] is kept as the product B A of A [rank][in], which has the matrix's own role, and B [out][rank],
+     * which has the role ROLE_*_OUT. 0: W is whole. */
+    uint32_t rank[FACTOR_COUNT];
 };
 
 struct model_config {
@@ -255,12 +261,16 @@ enum model_role {
     ROLE_Q_BIAS,
     ROLE_K_BIAS,
     ROLE_V_BIAS,
+    ROLE_Q_OUT, /* second factors of factored matrices */
+    ROLE_K_OUT,
+    ROLE_V_OUT,
     ROLE_Q_NORM,
     ROLE_Q_NORM_BIAS,
     ROLE_K_NORM,
     ROLE_K_NORM_BIAS,
     ROLE_O,
     ROLE_O_BIAS,
+    ROLE_O_OUT,
     ROLE_ATTN_POST_NORM, /* of the sum, or of what attention adds: norm_place says */
     ROLE_ATTN_POST_NORM_BIAS,
     ROLE_FFN_NORM,
@@ -268,8 +278,11 @@ enum model_role {
     ROLE_GATE,
     ROLE_UP,
     ROLE_UP_BIAS,
+    ROLE_GATE_OUT,
+    ROLE_UP_OUT,
     ROLE_DOWN,
     ROLE_DOWN_BIAS,
+    ROLE_DOWN_OUT,
     ROLE_SHARED_GATE,
     ROLE_ROUTER,
     ROLE_EXPERT_GATE, /* of each expert */
@@ -313,6 +326,7 @@ enum model_axis {
     AXIS_POSITION,
     AXIS_TYPE,
     AXIS_CLASSES,
+    AXIS_RANK, /* of a factored matrix: its length is model_rank */
     AXIS_COUNT
 };
 enum model_role_kind {
@@ -330,10 +344,13 @@ struct model_role_info {
     enum model_part part;
     enum model_axis each; /* there is one tensor for each index of this axis; AXIS_ONE: one */
     enum model_role_kind kind;
-    enum model_axis rows, cols;
-    enum model_point input; /* where its input can be tapped */
-    bool to_residual;       /* its product is added to the residual stream */
+    enum model_axis rows, cols; /* of the whole matrix; a first factor has the rank instead of the rows */
+    enum model_point input;     /* where its input can be tapped */
+    bool to_residual;           /* its product is added to the residual stream */
     bool (*exists)(const struct model_config *c);
+    enum model_role out;          /* of a matrix that may be factored: the role of its second factor; 0: it never is */
+    bool is_out;                  /* is a second factor: exists in layers where the matrix has a rank */
+    enum model_factored factored; /* of both factors: which matrix */
 };
 const struct model_role_info *model_role_info(enum model_role role);
 uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uint32_t layer);
@@ -344,6 +361,9 @@ struct model_slot {
     uint32_t layer;  /* 0 for roles outside layers */
     uint32_t expert; /* 0 for roles of which a layer has one */
 };
+/* The rank of a matrix in this layer, by the role of either factor; 0: it is whole, or never factored. */
+uint32_t model_rank(const struct model_config *c, enum model_role role, uint32_t layer);
+bool model_is_factored(const struct model_config *c); /* is any matrix? */
 /* Is there such a tensor, in some layer? */
 bool model_has_role(const struct model_config *c, enum model_role role);
 bool model_role_in_layer(enum model_role role);

@@ -79,7 +79,13 @@ struct grad_var *graph_parameter(const struct model *m, struct grad_tape *t, str
 struct grad_var *graph_leaf(struct graph *g, struct model_slot s);
 /* y of an input x and this weight, and what its adapter adds: y + scale (x a^T) b^T; y where it has none. */
 struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_var *x, struct grad_var *y);
-/* act(gate h) * up h, each with its adapter */
+/* added + x w^T + bias with the matrix's adapter, through both factors and their adapters if it is factored; bias and added may be NULL.
+ * graph_linears: of n <= 3 matrices that read the same x; biases may be NULL, too. */
+struct grad_var *graph_linear(struct graph *g, struct model_slot s, struct grad_var *x, struct grad_var *bias,
+                              struct grad_var *added);
+void graph_linears(struct graph *g, size_t n, const struct model_slot *s, struct grad_var *x,
+                   struct grad_var *const *biases, struct grad_var **y);
+/* act(gate h) * up h, likewise */
 struct grad_var *graph_gated(struct graph *g, struct model_slot gate, struct model_slot up, struct grad_var *h);
 /* Calls the tap with x, or its first `seen.rows` rows; x and cols of `seen` are filled in. */
 void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x);

@@ -108,7 +108,10 @@ BIAS_OF(has_transform)
 #define BIAS(rows_)                 VECTOR(KIND_BIAS, rows_)
 #define LSTM                        .exists = is_lstm
 #define DENSE                       .part = PART_DENSE
-#define EACH_EXPERT                 .part = PART_EXPERTS, .each = AXIS_EXPERT
+#define FACTORS(out_, which)        .out = out_, .factored = which
+#define SECOND(rows_, which)                                                                                           \
+    .kind = KIND_MATRIX, .rows = rows_, .cols = AXIS_RANK, .input = POINT_COUNT, .is_out = true, .factored = which
+#define EACH_EXPERT .part = PART_EXPERTS, .each = AXIS_EXPERT
 
 static const struct model_role_info roles[ROLE_COUNT] = {
     [ROLE_EMBED] = {"embed.weight", OUTSIDE, MATRIX(AXIS_VOCAB, AXIS_EMBED, POINT_COUNT), .exists = always},
@@ -131,29 +134,43 @@ static const struct model_role_info roles[ROLE_COUNT] = {
 
     [ROLE_ATTN_NORM] = {"attn_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_pre_norm},
     [ROLE_ATTN_NORM_BIAS] = {"attn_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_pre_norm_bias},
-    [ROLE_Q] = {"attn.q.weight", LAYER, MATRIX(AXIS_QUERY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = is_transformer},
-    [ROLE_K] = {"attn.k.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = is_transformer},
-    [ROLE_V] = {"attn.v.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), .exists = is_transformer},
+    [ROLE_Q] = {"attn.q.weight", LAYER, MATRIX(AXIS_QUERY, AXIS_HIDDEN, POINT_ATTN_IN), FACTORS(ROLE_Q_OUT, FACTOR_Q),
+                .exists = is_transformer},
+    [ROLE_K] = {"attn.k.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), FACTORS(ROLE_K_OUT, FACTOR_K),
+                .exists = is_transformer},
+    [ROLE_V] = {"attn.v.weight", LAYER, MATRIX(AXIS_KEY, AXIS_HIDDEN, POINT_ATTN_IN), FACTORS(ROLE_V_OUT, FACTOR_V),
+                .exists = is_transformer},
     [ROLE_Q_BIAS] = {"attn.q.bias", LAYER, BIAS(AXIS_QUERY), .exists = has_qkv_bias},
     [ROLE_K_BIAS] = {"attn.k.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
     [ROLE_V_BIAS] = {"attn.v.bias", LAYER, BIAS(AXIS_KEY), .exists = has_qkv_bias},
+    [ROLE_Q_OUT] = {"attn.q.out.weight", LAYER, SECOND(AXIS_QUERY, FACTOR_Q), .exists = is_transformer},
+    [ROLE_K_OUT] = {"attn.k.out.weight", LAYER, SECOND(AXIS_KEY, FACTOR_K), .exists = is_transformer},
+    [ROLE_V_OUT] = {"attn.v.out.weight", LAYER, SECOND(AXIS_KEY, FACTOR_V), .exists = is_transformer},
     [ROLE_Q_NORM] = {"attn.q_norm.weight", LAYER, GAIN(AXIS_Q_NORM), .exists = has_qk_norm},
     [ROLE_Q_NORM_BIAS] = {"attn.q_norm.bias", LAYER, BIAS(AXIS_Q_NORM), .exists = has_qk_norm_bias},
     [ROLE_K_NORM] = {"attn.k_norm.weight", LAYER, GAIN(AXIS_K_NORM), .exists = has_qk_norm},
     [ROLE_K_NORM_BIAS] = {"attn.k_norm.bias", LAYER, BIAS(AXIS_K_NORM), .exists = has_qk_norm_bias},
-    [ROLE_O] = {"attn.o.weight", LAYER, MATRIX(AXIS_HIDDEN, AXIS_QUERY, POINT_O_IN), .to_residual = true,
-                .exists = is_transformer},
+    [ROLE_O] = {"attn.o.weight", LAYER, MATRIX(AXIS_HIDDEN, AXIS_QUERY, POINT_O_IN), FACTORS(ROLE_O_OUT, FACTOR_O),
+                .to_residual = true, .exists = is_transformer},
     [ROLE_O_BIAS] = {"attn.o.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_o_bias},
+    [ROLE_O_OUT] = {"attn.o.out.weight", LAYER, SECOND(AXIS_HIDDEN, FACTOR_O), .to_residual = true,
+                    .exists = is_transformer},
     [ROLE_ATTN_POST_NORM] = {"attn_post_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_post_norm},
     [ROLE_ATTN_POST_NORM_BIAS] = {"attn_post_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_post_norm_bias},
     [ROLE_FFN_NORM] = {"ffn_norm.weight", LAYER, GAIN(AXIS_HIDDEN), .exists = has_ffn_norm},
     [ROLE_FFN_NORM_BIAS] = {"ffn_norm.bias", LAYER, BIAS(AXIS_HIDDEN), .exists = has_ffn_norm_bias},
-    [ROLE_GATE] = {"ffn.gate.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = has_gate},
-    [ROLE_UP] = {"ffn.up.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN), .exists = is_transformer},
+    [ROLE_GATE] = {"ffn.gate.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN),
+                   FACTORS(ROLE_GATE_OUT, FACTOR_GATE), .exists = has_gate},
+    [ROLE_UP] = {"ffn.up.weight", LAYER, DENSE, MATRIX(AXIS_FFN, AXIS_HIDDEN, POINT_FFN_IN),
+                 FACTORS(ROLE_UP_OUT, FACTOR_UP), .exists = is_transformer},
     [ROLE_UP_BIAS] = {"ffn.up.bias", LAYER, DENSE, BIAS(AXIS_FFN), .exists = has_ffn_bias},
-    [ROLE_DOWN] = {"ffn.down.weight", LAYER, DENSE, MATRIX(AXIS_HIDDEN, AXIS_FFN, POINT_DOWN_IN), .to_residual = true,
-                   .exists = always},
+    [ROLE_GATE_OUT] = {"ffn.gate.out.weight", LAYER, DENSE, SECOND(AXIS_FFN, FACTOR_GATE), .exists = has_gate},
+    [ROLE_UP_OUT] = {"ffn.up.out.weight", LAYER, DENSE, SECOND(AXIS_FFN, FACTOR_UP), .exists = is_transformer},
+    [ROLE_DOWN] = {"ffn.down.weight", LAYER, DENSE, MATRIX(AXIS_HIDDEN, AXIS_FFN, POINT_DOWN_IN),
+                   FACTORS(ROLE_DOWN_OUT, FACTOR_DOWN), .to_residual = true, .exists = always},
     [ROLE_DOWN_BIAS] = {"ffn.down.bias", LAYER, DENSE, BIAS(AXIS_HIDDEN), .exists = has_ffn_bias},
+    [ROLE_DOWN_OUT] = {"ffn.down.out.weight", LAYER, DENSE, SECOND(AXIS_HIDDEN, FACTOR_DOWN), .to_residual = true,
+                       .exists = always},
     [ROLE_SHARED_GATE] = {"shared_gate.weight", LAYER, .part = PART_BOTH, .kind = KIND_ROUTER, .rows = AXIS_HIDDEN,
                           .input = POINT_FFN_IN, .exists = has_shared_gate},
     [ROLE_ROUTER] = {"router.weight", LAYER, .part = PART_EXPERTS, .kind = KIND_ROUTER, .rows = AXIS_EXPERT,
@@ -202,6 +219,20 @@ enum model_role model_head_role(const struct model_config *c) {
     return c->classes ? ROLE_CLASSIFIER : c->tied ? ROLE_EMBED : ROLE_HEAD;
 }
 
+/* ---- factors ----------------------------------------------------------------------------------------------------- */
+
+uint32_t model_rank(const struct model_config *c, enum model_role role, uint32_t layer) {
+    const struct model_role_info *r = &roles[role];
+    return r->out || r->is_out ? c->layers[layer].rank[r->factored] : 0;
+}
+
+bool model_is_factored(const struct model_config *c) {
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        for (int f = 0; f < FACTOR_COUNT; f++)
+            if (c->layers[i].rank[f]) return true;
+    return false;
+}
+
 /* ---- axes -------------------------------------------------------------------------------------------------------- */
 
 uint32_t model_embed_dim(const struct model_config *c) {
@@ -230,6 +261,7 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
     case AXIS_POSITION: return (uint64_t)c->context + c->position_offset;
     case AXIS_TYPE: return c->token_types;
     case AXIS_CLASSES: return c->classes;
+    case AXIS_RANK: /* depends on the matrix: model_rank */
     case AXIS_COUNT: break;
     }
     return 0;
@@ -337,7 +369,7 @@ struct counts {
 static struct counts count_roles(const struct model_config *c) {
     struct counts n = {0};
     for (int r = 0; r < ROLE_COUNT; r++) {
-        if (!roles[r].exists(c)) continue;
+        if (!roles[r].exists(c) || roles[r].is_out) continue; /* second factors are counted layer by layer */
         enum where where = where_of((enum model_role)r);
         if (where == WITHIN)
             *(roles[r].each == AXIS_ONE ? &n.part[roles[r].part] : &n.each) += 1;
@@ -347,10 +379,12 @@ static struct counts count_roles(const struct model_config *c) {
     return n;
 }
 
+/* Only matrices that exist have a rank: model_config_check. */
 static size_t count_layer(const struct counts *n, const struct model_layer *l) {
     size_t sum = n->each * l->experts;
     for (int p = 0; p <= PART_BOTH; p++)
         if (has_part(l, (enum model_part)p)) sum += n->part[p];
+    for (int f = 0; f < FACTOR_COUNT; f++) sum += l->rank[f] != 0;
     return sum;
 }
 
@@ -376,7 +410,8 @@ size_t model_slot_count(const struct model_config *c) {
 
 static bool is_here(const struct model_config *c, enum where where, uint32_t layer, int role) {
     return where_of((enum model_role)role) == where && roles[role].exists(c) &&
-           (where != WITHIN || has_part(&c->layers[layer], roles[role].part));
+           (where != WITHIN || has_part(&c->layers[layer], roles[role].part)) &&
+           (!roles[role].is_out || c->layers[layer].rank[roles[role].factored]);
 }
 
 /* The nth tensor before the layers, of a layer or after them. */
@@ -453,6 +488,8 @@ unsigned model_slot_shape(const struct model_config *c, struct model_slot s, uin
     const struct model_role_info *r = &roles[s.role];
     dims[0] = model_axis_size(c, r->rows, s.layer);
     dims[1] = model_axis_size(c, r->cols, s.layer);
+    uint32_t rank = model_rank(c, s.role, s.layer);
+    if (rank) dims[r->is_out] = rank;
     return r->cols == AXIS_ONE ? 1 : 2;
 }
 

@@ -48,17 +48,51 @@ struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_v
     return grad_add(g->t, y, grad_linear(g->t, low, b, NULL, NULL));
 }
 
+/* The slot of the second factor; false: the matrix is whole. */
+static bool second_factor(const struct graph *g, struct model_slot s, struct model_slot *out) {
+    *out = (struct model_slot){model_role_info(s.role)->out, s.layer, 0};
+    return model_rank(&g->m->config, s.role, s.layer) != 0;
+}
+
+struct grad_var *graph_linear(struct graph *g, struct model_slot s, struct grad_var *x, struct grad_var *bias,
+                              struct grad_var *added) {
+    struct model_slot out;
+    struct grad_var *y = x;
+    if (!second_factor(g, s, &out)) return graph_adapt(g, s, x, grad_linear(g->t, x, graph_leaf(g, s), bias, added));
+    y = graph_adapt(g, s, x, grad_linear(g->t, x, graph_leaf(g, s), NULL, NULL));
+    return graph_adapt(g, out, y, grad_linear(g->t, y, graph_leaf(g, out), bias, added));
+}
+
+void graph_linears(struct graph *g, size_t n, const struct model_slot *s, struct grad_var *x,
+                   struct grad_var *const *biases, struct grad_var **y) {
+    enum { MOST = 3 };
+    struct grad_map maps[MOST] = {{0}};
+    struct model_slot out;
+    bool whole = true;
+    for (size_t i = 0; i < n; i++) whole &= !second_factor(g, s[i], &out);
+    if (!whole) {
+        for (size_t i = 0; i < n; i++) y[i] = graph_linear(g, s[i], x, biases ? biases[i] : NULL, NULL);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) maps[i] = (struct grad_map){graph_leaf(g, s[i]), biases ? biases[i] : NULL};
+    grad_linears(g->t, x, n, maps, y);
+    for (size_t i = 0; i < n; i++) y[i] = graph_adapt(g, s[i], x, y[i]);
+}
+
 static bool is_adapted(const struct graph *g, struct model_slot s) {
     return model_expert_param(g->m, s.role, s.layer, s.expert)->adapter != NULL;
 }
 
 struct grad_var *graph_gated(struct graph *g, struct model_slot gate, struct model_slot up, struct grad_var *h) {
-    const struct grad_map maps[] = {{graph_leaf(g, gate), NULL}, {graph_leaf(g, up), NULL}};
+    const struct model_slot slots[] = {gate, up};
+    struct model_slot out;
     enum kernel_act act = g->m->config.act;
     struct grad_var *y[2];
-    if (!is_adapted(g, gate) && !is_adapted(g, up)) return grad_gated(g->t, act, h, maps[0].w, maps[1].w);
-    grad_linears(g->t, h, 2, maps, y);
-    return grad_glu(g->t, act, graph_adapt(g, gate, h, y[0]), graph_adapt(g, up, h, y[1]));
+    bool whole = !second_factor(g, gate, &out) && !second_factor(g, up, &out);
+    if (whole && !is_adapted(g, gate) && !is_adapted(g, up))
+        return grad_gated(g->t, act, h, graph_leaf(g, gate), graph_leaf(g, up));
+    graph_linears(g, 2, slots, h, NULL, y);
+    return grad_glu(g->t, act, y[0], y[1]);
 }
 
 void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x) {

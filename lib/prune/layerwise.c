@@ -1,12 +1,10 @@
 /* Layer by layer, with data: the plan, and which of the three ways it takes. */
-#include <string.h>
-
 #include "lib/prune/second_order.h"
 
 static bool has_structure(const struct prune_plan *p) {
     const struct model_config *from = p->from, *to = &p->to;
     return to->n_layers != from->n_layers || to->vocab_size != from->vocab_size || p->kept_tokens || p->kept_experts ||
-           memcmp(to->layers, from->layers, from->n_layers * sizeof *to->layers) != 0;
+           prune_changes_widths(p);
 }
 
 static bool has_sparse(const struct prune_plan *p) {

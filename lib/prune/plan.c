@@ -343,7 +343,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
     return rc;
 }
 
-/* ---- all --------------------------------------------------------------------------------------------------------- */
+/* ---- structure -------------------------------------------------------------------------------------------------- */
 
 static int plan_structure(struct prune_plan *p, struct err *e) {
     int rc = plan_layers(p, e);
@@ -369,6 +369,65 @@ static int check_biases(const struct prune_plan *p, struct err *e) {
     return err_set(e, ERR_USAGE, "this %s has no bias of %s that could compensate for what goes", p->from->arch, lacks);
 }
 
+/* ---- low-rank factors -------------------------------------------------------------------------------------------- */
+
+bool prune_changes_widths(const struct prune_plan *p) {
+    for (uint32_t i = 0; i < p->to.n_layers; i++) {
+        struct model_layer now = p->to.layers[i], was = p->from->layers[p->old_layer[i]];
+        memset(now.rank, 0, sizeof now.rank);
+        memset(was.rank, 0, sizeof was.rank);
+        if (memcmp(&now, &was, sizeof now) != 0) return true;
+    }
+    return false;
+}
+
+/* Of o->merge: the factors of all matrices go. */
+static int plan_merge(struct prune_plan *p, struct err *e) {
+    if (!model_is_factored(p->from)) return err_set(e, ERR_USAGE, "this model has no low-rank factors to multiply");
+    for (uint32_t i = 0; i < p->to.n_layers; i++) memset(p->to.layers[i].rank, 0, sizeof p->to.layers[i].rank);
+    return 0;
+}
+
+/* The rank at which two factors have the share of the weights that is to stay, rounded down. */
+static int plan_rank(struct prune_plan *p, struct model_slot old, struct model_slot now, struct prune_sparsity *s,
+                     struct err *e) {
+    const struct model_role_info *info = model_role_info(old.role);
+    char name[TENSOR_MAX_NAME + 1];
+    double rows = (double)model_axis_size(&p->to, info->rows, now.layer);
+    double cols = (double)model_axis_size(&p->to, info->cols, now.layer), rank;
+    model_slot_name(old, name);
+    if (model_rank(&p->to, old.role, now.layer))
+        return err_set(e, ERR_USAGE, "tensor '%s' is a low-rank factor already", name);
+    if (!info->out) return err_set(e, ERR_USAGE, "tensor '%s' cannot become low-rank factors", name);
+    if (s->m) return err_set(e, ERR_USAGE, "tensor '%s': svd takes shares and ranks, not %u:%u", name, s->n, s->m);
+    rank = s->rank ? s->rank : (1 - s->share) * rows * cols / (rows + cols);
+    if (rank > (rows < cols ? rows : cols))
+        return err_set(e, ERR_USAGE, "tensor '%s': a rank of %u for %.0fx%.0f", name, s->rank, rows, cols);
+    *s = (struct prune_sparsity){.rank = rank < 1 ? 1 : (uint32_t)rank};
+    p->to.layers[now.layer].rank[info->factored] = s->rank;
+    return 0;
+}
+
+static int plan_ranks(struct prune_plan *p, struct err *e) {
+    int rc = 0;
+    if (model_is_factored(&p->to) && (p->kept_hidden || prune_changes_widths(p)))
+        return err_set(e, ERR_USAGE,
+                       "heads, channels and experts of a model with low-rank factors cannot be pruned; multiply them "
+                       "first (--merge)");
+    for (size_t i = 0; !rc && i < p->n_slots; i++) {
+        struct model_slot s = model_slot_at(p->from, i), now;
+        bool asked = p->sparse[i].rank || (p->o->method == PRUNE_SVD && prune_is_sparse(p->sparse[i]));
+        if (asked && prune_new_slot(p, s, &now)) rc = plan_rank(p, s, now, &p->sparse[i], e);
+    }
+    if (!rc && p->kept_hidden && model_is_factored(&p->to))
+        rc = err_set(
+            e, ERR_USAGE,
+            "channels of the residual stream go in a run of their own, before matrices become low-rank factors");
+    return rc;
+}
+
+/* ---- all --------------------------------------------------------------------------------------------------------- */
+
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
     if (o->score == PRUNE_BY_COST && !(o->calibrated && o->reconstruct))
@@ -387,10 +446,12 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
         return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
     int rc = o->stats ? stats_check(o->stats, &head->config, head->vocab_digest, e) : 0;
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
+    if (!rc && o->merge) rc = plan_merge(p, e);
     if (!rc) rc = o->plan ? prune_plan_read(p, e) : plan_structure(p, e);
     if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
     if (!rc && !o->plan) rc = prune_plan_sparse(p, e);
     if (!rc) rc = prune_check_sparse(p, e);
+    if (!rc) rc = plan_ranks(p, e);
     if (!rc && o->compensate) rc = check_biases(p, e);
     return rc ? rc : model_config_check(&p->to, e);
 }

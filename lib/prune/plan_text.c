@@ -6,9 +6,10 @@
  *     hidden     384
  *     # tensor                       shape  sparsity
  *     layers.0.attn.q.weight       576x576  2:4
+ *     layers.0.ffn.up.weight      1536x576  rank:128
  *
- * Numbers and names are those of the model as it was, shapes those that it will have. What has no line goes, or stays as it is. The
- * width of the residual stream has a line where it is to change.
+ * Numbers and names are those of the model as it was, shapes those that it will have, of low-rank factors that of their product. What has no
+ * line goes, or stays as it is. The width of the residual stream has a line where it is to change.
  */
 #include <inttypes.h>
 
@@ -30,9 +31,11 @@ static int write_layer(const struct prune_plan *p, uint32_t layer, struct buf *o
     return rc ? rc : buf_printf(out, e, "\n");
 }
 
-static void shape_of(const struct prune_plan *p, struct model_slot now, char out[48]) {
-    uint64_t dims[2] = {0};
-    model_slot_shape(&p->to, now, dims);
+/* is_factored: of the product of the factors that it becomes. */
+static void shape_of(const struct prune_plan *p, struct model_slot now, bool is_factored, char out[48]) {
+    const struct model_role_info *info = model_role_info(now.role);
+    uint64_t dims[2] = {model_axis_size(&p->to, info->rows, now.layer), model_axis_size(&p->to, info->cols, now.layer)};
+    if (!is_factored) model_slot_shape(&p->to, now, dims);
     snprintf(out, 48, "%" PRIu64 "x%" PRIu64, dims[0], dims[1]);
 }
 
@@ -47,7 +50,7 @@ int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e)
         if (!prune_is_sparse(p->sparse[i]) || !prune_new_slot(p, s, &now)) continue;
         if (!any) rc = buf_printf(out, e, "%-32s %14s  %s\n", "# tensor", "shape", "sparsity");
         any = true;
-        shape_of(p, now, shape);
+        shape_of(p, now, p->sparse[i].rank != 0, shape);
         if (!rc)
             rc = buf_printf(out, e, "%-32s %14s  %s\n", model_slot_name(s, name), shape,
                             prune_sparsity_text(p->sparse[i], text));
@@ -126,7 +129,7 @@ static int take_tensor(struct prune_plan *p, const char *name, char **save, stru
         return err_set(e, ERR_DATA, "this model has no tensor '%.200s': the plan is for another model", name);
     if (!model_role_is_matrix(s.role)) return err_set(e, ERR_DATA, "'%s' is not a matrix", name);
     if (!prune_new_slot(p, s, &now)) return err_set(e, ERR_DATA, "'%s' is of a layer or an expert that goes", name);
-    shape_of(p, now, shape);
+    shape_of(p, now, false, shape);
     if (strcmp(said, shape) != 0)
         return err_set(e, ERR_DATA, "'%s' is %.40s here and %s in this model: the plan is for another model", name,
                        said, shape);

@@ -31,9 +31,7 @@ static int write_values(struct pass *p, struct prune_tensor *t, struct err *e) {
 static int report_matrix(struct pass *p, const struct prune_tensor *t, struct err *e) {
     uint64_t n = tensor_elems(&t->desc);
     struct prune_tensor_report r = {.name = t->desc.name, .elems = n};
-    r.zeros = kernel_count_zeros((const float *)t->data.data, n);
-    p->report->zeros += r.zeros;
-    p->report->matrix_weights += n;
+    prune_count(p->report, &r, (const float *)t->data.data);
     return p->plan.o->sparse ? p->plan.o->sparse(p->plan.o->sparse_ctx, &r, e) : 0;
 }
 
@@ -96,6 +94,36 @@ static int take(const struct pass *p, struct prune_layer *l, struct model_slot s
     return 0;
 }
 
+/* Factors become matrices that are whole where the plan says so, before anything else is done to them ... */
+static int merge_layer(struct pass *p, uint32_t old_layer, struct err *e) {
+    int rc = 0;
+    for (int r = 0; !rc && r < ROLE_COUNT; r++) {
+        enum model_role role = (enum model_role)r;
+        if (!p->layer.tensor[r].here || !model_role_info(role)->out || !model_rank(p->plan.from, role, old_layer))
+            continue;
+        if (!model_rank(&p->plan.to, role, p->plan.new_layer[old_layer])) rc = prune_merge(&p->layer, role, e);
+        if (rc) err_prefix(e, "tensor '%s'", p->layer.tensor[r].desc.name);
+    }
+    return rc;
+}
+
+/* ... and matrices become factors after it. */
+static int factor_layer(struct pass *p, uint32_t layer, struct err *e) {
+    int rc = 0;
+    for (int r = 0; !rc && r < ROLE_COUNT; r++) {
+        struct prune_tensor *t = &p->layer.tensor[r];
+        char name[TENSOR_MAX_NAME + 1];
+        if (!t->here || !t->sparse.rank) continue;
+        model_slot_name((struct model_slot){(enum model_role)r, layer, 0}, name);
+        struct prune_tensor_report report = {.name = name, .elems = tensor_elems(&t->desc), .rank = t->sparse.rank};
+        rc = prune_split(&p->layer, (enum model_role)r, t->sparse.rank, e);
+        if (rc) return err_prefix(e, "tensor '%s'", name);
+        prune_count(p->report, &report, NULL);
+        if (p->plan.o->sparse) rc = p->plan.o->sparse(p->plan.o->sparse_ctx, &report, e);
+    }
+    return rc;
+}
+
 /* Writes the tensors at hand, of one layer or expert, under their new numbers. */
 static int write_all_here(struct pass *p, struct prune_layer *l, uint32_t layer, uint32_t expert, struct err *e) {
     int rc = 0;
@@ -109,7 +137,9 @@ static int write_all_here(struct pass *p, struct prune_layer *l, uint32_t layer,
 
 /* All that is pruned of a layer together is in memory, or what comes after its experts is. */
 static int flush_layer(struct pass *p, uint32_t old_layer, struct err *e) {
-    int rc = p->shrunk ? 0 : prune_layer_shrink(&p->layer, &p->plan, old_layer, e);
+    int rc = p->shrunk ? 0 : merge_layer(p, old_layer, e);
+    if (!rc && !p->shrunk) rc = prune_layer_shrink(&p->layer, &p->plan, old_layer, e);
+    if (!rc && !p->shrunk) rc = factor_layer(p, p->plan.new_layer[old_layer], e);
     p->shrunk = true;
     return rc ? rc : write_all_here(p, &p->layer, p->plan.new_layer[old_layer], 0, e);
 }

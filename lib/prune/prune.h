@@ -10,13 +10,15 @@
 #include "lib/model/model.h"
 #include "lib/stats/stats.h"
 
-/* How many weights of a matrix become zero: a share of them, or all but n of each m consecutive inputs. All 0: none. */
+/* How many weights of a matrix become zero: a share of them, or all but n of each m consecutive inputs. Or which rank it gets as the
+ * product of two low-rank factors. All 0: it stays as it is. */
 struct prune_sparsity {
     double share; /* in [0, 1) */
     unsigned n, m;
+    uint32_t rank;
 };
 #define PRUNE_MAX_GROUP KERNEL_MAX_GROUP /* of m */
-/* "0.5", "50%" or "2:4". ERR_USAGE. */
+/* "0.5", "50%", "2:4" or "rank:64". ERR_USAGE. */
 int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct err *e) MUST_CHECK;
 
 /* Which weights become zero. Each m consecutive ones are ranked among themselves by all methods; for shares: */
@@ -26,6 +28,10 @@ enum prune_method {
     /* And with prune_layerwise, which change the weights that stay, too: */
     PRUNE_SPARSEGPT, /* by second-order error, made up for column by column (Frantar and Alistarh 2023, arXiv 2301.00774) */
     PRUNE_ALPS, /* the mask of least error by ADMM, then least squares in it (Meng et al. 2024, arXiv 2406.07831) */
+    /* Not zeros but low-rank factors: a share s of a matrix gives rank (1 - s) rows cols / (rows + cols), rounded down, at least 1.
+     * Singular value decomposition of the weights; with prune_layerwise, whitened by the second moments of the inputs (Wang et al. 2024,
+     * "SVD-LLM", arXiv 2403.07378). */
+    PRUNE_SVD,
 };
 
 /* "wanda"; false: there is none such. */
@@ -177,6 +183,7 @@ struct prune_amount {
 struct prune_tensor_report {
     const char *name; /* in the pruned model */
     uint64_t elems, zeros;
+    uint32_t rank; /* of the factors that it became; 0: it is whole */
     /* With data and Gram matrices: the squared error of the matrix's outputs on the inputs that it has now, over their sum of squares */
     bool has_error;
     double output_error;
@@ -194,6 +201,8 @@ struct prune_options {
     const char *plan, *plan_name;
     enum prune_method method; /* PRUNE_WANDA needs stats, unless it is */
     bool calibrated;          /* with data: prune_layerwise */
+    /* Low-rank factors are multiplied first, and the matrices are whole again. ERR_USAGE: there are none. Not with a plan or data. */
+    bool merge;
     /* With data. reconstruct: the weights that stay become those of least squares within their mask, so that each matrix gives, of
      * what comes in after all pruning before it, what it gave of what came in before any: attention and feed-forward part one after
      * the other (Wagner et al. 2025, arXiv 2510.14444, reconstruct the two apart, by gradient descent). */
@@ -251,6 +260,7 @@ struct prune_report {
     struct model_config before, after; /* layers point into `memory` */
     uint64_t parameters_before, parameters_after;
     uint64_t zeros, matrix_weights; /* in matrices that single weights went from: zeros of all weights */
+    uint64_t n_factored;            /* matrices that became low-rank factors */
     uint32_t *kept_layers;          /* [after.n_layers] numbers in the old model */
     uint32_t **kept_experts;        /* [after.n_layers][experts] the same; NULL: none was to go */
     struct arena memory;

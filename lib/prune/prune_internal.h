@@ -2,7 +2,7 @@
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
  * Order of files, each calling only those before it: choose, map, name, sparsity, mask, layer, narrow, plan_text, those of target.h, plan, report,
- * prune; those of second_order.h; judge, divergence; allocate; search.
+ * lowrank, factors, prune; the others of second_order.h; judge, divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -33,11 +33,15 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
                     struct err *e) MUST_CHECK;
 /* For o->target_*: which layers go, gone [n_layers], and the shape of those that stay, in p->to.layers [n_layers] (target.c). */
 int prune_plan_target(struct prune_plan *p, unsigned char *gone, struct err *e) MUST_CHECK;
+/* Does a layer that stays get another shape, ranks aside? */
+bool prune_changes_widths(const struct prune_plan *p);
 void prune_plan_release(struct prune_plan *p);
 /* Lines for options->warn: what shares resolved to, and what the shape implies. */
 void prune_plan_warn(const struct prune_plan *p);
 
 int prune_fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) MUST_CHECK;
+/* Adds a matrix whose weights are x [t->elems] now: counts its zeros, unless it has become factors. */
+void prune_count(struct prune_report *r, struct prune_tensor_report *t, const float *x);
 
 /* Where a tensor of the old model is in the pruned one (map.c); false: it is gone. */
 bool prune_new_slot(const struct prune_plan *p, struct model_slot old, struct model_slot *out);
@@ -128,6 +132,9 @@ int prune_keep_along_role(struct prune_layer *l, enum model_role role, enum mode
                           uint32_t n, struct err *e) MUST_CHECK;
 int prune_keep_heads(struct prune_layer *l, const struct prune_plan *p, const struct prune_heads *kept,
                      struct err *e) MUST_CHECK;
+/* A matrix of a layer becomes its low-rank factors by plain SVD (lowrank.c), and factors become their product; quantized tensors become f32. */
+int prune_split(struct prune_layer *l, enum model_role role, uint32_t rank, struct err *e) MUST_CHECK;
+int prune_merge(struct prune_layer *l, enum model_role role, struct err *e) MUST_CHECK;
 /* Takes channels, head groups and the router's rows out of a layer in place, whose experts are not in memory. */
 int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32_t old_layer, struct err *e) MUST_CHECK;
 /* Takes channels out of one expert. */

@@ -24,6 +24,14 @@ int prune_fill_report(struct prune_report *r, const struct prune_plan *p, struct
     return 0;
 }
 
+void prune_count(struct prune_report *r, struct prune_tensor_report *t, const float *x) {
+    r->n_factored += t->rank != 0;
+    if (t->rank) return;
+    t->zeros = kernel_count_zeros(x, t->elems);
+    r->zeros += t->zeros;
+    r->matrix_weights += t->elems;
+}
+
 /* Appends ", 3-5" or ", 3". */
 static size_t put_range(char *out, size_t size, uint32_t from, uint32_t to) {
     int n = from == to ? snprintf(out, size, "%u", from) : snprintf(out, size, "%u-%u", from, to);
@@ -96,7 +104,7 @@ int prune_report_put(const struct prune_report *r, cJSON *o, struct err *e) {
 int prune_tensor_report_put(const struct prune_tensor_report *t, cJSON *list, struct err *e) {
     cJSON *o = cJSON_CreateObject();
     bool ok = o && json_put_str(o, "name", t->name) && json_put_u64(o, "weights", t->elems) &&
-              json_put_u64(o, "zeros", t->zeros) &&
+              (!t->rank || json_put_u64(o, "rank", t->rank)) && json_put_u64(o, "zeros", t->zeros) &&
               json_put_f64(o, "sparsity", t->elems ? (double)t->zeros / (double)t->elems : 0) &&
               (!t->has_error || json_put_f64(o, "output_error", t->output_error));
     if (ok && cJSON_AddItemToArray(list, o)) return 0;

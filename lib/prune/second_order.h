@@ -2,7 +2,7 @@
  * Private to lib/prune: one matrix with the Gram matrix of its inputs, G = sum y y^T over positions. With b = sum t y^T of the outputs
  * t that are wanted, the squared error of weights w is tr(w G w^T) - 2 tr(w b^T), but for a constant.
  *
- * Order of files, each calling only those before it: sparsegpt, refit, alps, held, greedy, consume; sequential, structure, hidden,
+ * Order of files, each calling only those before it: sparsegpt, refit, alps, lowrank, held, greedy, consume; sequential, structure, hidden,
  * layerwise.
  */
 #ifndef RILL_PRUNE_SECOND_ORDER_H
@@ -38,6 +38,22 @@ int prune_refit(const struct prune_matrix *w, const struct prune_fit *fit, struc
  */
 int prune_alps(const struct prune_matrix *w, const struct prune_fit *fit, struct prune_sparsity s,
                struct err *e) MUST_CHECK;
+
+/*
+ * Low-rank factors: w becomes second first, first [rank][cols] and second [rows][rank], whose outputs differ least from those of w on
+ * inputs of the factored Gram matrix H = S S^T, damping included: the truncated singular value decomposition of w S, times S^-1 (Wang et al.
+ * 2024, "SVD-LLM", arXiv 2403.07378, truncation-aware data whitening). The squared error tr(d H d^T) is the sum of the squared
+ * singular values that are dropped. f (without an order) NULL: H = 1, plain SVD. Both factors take the square roots of the
+ * singular values. Columns of dead inputs count as 0. Memory: 24 bytes a weight. ERR_DATA: no decomposition is found.
+ */
+struct prune_factors {
+    float *first, *second; /* the caller's */
+};
+int prune_low_rank(const struct prune_matrix *w, const struct obs_factor *f, uint32_t rank,
+                   const struct prune_factors *out, struct err *e) MUST_CHECK;
+/* The second factor becomes that of least squares, given the first. */
+int prune_fit_second(const struct prune_matrix *w, const struct prune_fit *fit, uint32_t rank,
+                     const struct prune_factors *out, struct err *e) MUST_CHECK;
 
 /* ---- on the way through a model, layer by layer (held.c) ---- */
 

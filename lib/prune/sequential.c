@@ -17,11 +17,44 @@ struct sequential {
     struct prune_plan plan;
     uint64_t positions;
     struct stats_part held; /* the layer at hand */
+    struct factors {        /* what matrices of it became; without data: not factored */
+        struct model_param first, second;
+    } factors[FACTOR_COUNT];
+    bool has_ranks; /* does any matrix become two factors? */
     struct buf scratch;
 };
 
-static bool needs_gram(const struct prune_options *o) {
-    return o->reconstruct || o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS;
+static bool needs_factor(const struct sequential *q) {
+    return q->has_ranks || q->o->method == PRUNE_SPARSEGPT;
+}
+
+static bool needs_gram(const struct sequential *q) {
+    return needs_factor(q) || q->o->reconstruct || q->o->method == PRUNE_ALPS;
+}
+
+/* ---- low-rank factors ---------------------------------------------------------------------------------------------------------- */
+
+/* A tensor of the pruned model, of the type of the matrix as it was. Its values are mem_free's. */
+static int new_factor(const struct sequential *q, struct model_param *p, enum model_role role,
+                      const struct model_param *of, struct err *e) {
+    struct model_slot s = {role, of->slot.layer, 0};
+    char name[TENSOR_MAX_NAME + 1];
+    uint64_t dims[2];
+    unsigned rank = model_slot_shape(&q->plan.to, s, dims);
+    enum dtype type = dtype_info(of->desc.dtype)->is_quantized ? DT_F32 : of->desc.dtype;
+    float *x = mem_array(dims[0], dims[1] * sizeof *x, e);
+    if (!x) return e->code;
+    *p = (struct model_param){.slot = s, .n = dims[0] * dims[1], .value = kernel_f32(x)};
+    return tensor_desc_init(&p->desc, model_slot_name(s, name), type, rank, dims, e);
+}
+
+static void release_factors(struct sequential *q) {
+    for (int i = 0; i < FACTOR_COUNT; i++) {
+        struct factors *f = &q->factors[i];
+        if (kernel_has_data(f->first.value)) mem_free(model_host_value(&f->first));
+        if (kernel_has_data(f->second.value)) mem_free(model_host_value(&f->second));
+        *f = (struct factors){0};
+    }
 }
 
 /* ---- one matrix ------------------------------------------------------------------------------------------------------------ */
@@ -31,7 +64,7 @@ struct shared {
     struct sequential *q;
     const struct stats_moments *m;
     size_t part;
-    struct obs_factor *factor; /* for SparseGPT; NULL: not needed */
+    struct obs_factor *factor; /* NULL: not needed */
     float *norms;              /* [cols] */
     double ridge;
 };
@@ -51,7 +84,26 @@ static float *wanted(const struct shared *h, const struct prune_matrix *w, struc
     return b;
 }
 
-static int carry_out(const struct shared *h, const struct prune_matrix *w, struct prune_sparsity s, struct err *e) {
+/* The layer goes on with the product of the factors, rounded, that a reader of the file will have. */
+static int factor(const struct shared *h, const struct model_param *p, const struct prune_matrix *w,
+                  const struct prune_fit *fit, uint32_t rank, struct err *e) {
+    struct sequential *q = h->q;
+    const struct model_role_info *info = model_role_info(p->slot.role);
+    struct factors *f = &q->factors[info->factored];
+    int rc = new_factor(q, &f->first, p->slot.role, p, e);
+    if (!rc) rc = new_factor(q, &f->second, info->out, p, e);
+    if (rc) return rc;
+    struct prune_factors both = {model_host_value(&f->first), model_host_value(&f->second)};
+    rc = prune_low_rank(w, h->factor, rank, &both, e);
+    if (!rc) rc = prune_round(&f->first, &q->scratch, e);
+    if (!rc && q->o->reconstruct) rc = prune_fit_second(w, fit, rank, &both, e);
+    if (!rc) rc = prune_round(&f->second, &q->scratch, e);
+    if (!rc) kernel_matmul_nn(w->rows, w->cols, rank, f->second.value, f->first.value, 0, kernel_f32(w->x));
+    return rc;
+}
+
+static int carry_out(const struct shared *h, const struct model_param *p, const struct prune_matrix *w,
+                     struct prune_sparsity s, struct err *e) {
     const struct prune_options *o = h->q->o;
     struct prune_fit fit = {.gram = gram_of(h), .ridge = h->ridge, .iterations = REFIT_STEPS};
     bool fits = o->reconstruct || o->method == PRUNE_ALPS;
@@ -59,7 +111,13 @@ static int carry_out(const struct shared *h, const struct prune_matrix *w, struc
     if (fits && !b) return e->code;
     fit.b = b;
     int rc = 0;
+    if (s.rank) {
+        rc = factor(h, p, w, &fit, s.rank, e);
+        mem_free(b);
+        return rc;
+    }
     switch (o->method) {
+    case PRUNE_SVD: break; /* has made ranks of all shares */
     case PRUNE_MAGNITUDE:
     case PRUNE_WANDA: rc = prune_mask(w, s, o->method, &h->q->scratch, e); break;
     case PRUNE_SPARSEGPT: rc = prune_sparsegpt(w, h->factor, s, e); break;
@@ -74,18 +132,16 @@ static int prune_matrix(const struct shared *h, size_t slot, struct err *e) {
     struct sequential *q = h->q;
     struct model_param *p = &q->m->params[slot];
     struct prune_matrix w = {model_host_value(p), p->desc.dims[0], p->desc.dims[1], h->norms};
-    struct prune_tensor_report t = {.name = p->desc.name, .elems = p->n};
+    struct prune_tensor_report t = {.name = p->desc.name, .elems = p->n, .rank = q->plan.sparse[slot].rank};
     float *was = gram_of(h) ? mem_array(p->n, sizeof *was, e) : NULL;
     int rc = gram_of(h) && !was ? e->code : 0;
     if (was) memcpy(was, w.x, p->n * sizeof *was);
-    if (!rc) rc = carry_out(h, &w, q->plan.sparse[slot], e);
+    if (!rc) rc = carry_out(h, p, &w, q->plan.sparse[slot], e);
     if (!rc && was) rc = prune_output_error(&w, gram_of(h), was, &t.output_error, e);
     t.has_error = was != NULL;
     mem_free(was);
     if (rc) return err_prefix(e, "tensor '%s'", p->desc.name);
-    t.zeros = kernel_count_zeros(w.x, p->n);
-    q->report->zeros += t.zeros;
-    q->report->matrix_weights += t.elems;
+    prune_count(q->report, &t, w.x);
     return q->o->sparse ? q->o->sparse(q->o->sparse_ctx, &t, e) : 0;
 }
 
@@ -113,7 +169,7 @@ static int prepare(struct shared *h, struct err *e) {
         mean += (double)squares[i] / (double)n;
     }
     h->ridge = o->damp * mean;
-    if (o->method != PRUNE_SPARSEGPT) return 0;
+    if (!needs_factor(h->q)) return 0;
     struct obs_options how = {.damp = o->damp, .tries = TRIES};
     return obs_factor_new(&h->factor, gram_of(h), n, &how, e);
 }
@@ -156,7 +212,7 @@ static int prune_point(struct sequential *q, enum model_point point, uint32_t la
     const struct model_config *c = &q->m->config;
     struct stats_moments_options at = {.point = point,
                                        .layer = layer,
-                                       .gram = needs_gram(q->o),
+                                       .gram = needs_gram(q),
                                        .shift = q->o->reconstruct,
                                        .positions = q->positions,
                                        .part = &q->held};
@@ -176,10 +232,21 @@ static int prune_point(struct sequential *q, enum model_point point, uint32_t la
 
 /* ---- the model --------------------------------------------------------------------------------------------------------------- */
 
-static int write_part(struct sequential *q, struct err *e) {
+/* A tensor of the pruned model: a factor, or what the model at hand has in its slot. */
+static const struct model_param *param_of(const struct sequential *q, struct model_slot s) {
+    const struct model_role_info *info = model_role_info(s.role);
+    const struct factors *f = info->out || info->is_out ? &q->factors[info->factored] : NULL;
+    if (f && kernel_has_data(f->first.value)) return info->is_out ? &f->second : &f->first;
+    return model_expert_param(q->m, s.role, s.layer, s.expert);
+}
+
+static int write_part(struct sequential *q, int64_t layer, struct err *e) {
+    const struct model_config *to = &q->plan.to;
+    size_t first = layer < 0 ? 0 : model_slot_of_layer(to, (uint32_t)layer);
+    size_t end = layer == to->n_layers ? model_slot_count(to) : model_slot_of_layer(to, (uint32_t)(layer + 1));
     int rc = 0;
-    for (size_t i = q->held.first; !rc && i < q->held.end; i++)
-        rc = model_save_param(&q->m->params[i], q->out, 0, &q->scratch, e);
+    for (size_t i = first; !rc && i < end; i++)
+        rc = model_save_param(param_of(q, model_slot_at(to, i)), q->out, 0, &q->scratch, e);
     return rc;
 }
 
@@ -187,7 +254,8 @@ static int write_part(struct sequential *q, struct err *e) {
 static int round_part(struct sequential *q, struct err *e) {
     int rc = 0;
     for (size_t i = q->held.first; !rc && i < q->held.end; i++)
-        if (prune_is_sparse(q->plan.sparse[i])) rc = prune_round(&q->m->params[i], &q->scratch, e);
+        if (prune_is_sparse(q->plan.sparse[i]) && !q->plan.sparse[i].rank)
+            rc = prune_round(&q->m->params[i], &q->scratch, e);
     return rc;
 }
 
@@ -210,7 +278,8 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     if (!rc && is_layer && q->o->reconstruct) rc = keep_sparse(q, e);
     for (size_t i = 0; !rc && is_layer && i < COUNT_OF(points); i++) rc = prune_point(q, points[i], (uint32_t)layer, e);
     if (!rc) rc = round_part(q, e);
-    if (!rc) rc = write_part(q, e);
+    if (!rc) rc = write_part(q, layer, e);
+    release_factors(q);
     stats_part_release(&q->held);
     if (!rc && is_layer && q->c->progress) q->c->progress(q->c->progress_ctx, (uint32_t)layer + 1);
     return rc;
@@ -232,6 +301,7 @@ int prune_weights(const struct prune_walk *k, const struct prune_plan *plan, str
     struct sequential q = {.c = k->c, .o = plan->o, .out = k->out, .report = k->report, .plan = *plan};
     struct model_changes how = {plan->o->reconstruct, visit, &q};
     q.m = model_layerwise_held(k->c->model);
+    for (size_t i = 0; i < plan->n_slots; i++) q.has_ranks |= plan->sparse[i].rank != 0;
     for (size_t i = 0; i < k->c->n; i++) q.positions += k->c->in[i].n_positions;
     int rc = check_options(&q, e);
     if (!rc) rc = prune_walk_begin(k, plan, e);

@@ -19,6 +19,14 @@ static bool parse_pattern(const char *text, struct prune_sparsity *out) {
     return true;
 }
 
+/* "rank:64" */
+static bool parse_rank(const char *text, struct prune_sparsity *out) {
+    uint64_t n;
+    if (strncmp(text, "rank:", 5) != 0 || !parse_u64(text + 5, &n) || n < 1 || n > MODEL_MAX_DIM) return false;
+    *out = (struct prune_sparsity){.rank = (uint32_t)n};
+    return true;
+}
+
 /* "0.5" or "50%". */
 static bool parse_share(const char *text, double *out) {
     char number[32];
@@ -37,7 +45,8 @@ bool prune_method_parse(const char *name, enum prune_method *out) {
     static const char *const names[] = {[PRUNE_MAGNITUDE] = "magnitude",
                                         [PRUNE_WANDA] = "wanda",
                                         [PRUNE_SPARSEGPT] = "sparsegpt",
-                                        [PRUNE_ALPS] = "alps"};
+                                        [PRUNE_ALPS] = "alps",
+                                        [PRUNE_SVD] = "svd"};
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         if (strcmp(names[i], name) != 0) continue;
         *out = (enum prune_method)i;
@@ -48,11 +57,13 @@ bool prune_method_parse(const char *name, enum prune_method *out) {
 
 int prune_sparsity_parse(const char *text, struct prune_sparsity *out, struct err *e) {
     *out = (struct prune_sparsity){0};
-    if (strchr(text, ':') ? parse_pattern(text, out) : parse_share(text, &out->share)) return 0;
+    bool is_rank = !strncmp(text, "rank:", 5);
+    if (is_rank ? parse_rank(text, out) : strchr(text, ':') ? parse_pattern(text, out) : parse_share(text, &out->share))
+        return 0;
     return err_set(
         e, ERR_USAGE,
         "'%.40s' is not a sparsity: a share from 0 to below 1 (0.5, 50%%), or N:M, N weights of each M kept, M "
-        "at most %d (2:4)",
+        "at most %d (2:4), or rank:N, low-rank factors (rank:64)",
         text, PRUNE_MAX_GROUP);
 }
 
@@ -65,7 +76,9 @@ int prune_rule_parse(const char *text, struct prune_rule *out, struct err *e) {
 }
 
 const char *prune_sparsity_text(struct prune_sparsity s, char out[PRUNE_SPARSITY_TEXT]) {
-    if (s.m)
+    if (s.rank)
+        snprintf(out, PRUNE_SPARSITY_TEXT, "rank:%u", s.rank);
+    else if (s.m)
         snprintf(out, PRUNE_SPARSITY_TEXT, "%u:%u", s.n, s.m);
     else
         for (int digits = 6; digits <= 17; digits++) {
@@ -81,7 +94,7 @@ size_t prune_gone(double share, size_t n) {
 }
 
 bool prune_is_sparse(struct prune_sparsity s) {
-    return s.m || s.share > 0;
+    return s.rank || s.m || s.share > 0;
 }
 
 /* ---- the plan ---- */
@@ -128,7 +141,8 @@ static int check_matrix(const struct prune_plan *p, struct model_slot old, struc
     if (s.m && dims[1] % s.m)
         return err_set(e, ERR_USAGE, "tensor '%s': %u does not divide its rows of %llu, as %u:%u has to",
                        model_slot_name(old, name), s.m, (unsigned long long)dims[1], s.n, s.m);
-    if ((p->o->method != PRUNE_MAGNITUDE || p->o->calibrated) && !stats_input_point(p->from, old.role, &point))
+    bool by_weights = p->o->method == PRUNE_MAGNITUDE || p->o->method == PRUNE_SVD; /* without data */
+    if ((!by_weights || p->o->calibrated) && !stats_input_point(p->from, old.role, &point))
         return err_set(e, ERR_USAGE, "tensor '%s': nothing is known of its input, which this method needs",
                        model_slot_name(old, name));
     return 0;

@@ -149,15 +149,22 @@ uint64_t cols_of(const struct model_config *c, struct model_slot s) {
 static unsigned part_of(struct model_slot s, const struct mixture_facts *f) {
     switch (s.role) {
     case ROLE_EMBED: return EMBED;
+    case ROLE_Q_OUT:
     case ROLE_Q: return f->fused ? V : Q;
+    case ROLE_K_OUT:
     case ROLE_K: return f->fused ? V : K;
+    case ROLE_V_OUT:
     case ROLE_V: return V;
+    case ROLE_O_OUT:
     case ROLE_O: return O;
     case ROLE_GATE:
+    case ROLE_GATE_OUT:
     case ROLE_EXPERT_GATE: return GATE;
     case ROLE_UP:
+    case ROLE_UP_OUT:
     case ROLE_EXPERT_UP: return UP;
     case ROLE_DOWN:
+    case ROLE_DOWN_OUT:
     case ROLE_EXPERT_DOWN: return DOWN;
     default: return 0;
     }

@@ -271,7 +271,9 @@ static void add_layer(void *ctx, size_t layer, int thread) {
     for (size_t i = model_slot_of_layer(&g->m->config, (uint32_t)layer); i < end; i++) {
         const struct model_param *p = &g->m->params[i];
         const struct model_role_info *info = model_role_info(p->slot.role);
-        double *rows = taylor_of(g->s, info->rows, p->slot), *cols = taylor_of(g->s, info->cols, p->slot);
+        bool is_first = info->out && model_rank(&g->m->config, p->slot.role, p->slot.layer);
+        double *rows = is_first ? NULL : taylor_of(g->s, info->rows, p->slot),
+               *cols = taylor_of(g->s, info->cols, p->slot);
         if (rows && p->grad_begun) add_products(rows, p, true);
         if (cols && p->grad_begun) add_products(cols, p, false);
     }

@@ -70,6 +70,8 @@ int train_add_model(struct param_set *s, struct model *m, struct err *e) {
     if (s->o.quantize.types) s->gridded = m;
     if (s->o.lora.rank) return add_adapters(s, m, e);
     if (s->o.mup && model_mup_get(m->meta, &base, e)) return e->code;
+    if (s->o.mup && model_is_factored(&m->config))
+        return err_set(e, ERR_USAGE, "--mup: this model has low-rank factors, whose ranks are no widths");
     for (size_t i = 0; i < m->n_params; i++) {
         if (param_set_freezes(s, m->params[i].desc.name)) continue;
         if (model_enable_grad_of(m, i, e)) return e->code;

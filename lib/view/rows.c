@@ -60,7 +60,7 @@ static const char *const part_names[VIEW_PARTS] = {"embedding", "lstm",   "atten
 /* Norms and biases belong to what they are of. Tensors without a role in a model are of the last part. */
 static size_t part_of(const char *name) {
     static const enum model_role last[] = {ROLE_EMBED_NORM_BIAS, ROLE_LSTM_REVERSE_STATE_BIAS, ROLE_ATTN_POST_NORM_BIAS,
-                                           ROLE_DOWN_BIAS, ROLE_EXPERT_DOWN};
+                                           ROLE_DOWN_OUT, ROLE_EXPERT_DOWN};
     struct model_slot slot;
     struct err ignored = {0};
     size_t part = 0;

@@ -589,3 +589,91 @@ setup() {
     grep -aq "general.finetune" small.gguf
     grep -aq "general.size_label" small.gguf
 }
+
+@test "low-rank factors: a plan of ranks, with data or without, and multiplied again" {
+    check_exit 0 rill prune --dry-run --sparsity 0.5 --method svd --rate attn.k=0 model.rill -o plan.txt
+    assert_stderr "*rill prune: transformers will not load this, and export --to safetensors refuses it: *low-rank factors*"
+    grep -Eqx "layers.0.attn.q.weight +64x64  rank:16" plan.txt
+    grep -Eqx "layers.2.ffn.down.weight +64x96  rank:19" plan.txt
+    check_exit 1 grep attn.k plan.txt
+    rill prune -q --no-provenance --sparsity 0.5 --method svd --rate attn.k=0 model.rill -o a.rill
+    rill prune -q --no-provenance --plan plan.txt model.rill -o b.rill
+    assert_same a.rill b.rill
+    sed -i 's/rank:19/rank:23/' plan.txt
+    check_exit 0 rill prune --plan plan.txt --method svd --data tokens.rill --report r.json model.rill -o c.rill
+    assert_stderr "*, 18 matrices in low-rank factors"
+    assert_json r.json rank 16
+    check_exit 0 rill ls c.rill
+    assert_stdout "*q_rank=16*gate_rank=23*up_rank=23*down_rank=23*\[23, 64\]*layers.0.ffn.gate.weight*\[96, 23\]*layers.0.ffn.gate.out.weight*"
+    rill prune -q --merge c.rill -o whole.rill
+    check_exit 0 rill ls whole.rill
+    assert_stdout "*\[96, 64\]*layers.0.ffn.gate.weight*"
+    check_exit 0 rill export -q --to gguf whole.rill -o whole.gguf
+    for m in c whole; do
+        rill eval -q --context 32 --precision f32 -m $m.rill --table tokens.rill | awk '$1 == "perplexity" { print $2 }' >$m.txt
+    done
+    paste c.txt whole.txt | awk 'NF == 2 && $1 < 1.02 * $2 && $2 < 1.02 * $1 { near = 1 } END { exit !near }' || fail "$(cat c.txt whole.txt)"
+    # whitened by the data the outputs are nearer than by the weights alone, and the same with one and four threads
+    for j in 1 4; do
+        rill prune -q -j $j --no-provenance --sparsity 0.5 --method svd --data tokens.rill --precision f32 model.rill -o w$j.rill
+    done
+    assert_same w1.rill w4.rill
+    rill teacher-infer -q --precision f32 -m model.rill tokens.rill -o teacher.kd.rill
+    rill eval -q --context 32 --precision f32 -m w1.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >white.txt
+    rill eval -q --context 32 --precision f32 -m factored.rill --reference teacher.kd.rill --table tokens.rill | awk '$1 == "kld" { print $2 }' >plain.txt
+    paste white.txt plain.txt | awk 'NF == 2 && $1 < $2 { better = 1 } END { exit !better }' || fail "$(cat white.txt plain.txt)"
+}
+
+@test "low-rank factors: every program runs them, export and fold refuse them before any work" {
+    check_exit 0 rill generate -q -m factored.rill --max-new 3 --text prompts.rill
+    check_exit 0 rill teacher-infer -q --no-provenance -m factored.rill tokens.rill -o whole.kd.rill
+    check_exit 0 rill teacher-infer -q --no-provenance --weights stream -m factored.rill tokens.rill -o streamed.kd.rill
+    assert_same whole.kd.rill streamed.kd.rill
+    for how in "" "--quantize q4_0" "--lora 4" "--optimizer muon"; do
+        check_exit 0 rill distill -q -m factored.rill $how --steps 3 --batch-tokens 64 dense.kd.rill -o d.rill --force
+    done
+    check_exit 0 rill distill -q -m factored.rill --steps 3 --batch-tokens 64 dense.kd.rill -o d.rill --force
+    check_exit 0 rill ls d.rill
+    assert_stdout "*q_rank=16*"
+    check_exit 4 rill diff factored.rill d.rill
+    assert_stdout "*layers.0.attn.q.out.weight*"
+    rill calibrate -q --precision f32 --gradients -m factored.rill tokens.rill -o f.stats.rill
+    for how in "--stats f.stats.rill" "--method gptq --data tokens.rill" "--method learned --data tokens.rill"; do
+        check_exit 0 rill quantize -q --type q4_0 $how factored.rill -o q.rill --force
+        check_exit 0 rill eval -q --context 32 -m q.rill tokens.rill
+    done
+    for to in gguf safetensors; do
+        check_exit 3 rill export --to $to factored.rill -o out
+        assert_stderr_line "* knows no low-rank factors; multiply them first (rill prune --merge)"
+    done
+    check_exit 3 rill fold --method r1 factored.rill -o out
+    assert_stderr_line "this model has low-rank factors, which fold does not rewrite; multiply them first (rill prune --merge)"
+    assert_no_file out
+    check_exit 0 rill prune -q --layers 2 --stats f.stats.rill factored.rill -o two.rill
+    check_exit 0 rill prune -q --merge --ffn 64 --sparsity 0.2 factored.rill -o narrow.rill
+}
+
+@test "low-rank factors that cannot be are refused" {
+    cases=(
+        "--sparsity 0.5 --method svd factored.rill|tensor 'layers.0.attn.q.weight' is a low-rank factor already"
+        "--sparsity 0.5 --method sparsegpt --data tokens.rill factored.rill|tensor 'layers.0.attn.q.out.weight': nothing is known of its input, which this method needs"
+        "--ffn 64 factored.rill|heads, channels and experts of a model with low-rank factors cannot be pruned; multiply them first (--merge)"
+        "--merge model.rill|this model has no low-rank factors to multiply"
+        "--sparsity 0.5 --method svd experts.rill|tensor 'layers.0.experts.0.gate.weight' cannot become low-rank factors"
+        "--sparsity 0.5 --sparsify-head --method svd model.rill|tensor 'embed.weight' cannot become low-rank factors"
+        "--pattern 2:4 --method svd model.rill|tensor 'layers.0.attn.q.weight': svd takes shares and ranks, not 2:4"
+        "--rate attn.k=rank:33 model.rill|tensor 'layers.0.attn.k.weight': a rank of 33 for 32x64"
+        "--rate attn.k=rank:0 model.rill|--rate: 'rank:0' is not a sparsity: *rank:64*"
+        "--hidden 32 --stats model.stats.rill --rate attn.k=rank:8 model.rill|channels of the residual stream go in a run of their own, before matrices become low-rank factors"
+        "--method svd --sparsity 0.5 --allocate search --stats model.stats.rill --data tokens.rill model.rill|--method *allocate*"
+        "--merge --sparsity 0.5 --method svd --data tokens.rill factored.rill|--merge *"
+    )
+    for c in "${cases[@]}"; do
+        check_exit 2 rill prune ${c%%|*} -o no.rill
+        assert_stderr_line "${c#*|}"
+    done
+    printf 'layer 0 4 2 96 0 -\nlayer 1 4 2 96 0 -\nlayers.0.ffn.up.weight 96x64 rank:65\n' >plan.txt
+    check_exit 2 rill prune --plan plan.txt model.rill -o no.rill
+    assert_stderr_line "tensor 'layers.0.ffn.up.weight': a rank of 65 for 96x64"
+    assert_no_file no.rill
+}

@@ -5,6 +5,10 @@
     sparsegpt.5.f32, sparsegpt.24.f32         SparseGPT (Frantar and Alistarh 2023, algorithm 1), damping 0.01, blocks of 128
     refit.5.f32                               Wanda's mask at 50%, and the weights of least squares within it, row by row
 
+    svd.6.f32 [16][136], svd.tall.6.f32 [136][16], svd.plain.6.f32 [16][136]
+                         rank 6: SVD of w S with the Gram matrix, S S^T, damped by 0.01 (Wang et al. 2024, "SVD-LLM"), of w; of w's transpose
+                         and the first 16 rows and columns of the Gram matrix; and of w with S = 1
+
 Of columns (structure), with other inputs of the same matrix, whose means are not 0, and wanted outputs t that it does not give:
     columns.f32 [COLS + ROWS][COLS], [COLS + ROWS]   sum y y^T, then sum t y^T; sum y, then sum t; of 400 positions
     units.f32 [17]       what each 8 columns cost when the others make up for them, by solving the problem without them
@@ -90,6 +94,23 @@ for r in range(ROWS):
     live = (~wanda[r] & (norms > 0)).nonzero()[:, 0]
     refit[r, live] = torch.linalg.solve(gram[live][:, live], (w[r] @ gram)[live])
 put("refit.5", refit)
+
+
+def low_rank(w, gram, rank):
+    """The product of the factors: truncated SVD of w S, times S^-1, S the Cholesky factor."""
+    h, weights = gram.clone(), w.clone()
+    dead = h.diagonal() == 0
+    h[dead, dead] = 1
+    weights[:, dead] = 0
+    s = torch.linalg.cholesky(h + DAMP * h.diagonal().mean() * torch.eye(len(h)))
+    u, sigma, v = torch.linalg.svd(weights @ s, full_matrices=False)
+    return torch.linalg.solve_triangular(s, (u[:, :rank] * sigma[:rank]) @ v[:rank], upper=False, left=False)
+
+
+put("svd.6", low_rank(w, gram, 6))
+put("svd.tall.6", low_rank(w.T.contiguous(), gram[:16, :16], 6))
+u, sigma, v = torch.linalg.svd(w, full_matrices=False)
+put("svd.plain.6", (u[:, :6] * sigma[:6]) @ v[:6])
 
 
 def squared_error(x, t, keep, damp, w0):

@@ -282,46 +282,6 @@ static void test_rotation(void **state) {
     }
 }
 
-/* Eigenvectors of a symmetric matrix of known rank, of even and odd order, to the bit the same whatever the threads. */
-static void test_eigenvectors(void **state) {
-    (void)state;
-    static const size_t orders[] = {1, 2, 7, 64, 45};
-    for (size_t k = 0; k < COUNT_OF(orders); k++) {
-        struct err e;
-        struct rng rng = rng_init(k, 0);
-        size_t n = orders[k], rank = n > 5 ? n - 2 : n;
-        double *x = mem_array(n, n * sizeof *x, &e), *a = mem_array(n, n * sizeof *a, &e);
-        double *work = mem_array(n, n * sizeof *work, &e), *v = mem_array(n, n * sizeof *v, &e);
-        double *again = mem_array(n, n * sizeof *again, &e), largest = 0;
-        for (size_t i = 0; i < rank * n; i++) x[i] = rng_normal(&rng);
-        for (size_t i = 0; i < n * n; i++) {
-            a[i] = 0;
-            for (size_t r = 0; r < rank; r++) a[i] += x[r * n + i / n] * x[r * n + i % n];
-            largest = fmax(largest, fabs(a[i]));
-        }
-        for (int threads = 4; threads >= 1; threads -= 3) {
-            parallel_set_threads(threads);
-            memcpy(work, a, n * n * sizeof *a);
-            OK(fold_eigenvectors(work, threads == 4 ? again : v, n, &e));
-        }
-        parallel_set_threads(4);
-        assert_memory_equal(v, again, n * n * sizeof *v);
-        for (size_t i = 0; i < n; i++)
-            for (size_t j = 0; j < n; j++) {
-                double dot = 0, between = 0;
-                for (size_t c = 0; c < n; c++) dot += v[i * n + c] * v[j * n + c];
-                for (size_t c = 0; c < n * n; c++) between += v[i * n + c / n] * a[c] * v[j * n + c % n];
-                assert_true(fabs(dot - (i == j)) < 1e-12);
-                if (i != j) assert_true(fabs(between) < 1e-10 * largest * (double)n);
-            }
-        mem_free(x);
-        mem_free(a);
-        mem_free(work);
-        mem_free(v);
-        mem_free(again);
-    }
-}
-
 /* A model that has been turned into its axes has them as its channels. */
 static void test_axes(void **state) {
     (void)state;
@@ -489,11 +449,10 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_architectures), cmocka_unit_test(test_obstacles),
-        cmocka_unit_test(test_rotation),      cmocka_unit_test(test_eigenvectors),
-        cmocka_unit_test(test_axes),          cmocka_unit_test(test_axes_against_torch),
-        cmocka_unit_test(test_threads),       cmocka_unit_test(test_against_torch),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_architectures),      cmocka_unit_test(test_obstacles),
+        cmocka_unit_test(test_rotation),           cmocka_unit_test(test_axes),
+        cmocka_unit_test(test_axes_against_torch), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_against_torch),      cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
