@@ -14,7 +14,7 @@ bool prune_new_slot(const struct prune_plan *p, struct model_slot old, struct mo
     if (!model_role_in_layer(old.role)) return true;
     out->layer = p->new_layer[old.layer];
     if (out->layer == LAYER_GONE) return false;
-    if (model_role_info(old.role)->is_out && !model_rank(&p->to, old.role, out->layer)) return false; /* merged */
+    if (p->o->merge && model_role_info(old.role)->is_out) return false;
     if (model_role_info(old.role)->each != AXIS_ONE) out->expert = prune_new_expert(p, old);
     return out->expert != LAYER_GONE;
 }

@@ -101,7 +101,7 @@ static int merge_layer(struct pass *p, uint32_t old_layer, struct err *e) {
         enum model_role role = (enum model_role)r;
         if (!p->layer.tensor[r].here || !model_role_info(role)->out || !model_rank(p->plan.from, role, old_layer))
             continue;
-        if (!model_rank(&p->plan.to, role, p->plan.new_layer[old_layer])) rc = prune_merge(&p->layer, role, e);
+        if (p->plan.o->merge) rc = prune_merge(&p->layer, role, e);
         if (rc) err_prefix(e, "tensor '%s'", p->layer.tensor[r].desc.name);
     }
     return rc;

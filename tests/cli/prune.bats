@@ -651,6 +651,7 @@ setup() {
     assert_no_file out
     check_exit 0 rill prune -q --layers 2 --stats f.stats.rill factored.rill -o two.rill
     check_exit 0 rill prune -q --merge --ffn 64 --sparsity 0.2 factored.rill -o narrow.rill
+    check_exit 0 rill prune -q --merge --rate ffn=rank:8 factored.rill -o again.rill
 }
 
 @test "low-rank factors that cannot be are refused" {
