@@ -2,7 +2,7 @@
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
  * Order of files, each calling only those before it: choose, map, name, sparsity, mask, plan_text, layer, target, plan, report, prune; those of
- * second_order.h; judge, divergence; allocate; search.
+ * second_order.h; divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H

@@ -2,21 +2,25 @@
 #include <math.h>
 #include <string.h>
 
-#include "lib/prune/judge.h"
+#include "lib/judge/judge.h"
 
-static float *into(const struct prune_judge *j, size_t i) {
+static float *into(const struct judge *j, size_t i) {
     return j->into + i * j->positions * j->hidden;
 }
 
-int prune_judge_base(struct prune_judge *j, size_t i, struct err *e) {
+int judge_base(struct judge *j, size_t i, struct err *e) {
     int rc = 0;
+    if (i == JUDGE_INPUT) {
+        rc = model_infer_layers(j->model, j->scratch, j->in, NULL, NULL, 0, j->into, e);
+        i = 0;
+    }
     for (; !rc && i < j->n; i++)
         rc = model_infer_layers(j->model, j->scratch, j->in, into(j, i), &j->layers[i], 1, into(j, i + 1), e);
     return rc;
 }
 
 static int keep_reference(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
-    struct prune_judge *j = ctx;
+    struct judge *j = ctx;
     (void)e;
     memcpy(j->reference + first * vocab, logits, rows * vocab * sizeof *logits);
     return 0;
@@ -25,7 +29,7 @@ static int keep_reference(void *ctx, size_t first, size_t rows, size_t vocab, fl
 /* ---- divergence -------------------------------------------------------------------------------------------------- */
 
 struct block {
-    const struct prune_judge *j;
+    const struct judge *j;
     const float *logits;
     size_t first; /* position of its first row */
 };
@@ -54,7 +58,7 @@ static void diverge_row(void *ctx, size_t r, int thread) {
 }
 
 struct judged {
-    const struct prune_judge *j;
+    const struct judge *j;
     size_t first; /* position at which the part begins */
 };
 
@@ -67,7 +71,7 @@ static int add_divergence(void *ctx, size_t first, size_t rows, size_t vocab, fl
 }
 
 /* The sequences of a part, and the position of the first. */
-static struct model_input take_part(const struct prune_judge *j, const struct prune_part_of *part, size_t *first) {
+static struct model_input take_part(const struct judge *j, const struct judge_part *part, size_t *first) {
     struct model_input in = *j->in;
     *first = 0;
     if (!part) return in;
@@ -81,11 +85,12 @@ static struct model_input take_part(const struct prune_judge *j, const struct pr
     return in;
 }
 
-int prune_judge_try(struct prune_judge *j, size_t i, const uint32_t *layers, size_t n, const struct prune_part_of *part,
-                    double *kl, struct err *e) {
+int judge_try(struct judge *j, size_t i, const uint32_t *layers, size_t n, const struct judge_part *part, double *kl,
+              struct err *e) {
     struct judged p = {j, 0};
     struct model_input in = take_part(j, part, &p.first);
-    int rc = model_infer_layers(j->model, j->scratch, &in, into(j, i) + p.first * j->hidden, layers, n, j->states, e);
+    const float *from = i == JUDGE_INPUT ? NULL : into(j, i) + p.first * j->hidden;
+    int rc = model_infer_layers(j->model, j->scratch, &in, from, layers, n, j->states, e);
     if (!rc) rc = model_infer_head(j->model, j->scratch, &in, j->states, add_divergence, &p, e);
     *kl = 0;
     for (size_t r = 0; r < in.n_positions; r++) *kl += j->rows[p.first + r] / (double)in.n_positions;
@@ -94,7 +99,7 @@ int prune_judge_try(struct prune_judge *j, size_t i, const uint32_t *layers, siz
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
-static int allocate(struct prune_judge *j, struct err *e) {
+static int allocate(struct judge *j, struct err *e) {
     const struct model_config *c = &j->model->config;
     uint64_t floats;
     j->positions = j->in->n_positions, j->hidden = c->hidden, j->columns = model_columns(j->model);
@@ -111,15 +116,14 @@ static int allocate(struct prune_judge *j, struct err *e) {
     return 0;
 }
 
-int prune_judge_begin(struct prune_judge *j, struct err *e) {
+int judge_begin(struct judge *j, struct err *e) {
     int rc = model_check_next_token(&j->model->config, e);
     if (!rc) rc = allocate(j, e);
-    if (!rc) rc = model_infer_layers(j->model, j->scratch, j->in, NULL, NULL, 0, j->into, e);
-    if (!rc) rc = prune_judge_base(j, 0, e);
+    if (!rc) rc = judge_base(j, JUDGE_INPUT, e);
     return rc ? rc : model_infer_head(j->model, j->scratch, j->in, into(j, j->n), keep_reference, j, e);
 }
 
-void prune_judge_release(struct prune_judge *j) {
+void judge_release(struct judge *j) {
     mem_free(j->into);
     mem_free(j->states);
     mem_free(j->reference);
