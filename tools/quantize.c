@@ -78,6 +78,26 @@ static struct cli_option options[] = {
          "weigh the matrices against each other by how much the model's own distribution over these tokens depends on "
          "them (Fisher information, a backward pass over each sequence, the model and its gradients in memory); "
          "without it, the relative errors of all outputs count the same"},
+    {.name = "search",
+     .type = CLI_U64,
+     .to = &o.search,
+     .arg = "STEPS",
+     .fallback = "0",
+     .max = QUANT_MOST_STEPS,
+     .needs = {"target-bpw|target-size", "data"},
+     .help =
+         "go on from the best plan by the true divergence from the original on --data, in so many moves of bits from "
+         "some matrices to others, all rounded to nearest, whatever --method does then; for good results 200 or more. "
+         "Two copies of the model in memory"},
+    {.name = "search-tokens",
+     .type = CLI_U64,
+     .to = &o.search_tokens,
+     .arg = "N",
+     .fallback = "4096",
+     .max = 1e12,
+     .needs = {"search"},
+     .help = "judge moves on whole sequences of --data up to the one that reaches N positions; 0: all; each needs "
+             "memory for its logits"},
     {.name = "cache",
      .type = CLI_STRING,
      .to = &o.cache,
@@ -124,14 +144,15 @@ static struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"method=gptq|method=learned", "!dry-run"},
-     .help = "the tokens to calibrate on: text like that which the model will see, 128 sequences of 512 for a start"},
+     .needs = {"method=gptq|method=learned|search", "!dry-run|search"},
+     .help = "the tokens to calibrate on, and to search by: text like that which the model will see, 128 sequences of "
+             "512 for a start"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &o.max_tokens,
      .arg = "N",
      .fallback = "0",
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help = "calibrate on whole sequences up to the one that reaches N positions; 0: all"},
     {.name = "damp",
      .type = CLI_F64,
@@ -139,7 +160,7 @@ static struct cli_option options[] = {
      .arg = "SHARE",
      .fallback = "0.01",
      .max = 1,
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help = "what is added to the diagonal of the second moments, as a share of its mean; ten times as much when they "
              "do not factor, up to four times"},
     {.name = "sweeps",
@@ -148,7 +169,7 @@ static struct cli_option options[] = {
      .arg = "N",
      .fallback = "4",
      .max = 1000,
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help = "passes of descent over codes and scales after the feedback, at most; 0: plain GPTQ"},
     {.name = "passes",
      .type = CLI_U64,
@@ -157,14 +178,14 @@ static struct cli_option options[] = {
      .fallback = "6",
      .min = 1,
      .max = 1000,
-     .needs = {"method=learned", "data"},
+     .needs = {"method=learned", "data", "!dry-run"},
      .help =
          "steps that are learned, each after the data went through and back; one sequence of eight is held out, and "
          "what is best on these is kept"},
     {.name = "symmetric",
      .type = CLI_FLAG,
      .to = &o.symmetric,
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help = "towards what the original's matrices make of the inputs that they have now, as GPTQ has it, in half the "
              "time; "
              "without it, towards what they made of the original's inputs"},
@@ -198,7 +219,7 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .stream_needs = "!dry-run",
         .seeded = true,
-        .seed_needs = {"fisher"},
+        .seed_needs = {"fisher|search"},
         .force_help = "replace an output file that exists; let binary output go to a terminal; let tensors that are "
                       "quantized already take more bits",
         .threaded = true,
@@ -229,7 +250,10 @@ int main(int argc, char **argv) {
             "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n"
             "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n   "
             " the "
-            "types that are expected to change the model least in 6 bits per weight\n",
+            "types that are expected to change the model least in 6 bits per weight\n"
+            "rill quantize --target-bpw 6 --search 300 --data tokens.rill model.rill -o q.rill\n    those, and then "
+            "moves "
+            "of bits that the divergence from the original shows to be better\n",
         .options = options,
         .run = run,
     };
