@@ -112,7 +112,7 @@ static struct cli_option options[] = {
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,
-     .needs = {"!method=hqq"},
+     .needs = {"!method=hqq|search"},
      .help =
          "print the plan and stop: each matrix with its type, size and the reason, as text for --plan, edited or not"},
     {.name = "stats",
@@ -126,7 +126,7 @@ static struct cli_option options[] = {
     {.name = "clip",
      .type = CLI_FLAG,
      .to = &o.clip,
-     .needs = {"stats", "!method=gptq", "!method=learned", "!dry-run"},
+     .needs = {"stats", "!method=gptq", "!method=learned", "!dry-run|search"},
      .help = "cut off the largest weights of a group where that lowers the error by --stats, as AWQ does, but of q and "
              "k"},
     {.name = "method",
@@ -252,8 +252,7 @@ int main(int argc, char **argv) {
             " the "
             "types that are expected to change the model least in 6 bits per weight\n"
             "rill quantize --target-bpw 6 --search 300 --data tokens.rill model.rill -o q.rill\n    those, and then "
-            "moves "
-            "of bits that the divergence from the original shows to be better\n",
+            "moves of bits that the divergence from the original shows to be better\n",
         .options = options,
         .run = run,
     };

@@ -213,15 +213,26 @@ static bool any_went_up(const struct search *s) {
     return false;
 }
 
-/* One unit a level up or down, others down until the bytes suffice, and up again while there is room. False: it cannot be done, or nothing
- * would go up. */
-static bool move(struct search *s, struct plan *p) {
-    double budget = (double)s->job->budget;
+/* A unit, and which way it steps first. */
+struct first {
+    size_t unit;
+    int by;
+};
+
+static struct first draw_first(struct search *s) {
     int by = rng_below(&s->rng, 2) ? 1 : -1;
     memset(s->moved, 0, s->job->n * sizeof *s->moved);
-    size_t unit = draw_unit(s, p, by, INFINITY);
-    if (unit == NONE) return false;
-    step(s, p, unit, by);
+    return (struct first){draw_unit(s, &s->parent, by, INFINITY), by};
+}
+
+/* One unit a level up or down, others down until the bytes suffice, and up again while there is room. False: it cannot be done, or nothing
+ * would go up. */
+static bool move(struct search *s, struct plan *p, struct first first) {
+    double budget = (double)s->job->budget;
+    size_t unit;
+    if (first.unit == NONE) return false;
+    memset(s->moved, 0, s->job->n * sizeof *s->moved);
+    step(s, p, first.unit, first.by);
     while ((double)p->bytes > budget) {
         if ((unit = draw_better(s, p, -1, INFINITY)) == NONE) return false;
         step(s, p, unit, -1);
@@ -240,13 +251,18 @@ static bool was_judged(const struct search *s, struct digest of) {
     return false;
 }
 
-/* The best move of some that were not judged yet into s->child; false: none was found. */
-static bool draw_child(struct search *s) {
+/*
+ * The best move of some that were not judged yet into s->child; false: none was found. They begin with the same unit, so that of each
+ * something is learned, however bad it looks, or with any.
+ */
+static bool draw_child(struct search *s, bool same) {
+    struct first first = draw_first(s);
     bool found = false;
     for (int try = 0, draws = 0; try < TRIES && draws < DRAWS; try++) {
         copy_plan(s, &s->draw, &s->parent);
         s->draw.expected = 0;
-        if (!move(s, &s->draw)) continue;
+        if (!same) first = draw_first(s);
+        if (!move(s, &s->draw, first)) continue;
         if (was_judged(s, digest_plan(s, &s->draw))) continue;
         draws++;
         if (found && s->draw.expected >= s->child.expected) continue;
@@ -280,7 +296,8 @@ static int make_child(struct search *s, uint64_t number, bool *found, struct err
     int rc = 0;
     *found = false;
     if (number % REPLANNED == REPLANNED - 1) rc = replan(s, found, e);
-    if (!rc && !*found) *found = draw_child(s);
+    if (!rc && !*found) *found = draw_child(s, number % 2);
+    if (!rc && !*found) *found = draw_child(s, false);
     if (!rc && *found) s->seen[++s->r->tried] = digest_plan(s, &s->child);
     return rc;
 }
