@@ -205,6 +205,10 @@ coverage-run: $(UNIT_BIN) all $(FIXTURE) $(EXAMPLE) $(BENCH_BIN)
 bench: all $(BENCH_BIN) ## measure speed against the peers that are installed: BENCH="tokenize ls" MODEL=PATH PEER_PYTHON=PATH LLAMA_BIN=DIR
 	@RILL_BIN=$(abspath $(BIN)) BENCH_OUT=$(abspath $(BUILD))/bench MODEL='$(MODEL)' tests/bench/run $(BENCH)
 
+.PHONY: bench-quant
+bench-quant: all $(BENCH_BIN) ## every quantization type by every method, judged by divergence, with curves over sizes: MODEL=PATH CALIBRATION=FILE TEST=FILE LLAMA_BIN=DIR PICTURE=FILE
+	@RILL_BIN=$(abspath $(BIN)) BENCH_OUT=$(abspath $(BUILD))/bench MODEL='$(MODEL)' tests/bench/quant
+
 .PHONY: bench-kernel
 bench-kernel: $(BIN)/bench/bench_kernel $(BIN)/bench/bench_bf16 ## time the kernels, products against plain OpenBLAS and the hardware's limit; THREADS=1 counts processor time
 	@$(BIN)/bench/bench_bf16 $(THREADS)

@@ -4,7 +4,7 @@
 
 static struct session_options how;
 static uint64_t limit;
-static bool gradients;
+static bool gradients, head_gram;
 
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model stream to watch"),
@@ -18,9 +18,16 @@ static const struct cli_option options[] = {
     {.name = "gradients",
      .type = CLI_FLAG,
      .to = &gradients,
-     .needs = {"precision=f32"},
-     .help = "also what each channel and head counts for the loss, by gradients, for prune --score taylor; a backward "
-             "pass for each sequence, and memory for a gradient of each weight"},
+     .needs = {"!precision=bf16", "!precision=int8"},
+     .help =
+         "also what each channel and head counts for the loss, by gradients, for prune --score taylor and "
+         "--target-params; in f32, with a backward pass for each sequence, and memory for a gradient of each weight"},
+    {.name = "head-moments",
+     .type = CLI_FLAG,
+     .to = &head_gram,
+     .help =
+         "also how the inputs of the head go together (second moments, hidden x hidden), by which quantize --method "
+         "gptq quantizes it"},
     {0},
 };
 
@@ -82,10 +89,13 @@ static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
+    if (gradients)
+        how.precision = "f32"; /* which is then what auto means: the tape that records works on f32 weights */
     int rc = session_load_model(c, &how, session_weight_format(&how), &m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);
+    if (!rc && head_gram) rc = stats_want_head_gram(s, e);
     if (!rc) rc = collect(c, &in, m, s, e);
     if (!rc && stats_positions(s) == 0) rc = err_set(e, ERR_DATA, "%s: no tokens", stream_reader_name(in.stream));
     if (!rc) rc = stats_write(s, out, e);
@@ -115,8 +125,10 @@ int main(int argc, char **argv) {
             "is the statistics of both corpora together.",
         .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
                     "tokens.rill\n"
-                    "rill calibrate -m model.rill --precision f32 --gradients tokens.rill -o model.stats.rill\n    for "
-                    "prune --score taylor, too\n",
+                    "rill calibrate -m model.rill --gradients tokens.rill -o model.stats.rill\n    for "
+                    "prune --score taylor, too\n"
+                    "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n    for quantize "
+                    "--method gptq, too\n",
         .options = options,
         .run = run,
     };

@@ -31,8 +31,8 @@ static const struct cli_option options[] = {
      .choices = "uniform|owl|search",
      .fallback = "uniform",
      .needs = {"sparsity", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!vocab",
-               "!target-params", "!target-speedup", "!allocate=owl|stats", "!allocate=search|data",
-               "!allocate=search|stats|method=magnitude"},
+               "!target-params", "!target-speedup", "!target-size", "!hidden", "!allocate=owl|stats",
+               "!allocate=search|data", "!allocate=search|stats|method=magnitude"},
      .help = "how --sparsity is spread over the matrices: the same for all; by layer, the fewer the more outliers it "
              "has, by --stats (owl); or matrix by matrix, by an evolutionary search for the least divergence of the "
              "next token from the whole model's on --data, which begins with the better of these two; the model is "
@@ -98,10 +98,11 @@ static const struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"!experts", "layer-score=divergence|allocate=search|!dry-run", "!vocab",
-               "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search",
-               "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
-               "reconstruct|!heads", "reconstruct|!kv-heads"},
+     .needs =
+         {"!experts", "layer-score=divergence|allocate=search|candidates|!dry-run", "!vocab",
+          "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search|candidates",
+          "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
+          "reconstruct|!heads", "reconstruct|!kv-heads", "reconstruct|!hidden"},
      .help =
          "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
          "which the model will see, 128 sequences of 512 for a start"},
@@ -137,7 +138,8 @@ static const struct cli_option options[] = {
      .to = &o.plan,
      .arg = "FILE",
      .completes_files = true,
-     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads"},
+     .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
+               "!hidden"},
      .help =
          "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
     {.name = "dry-run",
@@ -152,7 +154,7 @@ static const struct cli_option options[] = {
      .arg = "N",
      .fallback = "0",
      .max = 1e15,
-     .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!plan"},
+     .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!hidden", "!plan"},
      .help = "prune layers, heads and channels to at most N parameters, or a share of them (60%): to that shape, alike "
              "in all layers, whose parts that go count least for the loss, by --stats with gradients, among those that "
              "load wherever the model does; --dry-run says which; 0: as the options below say"},
@@ -163,8 +165,43 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = 1e6,
      .needs = {"stats", "!target-params", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
-               "!plan"},
+               "!hidden", "!plan"},
      .help = "the same to a model that takes S times fewer products of weights for a token (attention's own aside)"},
+    {.name = "target-size",
+     .type = CLI_U64,
+     .to = &o.target_size,
+     .arg = "BYTES",
+     .min = 1,
+     .max = 1e15,
+     .needs = {"stats", "!target-params", "!target-speedup", "!layers", "!drop-layers", "!experts", "!ffn", "!heads",
+               "!kv-heads", "!hidden", "!plan", "!vocab"},
+     .help = "the same to a model whose tensors have at most so many bytes, in the types that they are written in, "
+             "without header and vocabulary, as quantize counts; 90M: 90 times 1048576"},
+    {.name = "target-type",
+     .type = CLI_STRING,
+     .to = &o.target_type,
+     .arg = "TYPE",
+     .needs = {"target-size"},
+     .help = "... when quantize --type TYPE has made the result smaller: one budget for both. What is written is not "
+             "quantized"},
+    {.name = "per-layer",
+     .type = CLI_FLAG,
+     .to = &o.per_layer,
+     .needs = {"target-params|target-speedup|target-size"},
+     .help = "give each layer a shape of its own for the target: step by step go those channels, heads or layers that "
+             "count least for what they save. llama.cpp loads such layers of a llama, mistral or qwen2 (as deci), "
+             "transformers of none; export refuses what a format cannot hold"},
+    {.name = "candidates",
+     .type = CLI_U64,
+     .to = &o.candidates,
+     .arg = "N",
+     .min = 1,
+     .max = 64,
+     .needs = {"target-params|target-speedup|target-size", "data", "!vocab"},
+     .help =
+         "prune the N best shapes for the target, each as the other options say, and take that whose distribution "
+         "of the next token on --data diverges least from the model's; of a model from a file. Take few tokens: each "
+         "needs memory for its logits"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,
@@ -223,6 +260,16 @@ static const struct cli_option options[] = {
      .max = MODEL_MAX_DIM,
      .help = "keep N query heads of each layer, the best of each key/value head that stays and as many of each, or a "
              "share of them; 0: keep all"},
+    {.name = "hidden",
+     .type = CLI_AMOUNT,
+     .to = &o.hidden,
+     .arg = "N",
+     .fallback = "0",
+     .max = MODEL_MAX_DIM,
+     .needs = {"!hidden|stats"},
+     .help = "keep the N channels of the residual stream, in all layers, that are the most active behind norms, by "
+             "--stats, or a share of them, rounded as --ffn; --reconstruct fits what reads and writes it, and then it "
+             "goes alone; 0: keep all"},
     {.name = "vocab",
      .type = CLI_STRING,
      .to = &o.vocab,
@@ -247,7 +294,7 @@ static const struct cli_option options[] = {
      .arg = "BY",
      .choices = "auto|weights|activations|taylor|fluctuation|cost",
      .fallback = "auto",
-     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "!score=activations|stats",
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup|target-size", "!score=activations|stats",
                "!score=taylor|stats", "!score=fluctuation|stats", "!score=cost|reconstruct"},
      .help = "how channels and heads are ranked: by the norm of their weights; by --stats: their activations, what "
              "gradients say the loss would change (taylor), or the variance of what they give (fluctuation); or with "
@@ -256,7 +303,7 @@ static const struct cli_option options[] = {
     {.name = "compensate",
      .type = CLI_FLAG,
      .to = &o.compensate,
-     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup", "stats", "!data"},
+     .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup|target-size", "stats", "!data"},
      .help =
          "biases of attn.o and ffn.down take over what the channels and heads that go gave in the mean, by --stats; "
          "refused where a model has none"},
@@ -264,10 +311,10 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|heads|kv-heads|plan|method=wanda|target-params|target-speedup|allocate=owl|"
-               "allocate=search",
-               "layers|experts|method=wanda|compensate|target-params|target-speedup|allocate=owl|allocate=search|"
-               "!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|hidden|plan|method=wanda|target-params|target-speedup|target-size|"
+               "allocate=owl|allocate=search",
+               "layers|experts|hidden|method=wanda|compensate|target-params|target-speedup|target-size|allocate=owl|"
+               "allocate=search|!score=weights"},
      .completes_files = true,
      .help = "activation statistics of this model (rill calibrate)"},
     {0},
@@ -291,7 +338,8 @@ int main(int argc, char **argv) {
         .seed_needs = {"allocate=search"},
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
-            "feed-forward parts, fewer attention heads, a smaller vocabulary. --sparsity, --pattern and --rate make "
+            "feed-forward parts, fewer attention heads, a narrower residual stream, a smaller vocabulary. --sparsity, "
+            "--pattern and --rate make "
             "single "
             "weights zero, of the matrices of layers that are left, and keep the shapes.\nWhat is removed is chosen by "
             "the norms of the weights, or by calibrate's statistics of "

@@ -122,7 +122,7 @@ static struct cli_option options[] = {
      .completes_files = true,
      .needs = {"!method=hqq"},
      .help = "weight the error of each input channel by the statistics of calibrate, or of llama-imatrix (a GGUF or a "
-             ".dat)"},
+             ".dat). From calibrate --head-moments, gptq and learned quantize the head by error feedback, too"},
     {.name = "clip",
      .type = CLI_FLAG,
      .to = &o.clip,

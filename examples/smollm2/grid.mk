@@ -22,6 +22,7 @@
 #     orderN        another order of the tokens (1)
 #     dropLIST      without these layers instead of those of least block influence: drop3-12
 #     ffnN          with N feed-forward channels in every layer, fitted to what the layers gave, instead of fewer layers
+#     ffnNxL        the same in the L layers of most block influence: ffn768x24
 #     paramsP       with P% of the parameters, of the shape that costs the loss least, fitted
 #
 # make judge: the cells of CELLS again, on the text and, where BLIMP names files of minimal pairs, on grammar, beside the teacher.
@@ -65,8 +66,9 @@ $(OUT)/drop%.rill: $(OUT)/teacher.rill
 	$(RILL) prune -q --drop-layers $(subst _,$(comma),$*) $< -o $@ --force
 
 fitted = --reconstruct --data $(OUT)/train.tok.rill --max-tokens 16384
-$(OUT)/ffn%.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill
-	$(RILL) prune -q --ffn $* $(fitted) $< -o $@ --force
+widths = --ffn $(firstword $(subst x, ,$(1))) $(patsubst %,--layers % --stats $(OUT)/teacher.stats.rill,$(word 2,$(subst x, ,$(1))))
+$(OUT)/ffn%.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill $(OUT)/teacher.stats.rill
+	$(RILL) prune -q $(call widths,$*) $(fitted) $< -o $@ --force
 $(OUT)/gradients.stats.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill
 	$(RILL) calibrate -q -m $< --gradients --max-tokens 16384 $(OUT)/train.tok.rill -o $@ --force
 $(OUT)/params%.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill $(OUT)/gradients.stats.rill
@@ -79,8 +81,8 @@ $(OUT)/pruned.map: $(OUT)/teacher.rill $(OUT)/teacher.stats.rill
 	$(RILL) prune -q --dry-run --layers $(LAYERS) --stats $(OUT)/teacher.stats.rill $< | $(as_map) > $@
 $(OUT)/drop%.map: $(OUT)/teacher.rill
 	$(RILL) prune -q --dry-run --drop-layers $(subst _,$(comma),$*) $< | $(as_map) > $@
-$(OUT)/ffn%.map: $(OUT)/teacher.rill
-	$(RILL) prune -q --dry-run --ffn $* $< | $(as_map) > $@
+$(OUT)/ffn%.map: $(OUT)/teacher.rill $(OUT)/teacher.stats.rill
+	$(RILL) prune -q --dry-run $(call widths,$*) $< | $(as_map) > $@
 $(OUT)/params%.map: $(OUT)/teacher.rill $(OUT)/gradients.stats.rill
 	$(RILL) prune -q --dry-run --target-params $*% --stats $(OUT)/gradients.stats.rill $< | $(as_map) > $@
 

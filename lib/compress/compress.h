@@ -1,7 +1,7 @@
 /*
  * compress: quantizing, pruning and folding as programs carry them out: what their options say, the statistics, plans and tokens that
  * they name, the plan for a target, what is said and reported.
- * Order of files, each calling only those before it: data; settings, plan, target, run (quantizing); allocate, prune; fold.
+ * Order of files, each calling only those before it: data; settings, plan, target, run (quantizing); allocate, shapes, prune; fold.
  */
 #ifndef RILL_COMPRESS_H
 #define RILL_COMPRESS_H
@@ -36,11 +36,15 @@ int compress_quantize(struct cli *c, const struct compress_quantize_options *o, 
 /* The same of pruning. Texts are read by compress_prune; NULL or 0: not given. */
 struct compress_prune_options {
     double sparsity;
-    const char *pattern;                                     /* N:M, instead of sparsity */
-    struct cli_list rates;                                   /* REGEX=SPARSITY */
-    struct cli_amount layers, experts, ffn, heads, kv_heads; /* that stay */
+    const char *pattern;                                             /* N:M, instead of sparsity */
+    struct cli_list rates;                                           /* REGEX=SPARSITY */
+    struct cli_amount layers, experts, ffn, heads, kv_heads, hidden; /* that stay */
     struct cli_amount target_params;
     double target_speedup;
+    uint64_t target_size;    /* bytes, of ... */
+    const char *target_type; /* ... what quantize makes of it; NULL: of its own types */
+    bool per_layer;
+    uint64_t candidates; /* shapes that are judged; 0: none */
     const char *layer_score;
     const char *drop_layers;         /* a list, instead of layers */
     const char *method, *score;      /* names */

@@ -75,4 +75,32 @@ void compress_say_layers(const struct compress *k);
 /* The plan for --target-bpw or --target-size. From a pipe it is the model's only reading. */
 int compress_plan_target(struct compress *k, struct err *e) MUST_CHECK;
 
+/* ---- shapes.c ------------------------------------------------------------------------------------------------------ */
+
+/* What a model of some shape takes. */
+struct compress_sizes {
+    struct cli *c;
+    const char *type; /* of quantize --type; NULL: the types that the model has */
+    bool floats;      /* quantized tensors become f32 */
+    struct model_config from;
+    enum dtype stored[ROLE_COUNT];
+    bool seen[ROLE_COUNT];
+    struct arena memory;
+};
+/* With c, type and floats; without a type the model is read, without its data. Release on failure too. */
+int compress_sizes_begin(struct compress_sizes *z, struct session_file *model, struct err *e) MUST_CHECK;
+/* For prune_options.bytes: tensors as quantize or prune write them, without header and vocabulary. */
+int compress_bytes(void *sizes, const struct model_config *after, uint64_t *bytes, struct err *e) MUST_CHECK;
+void compress_sizes_release(struct compress_sizes *z);
+
+/* The best options->candidates shapes of the target of `prune` are pruned, one after another, and the model as it is judges them by the
+ * divergence on the data. *best: for prune->target_nth. */
+struct compress_judging {
+    struct cli *c;
+    const struct compress_prune_options *options;
+    const struct prune_options *prune;
+    struct session_file *model;
+};
+int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct err *e) MUST_CHECK;
+
 #endif

@@ -4,7 +4,8 @@
 
 #include "lib/compress/compress_internal.h"
 
-static const char *const methods[] = {[FOLD_AWQ] = "awq", [FOLD_SMOOTH] = "smooth", [FOLD_R1] = "r1", [FOLD_R2] = "r2"};
+static const char *const methods[] = {
+    [FOLD_AWQ] = "awq", [FOLD_SMOOTH] = "smooth", [FOLD_R1] = "r1", [FOLD_R2] = "r2", [FOLD_PCA] = "pca"};
 
 struct folding {
     struct cli *c;
@@ -12,6 +13,7 @@ struct folding {
     struct fold_options how; /* for lib/fold; what it points to is below */
     struct quant_options types;
     struct stats *stats;
+    double *axes; /* [hidden][hidden], of pca */
     size_t folded, left_out;
     double error;  /* sum of logarithms */
     char why[192]; /* of the first that was left out */
@@ -64,7 +66,8 @@ static int read_settings(struct folding *k, struct err *e) {
     bool awq = k->how.method == FOLD_AWQ;
     if (awq && !o->type) return err_set(e, ERR_USAGE, "--method awq needs --type");
     if (awq && !o->stats && !o->data) return err_set(e, ERR_USAGE, "--method awq needs --stats or --data");
-    if (k->how.method == FOLD_SMOOTH && !o->data) return err_set(e, ERR_USAGE, "--method smooth needs --data");
+    if ((k->how.method == FOLD_SMOOTH || k->how.method == FOLD_PCA) && !o->data)
+        return err_set(e, ERR_USAGE, "--method %s needs --data", o->method);
     if (awq) rc = quant_type_parse(o->type, &k->types.type, e);
     if (!rc && o->stats) rc = cli_open_stream(k->c, o->stats, "stats", STREAM_STATS, &in, e);
     if (!rc && o->stats) rc = stats_load(&k->stats, in, e);
@@ -78,15 +81,39 @@ static int read_settings(struct folding *k, struct err *e) {
 
 /* ---- carrying it out --------------------------------------------------------------------------------------------- */
 
+/* A reading of its own, with the data, which the other then does without. */
+static int find_axes(struct folding *k, struct err *e) {
+    const struct compress_fold_options *o = k->o;
+    struct session_file file = {0};
+    struct stream_reader *in;
+    struct compress_data d = {0};
+    session_file_init(&file, cli_input_path(k->c, 0));
+    int rc = file.is_file ? session_file_again(&file, STREAM_MODEL, &in, e)
+                          : err_set(e, ERR_USAGE, "--method pca reads the model twice: give it as a file");
+    if (!rc) rc = compress_data_open(&d, k->c, in, o->data, o->max_tokens, &o->how, e);
+    if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
+    size_t n = rc ? 0 : model_layerwise_model(d.model)->config.hidden;
+    struct fold_model f = {.model = d.model, .scratch = d.scratch, .in = &d.tokens.in, .n = 1};
+    if (!rc && !(k->axes = mem_array(n, n * sizeof *k->axes, e))) rc = e->code;
+    if (!rc) rc = fold_principal_axes(&f, k->axes, e);
+    k->how.axes = k->axes;
+    compress_data_release(&d);
+    session_file_release(&file);
+    return rc;
+}
+
 static int carry_out(struct folding *k, struct err *e) {
     const struct compress_fold_options *o = k->o;
     struct stream_reader *in;
     struct stream_writer *out;
     struct compress_data d = {0};
-    int rc = cli_open_stream(k->c, cli_input_path(k->c, 0), "model", STREAM_MODEL, &in, e);
-    if (!rc) rc = compress_data_open(&d, k->c, in, o->data, o->max_tokens, &o->how, e);
-    if (!rc && o->data) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
-    struct fold_model f = {.model = d.model, .scratch = d.scratch, .in = &d.tokens.in, .n = o->data != NULL};
+    bool pca = k->how.method == FOLD_PCA;
+    const char *data = pca ? NULL : o->data;
+    int rc = pca ? find_axes(k, e) : 0;
+    if (!rc) rc = cli_open_stream(k->c, cli_input_path(k->c, 0), "model", STREAM_MODEL, &in, e);
+    if (!rc) rc = compress_data_open(&d, k->c, in, data, o->max_tokens, &o->how, e);
+    if (!rc && data) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
+    struct fold_model f = {.model = d.model, .scratch = d.scratch, .in = &d.tokens.in, .n = data != NULL};
     if (!rc) rc = cli_open_output(k->c, &out, e);
     if (!rc && !cJSON_AddArrayToObject(cli_report(k->c), "pairs")) rc = err_nomem(e, "report");
     if (!rc) rc = fold_model(&f, out, &k->how, report_pair, k, e);
@@ -101,5 +128,6 @@ int compress_fold(struct cli *c, const struct compress_fold_options *o, struct e
     if (!rc) rc = carry_out(&k, e);
     if (!rc) say_summary(&k);
     stats_free(k.stats);
+    mem_free(k.axes);
     return rc;
 }

@@ -8,6 +8,8 @@ struct pruning {
     const struct compress_prune_options *o;
     struct stream_reader *in;
     struct prune_options how; /* for lib/prune; what it points to is below */
+    struct session_file model;
+    struct compress_sizes sizes;
     struct stats *stats;
     struct prune_tokens tokens;
     struct prune_rule *rules;
@@ -71,8 +73,8 @@ static bool asked(const struct cli_amount *a) {
 
 static bool asks_for_nothing(const struct compress_prune_options *o) {
     return !o->plan && o->sparsity <= 0 && !o->pattern && !o->rates.n && !asked(&o->target_params) &&
-           o->target_speedup <= 0 && !asked(&o->layers) && !o->drop_layers && !asked(&o->experts) && !asked(&o->ffn) &&
-           !asked(&o->heads) && !asked(&o->kv_heads) && !o->vocab;
+           o->target_speedup <= 0 && !o->target_size && !asked(&o->layers) && !o->drop_layers && !asked(&o->experts) &&
+           !asked(&o->ffn) && !asked(&o->hidden) && !asked(&o->heads) && !asked(&o->kv_heads) && !o->vocab;
 }
 
 /* --vocab names a stream, except "padding", which needs none. */
@@ -115,7 +117,7 @@ static int parse_texts(struct pruning *k, struct err *e) {
         return err_set(
             e, ERR_USAGE,
             "nothing to prune: give --sparsity, --pattern, --rate, --plan, --target-params, --target-speedup, "
-            "--layers, --drop-layers, --experts, --ffn, --heads, --kv-heads or --vocab");
+            "--target-size, --layers, --drop-layers, --experts, --ffn, --heads, --kv-heads, --hidden or --vocab");
     return parse_rates(k, e);
 }
 
@@ -155,12 +157,17 @@ static int read_settings(struct pruning *k, struct err *e) {
                                     .target_params = o->target_params.n,
                                     .target_share = o->target_params.share,
                                     .target_speedup = o->target_speedup,
+                                    .target_size = o->target_size,
+                                    .target_uneven = o->per_layer,
+                                    .bytes = compress_bytes,
+                                    .bytes_ctx = &k->sizes,
                                     .loads = loads,
                                     .stats = k->stats,
                                     .drop_layers = k->drop,
                                     .layers = amount(&o->layers),
                                     .experts = amount(&o->experts),
                                     .ffn = amount(&o->ffn),
+                                    .hidden = amount(&o->hidden),
                                     .heads = amount(&o->heads),
                                     .kv_heads = amount(&o->kv_heads),
                                     .warn = say,
@@ -168,7 +175,9 @@ static int read_settings(struct pruning *k, struct err *e) {
                                     .shape = say_targets,
                                     .sparse = report_tensor,
                                     .sparse_ctx = k->c};
+    k->sizes = (struct compress_sizes){.c = k->c, .type = o->target_type, .floats = k->how.calibrated};
     rc = parse_texts(k, e);
+    if (!rc && o->target_size) rc = compress_sizes_begin(&k->sizes, &k->model, e);
     return rc || !o->plan ? rc : read_plan(k, e);
 }
 
@@ -200,7 +209,7 @@ static int drop_layers(struct pruning *k, struct model *m, struct grad_tape *scr
     double *kl = mem_array(n, sizeof *kl, e);
     if (!kl) return e->code;
     uint32_t go = keep < n ? n - keep : 0;
-    cli_progress_begin(k->c, "candidates", (uint64_t)go * (n + keep + 1) / 2);
+    cli_progress_begin(k->c, "layers that go", go);
     int rc = go ? prune_layers_by_divergence(&d, go, k->drop, kl, e) : 0;
     cli_progress_end(k->c);
     for (uint32_t i = 0; !rc && i < go; i++) cli_say(k->c, "without layer %u too: divergence %.5f", k->drop[i], kl[i]);
@@ -238,9 +247,16 @@ static int write_pruned(struct pruning *k, struct err *e) {
     return rc ? rc : cli_close_output(k->c, e);
 }
 
+static int choose_shape(struct pruning *k, struct err *e) {
+    struct compress_judging j = {.c = k->c, .options = k->o, .prune = &k->how, .model = &k->model};
+    return compress_judge_shapes(&j, &k->how.target_nth, e);
+}
+
 int compress_prune(struct cli *c, const struct compress_prune_options *o, struct err *e) {
     struct pruning k = {.c = c, .o = o};
+    session_file_init(&k.model, cli_input_path(c, 0));
     int rc = read_settings(&k, e);
+    if (!rc && o->candidates) rc = choose_shape(&k, e);
     if (!rc && !strcmp(o->layer_score, "divergence")) rc = choose_layers(&k, e);
     if (!rc && strcmp(o->allocate, "uniform") != 0) {
         rc = compress_allocate(&k.allocation, c, o, k.stats, e);
@@ -253,6 +269,8 @@ int compress_prune(struct cli *c, const struct compress_prune_options *o, struct
     prune_allocation_release(&k.allocation);
     prune_tokens_release(&k.tokens);
     stats_free(k.stats);
+    compress_sizes_release(&k.sizes);
+    session_file_release(&k.model);
     buf_release(&k.plan);
     mem_free(k.rules);
     return rc;

@@ -138,9 +138,10 @@ static int prepare(struct fold *k, struct err *e) {
     memset(k->scaling.changed, 0, k->m->n_params * sizeof *k->scaling.changed);
     int rc = o->stats ? stats_check(o->stats, &k->m->config, k->m->vocab_digest, e) : 0;
     if (!rc && o->method == FOLD_AWQ) rc = prepare_types(k, e);
-    if (rc || o->method != FOLD_R1) return rc;
+    if (rc || (o->method != FOLD_R1 && o->method != FOLD_PCA)) return rc;
     k->after.tied = false;
     rc = fold_check_r1(&k->m->config, e);
+    if (!rc && o->method == FOLD_PCA) return fold_rotation_of(&k->r1, k->m->config.hidden, o->axes, e);
     return rc ? rc : fold_rotation_new(&k->r1, k->m->config.hidden, rng_init(o->seed, 0), e);
 }
 

@@ -3,10 +3,10 @@
  *
  * A scale s of what comes into a matrix W can be taken out of it where it is made and put into W: W x = (W diag(s)) (diag(1/s) x),
  * if whatever makes x takes the factor 1/s (pairs.c). An orthogonal R likewise: W x = (W R) (R^T x), which goes further, for what
- * makes x may be a sum (rotate.c). awq and smooth choose scales, r1 and r2 rotate. What is quantized afterwards, and how, is
+ * makes x may be a sum (rotate.c). awq and smooth choose scales, r1, r2 and pca rotate. What is quantized afterwards, and how, is
  * lib/quant's: fold first, then any method.
  *
- * Order of files, each calling only those before it: pairs, inputs, awq, smooth, rotation, rotate, fold.
+ * Order of files, each calling only those before it: pairs, inputs, awq, smooth, rotation, rotate, pca, fold.
  */
 #ifndef RILL_FOLD_H
 #define RILL_FOLD_H
@@ -58,6 +58,10 @@ enum fold_method {
      * "QuaRot"): a random Hadamard matrix, or where the width has an odd factor m that times a random orthogonal [m][m]. */
     FOLD_R1,
     FOLD_R2,
+    /* R1 with the principal axes of what the norms see in place of a random matrix: channels become uncorrelated, the largest first, and
+     * prune can take the last ones out (after Ashkboos et al. 2024, "SliceGPT", arXiv 2401.15024, who have axes for each block, and so a
+     * matrix in each residual connection, which the formats here cannot hold; these are of all norms together). */
+    FOLD_PCA,
 };
 
 /* Of a pair, or of what a rotation takes together in a layer. */
@@ -75,7 +79,8 @@ struct fold_options {
     const struct quant_options *types; /* AWQ: what the matrices will be rounded to (quant_plan_make) */
     const struct stats *stats;         /* AWQ: mean |x|, and mean x^2 by which errors are weighed; NULL: by the data */
     double alpha;                      /* SmoothQuant's a, 0 to 1 */
-    uint64_t seed;                     /* of rotations */
+    uint64_t seed;                     /* of random rotations */
+    const double *axes;                /* PCA: [hidden][hidden], of fold_principal_axes */
 };
 /* A model that is read once, and the data that AWQ without statistics and SmoothQuant look at. */
 struct fold_model {
@@ -84,10 +89,13 @@ struct fold_model {
     const struct model_input *in;  /* [n]; n 0: none */
     size_t n;
 };
+/* For FOLD_PCA: axes [hidden][hidden], column k the k-th eigenvector of the sum over all norms of z z^T, z what the norm gives without its
+ * gain, in falling order. Reads the model to its end. ERR_DATA: one that cannot be rotated. */
+int fold_principal_axes(const struct fold_model *m, double *axes, struct err *e) MUST_CHECK;
 /*
  * Writes the model with its weights rewritten, layer by layer: memory of one layer, with data of the states of all positions, and of
- * R1 with a tied head of the embedding. What is rewritten becomes f32, as does what was quantized; all else keeps its type. With R1 the
- * head is no longer tied. `report` sees each pair. ERR_DATA: a model of LSTMs, or one that R1 cannot rotate, and why; statistics of another
+ * R1 and PCA with a tied head of the embedding. What is rewritten becomes f32, as does what was quantized; all else keeps its type. With these the
+ * head is no longer tied. `report` sees each pair. ERR_DATA: a model of LSTMs, or one that they cannot rotate, and why; statistics of another
  * model; a weight that a type cannot hold. ERR_USAGE: none of the types is a quantized one (AWQ).
  */
 int fold_model(const struct fold_model *m, struct stream_writer *out, const struct fold_options *o,

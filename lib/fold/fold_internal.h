@@ -1,5 +1,5 @@
 /*
- * Private to lib/fold. Order of files, each calling only those before it: pairs, inputs, awq, smooth, rotation, rotate, fold.
+ * Private to lib/fold. Order of files, each calling only those before it: pairs, inputs, awq, smooth, rotation, rotate, pca, fold.
  */
 #ifndef RILL_FOLD_INTERNAL_H
 #define RILL_FOLD_INTERNAL_H
@@ -60,6 +60,8 @@ struct fold_rotation {
     double *small; /* [m][m] */
 };
 int fold_rotation_new(struct fold_rotation *r, size_t n, struct rng rng, struct err *e) MUST_CHECK;
+/* r [n][n] itself, orthogonal: p is 1. */
+int fold_rotation_of(struct fold_rotation *r, size_t n, const double *matrix, struct err *e) MUST_CHECK;
 void fold_rotation_release(struct fold_rotation *r);
 /* x [n] becomes x R; scratch [m]. */
 void fold_rotate_vector(const struct fold_rotation *r, double *x, double *scratch);
@@ -80,5 +82,11 @@ int fold_r1_embed(struct model *m, const struct fold_rotation *r, bool *changed,
 int fold_r1_head(struct model *m, const struct fold_rotation *r, float *tied_head, bool *changed,
                  struct err *e) MUST_CHECK;
 int fold_r2_layer(struct model *m, uint32_t layer, uint64_t seed, bool *changed, struct err *e) MUST_CHECK;
+
+/* ---- axes (pca.c) ---- */
+
+/* a [n][n] symmetric, overwritten; rows of v become its eigenvectors, in no order: v a a v^T is diagonal, and row i of what a becomes as
+ * long as the magnitude of the eigenvalue. */
+int fold_eigenvectors(double *a, double *v, size_t n, struct err *e) MUST_CHECK;
 
 #endif

@@ -1,4 +1,4 @@
-/* Random orthogonal matrices that are cheap to apply: Hadamard's, and where the width is odd a small dense one. */
+/* Orthogonal matrices: random ones that are cheap to apply, Hadamard's and where the width is odd a small dense one; or any. */
 #include <math.h>
 #include <string.h>
 
@@ -35,6 +35,16 @@ int fold_rotation_new(struct fold_rotation *r, size_t n, struct rng rng, struct 
     if (!r->small) return err_prefix(e, "a rotation of width %zu", n);
     for (size_t i = 0; i < n; i++) r->signs[i] = rng_below(&rng, 2) ? 1 : -1;
     orthonormal_rows(r->small, r->m, &rng);
+    return 0;
+}
+
+int fold_rotation_of(struct fold_rotation *r, size_t n, const double *matrix, struct err *e) {
+    *r = (struct fold_rotation){.n = n, .p = 1, .m = n};
+    r->signs = mem_array(n, sizeof *r->signs, e);
+    r->small = r->signs ? mem_array(n, n * sizeof *r->small, e) : NULL;
+    if (!r->small) return err_prefix(e, "a rotation of width %zu", n);
+    for (size_t i = 0; i < n; i++) r->signs[i] = 1;
+    memcpy(r->small, matrix, n * n * sizeof *matrix);
     return 0;
 }
 

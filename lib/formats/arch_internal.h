@@ -147,6 +147,8 @@ struct hf_side {
 /* For their read, write and check. */
 int hf_check_plain_heads(const struct model_config *c,
                          struct err *e) MUST_CHECK; /* ERR_DATA: not as HF_PLAIN_HEADS says */
+/* ERR_DATA unless heads are as wide as hidden / heads, by which transformers makes `what` whatever head_dim says. */
+int hf_check_derived_width(const struct model_config *c, const char *what, struct err *e) MUST_CHECK;
 /* The share of a head that rotates; readers truncate its product with the head size. */
 double hf_rotary_share(const struct model_config *c);
 int hf_act_of_name(const char *name, uint32_t *act); /* negative: unknown */

@@ -55,6 +55,11 @@ static bool write(cJSON *json, const struct model_config *c) {
     return c->qk_norm == QK_NORM_NONE || json_put_bool(json, "qk_layernorm", true);
 }
 
+/* PhiAttention has head_dim, but its q_layernorm and k_layernorm do without. */
+static int check(const struct model_config *c, struct err *e) {
+    return c->qk_norm == QK_NORM_NONE ? 0 : hf_check_derived_width(c, "the norms of q and k", e);
+}
+
 static const struct gguf_key gguf_keys[] = {
     {"attention.layer_norm_epsilon", GGUF_READ, 0, NULL},
 };
@@ -90,7 +95,8 @@ const struct arch arch_phi = {
            .partial_rotary = 0.5,
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = read,
-           .write = write},
+           .write = write,
+           .check = check},
     .gguf = {.names = {{"phi2", false}},
              .lacks = LACKS_LLAMA3 | LACKS_LONG | LACKS_HEAD_WIDTH | LACKS_TIED,
              .keys = gguf_keys,

@@ -24,13 +24,19 @@ static const struct arch_tensor tensors[] = {
 };
 
 /* Phi3Config.validate_rope takes "default" and "longrope", and older names of that, only. */
-static int check(const struct model_config *c, struct err *e) {
+static int check_scaling(const struct model_config *c, struct err *e) {
     if (c->rope.scaling == ROPE_PLAIN || c->rope.scaling == ROPE_LONG) return 0;
     return err_set(e, ERR_DATA, "rope type '%s': transformers gives a phi3 no such scaling", hf_rope_type(&c->rope));
 }
 
+/* It also counts the factors of longrope, without asking for head_dim. */
+static int check(const struct model_config *c, struct err *e) {
+    int rc = check_scaling(c, e);
+    return rc || c->rope.scaling != ROPE_LONG ? rc : hf_check_derived_width(c, "the factors of longrope", e);
+}
+
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
-    int rc = check(c, e);
+    int rc = check_scaling(c, e);
     return rc ? rc : hf_read_uniform_window(c, json, 0, e);
 }
 

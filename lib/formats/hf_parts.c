@@ -139,6 +139,15 @@ int hf_check_plain_heads(const struct model_config *c, struct err *e) {
                    l->n_heads, c->head_dim, l->n_kv_heads, c->hidden, c->arch);
 }
 
+int hf_check_derived_width(const struct model_config *c, const char *what, struct err *e) {
+    uint32_t n_heads = c->layers[0].n_heads;
+    if (c->hidden / n_heads == c->head_dim) return 0;
+    return err_set(e, ERR_DATA,
+                   "%u heads of %u in a hidden size of %u: transformers makes %s of a %s as wide as the hidden size "
+                   "divided by the heads, %u",
+                   n_heads, c->head_dim, c->hidden, what, c->arch, c->hidden / n_heads);
+}
+
 double hf_rotary_share(const struct model_config *c) {
     uint32_t dims = model_rope_dims(c, &c->rope);
     double share = (double)dims / c->head_dim;

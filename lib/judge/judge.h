@@ -1,12 +1,33 @@
 /*
- * judge: how far a model that is being changed is from what it was, for searches whose judge is the true divergence of the whole model.
- * What comes into each layer is kept, so that a candidate that differs from some layer on runs from there.
+ * judge: how far a model is from what another one said, or it itself before it was changed: for searches whose judge is the true divergence
+ * of the whole model. Of a model that is being changed, what comes into each layer is kept, so that a candidate that differs from some
+ * layer on runs from there.
  */
 #ifndef RILL_JUDGE_H
 #define RILL_JUDGE_H
 
 #include "lib/base/base.h"
 #include "lib/model/model.h"
+
+/* ---- what a model said ----------------------------------------------------------------------------------------------- */
+
+/* What a model says of an input, to compare others with: its logits, positions * vocabulary * 4 bytes. ERR_DATA: a model that does not
+ * predict the next token. The input is the caller's and lives as long as the reference; the model need not. */
+struct judge_reference {
+    const struct model_input *in;
+    size_t positions, columns;
+    float *logits; /* [positions][columns] */
+    double *rows;  /* [positions]: divergence of what was judged last */
+};
+int judge_reference_new(struct judge_reference **out, struct model *m, struct grad_tape *scratch,
+                        const struct model_input *in, struct err *e) MUST_CHECK;
+/* The mean Kullback-Leibler divergence of the next token from it, in nats a position; it may be infinite or no number. ERR_USAGE: another
+ * number of logits. */
+int judge_reference_compare(struct judge_reference *of, struct model *m, struct grad_tape *scratch, double *kl,
+                            struct err *e) MUST_CHECK;
+void judge_reference_free(struct judge_reference *of); /* NULL is fine */
+
+/* ---- a model that is being changed ------------------------------------------------------------------------------------ */
 
 /* In place of a layer's number: the candidate differs from the embedding of the input on. */
 #define JUDGE_INPUT SIZE_MAX
@@ -15,13 +36,12 @@ struct judge {
     struct model *model;
     struct grad_tape *scratch; /* that does not record */
     const struct model_input *in;
-    size_t positions, hidden, columns;
+    size_t positions, hidden;
     uint32_t *layers; /* [n] of the base, ascending; all of the model's at first */
     uint32_t n;
     float *into;   /* [n_layers + 1][positions][hidden]: what comes into each layer of the base, and out of the last */
     float *states; /* [positions][hidden] */
-    float *reference; /* [positions][columns]: logits of the model as it was at first */
-    double *rows;     /* [positions]: divergence of what was judged last, of the sequences that it was judged on */
+    struct judge_reference *first; /* the model as it was */
     struct arena memory;
 };
 

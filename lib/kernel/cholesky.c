@@ -8,6 +8,7 @@
 
 #define BLOCK 64 /* columns that are factored without products */
 #define STRIP 64 /* columns of the inverse in a task */
+#define SIDE  8  /* rows that are factored side by side */
 
 struct factor {
     size_t n;
@@ -37,20 +38,26 @@ static bool factor_diagonal(struct factor *f, size_t *at) {
     return true;
 }
 
-/* The same recurrence for the rows above the block. */
-static void factor_rows(void *ctx, size_t begin, size_t end) {
-    struct factor *f = ctx;
+/*
+ * The same recurrence for up to SIDE rows above the block. Each element's sum has its own order, which is that of one row alone; rows
+ * side by side are what a CPU adds meanwhile.
+ */
+static void factor_side(const struct factor *f, size_t first, size_t n) {
     size_t b = f->last - f->first;
-    for (size_t i = begin; i < end; i++) {
-        float *row = f->h + i * f->n + f->first;
-        double x[BLOCK];
-        for (size_t c = b; c-- > 0;) {
-            x[c] = f->sign * row[c];
-            for (size_t k = c + 1; k < b; k++) x[c] -= x[k] * f->diagonal[c][k];
-            x[c] /= f->diagonal[c][c];
-        }
-        for (size_t c = 0; c < b; c++) row[c] = (float)x[c];
+    double x[BLOCK][SIDE] = {0};
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < b; c++) x[c][r] = f->sign * f->h[(first + r) * f->n + f->first + c];
+    for (size_t c = b; c-- > 0;) {
+        for (size_t k = c + 1; k < b; k++)
+            for (size_t r = 0; r < SIDE; r++) x[c][r] -= x[k][r] * f->diagonal[c][k];
+        for (size_t r = 0; r < SIDE; r++) x[c][r] /= f->diagonal[c][c];
     }
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < b; c++) f->h[(first + r) * f->n + f->first + c] = (float)x[c][r];
+}
+
+static void factor_rows(void *ctx, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i += SIDE) factor_side(ctx, i, smaller(SIDE, end - i));
 }
 
 static bool factor_block(struct factor *f, size_t *at) {

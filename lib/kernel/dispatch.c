@@ -46,6 +46,7 @@ static void make_paths(void) {
     avx512 = simd_avx512;
     avx512bf16 = simd_avx512bf16;
     if (__builtin_cpu_supports("avx512vnni")) avx512.int8 = avx512bf16.int8 = &int8_vnni;
+    if (__builtin_cpu_supports("avx512vnni")) avx512.rows16 = avx512bf16.rows16 = &rows16_vnni;
     avx512.bf16 = &bf16_avx512_fma;
     if (has_avx512bf16()) avx512.dequantize = dequantize_avx512bf16; /* the same bits */
     avx512bf16.bf16 = &bf16_avx512;

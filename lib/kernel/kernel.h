@@ -619,6 +619,26 @@ void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c);
 void kernel_mirror(size_t n, float *c); /* what is above the diagonal to below it, too */
 
 /*
+ * Such sums from integers, where the CPU multiplies these twice as fast (AVX512-VNNI). Up to KERNEL_ROWS16 rows are rounded to 16
+ * bits, each column to whole multiples of its scale: norm / 46200, or |x| / 32767 of its largest if that is more. Then by
+ * Cauchy and Schwarz no sum of products leaves 32 bits, and sums are exact, in any order. An element is wrong by up to half a scale: for
+ * 1024 rows 1 / 2900 of the column's root mean square, at random. A column that has a NaN or infinity makes all its sums NaN.
+ */
+#define KERNEL_ROWS16 1024
+struct kernel_rows16 {
+    size_t n, rows;
+    float *scale;    /* [n] */
+    uint32_t *words; /* as the kernel likes them */
+};
+bool kernel_has_rows16(void); /* else nothing of the following */
+size_t kernel_rows16_bytes(size_t n);
+struct kernel_rows16 kernel_rows16_in(void *memory, size_t n); /* empty; memory of that size, the caller's */
+void kernel_rows16_take(struct kernel_rows16 *r, size_t rows, const float *x); /* x [rows][n], rows <= KERNEL_ROWS16 */
+void kernel_gram16(const struct kernel_rows16 *x, float *c);                   /* c [n][n] += x^T x, as kernel_gram */
+/* c [a->n][b->n] += a^T b, of as many rows */
+void kernel_product16(const struct kernel_rows16 *a, const struct kernel_rows16 *b, float *c);
+
+/*
  * u [n][n], upper triangular with zeros below the diagonal: u^T u = h^-1, for a symmetric positive definite h [n][n], of which
  * the upper triangle is read and which is overwritten. (With h = R R^T, R upper triangular, u = R^-1: one factorisation, no
  * inverse of h.) False when h is not positive definite; *at is then the column where that showed.

@@ -200,6 +200,27 @@ round_int8_fn round_int8_portable;
 extern const struct micro_int8 int8_avx2, int8_vnni;
 #endif
 
+/* ---- sums of products in 16 bits (gram16.c) ------------------------------------------------------------------------ */
+
+#define ROWS16_PANEL                                                                                                   \
+    32 /* columns beside each other: words[panel][pair of rows][column], the first row in the low half */
+
+struct block_rows16 { /* c [rows][cols] += a_scale b_scale sums, rows, cols <= ROWS16_PANEL */
+    size_t pairs, rows, cols;
+    const uint32_t *a, *b;
+    const float *a_scale, *b_scale;
+    float *c;
+    size_t ldc;
+};
+struct micro_rows16 {
+    /* n <= ROWS16_PANEL columns of x, ld floats from one row to the next; scale and the words of all ROWS16_PANEL are written. */
+    void (*take)(size_t n, size_t rows, const float *x, size_t ld, float *scale, uint32_t *words);
+    void (*add)(const struct block_rows16 *t);
+};
+#if defined(__x86_64__)
+extern const struct micro_rows16 rows16_vnni;
+#endif
+
 /* For paths without a better way: a chunk with a byte for each code and an f32 for each factor. */
 struct unpacked_int8 {
     uint8_t scratch[INT8_CHUNK * PANEL];
@@ -272,6 +293,7 @@ struct simd {
     gemm_fn *gemm;
     const struct micro_bf16 *bf16;
     const struct micro_int8 *int8;
+    const struct micro_rows16 *rows16; /* or NULL */
     transpose_words_fn *transpose_words;
     transpose_bf16_fn *transpose_bf16;
     dequantize_fn *dequantize;   /* or NULL */

@@ -68,15 +68,20 @@ static int keep_cols(struct prune_layer *l, enum model_role role, const uint32_t
     return 0;
 }
 
+int prune_keep_along_role(struct prune_layer *l, enum model_role role, enum model_axis axis, const uint32_t *keep,
+                          uint32_t n, struct err *e) {
+    const struct model_role_info *info = model_role_info(role);
+    int rc = 0;
+    if (info->rows == axis) rc = keep_rows(l, role, keep, n, e);
+    if (!rc && info->cols == axis) rc = keep_cols(l, role, keep, n, e);
+    return rc;
+}
+
 /* All tensors of the layer along an axis, whatever the architecture calls them. */
 int prune_keep_along(struct prune_layer *l, enum model_axis axis, const uint32_t *keep, uint32_t n, struct err *e) {
     int rc = 0;
-    for (int r = 0; !rc && r < ROLE_COUNT; r++) {
-        const struct model_role_info *info = model_role_info((enum model_role)r);
-        if (!l->tensor[r].here) continue;
-        if (info->rows == axis) rc = keep_rows(l, (enum model_role)r, keep, n, e);
-        if (!rc && info->cols == axis) rc = keep_cols(l, (enum model_role)r, keep, n, e);
-    }
+    for (int r = 0; !rc && r < ROLE_COUNT; r++)
+        if (l->tensor[r].here) rc = prune_keep_along_role(l, (enum model_role)r, axis, keep, n, e);
     return rc;
 }
 

@@ -1,4 +1,4 @@
-/* Layer by layer, with data: the plan, and which way it takes. */
+/* Layer by layer, with data: the plan, and which of the three ways it takes. */
 #include <string.h>
 
 #include "lib/prune/second_order.h"
@@ -21,11 +21,15 @@ int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out
     struct prune_plan plan;
     struct model_head head = {.config = model_layerwise_held(c->model)->config};
     int rc = prune_plan_make(&plan, &head, o, e);
-    if (!rc && has_structure(&plan) && has_sparse(&plan))
+    bool narrows = !rc && plan.kept_hidden, changes = !rc && (narrows || has_structure(&plan));
+    if (!rc && changes && has_sparse(&plan))
         rc =
             err_set(e, ERR_USAGE, "layer by layer, with data, single weights go alone: prune the rest before or after");
     if (!rc && o->warn) prune_plan_warn(&plan);
-    if (!rc) rc = has_structure(&plan) ? prune_structure(&walk, &plan, e) : prune_weights(&walk, &plan, e);
+    if (!rc)
+        rc = narrows   ? prune_hidden(&walk, &plan, e)
+             : changes ? prune_structure(&walk, &plan, e)
+                       : prune_weights(&walk, &plan, e);
     prune_plan_release(&plan);
     return rc;
 }

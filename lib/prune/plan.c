@@ -127,7 +127,7 @@ static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) 
 }
 
 static bool has_target(const struct prune_options *o) {
-    return o->target_params || o->target_share > 0 || o->target_speedup > 0;
+    return o->target_params || o->target_share > 0 || o->target_speedup > 0 || o->target_size;
 }
 
 static int plan_layers(struct prune_plan *p, struct err *e) {
@@ -346,6 +346,7 @@ static int plan_vocab(struct prune_plan *p, const struct model_head *head, struc
 static int plan_structure(struct prune_plan *p, struct err *e) {
     int rc = plan_layers(p, e);
     if (!rc) rc = plan_experts(p, e);
+    if (!rc) rc = prune_plan_hidden(p, width_of(&p->o->hidden, p->from->hidden), e);
     return rc ? rc : plan_widths(p, e);
 }
 
@@ -405,6 +406,7 @@ void prune_plan_warn(const struct prune_plan *p) {
     warn_share(p, "layers", &p->o->layers, p->to.n_layers, p->from->n_layers);
     warn_share(p, "feed-forward channels", &p->o->ffn, now->ffn, was->ffn);
     warn_share(p, "channels of experts", &p->o->ffn, now->expert_ffn, was->expert_ffn);
+    warn_share(p, "channels of the residual stream", &p->o->hidden, p->to.hidden, p->from->hidden);
     warn_share(p, "experts", &p->o->experts, now->experts, was->experts);
     if (p->to.experts_per_token < p->from->experts_per_token) {
         char text[128];

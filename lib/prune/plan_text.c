@@ -3,10 +3,12 @@
  *
  *     # layer  heads  kv-heads  ffn  expert-ffn  experts
  *     layer 0      9         3 1536           0  -
+ *     hidden     384
  *     # tensor                       shape  sparsity
  *     layers.0.attn.q.weight       576x576  2:4
  *
- * Numbers and names are those of the model as it was, shapes those that it will have. What has no line goes, or stays as it is.
+ * Numbers and names are those of the model as it was, shapes those that it will have. What has no line goes, or stays as it is. The
+ * width of the residual stream has a line where it is to change.
  */
 #include <inttypes.h>
 
@@ -38,6 +40,7 @@ int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e)
     int rc = buf_printf(out, e, "# layer       heads kv-heads      ffn expert-ffn  experts\n");
     bool any = false;
     for (uint32_t i = 0; !rc && i < p->to.n_layers; i++) rc = write_layer(p, i, out, e);
+    if (!rc && p->kept_hidden) rc = buf_printf(out, e, "hidden %u\n", p->to.hidden);
     for (size_t i = 0; !rc && i < p->n_slots; i++) {
         struct model_slot s = model_slot_at(p->from, i), now;
         char name[TENSOR_MAX_NAME + 1], shape[48], text[PRUNE_SPARSITY_TEXT];
@@ -132,15 +135,23 @@ static int take_tensor(struct prune_plan *p, const char *name, char **save, stru
     return prune_sparsity_parse(text, to, e) ? (e->code = ERR_DATA) : 0;
 }
 
+static int take_hidden(struct prune_plan *p, char **save, struct err *e) {
+    uint32_t n = 0;
+    if (p->kept_hidden) return err_set(e, ERR_DATA, "hidden for the second time");
+    if (take_number(strtok_r(NULL, BLANKS, save), "hidden", p->from->hidden, &n, e)) return e->code;
+    return n ? prune_plan_hidden(p, n, e) : err_set(e, ERR_DATA, "hidden '0': no channel of the stream would be left");
+}
+
 static int take_line(struct prune_plan *p, char *line, bool layers, struct err *e) {
     char *save;
     const char *word = strtok_r(line, BLANKS, &save);
-    bool is_layer = word && !strcmp(word, "layer");
-    if (!word || is_layer != layers) return 0;
+    bool is_layer = word && !strcmp(word, "layer"), is_hidden = word && !strcmp(word, "hidden");
+    if (!word || (is_layer || is_hidden) != layers) return 0;
+    if (is_hidden) return take_hidden(p, &save, e);
     return layers ? take_layer(p, &save, e) : take_tensor(p, word, &save, e);
 }
 
-/* All lines of layers, or all of tensors. */
+/* All lines of layers and of the stream, or all of tensors. */
 static int take_lines(struct prune_plan *p, char *line, bool layers, struct err *e) {
     unsigned number = 1;
     for (const char *at = p->o->plan, *end; *at; at = *end ? end + 1 : end, number++) {

@@ -48,10 +48,22 @@ static int sparsify(struct pass *p, struct prune_tensor *t, struct err *e) {
     return rc ? err_prefix(e, "tensor '%s'", t->desc.name) : report_matrix(p, t, e);
 }
 
+/* s: in the pruned model. */
+static int narrow(struct pass *p, struct prune_layer *l, struct model_slot s, struct err *e) {
+    const struct prune_tensor *t = &l->tensor[s.role];
+    struct model_slot old = s;
+    if (!p->plan.kept_hidden) return 0;
+    if (model_role_in_layer(s.role)) old.layer = p->plan.old_layer[s.layer];
+    bool gain = model_role_info(s.role)->kind == KIND_GAIN && t->desc.dims[0] == p->plan.from->hidden;
+    double kept = gain ? prune_kept_energy(&p->plan, s.role, old.layer, (const float *)t->data.data) : 1;
+    return prune_narrow(l, &p->plan, old, sqrt(kept), e);
+}
+
 static int write_tensor(struct pass *p, struct prune_layer *l, struct model_slot s, struct err *e) {
     struct tensor_desc *d = &l->tensor[s.role].desc;
     model_slot_name(s, d->name);
-    int rc = sparsify(p, &l->tensor[s.role], e);
+    int rc = narrow(p, l, s, e);
+    if (!rc) rc = sparsify(p, &l->tensor[s.role], e);
     if (!rc) rc = model_slot_check(&p->plan.to, s, d, e);
     return rc ? rc : write_values(p, &l->tensor[s.role], e);
 }

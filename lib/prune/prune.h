@@ -119,20 +119,27 @@ enum prune_layer_score {
 };
 
 /*
- * Greedy by true divergence: n times that layer goes without which the mean Kullback-Leibler divergence of the next token from the
- * whole model's is least, given those that went before. layers [n] in the order in which they go, kl [n] nats a position.
- * A pass over the layers behind it, and the head, for each candidate: what comes into each layer is kept. Memory: positions * (vocabulary +
- * (layers + 2) * hidden) * 4 bytes. ERR_DATA: a model that does not predict the next token.
+ * Greedy by true divergence: n times that layer goes without which the divergence from the whole model (as judge_reference_compare's) is
+ * least, given those that went before. layers [n] in the order in which they go, kl [n]. Lazily: of a layer that has been tried, what it
+ * added to the divergence then is taken for the least that it will add. So after the first time, when all are tried, those that added least
+ * are tried again, the cheapest first, until the next one's old cost is no less than the best new one, and at most 8. So passes over layers grow with the square of their
+ * number: n_layers^2 / 2 + 8 n n_layers at most, and as many heads as tries. What comes into each layer is kept: memory is
+ * positions * (vocabulary + (layers + 2) * hidden) * 4 bytes.
  */
 struct prune_divergence {
     struct model *model;
     struct grad_tape *scratch; /* that does not record */
     const struct model_input *in;
-    model_layer_fn *progress; /* told of candidates; may be NULL */
+    model_layer_fn *progress; /* told of layers that go; may be NULL */
     void *progress_ctx;
 };
 int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uint32_t *layers, double *kl,
                                struct err *e) MUST_CHECK;
+
+struct prune_options;
+/* How many shapes a target leaves to choose from, up to `most`: what target_nth may be. ERR_USAGE: none. */
+int prune_target_shapes(const struct model *m, const struct prune_options *o, size_t most, size_t *n,
+                        struct err *e) MUST_CHECK;
 
 /* "3,10-14": the numbers of layers into out [MODEL_MAX_LAYERS]. ERR_USAGE. */
 int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) MUST_CHECK;
@@ -184,12 +191,18 @@ struct prune_options {
     /* What is a tensor called in GGUF (lib/formats)? False: nothing. NULL: no rule asks. */
     bool (*foreign_name)(const struct model_config *, struct model_slot, char out[TENSOR_MAX_NAME + 1]);
     /*
-     * Instead of layers, heads and channels: what the model comes to, in parameters, as a number or as a share of them, or as how many times
-     * fewer products of weights a position takes. All layers get one shape, that whose parts that go count least together, by the
-     * sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. All 0: none.
+     * Instead of layers, heads and channels: what the model comes to, in parameters, as a number or as a share of them, as how many times
+     * fewer products of weights a position takes, or in bytes. All layers get one shape, that whose parts that go count least together, by
+     * the sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. All 0: none.
      */
-    uint64_t target_params;
+    uint64_t target_params, target_size;
     double target_share, target_speedup;
+    /* Of target_size: bytes of the tensors of a model of this shape. With bytes_ctx. */
+    int (*bytes)(void *ctx, const struct model_config *after, uint64_t *bytes, struct err *e);
+    void *bytes_ctx;
+    bool
+        target_uneven; /* each layer gets its own shape, one step after another that loses least for what it saves; loads is not asked */
+    size_t target_nth; /* the shape after so many better ones (prune_target_shapes) */
     /* Will programs load this shape, if they load the one before? NULL: nobody asks. Of warn_ctx. */
     bool (*loads)(void *ctx, const struct model_config *before, const struct model_config *after);
     struct prune_amount layers; /* that stay, by layer_score (needs stats) ... */
@@ -202,6 +215,8 @@ struct prune_options {
     /* Experts that stay in each layer that has some (needs stats): those that add most to the positions that take them. Where fewer
      * stay than a position took, it takes all of them. */
     struct prune_amount experts;
+    /* Channels of the residual stream that stay, in all layers (needs stats); shares become multiples of 256 or 32. */
+    struct prune_amount hidden;
     struct prune_amount kv_heads; /* key/value heads that stay in each layer, with their query heads */
     struct prune_amount
         heads; /* query heads that stay in each layer, as many of each key/value head: a multiple of these */
@@ -245,11 +260,14 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
  * matrix's inputs.
  *
  * Single weights of the matrices in layers, in the order q, k, v; o; gate, up; down; or structure: layers, heads and channels, to
- * reconstruct. Both at once are ERR_USAGE, as are experts and vocabulary.
+ * reconstruct; or the width of the residual stream, to reconstruct. Two of these at once are ERR_USAGE, as are experts and vocabulary.
  *
  * Of structure, o and down of each layer are fitted, from the first that something went from on: their weights, and their bias where there
  * is one, become those of least squares, so that the residual stream is again what it was in the model before. Where a norm stands between
  * the two, they give what they gave.
+ *
+ * Of a narrower stream, q, k, v, gate and up are fitted to give of the channels that stay what they gave, o and down to what those are short
+ * of, and the head to the logits that it gave, or where it is the embedding the gain before it.
  */
 struct prune_calibration {
     struct model_layerwise *model; /* in WEIGHTS_F32 */

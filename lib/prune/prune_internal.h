@@ -1,8 +1,8 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, name, sparsity, mask, plan_text, layer, target, plan, report, prune; those of
- * second_order.h; divergence; allocate; search.
+ * Order of files, each calling only those before it: choose, map, name, sparsity, mask, layer, narrow, plan_text, those of target.h, plan, report,
+ * prune; those of second_order.h; divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -18,6 +18,7 @@ struct prune_plan {
     uint32_t *new_layer;     /* [from->n_layers] number in the pruned model, or LAYER_GONE */
     uint32_t *old_layer;     /* [to.n_layers] */
     uint32_t **kept_experts; /* [to.n_layers][experts] old numbers, ascending; NULL: all stay */
+    uint32_t *kept_hidden;   /* [to.hidden] old channels of the residual stream, ascending; NULL: all stay */
     uint32_t *kept_tokens;   /* [to.vocab_size] old ids; NULL: all stay */
     struct buf vocab;        /* of the pruned model; len 0: the old one's */
     size_t n_slots;
@@ -122,6 +123,9 @@ bool prune_keeps_heads(const struct prune_plan *p, uint32_t old_layer); /* all o
 /* All tensors of the layer along an axis, whatever the architecture calls them. */
 int prune_keep_along(struct prune_layer *l, enum model_axis axis, const uint32_t *keep, uint32_t n,
                      struct err *e) MUST_CHECK;
+/* Those of one role. */
+int prune_keep_along_role(struct prune_layer *l, enum model_role role, enum model_axis axis, const uint32_t *keep,
+                          uint32_t n, struct err *e) MUST_CHECK;
 int prune_keep_heads(struct prune_layer *l, const struct prune_plan *p, const struct prune_heads *kept,
                      struct err *e) MUST_CHECK;
 /* Takes channels, head groups and the router's rows out of a layer in place, whose experts are not in memory. */
@@ -129,5 +133,18 @@ int prune_layer_shrink(struct prune_layer *l, const struct prune_plan *p, uint32
 /* Takes channels out of one expert. */
 int prune_expert_shrink(struct prune_layer *l, const struct prune_plan *p, struct model_slot old,
                         struct err *e) MUST_CHECK;
+
+/* ---- the residual stream (narrow.c) ---- */
+
+/* Chooses the channels that stay, by statistics (Muralidharan et al. 2024, "Minitron": activations behind all norms, summed):
+ * p->kept_hidden, p->to.hidden. ERR_USAGE where the stream cannot become narrower. */
+int prune_plan_hidden(struct prune_plan *p, uint32_t keep, struct err *e) MUST_CHECK;
+/* The share of the sum of squares that goes into a norm of the old model, position by position, that is of the channels that stay; gain
+ * [hidden]. */
+double prune_kept_energy(const struct prune_plan *p, enum model_role norm, uint32_t layer, const float *gain);
+/* A tensor of l without the channels that go; gains of norms are multiplied by `gain`, and by what the smaller number of channels makes
+ * of their mean. */
+int prune_narrow(struct prune_layer *l, const struct prune_plan *p, struct model_slot old, double gain,
+                 struct err *e) MUST_CHECK;
 
 #endif

@@ -2,7 +2,8 @@
  * Private to lib/prune: one matrix with the Gram matrix of its inputs, G = sum y y^T over positions. With b = sum t y^T of the outputs
  * t that are wanted, the squared error of weights w is tr(w G w^T) - 2 tr(w b^T), but for a constant.
  *
- * Order of files, each calling only those before it: sparsegpt, refit, alps, held, greedy, consume; sequential, structure, layerwise.
+ * Order of files, each calling only those before it: sparsegpt, refit, alps, held, greedy, consume; sequential, structure, hidden,
+ * layerwise.
  */
 #ifndef RILL_PRUNE_SECOND_ORDER_H
 #define RILL_PRUNE_SECOND_ORDER_H
@@ -51,6 +52,8 @@ int prune_walk_begin(const struct prune_walk *k, const struct prune_plan *plan, 
 /* Single weights (sequential.c), or layers, heads and channels (structure.c): ERR_USAGE when the plan asks for what cannot be done so. */
 int prune_weights(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) MUST_CHECK;
 int prune_structure(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) MUST_CHECK;
+/* The residual stream (hidden.c): the same. */
+int prune_hidden(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) MUST_CHECK;
 /* Tensors [first, end) of the model in stream order; ERR_DATA. */
 int prune_check_finite(const struct model *m, size_t first, size_t end, struct err *e) MUST_CHECK;
 /* Rounds to the type of the stream; quantized ones become f32 and are left. */

@@ -1,9 +1,12 @@
 /* Sums over what comes into a point of a layer. */
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/quant/moments.h"
 
-#define GATHERED 1024 /* rows that are added to a sum at once */
+#define GATHERED KERNEL_ROWS16 /* rows that are added to a sum at once */
+#define MOST     16            /* times the median of a row's squared length that a row counts */
 
 /* ---- dense inputs ---- */
 
@@ -59,24 +62,69 @@ struct collector {
     size_t place;                   /* of the point there */
     struct gathered gathered[2][2]; /* by half, by whether x is at hand */
     size_t passes, at;              /* at: rows of dense x so far */
+    void *rounded, *rounded_diff;   /* struct kernel_rows16's; NULL: sums are of f32 */
+    double median;                  /* of the squared lengths of y in the first pass; 0: not known yet */
     struct phase_clock *clock;
 };
 
-static void add_gathered(const struct collector *k, struct gathered *g) {
+/* ---- how much a row counts -------------------------------------------------------------------------------------------- */
+
+static int compare_doubles(const void *a, const void *b) {
+    const double *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+static double squared_length(const float *y, size_t cols) {
+    return kernel_sum_squares(kernel_f32(y), cols);
+}
+
+/* Of whole sequences: a few hundred rows tell what is usual, and where a sequence begins is part of them. */
+static int find_median(struct collector *k, const float *y, size_t rows, struct err *e) {
+    double *lengths = mem_array(rows, sizeof *lengths, e);
+    if (!lengths) return e->code;
+    for (size_t r = 0; r < rows; r++) lengths[r] = squared_length(y + r * k->m->cols, k->m->cols);
+    qsort(lengths, rows, sizeof *lengths, compare_doubles);
+    k->median = lengths[rows / 2];
+    mem_free(lengths);
+    return 0;
+}
+
+/*
+ * By which a row is multiplied: 1, unless its squared length is more than MOST times the median. Models make a huge state of the first
+ * token in the feed-forward part of some layer (Sun et al. 2024, "Massive Activations in Large Language Models", arXiv 2402.17762): that row
+ * is hundreds of times as long as others, and a sum of squares would know little else, although the next norm takes its length away.
+ */
+static float scale_of_row(const struct collector *k, const float *y) {
+    double most = MOST * k->median, square = squared_length(y, k->m->cols);
+    return most > 0 && square > most ? (float)sqrt(most / square) : 1;
+}
+
+static void add_gathered(struct collector *k, struct gathered *g) {
     size_t n = k->m->cols;
+    if (k->rounded) {
+        struct kernel_rows16 y = kernel_rows16_in(k->rounded, n), diff = kernel_rows16_in(k->rounded_diff, n);
+        kernel_rows16_take(&y, g->n, g->y);
+        kernel_gram16(&y, g->gram);
+        if (g->shift) kernel_rows16_take(&diff, g->n, g->diff);
+        if (g->shift) kernel_product16(&diff, &y, g->shift);
+        g->n = 0;
+        return;
+    }
     kernel_gram(n, g->n, g->y, 1, g->gram);
     if (g->shift && g->n) kernel_matmul_tn(n, n, g->n, kernel_f32(g->diff), kernel_f32(g->y), 1, kernel_f32(g->shift));
     g->n = 0;
 }
 
 /* x NULL: not at hand. */
-static void gather(const struct collector *k, struct gathered *g, const float *y, const float *x, size_t rows) {
+static void gather(struct collector *k, struct gathered *g, const float *y, const float *x, size_t rows) {
     size_t cols = k->m->cols;
     for (size_t done = 0, n; done < rows; done += n) {
         n = rows - done < GATHERED - g->n ? rows - done : GATHERED - g->n;
-        memcpy(g->y + g->n * cols, y + done * cols, n * cols * sizeof *y);
-        for (size_t i = 0; x && i < n * cols; i++) g->diff[g->n * cols + i] = x[done * cols + i] - y[done * cols + i];
-        g->n += n;
+        for (size_t r = done; r < done + n; r++, g->n++) {
+            float by = scale_of_row(k, y + r * cols);
+            for (size_t j = 0; j < cols; j++) g->y[g->n * cols + j] = by * y[r * cols + j];
+            for (size_t j = 0; x && j < cols; j++) g->diff[g->n * cols + j] = by * (x[r * cols + j] - y[r * cols + j]);
+        }
         if (g->n == GATHERED) add_gathered(k, g);
     }
 }
@@ -85,8 +133,8 @@ static void gather(const struct collector *k, struct gathered *g, const float *y
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct collector *k = ctx;
     struct moments *m = k->m;
-    (void)e;
     if (seen->point != m->point) return 0;
+    if (!m->experts && !k->passes && find_median(k, seen->x, seen->rows, e)) return e->code;
     enum quant_phase before = phase_enter(k->clock, QUANT_MOMENTS);
     if (m->experts) {
         /* In the order of positions: the last bit of a weight decides between scales that are as good as each other. */
@@ -137,6 +185,10 @@ static int allocate_half(struct collector *k, struct half_moments *h, struct gat
 static int allocate(struct collector *k, struct err *e) {
     struct moments *m = k->m;
     if (m->experts) return (m->squares = zeros(m->experts, m->cols, e)) ? 0 : e->code;
+    if (kernel_has_rows16()) {
+        size_t bytes = kernel_rows16_bytes(m->cols);
+        if (!(k->rounded = mem_array(bytes, 1, e)) || !(k->rounded_diff = mem_array(bytes, 1, e))) return e->code;
+    }
     int rc = allocate_half(k, &m->half[0], k->gathered[0], e);
     return rc ? rc : allocate_half(k, &m->half[1], k->gathered[1], e);
 }
@@ -154,6 +206,8 @@ static void finish_half(struct collector *k, struct half_moments *h, struct gath
 }
 
 static void release_gathered(struct collector *k) {
+    mem_free(k->rounded);
+    mem_free(k->rounded_diff);
     for (int i = 0; i < 4; i++) {
         mem_free(k->gathered[i / 2][i % 2].y);
         mem_free(k->gathered[i / 2][i % 2].diff);

@@ -30,7 +30,10 @@ void dense_inputs_forget(struct dense_inputs *d);
 
 /* ---- moments ----------------------------------------------------------------------------------------------------------- */
 
-/* Sums over positions of one half of the data. y: what comes in now; x: what came in when nothing was quantized. */
+/*
+ * Sums over positions of one half of the data. y: what comes in now; x: what came in when nothing was quantized. Rows of both are
+ * multiplied by a number so that |y|^2 is at most 16 times its median.
+ */
 struct half_moments {
     float *gram; /* [cols][cols] sum y y^T */
     float
@@ -49,6 +52,8 @@ int moments_collect(struct moments *m, struct model_layerwise *l, enum model_poi
 void moments_release(struct moments *m);
 
 /* ---- what follows from them (target.c) ----------------------------------------------------------------------------------- */
+
+#define MOMENTS_TRIES 4 /* more to factor, with ten times the damping each */
 
 /* What all matrices that read from a point share. */
 struct relation {

@@ -43,7 +43,7 @@ int cache_key(const struct tensor_desc *d, const void *data, const float *import
 int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH],
                struct err *e) MUST_CHECK;
 /* Raised when a method comes to other blocks for the same key. */
-#define BLOCKS_VERSION 1
+#define BLOCKS_VERSION 2
 /* The n bytes of a tensor's blocks and what t says of errors, as blocks_store was given them for this key. Missing is no error, and
  * *found false. ERR_DATA: not what it writes. */
 int blocks_recall(const char *folder, struct digest key, struct quant_tensor_report *t, void *blocks, uint64_t n,
@@ -78,6 +78,8 @@ int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct 
                      struct err *e) MUST_CHECK;
 bool pass_has_importance(const struct pass *p); /* of any matrix, by --stats */
 bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to);
+/* Is it the head, and are its second moments in the statistics for a method that feeds errors back? */
+bool pass_knows_head(const struct pass *p, struct model_slot s, enum dtype to);
 /* The weight of each input channel in the error: mean x^2 [cols], p's; NULL where nothing is known or nothing came
  * through. */
 int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) MUST_CHECK;

@@ -323,7 +323,7 @@ static double parent_on(const struct search *s, struct judge_part part) {
 static int adopt(struct search *s, struct err *e) {
     size_t first = first_change(s, s->child.level, s->parent.level);
     copy_plan(s, &s->parent, &s->child);
-    memcpy(s->rows, s->judge.rows, s->judge.positions * sizeof *s->rows);
+    memcpy(s->rows, s->judge.first->rows, s->judge.positions * sizeof *s->rows);
     s->r->accepted++;
     return judge_base(&s->judge, first, e);
 }
@@ -420,7 +420,7 @@ static int begin(struct search *s, const size_t *chosen, struct err *e) {
     int rc = apply(s, s->parent.level, e);
     if (!rc) rc = judge_base(&s->judge, JUDGE_INPUT, e);
     if (!rc) rc = judge_plan(s, &s->parent, NULL, e);
-    memcpy(s->rows, s->judge.rows, s->judge.positions * sizeof *s->rows);
+    memcpy(s->rows, s->judge.first->rows, s->judge.positions * sizeof *s->rows);
     begin_belief(s, error);
     s->r->before = s->parent.kl;
     return rc;

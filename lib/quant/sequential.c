@@ -335,7 +335,57 @@ static int part_write(struct sequential *q, struct err *e) {
     return rc;
 }
 
-/* Everything that no data is needed for. */
+/* ---- the head ------------------------------------------------------------------------------------------------------------- */
+
+#define HEAD_ROWS 4096 /* at once, of as many as there are tokens */
+
+static bool knows_head(const struct sequential *q, const struct stored *s) {
+    return s->t.to != s->t.from && pass_knows_head(&q->p, s->slot, s->t.to);
+}
+
+static int feed_head(struct stored *s, const struct second_order *how, size_t cols, struct err *e) {
+    size_t rows = rows_of(s), row_bytes = dtype_row_bytes(s->t.to, cols);
+    const float *w = model_host_value(s->param);
+    int rc = 0;
+    for (size_t first = 0, n; !rc && first < rows; first += n) {
+        struct second_order_error error;
+        n = rows - first < HEAD_ROWS ? rows - first : HEAD_ROWS;
+        rc = second_order_quantize(how, s->t.to, w + first * cols, n, cols, s->data + first * row_bytes, &error, e);
+        if (rc) break;
+        s->t.output_error_nearest += error.before;
+        s->t.output_error += error.after;
+    }
+    return rc;
+}
+
+/* By second moments of the original's inputs, from the statistics: a tied embedding is written before a layer has run. */
+static int quantize_head(struct sequential *q, struct stored *s, struct err *e) {
+    size_t n = 0;
+    const double *sums = stats_head_gram(q->p.o->stats, &n);
+    struct obs_options o = {.damp = q->c->damp, .tries = MOMENTS_TRIES, .act_order = q->c->act_order};
+    struct obs_factor *factor = NULL;
+    float *gram = mem_array(n, n * sizeof *gram, e);
+    if (!gram) return e->code;
+    for (size_t i = 0; i < n * n; i++) gram[i] = (float)sums[i];
+    s->t.informed = true;
+    int rc = round_to_nearest(q, s, NULL, e);
+    phase_enter(&q->clock, QUANT_FACTORS);
+    if (!rc && obs_factor_new(&factor, gram, n, &o, e)) rc = err_prefix(e, "tensor '%s'", s->t.name);
+    if (!rc && q->p.o->strict && factor->damp > o.damp)
+        rc = err_set(e, ERR_DATA,
+                     "tensor '%s': the second moments do not factor with --damp %g (without --strict more is added)",
+                     s->t.name, o.damp);
+    if (!rc && factor->damp > o.damp) s->t.damp = factor->damp;
+    struct second_order how = {gram, factor, q->c->sweeps, &q->clock};
+    if (!rc) rc = feed_head(s, &how, n, e);
+    if (!rc) rc = report_error(q, s, e);
+    phase_enter(&q->clock, QUANT_NEAREST);
+    obs_factor_free(factor);
+    mem_free(gram);
+    return rc;
+}
+
+/* Everything that needs no data but statistics. */
 static int round_the_rest(struct sequential *q, const enum model_point *points, size_t n, struct err *e) {
     int rc = 0;
     phase_enter(&q->clock, QUANT_NEAREST);
@@ -344,7 +394,7 @@ static int round_the_rest(struct sequential *q, const enum model_point *points, 
         bool waits = false;
         for (size_t k = 0; k < n; k++) waits |= reads(s, points[k]);
         if (waits) continue;
-        rc = round_to_nearest(q, s, NULL, e);
+        rc = knows_head(q, s) ? quantize_head(q, s, e) : round_to_nearest(q, s, NULL, e);
         if (!rc) rc = put_back(q, s, e);
         if (!rc) tell_tensor(q, s);
     }
@@ -416,6 +466,11 @@ static int extend_key(struct sequential *q, struct err *e) {
         if (pass_has_importance(&q->p) && pass_is_weighed(&q->p, t->slot, t->t.to))
             rc = pass_importance_of(&q->p, t->slot, head[3], &importance, e);
         if (importance) digest_update(s, importance, head[3] * sizeof *importance);
+        if (knows_head(q, t)) {
+            size_t n;
+            const double *gram = stats_head_gram(q->p.o->stats, &n);
+            digest_update(s, gram, n * n * sizeof *gram);
+        }
     }
     if (s) q->key = digest_get(s);
     digest_free(s);

@@ -4,7 +4,7 @@
 
 #include "lib/quant/moments.h"
 
-#define TRIES 4 /* more, with ten times the damping each */
+#define ASKED 128 /* rows of a matrix, at most, that say how far its solution holds */
 
 /* ---- what of the moments is noise ----------------------------------------------------------------------------------------- */
 
@@ -43,7 +43,7 @@ static void shrink(float *to, const float *a, const float *b, double keep, size_
 static int factor_dense(struct relation *r, double damp, struct err *e) {
     const struct half_moments *h = r->m->half;
     size_t n = r->m->cols;
-    struct obs_options o = {.damp = damp, .tries = TRIES};
+    struct obs_options o = {.damp = damp, .tries = MOMENTS_TRIES};
     double share = reliability(h[0].of_dense, h[1].of_dense, n);
     float *gram = mem_array(n, n * sizeof *gram, e);
     if (!gram) return e->code;
@@ -62,7 +62,7 @@ static int factor_dense(struct relation *r, double damp, struct err *e) {
 int relation_init(struct relation *r, const struct moments *m, double damp, bool act_order, struct err *e) {
     const struct half_moments *h = m->half;
     size_t n = m->cols;
-    struct obs_options o = {.damp = damp, .tries = TRIES, .act_order = act_order};
+    struct obs_options o = {.damp = damp, .tries = MOMENTS_TRIES, .act_order = act_order};
     double share = reliability(h[0].gram, h[1].gram, n);
     *r = (struct relation){.m = m, .gram = mem_array(n, n * sizeof *r->gram, e)};
     if (!r->gram) return e->code;
@@ -89,17 +89,24 @@ static int solve(const struct relation *r, const struct obs_factor *f, const flo
     return obs_solve(f, b, t, rows, e);
 }
 
-/* How much of the solution of the first half is right for the second: the best multiple of it there, within [0, 1]. */
+/*
+ * How much of the solution of the first half is right for the second: the best multiple of it there, within [0, 1]. It is one number
+ * for all rows, and ASKED of them, spread evenly, tell it as well as all.
+ */
 static int share_that_holds(const struct relation *r, const float *w, size_t rows, float *b, float *t, double *share,
                             struct err *e) {
-    size_t n = r->m->cols;
+    size_t n = r->m->cols, asked = rows < ASKED ? rows : ASKED;
     const struct half_moments *h = r->m->half;
-    int rc = solve(r, r->half, w, rows, h[0].shift, b, t, e);
+    float *some = mem_array(asked, n * sizeof *some, e);
+    if (!some) return e->code;
+    for (size_t i = 0; i < asked; i++) memcpy(some + i * n, w + i * rows / asked * n, n * sizeof *some);
+    int rc = solve(r, r->half, some, asked, h[0].shift, b, t, e);
+    if (!rc) kernel_matmul_nn(asked, n, n, kernel_f32(some), kernel_f32(h[1].shift), 0, kernel_f32(b));
+    mem_free(some);
     if (rc) return rc;
-    kernel_matmul_nn(rows, n, n, kernel_f32(w), kernel_f32(h[1].shift), 0, kernel_f32(b));
-    double right = kernel_dot(kernel_f32(t), kernel_f32(b), rows * n);
-    kernel_matmul_nn(rows, n, n, kernel_f32(t), kernel_f32(h[1].of_dense), 0, kernel_f32(b));
-    double square = kernel_dot(kernel_f32(t), kernel_f32(b), rows * n);
+    double right = kernel_dot(kernel_f32(t), kernel_f32(b), asked * n);
+    kernel_matmul_nn(asked, n, n, kernel_f32(t), kernel_f32(h[1].of_dense), 0, kernel_f32(b));
+    double square = kernel_dot(kernel_f32(t), kernel_f32(b), asked * n);
     *share = !(right > 0) || !(square > 0) ? 0 : right < square ? right / square : 1;
     return 0;
 }

@@ -39,8 +39,10 @@ struct stats {
     /* Older streams have no sums of signed values and no angles; gradients are taken when they are asked for. */
     bool is_signed, gradients;
     struct layer_sums *layers; /* [n_layers] */
+    double *head_gram;         /* [columns][columns] of POINT_HEAD_IN; NULL: not asked for */
     struct arena memory;
     /* while a batch is collected */
+    struct buf gram; /* of it alone */
     const struct model_input *in;
     struct buf previous; /* copy of the residual stream before the layer */
     struct buf lengths;  /* positions of each sequence that an expert sees */
@@ -114,8 +116,15 @@ int stats_new(struct stats **out, const struct model_config *c, const struct dig
     return rc;
 }
 
+int stats_want_head_gram(struct stats *s, struct err *e) {
+    size_t n = point_of(s, POINT_HEAD_IN, 0, 0)->cols;
+    if (!s->head_gram) s->head_gram = arena_array(&s->memory, n, n * sizeof *s->head_gram, e);
+    return s->head_gram ? 0 : e->code;
+}
+
 void stats_free(struct stats *s) {
     if (!s) return;
+    buf_release(&s->gram);
     buf_release(&s->previous);
     buf_release(&s->lengths);
     buf_release(&s->ends);
@@ -190,6 +199,19 @@ static void add_signed(double *sum, const float *x, size_t rows, size_t cols) {
         for (size_t i = 0; i < cols; i++) sum[i] += x[r * cols + i];
 }
 
+/* In f32 within a batch, in f64 over batches. */
+static int collect_gram(struct stats *s, const struct model_seen *seen, struct err *e) {
+    size_t n = seen->cols;
+    s->gram.len = 0;
+    if (buf_reserve(&s->gram, n * n * sizeof(float), e)) return e->code;
+    float *gram = (float *)(void *)s->gram.data;
+    memset(gram, 0, n * n * sizeof *gram);
+    kernel_gram(n, seen->rows, seen->x, 1, gram);
+    kernel_mirror(n, gram);
+    for (size_t i = 0; i < n * n; i++) s->head_gram[i] += gram[i];
+    return 0;
+}
+
 static int collect_point(void *ctx, const struct model_seen *seen, struct err *e) {
     struct stats *s = ctx;
     if (seen->point >= POINT_COUNT) return 0; /* no input of a matrix */
@@ -207,6 +229,7 @@ static int collect_point(void *ctx, const struct model_seen *seen, struct err *e
     kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], kernel_f32(seen->x), seen->rows, seen->cols);
     add_signed(sums->sum[SUM], seen->x, seen->rows, seen->cols);
     kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], kernel_f32(seen->x), lengths, s->in->n_seqs, seen->cols);
+    if (seen->point == POINT_HEAD_IN && s->head_gram) return collect_gram(s, seen, e);
     return seen->point == POINT_EMBED || seen->point == POINT_LAYER ? collect_residual(s, seen, e) : 0;
 }
 
@@ -279,7 +302,8 @@ static int write_meta(const struct stats *s, struct stream_writer *w, struct err
               cJSON_AddItemToObject(meta, "model", model) && (!s->vocab[0] || json_put_str(meta, "vocab", s->vocab)) &&
               json_put_u64(meta, "positions", s->positions) && json_put_u64(meta, "sequences", s->sequences) &&
               (!s->is_signed || json_put_bool(meta, "signed", true)) &&
-              (!s->gradients || json_put_bool(meta, "gradients", true));
+              (!s->gradients || json_put_bool(meta, "gradients", true)) &&
+              (!s->head_gram || json_put_bool(meta, "head_gram", true));
     int rc = ok ? stream_write_meta(w, meta, e) : err_nomem(e, "statistics");
     cJSON_Delete(meta);
     return rc;
@@ -288,13 +312,13 @@ static int write_meta(const struct stats *s, struct stream_writer *w, struct err
 /* One tensor of the statistics of a layer; those outside layers are with the first. */
 struct item {
     char name[128];
-    unsigned rank;
-    uint64_t n; /* 0: this layer has none such */
+    unsigned rank; /* 2: as many rows as columns */
+    uint64_t n;    /* of its rows, or elements; 0: this layer has none such */
     double *sum;
 };
 enum {
     LAYER_SUMS = POINT_EXPERT_IN * SUM_KINDS,
-    LAYER_ITEMS = LAYER_SUMS + 2 + TAYLOR_AXES,
+    LAYER_ITEMS = LAYER_SUMS + 2 + TAYLOR_AXES + 1,
     EXPERT_SUMS = EXPERT_POINTS * SUM_KINDS,
     EXPERT_ITEMS = EXPERT_SUMS + 3
 };
@@ -307,11 +331,23 @@ static struct item scalar(double *sum) {
     return (struct item){.rank = 0, .n = 1, .sum = sum};
 }
 
+static uint64_t elems_of(const struct item *t) {
+    return t->rank == 2 ? t->n * t->n : t->n;
+}
+
+static struct item gram_item(const struct stats *s, uint32_t layer) {
+    struct item t = {.rank = 2, .sum = s->head_gram};
+    if (layer == 0 && s->head_gram) t.n = point_of(s, POINT_HEAD_IN, 0, 0)->cols;
+    snprintf(t.name, sizeof t.name, "%s.gram", model_point_name(POINT_HEAD_IN));
+    return t;
+}
+
 /* Those beside the sums of points: k counts from these on. */
 static struct item layer_item(const struct stats *s, uint32_t layer, size_t k) {
     struct layer_sums *l = &s->layers[layer];
     struct item t = scalar(&l->influence);
     const char *name = "influence";
+    if (k == 2 + TAYLOR_AXES) return gram_item(s, layer);
     if (k == 1) {
         t = (struct item){.rank = 1, .n = s->is_signed ? layer + 1 : 0, .sum = l->angular};
         name = "angular";
@@ -353,11 +389,11 @@ static struct item item_at(const struct stats *s, uint32_t layer, size_t i) {
     return t;
 }
 
-static int write_one(struct stream_writer *w, const char *name, unsigned rank, uint64_t n, const void *data,
-                     struct err *e) {
+static int write_one(struct stream_writer *w, const struct item *t, struct err *e) {
     struct tensor_desc d;
-    int rc = tensor_desc_init(&d, name, DT_F64, rank, &n, e);
-    return rc ? rc : stream_write_tensor(w, &d, NULL, data, e);
+    uint64_t dims[2] = {t->n, t->n};
+    int rc = tensor_desc_init(&d, t->name, DT_F64, t->rank, dims, e);
+    return rc ? rc : stream_write_tensor(w, &d, NULL, t->sum, e);
 }
 
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
@@ -365,7 +401,7 @@ int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
     for (uint32_t l = 0; !rc && l < s->config.n_layers; l++)
         for (size_t i = 0; !rc && i < items_of(s, l); i++) {
             struct item t = item_at(s, l, i);
-            if (t.n) rc = write_one(w, t.name, t.rank, t.n, t.sum, e);
+            if (t.n) rc = write_one(w, &t, e);
         }
     return rc;
 }
@@ -421,13 +457,14 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
     struct item t = find_item(s, d->name);
     if (!t.n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' is not a statistic of this model", stream_reader_name(r), d->name);
-    if (d->dtype != DT_F64 || d->rank != t.rank || tensor_elems(d) != t.n)
+    if (d->dtype != DT_F64 || d->rank != t.rank || tensor_elems(d) != elems_of(&t) ||
+        (t.rank == 2 && d->dims[0] != t.n))
         return err_set(e, ERR_DATA, "%s: tensor '%s' has the wrong type or shape", stream_reader_name(r), d->name);
     int rc = stream_load_tensor(r, data, e);
     if (rc) return rc;
-    for (uint64_t i = 0; i < t.n; i++) {
+    for (uint64_t i = 0; i < elems_of(&t); i++) {
         double v = ((const double *)data->data)[i];
-        bool may_be_less = !t.rank || has_suffix(d->name, ".sum");
+        bool may_be_less = t.rank != 1 || has_suffix(d->name, ".sum");
         if (!isfinite(v) || v < (may_be_less ? -1e30 : 0))
             return err_set(e, ERR_DATA, "%s: tensor '%s': element %llu is not a sum (%g)", stream_reader_name(r),
                            d->name, (unsigned long long)i, v);
@@ -456,24 +493,28 @@ static int take_meta(struct stats **s, const struct stream_reader *r, const cJSO
     struct model_config c;
     uint64_t positions, sequences;
     const char *vocab = "";
-    bool is_signed = false, gradients = false;
+    bool is_signed = false, gradients = false, head_gram = false;
     int rc = model_config_from_json(&c, cJSON_GetObjectItemCaseSensitive(meta, "model"), &scratch, e);
     if (!rc) rc = json_get_u64(meta, "positions", 0, 1ull << 53, &positions, e);
     if (!rc) rc = json_get_u64(meta, "sequences", 0, 1ull << 53, &sequences, e);
     if (!rc) rc = json_opt_str(meta, "vocab", &vocab, e);
     if (!rc) rc = json_opt_bool(meta, "signed", &is_signed, e);
     if (!rc) rc = json_opt_bool(meta, "gradients", &gradients, e);
+    if (!rc) rc = json_opt_bool(meta, "head_gram", &head_gram, e);
     if (!rc && !*s) {
         rc = stats_new(s, &c, NULL, e);
         if (!rc) snprintf((*s)->vocab, sizeof(*s)->vocab, "%s", vocab);
         if (!rc) (*s)->is_signed = is_signed, (*s)->gradients = gradients;
+        if (!rc && head_gram) rc = stats_want_head_gram(*s, e);
     } else if (!rc)
         rc = check_shape(*s, &c, e);
     if (!rc && strcmp((*s)->vocab, vocab) != 0)
         rc = err_set(e, ERR_DATA, "statistics of two vocabularies: %s and %.64s", (*s)->vocab, vocab);
-    if (!rc && ((*s)->is_signed != is_signed || (*s)->gradients != gradients))
+    if (!rc && ((*s)->is_signed != is_signed || (*s)->gradients != gradients || !(*s)->head_gram == head_gram))
         rc = err_set(e, ERR_DATA, "statistics %s, and others without: they do not add up",
-                     (*s)->gradients != gradients ? "with gradients" : "with signed sums");
+                     (*s)->gradients != gradients   ? "with gradients"
+                     : (*s)->is_signed != is_signed ? "with signed sums"
+                                                    : "with the head's second moments");
     if (!rc) (*s)->positions += positions, (*s)->sequences += sequences;
     arena_release(&scratch);
     return rc ? err_prefix(e, "%s", stream_reader_name(r)) : 0;
@@ -541,6 +582,10 @@ const double *stats_input_seq_sq(const struct stats *s, enum model_point p, stru
 }
 const double *stats_input_sum(const struct stats *s, enum model_point p, struct model_slot slot) {
     return s->is_signed ? point_of(s, p, slot.layer, slot.expert)->sum[SUM] : NULL;
+}
+const double *stats_head_gram(const struct stats *s, size_t *cols) {
+    *cols = point_of(s, POINT_HEAD_IN, 0, 0)->cols;
+    return s->head_gram;
 }
 bool stats_has_gradients(const struct stats *s) {
     return s->gradients;

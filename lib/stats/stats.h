@@ -24,8 +24,11 @@
  * gradient of all sequences), layers.N.taylor.query [heads * head_dim], .key [kv heads * head_dim], .ffn [ffn], and of experts
  *     layers.N.experts.E.taylor [expert_ffn]
  *
- * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N,"signed":true,"gradients":true}; without
- * "signed", from older versions, there is no P.sum and no angular.
+ * and when they were asked for
+ *     head_in.gram [hidden][hidden]  sum over positions of x x^T of what the head reads
+ *
+ * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N,"signed":true,"gradients":true,
+ * "head_gram":true}; without "signed", from older versions, there is no P.sum and no angular.
  */
 #ifndef RILL_STATS_H
 #define RILL_STATS_H
@@ -38,6 +41,9 @@ struct stats;
 /* Empty sums for a model. */
 int stats_new(struct stats **out, const struct model_config *c, const struct digest *vocab, struct err *e) MUST_CHECK;
 void stats_free(struct stats *s);
+
+/* Second moments of what the head reads are summed up, too. Before the first batch. */
+int stats_want_head_gram(struct stats *s, struct err *e) MUST_CHECK;
 
 /* Runs a batch through the model and adds what it sees. */
 int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,
@@ -86,6 +92,8 @@ const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t l
 const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot);
 /* The signed sum of what the slot's matrix multiplies; NULL: an older stream, without. */
 const double *stats_input_sum(const struct stats *s, enum model_point p, struct model_slot slot);
+/* [cols][cols] sum x x^T of what the head reads; NULL: it was not asked for. */
+const double *stats_head_gram(const struct stats *s, size_t *cols);
 bool stats_has_gradients(const struct stats *s);
 /* Along AXIS_QUERY, AXIS_KEY, AXIS_FFN of the slot's layer or AXIS_EXPERT_FFN of its expert; NULL: without gradients. */
 const double *stats_taylor(const struct stats *s, enum model_axis axis, struct model_slot slot);

@@ -102,6 +102,20 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     done
 }
 
+# What tests/reference/compare_pruned.py found: transformers loads neither.
+@test "heads that transformers would make of another width are refused" {
+    local name what
+    for name in phi-norms phi3-longrope; do
+        what='the norms of q and k of a phi'
+        [ $name = phi-norms ] || what='the factors of longrope of a phi3'
+        rill import -q --force --tokenizer "$TOKENIZER" "$ROOT/tests/golden/arch/$name" -o m.rill
+        rill prune -q --force --kv-heads 1 m.rill -o heads.rill
+        check_exit 3 rill export --to safetensors heads.rill -o hf
+        assert_stderr_line "2 heads of 8 in a hidden size of 32: transformers makes $what as wide as the hidden size divided by the heads, 16"
+        [ ! -e hf ]
+    done
+}
+
 @test "the registry is printed, and each row has a model" {
     check_exit 0 rill help architectures
     local name

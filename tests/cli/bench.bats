@@ -38,3 +38,19 @@ bench() { RILL_BIN="$RILL_BIN" BENCH_OUT="$T/out" PEER_PYTHON=/nonexistent LLAMA
     awk -v w="$wall" -v c="$cpu" -v m="$memory" 'BEGIN { exit !(w >= 0.2 && c < w && m > 100000) }'
     check_exit 127 stopwatch time.txt ./no-such-program
 }
+
+@test "the tables of quantization: every method, targets, curves" {
+    need stopwatch gnuplot
+    table() { RILL_BIN="$RILL_BIN" BENCH_OUT="$T/out" LLAMA_BIN=/nonexistent MODEL="$ROOT/tests/golden/tiny-llama" CALIBRATION_TOKENS=300 \
+        TEST_TOKENS=300 CONTEXT=32 TYPES="q4_0 q8_0" METHODS="rtn hqq awq gptq learned" AT=q4_0 CHOICES=q4_0,q5_0,q8_0 TARGETS="6 7" MIXTURES=q4_0 \
+        "$@" "$ROOT/tests/bench/quant"; }
+    check_exit 0 table env PICTURE="$T/curves.svg"
+    if grep FAILED <<<"$out"; then fail "a run failed"; fi
+    # two types by five methods (q8_0 by hqq is nothing), one size by a mixture and by two targets, a mixture and two targets by two methods
+    assert_equal "$(grep -c '"kind":"quantized"' out/quant-*.jsonl)" $((9 + 3 + 6))
+    grep -q '"kld_99.9":[0-9]' out/quant-*.jsonl
+    grep -q '<title>target, gptq' curves.svg
+    rm -r out
+    check_exit 2 table env MODEL=/nonexistent
+    assert_stderr "quant: /nonexistent: no such model"
+}

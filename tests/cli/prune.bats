@@ -200,6 +200,95 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "a size in bytes, as the model is and as quantize makes it" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    # bytes FILE: of its tensors
+    bytes() { rill ls --json "$1" | grep '"type":"tensor"' | sed 's/.*"bytes":\([0-9]*\).*/\1/' | awk '{ n += $1 } END { print n }'; }
+    for type in "" q8_0; do
+        if [ -n "$type" ]; then rill quantize -q --type $type model.rill -o as.rill; else cp model.rill as.rill; fi
+        before="$(bytes as.rill)"
+        rill prune -q --target-size $((before * 7 / 10)) ${type:+--target-type $type} --stats g.stats.rill model.rill -o small.rill --force
+        if [ -n "$type" ]; then rill quantize -q --type $type small.rill -o small.as.rill --force; else cp small.rill small.as.rill; fi
+        [ "$(bytes small.as.rill)" -le $((before * 7 / 10)) ]
+        [ "$(bytes small.as.rill)" -ge $((before * 5 / 10)) ]
+        rm as.rill
+    done
+    check_exit 2 sh -c 'cat model.rill | rill prune --target-size 100000 --stats g.stats.rill -o no.rill'
+    assert_stderr_line "--target-size reads the model twice: give it as a file, or say --target-type"
+    check_exit 0 sh -c 'cat model.rill | rill prune -q --target-size 100000 --target-type q8_0 --stats g.stats.rill -o piped.rill'
+    check_exit 2 rill prune --target-size 100000 --target-type q9 --stats g.stats.rill model.rill -o no.rill
+    assert_stderr_line "*q9*"
+    check_exit 2 rill prune --target-size 10 --stats g.stats.rill model.rill -o no.rill
+    assert_stderr_line "no shape of this model comes to that: the smallest has * bytes"
+    assert_no_file no.rill
+}
+
+@test "layers of their own shapes, which llama.cpp's format holds and transformers' does not" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    rill prune --target-params 75% --per-layer --stats g.stats.rill --no-provenance -j 1 model.rill -o a.rill 2>said
+    grep -q "transformers will not load this, and export --to safetensors refuses it" said
+    rill prune -q --target-params 75% --per-layer --stats g.stats.rill --no-provenance -j 4 model.rill -o b.rill
+    assert_same a.rill b.rill
+    rill prune -q --target-params 75% --per-layer --stats g.stats.rill --dry-run model.rill -o plan.txt
+    [ "$(awk '$1 == "layer" { print $3, $4, $5 }' plan.txt | sort -u | wc -l)" -gt 1 ]
+    rill prune -q --plan plan.txt --stats g.stats.rill --no-provenance model.rill -o c.rill
+    assert_same a.rill c.rill
+    check_exit 0 rill export -q --to gguf a.rill -o a.gguf
+    check_exit 3 rill export --to safetensors a.rill -o a.hf
+    check_exit 0 rill prune -q --target-speedup 1.3 --per-layer --stats g.stats.rill --reconstruct --data tokens.rill model.rill -o d.rill
+}
+
+@test "candidates are judged by the divergence of what they become" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    target="--target-params 70% --stats g.stats.rill --candidates 3 --data tokens.rill --precision f32"
+    for how in "" --reconstruct --per-layer; do
+        # shellcheck disable=SC2086
+        rill prune --no-provenance $target $how -j 1 model.rill -o a.rill --report r.json --force 2>said
+        # shellcheck disable=SC2086
+        rill prune -q --no-provenance $target $how -j 4 model.rill -o b.rill --force
+        assert_same a.rill b.rill
+        # what was said of the best is what eval says
+        best="$(sed -n 's/^.*shape [0-9]*: .* divergence \([0-9.]*\)$/\1/p' said | sort -g | head -1)"
+        rill teacher-infer -q --precision f32 -m model.rill tokens.rill | rill eval -q -m a.rill --precision f32 --reference - --table >kld.txt
+        awk -v best="$best" '$1 == "kld" { found = $2 > best * 0.98 - 1e-5 && $2 < best * 1.02 + 1e-5 } END { exit !found }' kld.txt
+    done
+    # shellcheck disable=SC2086
+    check_exit 0 rill prune $target --dry-run model.rill -o plan.txt
+    # shellcheck disable=SC2086
+    check_exit 2 sh -c "cat model.rill | rill prune $target -o no.rill"
+    assert_stderr_line "--candidates reads the model twice: give it as a file"
+    assert_no_file no.rill
+}
+
+@test "a narrower residual stream, alone and after a rotation" {
+    check_exit 0 rill prune -q --hidden 48 --stats model.stats.rill --no-provenance model.rill -o a.rill -j 1
+    cat model.rill | rill prune -q --hidden 48 --stats model.stats.rill --no-provenance -j 4 >b.rill
+    assert_same a.rill b.rill
+    check_exit 0 rill generate -q -m a.rill --max-new 3 --text prompts.rill
+    rill prune -q --hidden 48 --stats model.stats.rill --dry-run model.rill -o plan.txt
+    grep -q '^hidden 48$' plan.txt
+    rill prune -q --plan plan.txt --stats model.stats.rill --no-provenance model.rill -o b.rill --force
+    assert_same a.rill b.rill
+    check_exit 0 rill prune -q --hidden 75% --stats model.stats.rill --reconstruct --data tokens.rill --precision f32 model.rill -o c.rill
+    check_exit 0 rill fold -q --method pca --data tokens.rill model.rill -o turned.rill
+    rill calibrate -q -m turned.rill tokens.rill -o turned.stats.rill
+    check_exit 0 rill prune -q --hidden 48 --stats turned.stats.rill --reconstruct --data tokens.rill turned.rill -o d.rill
+    check_exit 0 rill ls d.rill
+    assert_stdout "*head.weight*"
+    check_exit 2 rill prune --hidden 48 --ffn 64 --stats model.stats.rill --reconstruct --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "layer by layer, with data, the stream is narrowed alone: prune the rest before or after"
+    rill init -q --arch gpt2 --layers 1 --hidden 32 --heads 2 --ffn 64 model.rill -o gpt2.rill
+    rill calibrate -q -m gpt2.rill tokens.rill -o gpt2.stats.rill
+    check_exit 2 rill prune --hidden 16 --stats gpt2.stats.rill gpt2.rill -o no.rill
+    assert_stderr_line "the residual stream of this model cannot become narrower: its norms subtract the mean of all channels or have a bias"
+    printf 'hidden 0\n' >>plan.txt
+    check_exit 3 rill prune --plan plan.txt --stats model.stats.rill model.rill -o no.rill
+    assert_stderr_line "plan.txt: line *"
+    check_exit 2 sh -c 'cat model.rill | rill fold --method pca --data tokens.rill -o no.rill'
+    assert_stderr_line "--method pca reads the model twice: give it as a file"
+    assert_no_file no.rill
+}
+
 @test "a share is spread by outliers or by a search, as a plan that gives the same model" {
     zeros() { grep -o '"zeros":[0-9]*' "$1" | tail -1 | cut -d: -f2; }
     rill prune -q --sparsity 0.6 --no-provenance model.rill -o u.rill --report u.json

@@ -229,6 +229,39 @@ setup() {
     check_exit 0 rill quantize -q --type q4_0 --method gptq --data tokens.rill experts.rill -o e.rill
 }
 
+@test "gptq quantizes the head, too, where statistics have its second moments" {
+    rill init -q --layers 1 --hidden 256 --heads 4 --ffn 512 model.rill -o tied.rill
+    rill calibrate -q -m tied.rill --precision f32 tokens.rill -o plain.stats.rill
+    rill calibrate -q -m tied.rill --precision f32 --head-moments tokens.rill -o head.stats.rill
+    how="--type q3_k_m --method gptq --data tokens.rill --precision f32 --no-provenance"
+    # shellcheck disable=SC2086
+    rill quantize -q $how --stats plain.stats.rill tied.rill -o plain.rill
+    # shellcheck disable=SC2086
+    check_exit 0 rill quantize -q $how --stats head.stats.rill -j 1 --report r.json tied.rill -o a.rill
+    # shellcheck disable=SC2086
+    cat tied.rill | rill quantize -q $how --stats head.stats.rill -j 4 >b.rill
+    assert_same a.rill b.rill
+    rill ls a.rill | sed '1d;$d' >a.txt # without the name of the statistics
+    rill ls plain.rill | sed '1d;$d' | cmp - a.txt
+    head=$(grep -o '"name":"embed.weight"[^}]*' r.json)
+    awk -F '[:,]' '{ for (i = 1; i < NF; i++) { if ($i == "\"output_error_nearest\"") n = $(i + 1); if ($i == "\"output_error\"") g = $(i + 1) } exit !(g > 0 && g < n) }' <<<"$head"
+    # they are what statistics change in types that weigh no errors, too
+    check_exit 2 rill quantize --type q4_0 --head-type q8_0 --method gptq --data tokens.rill --stats plain.stats.rill tied.rill -o no.rill
+    assert_stderr "*statistics change nothing in q4_0*"
+    check_exit 0 rill quantize -q --type q4_0 --head-type q8_0 --method gptq --data tokens.rill --stats head.stats.rill --report r0.json tied.rill -o a0.rill
+    grep -o '"name":"embed.weight"[^}]*' r0.json | grep -q '"to":"q8_0".*"output_error":'
+    # a target counts on it: what is fed back will leave less
+    target="--target-bpw 4.5 --types q3_k,q4_k,q6_k --dry-run"
+    # shellcheck disable=SC2086
+    rill quantize -q $target --stats head.stats.rill tied.rill -o rtn.txt
+    # shellcheck disable=SC2086
+    rill quantize -q $target --method gptq --stats head.stats.rill tied.rill -o gptq.txt
+    [ "$(sed -n 's/.*; sum \([^,]*\),.*/\1/p' gptq.txt)" != "$(sed -n 's/.*; sum \([^,]*\),.*/\1/p' rtn.txt)" ]
+    # shellcheck disable=SC2086
+    check_exit 3 rill quantize $how --stats <(head -c 3000 head.stats.rill) tied.rill -o no.rill
+    assert_no_file no.rill
+}
+
 @test "learned rounding: by file and by pipe, with any number of threads, never worse than gptq on what is held out" {
     rill init -q --arch gpt_neox --layers 1 --hidden 32 --heads 2 --ffn 64 model.rill -o parallel.rill
     for m in student parallel experts; do # halves of a layer; a whole layer, for both halves read the same; experts, of which nothing is learned

@@ -107,6 +107,27 @@ static int folded(const struct model *m, const struct model_input *in, const str
     return rc;
 }
 
+/* The caller frees the axes [hidden][hidden]. */
+static double *axes_of_model(const struct model *m, const struct model_input *in) {
+    struct err e;
+    struct buf bytes = saved_model(m, DT_F32);
+    struct stream_reader *r;
+    struct fold_model f = {.in = in, .n = 1};
+    size_t n = m->config.hidden;
+    double *axes = mem_array(n, n * sizeof *axes, &e);
+    int fd = file_of(bytes.data, bytes.len);
+    OK(stream_reader_open(&r, fd, "model.rill", STREAM_MODEL, &e));
+    OK(model_layerwise_new(&f.model, kernel_cpu(), r, WEIGHTS_F32, NULL, NULL, &e));
+    OK(grad_tape_new(&f.scratch, kernel_cpu(), false, DT_F32, &e));
+    OK(fold_principal_axes(&f, axes, &e));
+    grad_tape_free(f.scratch);
+    model_layerwise_free(f.model);
+    stream_reader_free(r);
+    close(fd);
+    buf_release(&bytes);
+    return axes;
+}
+
 /* Every pair of every layer by scales between e^-2 and e^2. */
 static size_t scale_at_random(struct model *m, bool *changed) {
     struct err e;
@@ -144,20 +165,21 @@ static void check_random_scales(const char *name, struct model *m, const struct 
 
 static void check_method(const char *name, struct model *m, const struct model_input *in, const struct fold_options *o,
                          bool with_data) {
-    static const char *const methods[] = {"awq", "smooth", "r1", "r2"};
+    static const char *const methods[] = {"awq", "smooth", "r1", "r2", "pca"};
     struct err e;
     struct model *other;
     struct told t = {0};
     char what[128];
     snprintf(what, sizeof what, "%s, %s", name, methods[o->method]);
     bool lstm = m->config.layer_kind == LAYER_LSTM;
-    if (lstm || (o->method == FOLD_R1 && fold_check_r1(&m->config, &e))) {
+    bool stream = o->method == FOLD_R1 || o->method == FOLD_PCA;
+    if (lstm || (stream && fold_check_r1(&m->config, &e))) {
         assert_int_equal(folded(m, NULL, o, &t, &other, &e), ERR_DATA);
         return;
     }
     if (folded(m, with_data ? in : NULL, o, &t, &other, &e)) fail_msg("%s: %s", what, e.msg);
     check_same(what, m, other, in);
-    if (o->method == FOLD_R1) {
+    if (stream) {
         assert_false(other->config.tied);
         assert_true(model_host_value(model_param(other, ROLE_ATTN_NORM, 0))[0] == 1);
     }
@@ -187,7 +209,11 @@ static void test_architectures(void **state) {
         check_method(entry->d_name, m, &in, &(struct fold_options){FOLD_SMOOTH, .alpha = 0.5}, true);
         check_method(entry->d_name, m, &in, &(struct fold_options){FOLD_R1, .seed = 4}, false);
         check_method(entry->d_name, m, &in, &(struct fold_options){FOLD_R2, .seed = 4}, false);
-        rotated += !fold_check_r1(&m->config, &e);
+        bool rotates = !fold_check_r1(&m->config, &e);
+        double *axes = rotates ? axes_of_model(m, &in) : NULL;
+        if (rotates) check_method(entry->d_name, m, &in, &(struct fold_options){FOLD_PCA, .axes = axes}, false);
+        mem_free(axes);
+        rotated += rotates;
         n++;
         stats_free(s);
         model_free(m);
@@ -254,6 +280,64 @@ static void test_rotation(void **state) {
         mem_free(scratch);
         fold_rotation_release(&r);
     }
+}
+
+/* Eigenvectors of a symmetric matrix of known rank, of even and odd order, to the bit the same whatever the threads. */
+static void test_eigenvectors(void **state) {
+    (void)state;
+    static const size_t orders[] = {1, 2, 7, 64, 45};
+    for (size_t k = 0; k < COUNT_OF(orders); k++) {
+        struct err e;
+        struct rng rng = rng_init(k, 0);
+        size_t n = orders[k], rank = n > 5 ? n - 2 : n;
+        double *x = mem_array(n, n * sizeof *x, &e), *a = mem_array(n, n * sizeof *a, &e);
+        double *work = mem_array(n, n * sizeof *work, &e), *v = mem_array(n, n * sizeof *v, &e);
+        double *again = mem_array(n, n * sizeof *again, &e), largest = 0;
+        for (size_t i = 0; i < rank * n; i++) x[i] = rng_normal(&rng);
+        for (size_t i = 0; i < n * n; i++) {
+            a[i] = 0;
+            for (size_t r = 0; r < rank; r++) a[i] += x[r * n + i / n] * x[r * n + i % n];
+            largest = fmax(largest, fabs(a[i]));
+        }
+        for (int threads = 4; threads >= 1; threads -= 3) {
+            parallel_set_threads(threads);
+            memcpy(work, a, n * n * sizeof *a);
+            OK(fold_eigenvectors(work, threads == 4 ? again : v, n, &e));
+        }
+        parallel_set_threads(4);
+        assert_memory_equal(v, again, n * n * sizeof *v);
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < n; j++) {
+                double dot = 0, between = 0;
+                for (size_t c = 0; c < n; c++) dot += v[i * n + c] * v[j * n + c];
+                for (size_t c = 0; c < n * n; c++) between += v[i * n + c / n] * a[c] * v[j * n + c % n];
+                assert_true(fabs(dot - (i == j)) < 1e-12);
+                if (i != j) assert_true(fabs(between) < 1e-10 * largest * (double)n);
+            }
+        mem_free(x);
+        mem_free(a);
+        mem_free(work);
+        mem_free(v);
+        mem_free(again);
+    }
+}
+
+/* A model that has been turned into its axes has them as its channels. */
+static void test_axes(void **state) {
+    (void)state;
+    struct err e;
+    struct told t = {0};
+    struct model *m = imported("tests/golden/tiny-llama"), *turned;
+    struct model_input in = sample_input(m);
+    size_t n = m->config.hidden;
+    double *axes = axes_of_model(m, &in);
+    OK(folded(m, NULL, &(struct fold_options){FOLD_PCA, .axes = axes}, &t, &turned, &e));
+    double *again = axes_of_model(turned, &in);
+    for (size_t k = 0; k < 8; k++) assert_true(fabs(fabs(again[k * n + k]) - 1) < 1e-3); /* far apart, the first ones */
+    mem_free(axes);
+    mem_free(again);
+    model_free(turned);
+    model_free(m);
 }
 
 /* The same bytes whatever the threads. */
@@ -377,8 +461,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_architectures), cmocka_unit_test(test_obstacles),     cmocka_unit_test(test_rotation),
-        cmocka_unit_test(test_threads),       cmocka_unit_test(test_against_torch), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_architectures), cmocka_unit_test(test_obstacles), cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_eigenvectors),  cmocka_unit_test(test_axes),      cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_against_torch), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

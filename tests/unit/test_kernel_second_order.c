@@ -1,4 +1,6 @@
 /* lib/kernel: the factor of an inverse, error feedback over columns, transposition. */
+#include <stdlib.h>
+
 #include "tests/unit/kernel_test.h"
 
 /* h = x^T x of `rows` random rows with correlated columns, plus `damp` on the diagonal. */
@@ -49,6 +51,78 @@ static void test_gram(void **state) {
         for (size_t k = 0; k < n * n; k++)
             tolerance[k] = 4 * U * (double)(rows + 8) * (1 + sqrt(fabs(c.d[k / n * (n + 1)] * c.d[k % n * (n + 1)])));
         check_kernel("gram", run_gram, &h, n * n, NULL, c.d, tolerance);
+        arena_reset(&memory);
+    }
+}
+
+/* ---- the same in 16 bits ---- */
+
+/* By the textbook: rounded to whole multiples of the scale, summed up exactly, times both scales. */
+static float product16(const struct kernel_rows16 *a, size_t i, const float *x, const struct kernel_rows16 *b, size_t j,
+                       const float *y, float c) {
+    int64_t sum = 0;
+    for (size_t r = 0; r < a->rows; r++) {
+        float p = a->scale[i] > 0 ? x[r * a->n + i] * (1 / a->scale[i]) : 0;
+        float q = b->scale[j] > 0 ? y[r * b->n + j] * (1 / b->scale[j]) : 0;
+        assert_true(fabsf(p) < 32767.5f && fabsf(q) < 32767.5f);
+        sum += (int64_t)lrintf(p) * lrintf(q);
+    }
+    assert_true(llabs(sum) <= INT32_MAX);
+    return c + (float)sum * (a->scale[i] * b->scale[j]);
+}
+
+/* Both products, bit for bit, and a NaN that stays in its column. */
+static void check_products16(float *x, size_t n, const float *y, size_t m, size_t rows) {
+    float *gram16 = take(n * n, sizeof *gram16), *c = take(n * m, sizeof *c);
+    struct kernel_rows16 a = kernel_rows16_in(take(kernel_rows16_bytes(n), 1), n),
+                         b = kernel_rows16_in(take(kernel_rows16_bytes(m), 1), m);
+    for (size_t k = 0; k < n * n; k++) gram16[k] = 2;
+    for (size_t k = 0; k < n * m; k++) c[k] = 3;
+    kernel_rows16_take(&a, rows, x);
+    kernel_rows16_take(&b, rows, y);
+    kernel_gram16(&a, gram16);
+    kernel_product16(&a, &b, c);
+    for (size_t k = 0; k < n; k++)
+        for (size_t l = k; l < n; l++) {
+            float want = product16(&a, k, x, &a, l, x, 2);
+            assert_memory_equal(&gram16[k * n + l], &want, sizeof want);
+        }
+    for (size_t k = 0; k < n; k++)
+        for (size_t l = 0; l < m; l++) {
+            float want = product16(&a, k, x, &b, l, y, 3);
+            assert_memory_equal(&c[k * m + l], &want, sizeof want);
+        }
+    /* against f64; half a scale is of the norm 1 / 92400, each of them for itself */
+    for (size_t k = 0; k + 1 < n; k++) {
+        double sum = 0;
+        for (size_t l = 0; l < rows; l++) sum += (double)x[l * n + k] * x[l * n + k];
+        assert_true(fabs(gram16[k * (n + 1)] - 2 - sum) <= sum * sqrt((double)rows) / 46200 + 1e-5 * sum + 1e-6);
+    }
+    float first = x[0];
+    x[0] = NAN;
+    kernel_rows16_take(&a, rows, x);
+    kernel_gram16(&a, gram16);
+    assert_true(isnan(gram16[0]) && (n == 1 || (isnan(gram16[1]) && isfinite(gram16[n + 1]))));
+    x[0] = first;
+}
+
+static void test_products16(void **state) {
+    static const size_t sizes[][3] = {{1, 1, 1}, {33, 70, 17}, {96, 31, 1024}, {40, 64, 999}};
+    (void)state;
+    struct rng r = rng_init(9, 1);
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
+        size_t n = sizes[i][0], m = sizes[i][1], rows = sizes[i][2];
+        struct pair x = normals(&r, rows * n, 1), y = normals(&r, rows * m, 1e-3);
+        for (size_t k = 0; k < rows; k++) x.f[k * n] = 5; /* a column whose norm is as large as it gets for its size */
+        x.f[rows / 2 * n + n - 1] = 3e6f;                 /* one that is a single number */
+        for (size_t k = 0; m > 1 && k < rows; k++) y.f[k * m + 1] = k % 3 ? 0 : 1e-39f; /* one that is nothing */
+        EACH_PATH(path) {
+            for (int threads = 1; kernel_has_rows16() && threads <= 4; threads += 3) {
+                parallel_set_threads(threads);
+                check_products16(x.f, n, y.f, m, rows);
+            }
+        }
+        parallel_set_threads(parallel_default_threads());
         arena_reset(&memory);
     }
 }
@@ -216,6 +290,7 @@ static void test_feedback_reduces_the_error(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_gram, release_memory),
+        cmocka_unit_test_teardown(test_products16, release_memory),
         cmocka_unit_test_teardown(test_inverse_factor, release_memory),
         cmocka_unit_test_teardown(test_no_factor, release_memory),
         cmocka_unit_test_teardown(test_feedback, release_memory),

@@ -492,6 +492,118 @@ static void a_target_is_met_by_what_counts_least(void **state) {
     model_free(m);
 }
 
+static int half_of_a_float(void *ctx, const struct model_config *after, uint64_t *bytes, struct err *e) {
+    (void)ctx, (void)e;
+    *bytes = 2 * model_parameters(after);
+    return 0;
+}
+
+/* Layers that differ: the channels that count nothing are in one of them. */
+static void each_layer_gets_what_it_needs(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct prune_report r;
+    size_t shapes;
+    uint64_t target = model_parameters(&m->config) - 3 * (CHANNELS / 2) * 64;
+    for (uint32_t idle = 0; idle < 2; idle++) {
+        struct model *one = imported("tests/golden/tiny-llama");
+        scale_cols(model_param(one, ROLE_DOWN, idle), 0, CHANNELS / 2, 0);
+        struct stats *s = golden_stats(one);
+        struct prune_options o = {
+            .score = PRUNE_BY_TAYLOR, .stats = s, .target_uneven = true, .bytes = half_of_a_float};
+        for (int bytes = 0; bytes < 2; bytes++) {
+            o.target_params = bytes ? 0 : target, o.target_size = bytes ? 2 * target : 0;
+            OK(pruned(one, &o, &p, &r, &e));
+            assert_int_equal(model_parameters(&p->config), target);
+            assert_int_equal(p->config.layers[idle].ffn, CHANNELS / 2);
+            assert_int_equal(p->config.layers[!idle].ffn, CHANNELS);
+            float *before = sample_logits(one), *after = sample_logits(p);
+            assert_close(before, after, 24 * m->config.vocab_size, 1e-5);
+            mem_free(before);
+            mem_free(after);
+            prune_report_release(&r);
+            model_free(p);
+        }
+        OK(prune_target_shapes(one, &o, 10, &shapes, &e));
+        assert_true(shapes >= 1 && shapes <= 6);
+        o.target_nth = shapes;
+        assert_int_equal(pruned(one, &o, &p, &r, &e), ERR_USAGE);
+        assert_non_null(strstr(e.msg, "shapes to choose from"));
+        prune_report_release(&r);
+        stats_free(s);
+        model_free(one);
+    }
+    model_free(m);
+}
+
+/* Shapes come in the order of what they lose, each once, and each within the target. */
+static void shapes_come_in_order(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct stats *s = golden_stats(m);
+    struct prune_report r;
+    size_t shapes;
+    for (int uneven = 0; uneven < 2; uneven++) {
+        struct prune_options o = {.score = PRUNE_BY_TAYLOR, .stats = s, .target_share = 0.7, .target_uneven = uneven};
+        char seen[8][PRUNE_LAYERS_TEXT + 64] = {{0}};
+        OK(prune_target_shapes(m, &o, COUNT_OF(seen), &shapes, &e));
+        assert_true(shapes > (uneven ? 0 : 2));
+        for (o.target_nth = 0; o.target_nth < shapes; o.target_nth++) {
+            char gone[PRUNE_LAYERS_TEXT];
+            OK(pruned(m, &o, &p, &r, &e));
+            assert_true(10 * r.parameters_after <= 7 * r.parameters_before);
+            int at = snprintf(seen[o.target_nth], sizeof *seen, "%s:", prune_layers_text(&r, gone));
+            for (uint32_t l = 0; l < p->config.n_layers; l++)
+                at += snprintf(seen[o.target_nth] + at, sizeof *seen - (size_t)at, " %u %u %u",
+                               p->config.layers[l].n_heads, p->config.layers[l].n_kv_heads, p->config.layers[l].ffn);
+            for (size_t k = 0; k < o.target_nth; k++) assert_string_not_equal(seen[k], seen[o.target_nth]);
+            prune_report_release(&r);
+            model_free(p);
+        }
+    }
+    stats_free(s);
+    model_free(m);
+}
+
+/* Channels of the stream that nothing writes can go; as many as that keeps. */
+static void an_idle_part_of_the_stream_goes(void **state) {
+    (void)state;
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct prune_report r;
+    uint32_t n = m->config.hidden;
+    for (uint32_t i = 1; i < n; i += 2) {
+        scale_cols(model_param(m, ROLE_EMBED, 0), i, 1, 0);
+        for (uint32_t l = 0; l < 2; l++) {
+            fill_rows(model_param(m, ROLE_O, l), i, 1, 0);
+            fill_rows(model_param(m, ROLE_DOWN, l), i, 1, 0);
+        }
+    }
+    struct stats *s = golden_stats(m);
+    struct prune_options o = {.score = PRUNE_BY_STATS, .stats = s, .hidden = {.n = n / 2}};
+    OK(pruned(m, &o, &p, &r, &e));
+    assert_int_equal(p->config.hidden, n / 2);
+    assert_int_equal(p->config.head_dim, m->config.head_dim);
+    float *before = sample_logits(m), *after = sample_logits(p);
+    assert_close(before, after, 24 * m->config.vocab_size, 1e-4);
+    mem_free(before);
+    mem_free(after);
+    prune_report_release(&r);
+    model_free(p);
+    o.hidden.n = n + 1;
+    assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+    assert_non_null(strstr(e.msg, "cannot keep"));
+    prune_report_release(&r);
+    o.stats = NULL, o.score = PRUNE_BY_WEIGHTS, o.hidden.n = n / 2;
+    assert_int_equal(pruned(m, &o, &p, &r, &e), ERR_USAGE);
+    assert_non_null(strstr(e.msg, "needs --stats"));
+    prune_report_release(&r);
+    stats_free(s);
+    model_free(m);
+}
+
 static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     (void)state;
     struct err e;
@@ -722,6 +834,9 @@ int main(void) {
         cmocka_unit_test(scores_are_those_of_the_formulas),
         cmocka_unit_test(what_goes_is_compensated),
         cmocka_unit_test(a_target_is_met_by_what_counts_least),
+        cmocka_unit_test(each_layer_gets_what_it_needs),
+        cmocka_unit_test(shapes_come_in_order),
+        cmocka_unit_test(an_idle_part_of_the_stream_goes),
         cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
         cmocka_unit_test(what_cannot_be_pruned_is_refused),
         cmocka_unit_test(shares_of_a_width_become_blocks),

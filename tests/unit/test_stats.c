@@ -142,6 +142,59 @@ static void statistics_add_up(void **state) {
     arena_release(&a);
 }
 
+/* Of both texts in one go, and of one stream behind the other; without them on one side they do not add up. */
+static void head_moments_are_the_plain_sums(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    struct model *m = sample_model(&c, 1);
+    const uint32_t lengths[] = {20, 10};
+    uint32_t tokens[30];
+    sample_tokens(tokens, 30, c.vocab_size, 3);
+    struct model_input parts[] = {{20, 1, tokens, lengths}, {10, 1, tokens + 20, lengths + 1}};
+    struct stats *s, *back, *without = stats_of(m, &parts[0]);
+    struct grad_tape *t;
+    size_t n;
+    OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
+    OK(stats_new(&s, &c, NULL, &e));
+    assert_null(stats_head_gram(s, &n));
+    OK(stats_want_head_gram(s, &e));
+    double *sums = mem_zalloc(c.hidden * c.hidden * sizeof *sums, &e);
+    for (int i = 0; i < 2; i++) {
+        struct seen seen = {.point = POINT_HEAD_IN, .layer = 0};
+        OK(stats_collect(s, m, t, &parts[i], &e));
+        OK(model_infer(m, t, &parts[i], keep, &seen, NULL, NULL, &e));
+        assert_int_equal(seen.cols, c.hidden);
+        for (size_t r = 0; r < seen.rows; r++)
+            for (size_t j = 0; j < c.hidden * c.hidden; j++)
+                sums[j] += (double)seen.x[r * c.hidden + j / c.hidden] * seen.x[r * c.hidden + j % c.hidden];
+        mem_free(seen.x);
+        mem_free(seen.in);
+    }
+    struct buf b = saved(s), other = saved(without);
+    OK(load(&b, &back, &e));
+    const double *gram = stats_head_gram(back, &n);
+    assert_int_equal(n, c.hidden);
+    for (size_t j = 0; j < n * n; j++) {
+        double room = 1e-6 * sqrt(sums[j / n * (n + 1)] * sums[j % n * (n + 1)]); /* f32 within a batch */
+        assert_true(fabs(gram[j] - sums[j]) <= room);
+    }
+    struct stats *no = NULL;
+    OK(buf_append(&b, other.data, other.len, &e));
+    assert_int_equal(load(&b, &no, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "second moments"));
+    mem_free(sums);
+    stats_free(s);
+    stats_free(back);
+    stats_free(without);
+    buf_release(&b);
+    buf_release(&other);
+    grad_tape_free(t);
+    model_free(m);
+    arena_release(&a);
+}
+
 static void statistics_of_another_model_are_refused(void **state) {
     (void)state;
     struct err e;
@@ -223,9 +276,8 @@ static void hostile_statistics_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sums_are_the_plain_sums),
-        cmocka_unit_test(statistics_add_up),
-        cmocka_unit_test(statistics_of_another_model_are_refused),
+        cmocka_unit_test(sums_are_the_plain_sums),         cmocka_unit_test(statistics_add_up),
+        cmocka_unit_test(head_moments_are_the_plain_sums), cmocka_unit_test(statistics_of_another_model_are_refused),
         cmocka_unit_test(hostile_statistics_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,181 @@
+/* Shapes of a target: what they come to in bytes, and which of the best is best when it has been pruned. */
+#include <errno.h>
+#include <math.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "lib/compress/compress_internal.h"
+#include "lib/judge/judge.h"
+
+/* ---- bytes --------------------------------------------------------------------------------------------------------- */
+
+#define ROW 256 /* a length that all blocks divide */
+
+/* The widest type that a layer has. */
+static int note_type(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
+                     struct err *e) {
+    struct compress_sizes *z = ctx;
+    enum dtype *have = &z->stored[s.role];
+    (void)attrs, (void)data, (void)e;
+    if (!z->seen[s.role] || dtype_row_bytes(d->dtype, ROW) > dtype_row_bytes(*have, ROW)) *have = d->dtype;
+    z->seen[s.role] = true;
+    return 0;
+}
+
+int compress_sizes_begin(struct compress_sizes *z, struct session_file *model, struct err *e) {
+    struct model_head head = {0};
+    struct stream_item item;
+    struct stream_reader *in;
+    if (z->type) return 0;
+    if (!model->is_file)
+        return err_set(e, ERR_USAGE, "--target-size reads the model twice: give it as a file, or say --target-type");
+    int rc = session_file_again(model, STREAM_MODEL, &in, e);
+    if (!rc) rc = model_head_read(in, &head, &item, e);
+    if (!rc) rc = model_config_copy(&z->from, &head.config, &z->memory, e);
+    if (!rc) rc = model_each_desc(in, &head.config, &item, note_type, z, e);
+    model_head_release(&head);
+    return rc;
+}
+
+/* As it is written: where columns go, or with data all over, quantized tensors become f32. */
+static enum dtype stored_type(const struct compress_sizes *z, struct model_slot s, uint64_t cols) {
+    enum dtype is = z->stored[s.role];
+    enum model_axis axis = model_role_info(s.role)->cols;
+    bool narrower = axis != AXIS_ONE && model_axis_size(&z->from, axis, 0) != cols;
+    return dtype_info(is)->is_quantized && (z->floats || narrower) ? DT_F32 : is;
+}
+
+static uint64_t bytes_of(const struct model_config *c, struct model_slot s, enum dtype t) {
+    uint64_t dims[2] = {0};
+    bool matrix = model_slot_shape(c, s, dims) == 2;
+    return matrix ? dims[0] * dtype_row_bytes(t, dims[1]) : dtype_row_bytes(t, dims[0]);
+}
+
+static int quantized_bytes(const struct compress_sizes *z, const struct model_config *c, uint64_t *bytes,
+                           struct err *e) {
+    struct compress_quantize_options o = {.type = z->type, .method = "rtn"};
+    struct quant_plan plan = {0};
+    int rc = compress_make_plan(&plan, z->c, &o, c, e);
+    for (size_t i = 0; !rc && i < plan.n; i++) {
+        struct model_slot s = model_slot_at(c, i);
+        *bytes += bytes_of(c, s, model_role_is_matrix(s.role) ? plan.choices[i].to : DT_F32);
+    }
+    quant_plan_release(&plan);
+    return rc ? err_prefix(e, "--target-type") : 0;
+}
+
+int compress_bytes(void *ctx, const struct model_config *after, uint64_t *bytes, struct err *e) {
+    const struct compress_sizes *z = ctx;
+    *bytes = 0;
+    if (z->type) return quantized_bytes(z, after, bytes, e);
+    for (size_t i = 0; i < model_slot_count(after); i++) {
+        struct model_slot s = model_slot_at(after, i);
+        uint64_t dims[2] = {0}, cols = model_slot_shape(after, s, dims) == 2 ? dims[1] : 1;
+        *bytes += bytes_of(after, s, stored_type(z, s, cols));
+    }
+    return 0;
+}
+
+void compress_sizes_release(struct compress_sizes *z) {
+    arena_release(&z->memory);
+}
+
+/* ---- judgement ------------------------------------------------------------------------------------------------------- */
+
+struct judging {
+    const struct compress_judging *o;
+    struct prune_options how;
+    struct compress_judged whole;
+    struct judge_reference *of;
+};
+
+/* The model pruned as j->how says, into a file in memory. */
+static int prune_candidate(struct judging *j, int fd, struct prune_report *r, struct err *e) {
+    struct stream_reader *in;
+    struct stream_writer *w = NULL;
+    struct prune_calibration p = {.scratch = j->whole.scratch, .in = &j->whole.tokens.in, .n = 1};
+    int rc = session_file_again(j->o->model, STREAM_MODEL, &in, e);
+    if (!rc) rc = stream_writer_open(&w, fd, "a candidate", NULL, e);
+    if (!rc && j->how.calibrated) {
+        rc = model_layerwise_new(&p.model, kernel_cpu(), in, WEIGHTS_F32, NULL, NULL, e);
+        if (!rc) rc = prune_layerwise(&p, w, &j->how, r, e);
+        model_layerwise_free(p.model);
+    } else if (!rc) {
+        rc = prune_stream(in, w, &j->how, r, e);
+    }
+    if (!rc) rc = stream_writer_finish(w, NULL, e);
+    stream_writer_free(w);
+    return rc;
+}
+
+static int judge_written(struct judging *j, int fd, double *kl, struct err *e) {
+    struct stream_reader *in = NULL;
+    struct model *m = NULL;
+    if (lseek(fd, 0, SEEK_SET) != 0) return err_sys(e, errno, "a candidate");
+    int rc = stream_reader_open(&in, fd, "a candidate", STREAM_MODEL, e);
+    if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(&j->o->options->how), e);
+    if (!rc) rc = judge_reference_compare(j->of, m, j->whole.scratch, kl, e);
+    if (!rc && !isfinite(*kl)) rc = err_set(e, ERR_DATA, "shape %zu: the divergence is %g", j->how.target_nth + 1, *kl);
+    model_free(m);
+    stream_reader_free(in);
+    return rc;
+}
+
+static int report_shape(struct judging *j, const struct prune_report *r, double kl, struct err *e) {
+    cJSON *o = cJSON_CreateObject();
+    bool ok = o && json_put_u64(o, "parameters", r->parameters_after) && json_put_u64(o, "layers", r->after.n_layers) &&
+              json_put_f64(o, "divergence", kl) &&
+              cJSON_AddItemToArray(cJSON_GetObjectItemCaseSensitive(cli_report(j->o->c), "shapes"), o);
+    if (!ok) {
+        cJSON_Delete(o);
+        return err_nomem(e, "report");
+    }
+    cli_say(j->o->c, "shape %zu: %.2f M parameters, %u layers: divergence %.5f", j->how.target_nth + 1,
+            (double)r->parameters_after / 1e6, r->after.n_layers, kl);
+    return 0;
+}
+
+static int judge_shape(struct judging *j, double *kl, struct err *e) {
+    struct prune_report r = {0};
+    int fd = memfd_create("candidate", MFD_CLOEXEC);
+    if (fd < 0) return err_sys(e, errno, "memory for a candidate");
+    int rc = prune_candidate(j, fd, &r, e);
+    if (!rc) rc = judge_written(j, fd, kl, e);
+    if (!rc) rc = report_shape(j, &r, *kl, e);
+    close(fd);
+    prune_report_release(&r);
+    return rc;
+}
+
+static int judge_all(struct judging *j, size_t n, size_t *best, struct err *e) {
+    double least = 0, kl;
+    cli_progress_begin(j->o->c, "shapes", n);
+    int rc = 0;
+    for (size_t i = 0; !rc && i < n; i++) {
+        j->how.target_nth = i;
+        rc = judge_shape(j, &kl, e);
+        if (!rc && (i == 0 || kl < least)) least = kl, *best = i;
+        if (!rc) cli_progress(j->o->c, i + 1, NULL);
+    }
+    cli_progress_end(j->o->c);
+    return rc;
+}
+
+int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct err *e) {
+    struct judging j = {.o = o, .how = *o->prune};
+    struct compress_judged *whole = &j.whole;
+    const struct compress_prune_options *by = o->options;
+    size_t n = 0;
+    j.how.warn = NULL, j.how.sparse = NULL;
+    int rc = compress_judged_open(whole, o->c, "--candidates", by->data, by->max_tokens, &by->how,
+                                  session_weight_format(&by->how), e);
+    if (!rc) rc = prune_target_shapes(whole->model, &j.how, by->candidates, &n, e);
+    if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &whole->tokens.in, e);
+    model_free(whole->model); /* before there are others */
+    whole->model = NULL;
+    if (!rc && !cJSON_AddArrayToObject(cli_report(o->c), "shapes")) rc = err_nomem(e, "report");
+    if (!rc) rc = judge_all(&j, n, best, e);
+    judge_reference_free(j.of);
+    compress_judged_release(whole);
+    return rc;
+}
