@@ -87,8 +87,10 @@ static struct cli_option options[] = {
      .needs = {"target-bpw|target-size", "data"},
      .help =
          "go on from the best plan by the true divergence from the original on --data, in so many moves of bits from "
-         "some matrices to others, all rounded to nearest, whatever --method does then; for good results 200 or more. "
-         "Two copies of the model in memory"},
+         "some matrices to others; for good results 200 or more. They are judged rounded to nearest or by hqq; for "
+         "gptq "
+         "and learned, which go on from the plan, nearest with as much less error as these leave. Two copies of the "
+         "model in memory"},
     {.name = "search-tokens",
      .type = CLI_U64,
      .to = &o.search_tokens,

@@ -20,9 +20,11 @@ static void step_done(void *c, uint32_t done) {
     cli_progress(c, done, NULL);
 }
 
-static int put_search(struct cli *c, const struct quant_search_result *r, struct err *e) {
-    cli_say(c, "divergence on the data of the search, all to nearest: %.5f, found %.5f (%llu tried, %llu accepted)",
-            r->before, r->after, (unsigned long long)r->tried, (unsigned long long)r->accepted);
+static int put_search(struct compress *k, const struct quant_search_result *r, struct err *e) {
+    struct cli *c = k->c;
+    cli_say(c, "divergence on the data of the search, %s: %.5f, found %.5f (%llu tried, %llu accepted)",
+            k->how.calibrated ? "with what the method is expected to leave" : "all to nearest", r->before, r->after,
+            (unsigned long long)r->tried, (unsigned long long)r->accepted);
     cJSON *o = cJSON_AddObjectToObject(cli_report(c), "search");
     bool ok = o && json_put_u64(o, "positions", r->positions) && json_put_f64_or_null(o, "before", r->before) &&
               json_put_f64_or_null(o, "after", r->after) && json_put_u64(o, "tried", r->tried) &&
@@ -78,7 +80,7 @@ int compress_plan_target(struct compress *k, struct err *e) {
     b.traces = traces;
     if (!rc) rc = make_plan(k, &b, in, &r, e);
     if (!rc) rc = put_budget(k->c, &r, e);
-    if (!rc && o->search) rc = put_search(k->c, &r.search, e);
+    if (!rc && o->search) rc = put_search(k, &r.search, e);
     if (!rc) rc = buf_append(&k->plan, "", 1, e);
     mem_free(types);
     mem_free(traces);

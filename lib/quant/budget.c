@@ -4,11 +4,6 @@
 #include <string.h>
 
 #include "lib/quant/budget.h"
-#include "lib/quant/second_order.h"
-
-/* Of the error that rounding to nearest makes in a matrix's outputs, what a method with data leaves: 0.1 to 0.45 in the layers of SmolLM2
- * and of the embedded model, in most 0.3 to 0.45 (README.md). */
-#define LEFT_BY_FEEDBACK 0.4
 
 /* ---- the types to choose from ---- */
 
@@ -106,14 +101,6 @@ static double scale_of(const struct budget_job *j, size_t slot, const struct mea
     return sum > 0 ? 0.5 * j->b->traces[slot] / ((double)m->rows * sum) : 0;
 }
 
-/* Errors are measured by rounding to nearest: what of them will be left. */
-static double left_by_method(const struct budget_job *j, struct model_slot s, enum dtype to) {
-    bool in_layer = model_role_in_layer(s.role) && model_role_info(s.role)->input != POINT_EXPERT_IN &&
-                    model_role_info(s.role)->input != POINT_EXPERT_DOWN_IN;
-    bool fed_back = j->pass.o->calibrated && second_order_takes(to) && (in_layer || pass_knows_head(&j->pass, s, to));
-    return fed_back ? LEFT_BY_FEEDBACK : 1;
-}
-
 static int measure_matrix(struct budget_job *j, struct model_slot s, const struct tensor_desc *d, const void *data,
                           struct err *e) {
     enum dtype types[SENSE_TYPES];
@@ -138,8 +125,8 @@ static int measure_matrix(struct budget_job *j, struct model_slot s, const struc
     if (rc) return rc;
     m->scale = scale_of(j, at, m, importance, sense.power);
     for (size_t i = 0; i < m->n; i++)
-        m->candidates[i] =
-            (struct candidate){types[i], m->scale * sense_error(&sense, types[i]) * left_by_method(j, s, types[i])};
+        m->candidates[i] = (struct candidate){types[i], m->scale * sense_error(&sense, types[i]) *
+                                                            left_by_method(&j->pass, s, types[i])};
     return 0;
 }
 

@@ -68,6 +68,9 @@ double sense_error(const struct sense *s, enum dtype to); /* of one that was mea
 
 /* ---- going on by the true divergence (search.c) ---------------------------------------------------------------------- */
 
+/* Errors are measured by rounding to nearest: the share of their squares that p's method is expected to leave in a matrix. */
+double left_by_method(const struct pass *p, struct model_slot s, enum dtype to);
+
 struct search_tensor { /* as it is stored */
     struct tensor_desc d;
     unsigned char *data; /* NULL: no matrix */

@@ -96,7 +96,8 @@ enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
  * divergence of the next token from the original's, on a quarter of the sequences and where it is smaller there on all; what is
  * better on all replaces the plan. So what is found is at most as far from the original, on these sequences, as what it began
  * with. What is expected of a matrix is learned from the plans that were judged, and every eighth is the best plan by that.
- * Blocks are those of o's method to nearest (o->hqq, o->clip), whatever carries the plan out. A function of the seed.
+ * Blocks are those of o's method to nearest (o->hqq, o->clip); with o->calibrated, whose blocks would take a run of it for each plan, with
+ * as much less error in each value as error feedback leaves of its squares. A function of the seed.
  * The model is left with the values of what was found. Memory: the matrices as they are stored, their blocks in each type that was tried,
  * and lib/judge's positions * (vocabulary + (layers + 2) * hidden) * 4 bytes. ERR_DATA: it does not predict the next token.
  */
