@@ -1,23 +1,30 @@
-# rill.mk: pattern rules for compression runs. Include it in a Makefile of your own, behind the variables that
+# rill.mk: pattern rules for compression runs. Include it in a Makefile of your own, after the variables that
 # you set, and name what you want:
 #
 #     TEACHER := teacher.rill
 #     include rill.mk
 #     student.q4_k_m.rill:            # student.rill, quantized
-#     wiki.kd.rill:                   # what TEACHER says about wiki.txt, as ENCODE
+#     wiki.kd.rill:                   # the predictions of TEACHER on wiki.txt, encoded as ENCODE
 #
-#     FILE.tok.rill      from FILE.txt         tokens, packed into sequences of CONTEXT
-#     FILE.kd.rill       from FILE.tok.rill    the teacher's distributions
-#     FILE.stats.rill    from FILE.tok.rill    the teacher's activations
-#     FILE.TYPE.rill     from FILE.rill        quantized to TYPE (q8_0, q6_k, q4_k_m, iq4_xs, q4_0, ...)
-#     FILE.gguf          from FILE.rill        for llama.cpp
-#     FILE.eval.json     from FILE.rill        perplexity on EVAL (a .tok.rill)
+#     FILE.tok.rill            from FILE.txt         tokens, joined and cut into sequences of CONTEXT
+#     FILE.kd.rill             from FILE.tok.rill    the teacher's predictions
+#     FILE.stats.rill          from FILE.tok.rill    statistics of the teacher's activations
+#     FILE.imatrix.gguf        from FILE.stats.rill  the same for llama-quantize
+#     FILE.TYPE.rill           from FILE.rill        quantized to TYPE (q8_0, q6_k, q4_k_m, iq4_xs, q4_0, ...)
+#     FILE.TYPE.imatrix.rill   from FILE.rill        the same, weighted by FILE's own statistics on MEASURE
+#     FILE.TYPE.gptq.rill      from FILE.rill        the same by GPTQ, with the tokens MEASURE
+#     FILE.BITSbpw.rill        from FILE.rill        the best types within BITS bits per weight (3, 3.5, ... 8), measured on MEASURE
+#     FILE.trained.rill        from FILE.rill        trained by DISTILL on LEARN (a .kd.rill, or a .tok.rill), with FILE.trained.log
+#     FILE.svg                 from FILE.log         learning curves
+#     FILE.gguf                from FILE.rill        for llama.cpp
+#     FILE.eval.json           from FILE.rill        perplexity on EVAL (a .tok.rill)
+#     FILE.kld.json            from FILE.rill        divergence from TEACHER on EVAL
 #
-# and for pruning in rounds, each of which prunes what the one before has left and recovered:
+# and for iterative pruning, in rounds, each of which prunes the result of the round before and trains it:
 #
-#     FILE.round1.rill   from FILE.rill          FILE.round1.cut.rill, trained by DISTILL on LEARN (a .kd.rill, or a .tok.rill)
-#     FILE.round1.cut.rill    from FILE.rill          pruned by PRUNE, with statistics on MEASURE (a .tok.rill)
-#     FILE.round2.rill   from FILE.round1.rill   and so on to round 4; PRUNE_2 and DISTILL_2 say what is different in it
+#     FILE.round1.rill         from FILE.rill            FILE.round1.cut.rill, trained by DISTILL on LEARN
+#     FILE.round1.cut.rill     from FILE.rill            pruned by PRUNE, with statistics on MEASURE (a .tok.rill)
+#     FILE.round2.rill         from FILE.round1.rill     and so on to round 4; PRUNE_2 and DISTILL_2 override the options of round 2
 #
 #     TEACHER := teacher.rill
 #     LEARN := wiki.kd.rill
@@ -26,11 +33,11 @@
 #     include rill.mk
 #     all: teacher.round2.eval.json
 #
-# Weights are cut by --data instead of statistics, and stay zero: PRUNE_1 := --sparsity 30% --method sparsegpt --data wiki.tok.rill,
-# PRUNE_2 := the same at 50%, DISTILL := --keep-mask --steps 100.
+# To prune single weights by --data instead of statistics, and keep them at zero: PRUNE_1 := --sparsity 30% --method sparsegpt --data wiki.tok.rill,
+# PRUNE_2 := the same with 50%, DISTILL := --keep-mask --steps 100.
 #
-# Every program writes its output whole or not at all, so an interrupted `make` leaves no half file behind, and a failing
-# program in a pipe makes the next one fail too.
+# Every program writes its output completely or not at all, so an interrupted `make` leaves no partial files, and if a program of a
+# pipe fails, so does the next one.
 
 RILL ?= rill
 TEACHER ?= teacher.rill
@@ -41,10 +48,11 @@ PRUNE ?= --layers 84% --ffn 84%
 DISTILL ?= --loss kl
 LEARN ?= corpus.kd.rill
 MEASURE ?= corpus.tok.rill
-RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0 iq4_nl iq4_xs mxfp4 q3_k_l q3_k_m q3_k_s q2_k bf16 f16
+RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0 iq4_nl iq4_xs mxfp4 q3_k_l q3_k_m q3_k_s iq3_m iq3_s iq3_xs \
+    iq3_xxs q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs tq2_0 tq1_0 f32 bf16 f16
 
 .DELETE_ON_ERROR:
-.SECONDARY: # what one rule makes for the next is kept: make would delete the models that it has just judged
+.SECONDARY: # keep intermediate files: make would delete the models that it has just evaluated
 
 %.tok.rill: %.txt $(TEACHER)
 	$(RILL) tokenize -m $(TEACHER) --context $(CONTEXT) $< -o $@ --force
@@ -58,11 +66,29 @@ RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_
 define rill_type_rule
 %.$(1).rill: %.rill
 	$$(RILL) quantize --type $(1) $$< -o $$@ --force
+%.$(1).gptq.rill: %.rill $$(MEASURE)
+	$$(RILL) quantize --type $(1) --method gptq --data $$(MEASURE) $$< -o $$@ --force
+%.$(1).imatrix.rill: %.rill $$(MEASURE)
+	$$(RILL) calibrate -m $$< $$(MEASURE) | $$(RILL) quantize --type $(1) --stats - $$< -o $$@ --force
 endef
 $(foreach type,$(RILL_TYPES),$(eval $(call rill_type_rule,$(type))))
 
-# $(call rill_round,N,SUFFIX): a round of its own for each number, because make takes no pattern rule twice on the way to a file; SUFFIX
-# is that of the round before.
+define rill_bits_rule
+%.$(1)bpw.rill: %.rill $$(MEASURE)
+	$$(RILL) calibrate -m $$< $$(MEASURE) | $$(RILL) quantize --target-bpw $(1) --stats - --fisher $$(MEASURE) $$< -o $$@ --force
+endef
+$(foreach bits,3 3.5 4 4.5 5 5.5 6 7 8,$(eval $(call rill_bits_rule,$(bits))))
+
+%.trained.rill: %.rill $(LEARN)
+	$(RILL) distill -m $< $(DISTILL) --log $*.trained.log $(LEARN) -o $@ --force
+
+%.trained.log: %.trained.rill ;
+
+%.svg: %.log
+	$(RILL) plot $< -o $@ --force
+
+# $(call rill_round,N,SUFFIX): rules for round N, since make applies no pattern rule twice on the way to a file; SUFFIX
+# is that of the previous round.
 rill_prune = $(or $(PRUNE_$(1)),$(PRUNE))
 define rill_round
 %.round$(1).cut.rill: %$(2).rill $$(MEASURE)
@@ -74,8 +100,14 @@ endef
 $(eval $(call rill_round,1,))
 $(foreach round,2 3 4,$(eval $(call rill_round,$(round),.round$(shell expr $(round) - 1))))
 
+%.imatrix.gguf: %.stats.rill
+	$(RILL) export --to imatrix $< -o $@ --force
+
 %.gguf: %.rill
 	$(RILL) export --to gguf $< -o $@ --force
 
 %.eval.json: %.rill $(EVAL)
 	$(RILL) eval -m $< $(EVAL) -o $@ --force
+
+%.kld.json: %.rill $(EVAL) $(TEACHER)
+	$(RILL) teacher-infer -m $(TEACHER) $(EVAL) | $(RILL) eval -m $< --reference - -o $@ --force

@@ -7,27 +7,26 @@ static uint64_t limit;
 static bool gradients, head_gram;
 
 static const struct cli_option options[] = {
-    SESSION_MODEL(how, "FILE", true, "the model stream to watch"),
+    SESSION_MODEL(how, "FILE", true, "the model to observe"),
     SESSION_PRECISION(how),
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &limit,
      .arg = "N",
      .fallback = "0",
-     .help = "stop after the batch that reaches N positions; 0: use all"},
+     .help = "stop after the batch that reaches N tokens; 0: use all"},
     {.name = "gradients",
      .type = CLI_FLAG,
      .to = &gradients,
      .needs = {"!precision=bf16", "!precision=int8"},
-     .help =
-         "also what each channel and head counts for the loss, by gradients, for prune --score taylor and "
-         "--target-params; in f32, with a backward pass for each sequence, and memory for a gradient of each weight"},
+     .help = "also collect, from gradients, how much each channel and head matters to the loss, for prune --score "
+             "taylor and --target-params; in f32, with a backward pass per sequence and memory for the gradient of "
+             "every weight"},
     {.name = "head-moments",
      .type = CLI_FLAG,
      .to = &head_gram,
-     .help =
-         "also how the inputs of the head go together (second moments, hidden x hidden), by which quantize --method "
-         "gptq quantizes it"},
+     .help = "also collect the second moments of the inputs of the head (hidden x hidden), with which quantize "
+             "--method gptq quantizes the head, too"},
     {0},
 };
 
@@ -110,25 +109,25 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "calibrate",
-        .summary = "activation statistics of a model on a token stream",
+        .summary = "collect activation statistics of a model on calibration data",
         .operands = "[TOKENS]",
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Runs a model over a token stream and sums up the inputs of its matrices: |x|, x^2 and "
-            "per-sequence means of every channel, the block influence of every layer (how far it turns "
-            "the residual stream), and the angle between what comes into a layer and leaves another. The layers "
-            "of least influence are named on standard error, all of them with -v.\nThe result feeds "
-            "prune (--stats) and quantize (--stats). Statistics are sums: `cat a.stats.rill b.stats.rill` "
-            "is the statistics of both corpora together.",
-        .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n    statistics of model.rill on "
-                    "tokens.rill\n"
-                    "rill calibrate -m model.rill --gradients tokens.rill -o model.stats.rill\n    for "
-                    "prune --score taylor, too\n"
-                    "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n    for quantize "
-                    "--method gptq, too\n",
+            "Runs a model over a token stream and collects statistics of the inputs of its matrices: |x|, x^2 and "
+            "per-sequence means of every channel, the block influence of every layer (how much it changes the "
+            "direction of the residual stream), and the angle between the input of each layer and the output of "
+            "another. The layers with the least influence are named on standard error; -v lists all of them.\n\nThe "
+            "result is for prune --stats and quantize --stats. Statistics are sums: `cat a.stats.rill b.stats.rill` "
+            "gives the statistics of both corpora together.",
+        .examples = "rill calibrate -m model.rill tokens.rill -o model.stats.rill\n"
+                    "    statistics of model.rill on tokens.rill\n"
+                    "rill calibrate -m model.rill --gradients tokens.rill -o model.stats.rill\n"
+                    "    also for prune --score taylor\n"
+                    "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n"
+                    "    also for the head in quantize --method gptq\n",
         .options = options,
         .run = run,
     };

@@ -11,12 +11,16 @@ static const struct cli_option options[] = {
      .type = CLI_LIST,
      .to = &select_globs,
      .arg = "GLOB",
-     .help = "keep only tensors of these names"},
-    {.name = "drop", .type = CLI_LIST, .to = &drop_globs, .arg = "GLOB", .help = "leave out tensors of these names"},
+     .help = "keep only tensors whose names match GLOB"},
+    {.name = "drop",
+     .type = CLI_LIST,
+     .to = &drop_globs,
+     .arg = "GLOB",
+     .help = "leave out tensors whose names match GLOB"},
     {.name = "merge",
      .type = CLI_FLAG,
      .to = &merge,
-     .help = "make one segment of data streams that have the same description, with consecutive sequence numbers"},
+     .help = "join data streams with the same description into one segment, and number their sequences consecutively"},
     {0},
 };
 
@@ -76,21 +80,22 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "cat",
-        .summary = "join streams, take parts of them, change how they are stored",
+        .summary = "join streams, extract parts of them, or recompress them",
         .operands = "[FILE...]",
         .max_operands = -1,
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
-        .description = "Writes the segments of its inputs one after another. Tensors are copied as they are stored; "
-                       "with --codec they are decoded and encoded anew. The system's cat joins streams too; this one "
-                       "verifies what it copies, and says so in the provenance.\n\n--select and --drop take shell "
-                       "patterns and may be repeated; what both name is dropped. The tensors `tokens` and `lengths` of "
-                       "a batch always stay. Batches that lose tensors are encoded anew, raw unless --codec is given.",
+        .description =
+            "Writes the segments of its inputs one after another. Tensors are copied as they are stored, or stored "
+            "anew with --codec. The system's cat can join streams too; this one verifies what it copies, and records "
+            "it in the provenance.\n\n--select and --drop take shell patterns and may be repeated; --drop wins over "
+            "--select. The tensors `tokens` and `lengths` of a batch are always kept. Batches that lose tensors are "
+            "stored raw unless --codec is given.",
         .examples = "rill cat model.rill --codec planes > model.small.rill\n"
                     "    the same model in two thirds of the bytes\n"
                     "rill cat --merge a.tok.rill b.tok.rill > both.tok.rill\n"
-                    "    one token stream of two\n"
+                    "    one token stream from two\n"
                     "rill cat --select 'layers.0.*' --select norm.weight model.rill > part.rill\n"
                     "    some of the tensors\n",
         .options = options,

@@ -10,7 +10,7 @@ static const struct cli_option options[] = {
     {.name = "finite",
      .type = CLI_FLAG,
      .to = &finite,
-     .help = "also fail when a value is NaN or infinite (exit code 4)"},
+     .help = "also fail (exit code 4) if a value is NaN or infinite"},
     {0},
 };
 
@@ -90,15 +90,14 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Reads each stream to its end and verifies all of it: checksums, order, counts, index, that "
-            "compressed data decodes, and that the sequences of batches follow each other. Prints OK with "
-            "the totals and the digest of the content, a line for each stream; nothing with -q.\n\nThe exit "
-            "code is 3 when a stream is damaged, cut or otherwise malformed, and 4 when --finite finds a NaN "
-            "or an infinity.",
+            "Reads each stream to its end and verifies all of it: checksums, order, counts, the index, that compressed "
+            "data decodes, and that the sequences in the batches are consecutive. Prints a line with OK, the totals "
+            "and the digest of the content for each stream, or nothing with -q.\n\nThe exit code is 3 if a stream is "
+            "damaged, truncated or otherwise malformed, and 4 if --finite finds a NaN or an infinity.",
         .examples = "rill check model.rill\n"
-                    "    is this file whole?\n"
+                    "    is this file intact?\n"
                     "rill check -q --finite model.rill\n"
-                    "    the same for a script, with a look at the values\n",
+                    "    the same in a script, checking the values too\n",
         .options = options,
         .run = run,
     };

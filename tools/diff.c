@@ -8,21 +8,24 @@ static double max_abs, mean_abs, min_cosine;
 static bool as_json, all;
 
 static const struct cli_option options[] = {
-    {.name = "max-abs", .type = CLI_F64, .to = &max_abs, .arg = "X", .help = "allow differences of values up to X"},
+    {.name = "max-abs", .type = CLI_F64, .to = &max_abs, .arg = "X", .help = "allow values to differ by up to X"},
     {.name = "mean-abs",
      .type = CLI_F64,
      .to = &mean_abs,
      .arg = "X",
-     .help = "allow a mean difference in a tensor up to X"},
+     .help = "allow the mean difference in a tensor to be up to X"},
     {.name = "min-cosine",
      .type = CLI_F64,
      .to = &min_cosine,
      .arg = "X",
      .min = -1,
      .max = 1,
-     .help = "allow a cosine of two tensors down to X"},
+     .help = "allow the cosine between two tensors to be as low as X"},
     {.name = "all", .type = CLI_FLAG, .to = &all, .help = "list equal tensors too"},
-    {.name = "json", .type = CLI_FLAG, .to = &as_json, .help = "write JSON, a line for each tensor and one for all"},
+    {.name = "json",
+     .type = CLI_FLAG,
+     .to = &as_json,
+     .help = "print JSON, one object per tensor and one for the total"},
     {0},
 };
 
@@ -182,18 +185,17 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Compares tensors of equal names, in f32 whatever the element types: the largest, mean and root "
-            "mean square difference, the relative error ||A - B|| / ||A||, the cosine, and the bits an "
-            "element takes in B; and the descriptions. Prints what differs, then the same of all tensors "
-            "together, and fails with exit code 4 when anything differs.\n\nWith limits (--max-abs, "
-            "--mean-abs, --min-cosine) it fails when a tensor is outside one of them, or is missing or of "
-            "another shape; other differences are only printed.\n\nData streams are compared batch by batch, "
-            "and the differences of each name are printed together. Otherwise B must be a regular file; A "
-            "may be -, standard input. Provenance and the way data is stored are not compared.",
+            "Compares tensors of the same name, in f32 whatever their types: the largest, mean and root mean square "
+            "difference, the relative error ||A - B|| / ||A||, the cosine, and the bits per element in B. Metadata is "
+            "compared too. Prints what differs, then the same figures over all tensors, and fails with exit code 4 if "
+            "anything differs.\n\nWith limits (--max-abs, --mean-abs, --min-cosine) it fails only if a tensor exceeds "
+            "one of them, is missing, or has another shape; other differences are just printed.\n\nData streams are "
+            "compared batch by batch, and printed together by tensor name. For other streams B must be a regular file; "
+            "A may be standard input (-). Provenance, and how the data is stored, are not compared.",
         .examples = "rill diff model.rill other.rill\n"
                     "    what differs\n"
                     "rill diff --min-cosine 0.99 model.rill model.q4.rill\n"
-                    "    what quantization did to each tensor, and is every one near enough?\n",
+                    "    how much quantization changed each tensor, and is each within the limit?\n",
         .options = options,
         .run = run,
     };

@@ -7,42 +7,41 @@ static struct job_options o = {.teacher.role = "teacher"};
 static double price;
 
 static struct cli_option options[] = {
-    SESSION_MODEL(o.student, "STUDENT", true, "the student to begin with, a model stream"),
+    SESSION_MODEL(o.student, "STUDENT", true, "the student to start from"),
     {.name = "loss", .type = CLI_LIST, .to = &o.losses, .arg = "LOSS"}, /* choices and help: the table's, see main */
     {.name = "list-losses",
      .type = CLI_FLAG,
      .prints = loss_print_table,
-     .help = "show every loss: its formula, where it comes from, its keys, and what the data must have"},
+     .help = "list all losses with their formulas, sources, keys, and the data they need"},
     {.name = "teacher",
      .type = CLI_STRING,
      .to = &o.teacher.model,
      .arg = "MODEL",
      .completes_files = true,
-     .help = "a teacher that runs beside the student, a model stream, quantized or not: the data may then be plain "
-             "tokens, and "
-             "any loss may ask it"},
+     .help = "online teacher: a model, quantized or not, that runs during training; the data may then be plain tokens, "
+             "and every loss can use it"},
     {.name = "teacher-precision",
      .type = CLI_CHOICE,
      .to = &o.teacher.precision,
      .choices = "auto|int8|bf16|f32",
      .fallback = "auto",
      .needs = {"teacher"},
-     .help = "of the teacher's activations and products, as teacher-infer --precision"},
+     .help = "precision of the teacher, as for teacher-infer --precision"},
     {.name = "teacher-weights",
      .type = CLI_CHOICE,
      .to = &o.teacher_weights,
      .choices = "resident|stream",
      .fallback = "resident",
      .needs = {"teacher"},
-     .help = "stream: the teacher is read layer by layer, once for each step, or for as much of it as has its hidden "
-             "states in an eighth of the free memory, which else holds one layer"},
+     .help = "stream: read the teacher layer by layer, holding one layer in memory; it is read once per step, or more "
+             "often if the hidden states of the step do not fit in an eighth of free memory"},
     {.name = "exit",
      .type = CLI_STRING,
      .to = &o.exits,
      .arg = "LAYERS",
-     .help = "N,N,...: further heads after that many layers, with the norm and weights of the last one, for losses "
-             "with at=exits or "
-             "at=N; the saved model is as without them"},
+     .help =
+         "N,N,...: train early exits, heads after that many layers that share the final norm and output matrix, for "
+         "losses with at=exits or at=N; the saved model does not include them"},
     {.name = "lr",
      .type = CLI_F64,
      .to = &o.distill.plan.now.lr,
@@ -57,7 +56,7 @@ static struct cli_option options[] = {
      .arg = "RATE",
      .min = 0,
      .max = 10,
-     .help = "learning rate of the last step (default: a tenth of --lr)"},
+     .help = "learning rate at the last step (default: a tenth of --lr)"},
     {.name = "warmup",
      .type = CLI_U64,
      .to = &o.distill.plan.now.warmup,
@@ -68,18 +67,17 @@ static struct cli_option options[] = {
      .to = &o.distill.plan.now.steps,
      .arg = "N",
      .min = 1,
-     .help = "optimizer steps of the schedule; then it stops (default: as many as the data has, which must be a file "
-             "then)"},
+     .help = "number of optimizer steps (default: as many as the data allows; the data must then be a file)"},
     {.name = "schedule",
      .type = CLI_LIST,
      .to = &o.schedules,
      .arg = "SCHEDULE",
-     .help =
-         "what follows the warmup: cosine (the default), linear, constant, or wsd[:decay=SHARE], which falls as "
-         "1 - sqrt in the last SHARE of the steps (0.2). May be repeated with UNTIL:[NAME:]steps=N,warmup=N,lr=RATE,"
-         "lr-min=RATE: up to step UNTIL the learning rate is that of a run with these numbers, in order. --resume "
-         "with another schedule adds the one before to the provenance, so that one command makes the same model "
-         "from the beginning"},
+     .help = "learning rate after warmup: cosine (the default), linear, constant, or wsd[:decay=SHARE] "
+             "(warmup-stable-decay), which falls as 1 - sqrt during the last SHARE of the steps (0.2). For "
+             "earlier steps, UNTIL:[NAME:]steps=N,warmup=N,lr=RATE,lr-min=RATE: up to step UNTIL the rate is that of a "
+             "run with "
+             "these settings. If --resume changes the schedule, the earlier one is added to the provenance, so that a "
+             "single command reproduces the model"},
     {.name = "epochs",
      .type = CLI_U64,
      .to = &o.epochs,
@@ -87,20 +85,20 @@ static struct cli_option options[] = {
      .fallback = "1",
      .min = 1,
      .max = 1e6,
-     .help = "times the data is read; more than once only from a file"},
+     .help = "number of passes over the data; more than one needs a file"},
     {.name = "shuffle",
      .type = CLI_FLAG,
      .to = &o.shuffle,
-     .help = "take the data's sequences (its packs, if it has any) in a random order, another one in each epoch, by "
-             "--seed. The data must be a file, which may be larger than memory: 20 bytes a sequence are"},
+     .help = "shuffle the sequences (or packs) of the data, differently in each epoch, by --seed. The data must be a "
+             "file, but may be larger than memory: only 20 bytes per sequence are held"},
     {.name = "mix",
      .type = CLI_LIST,
      .to = &o.mix,
      .arg = "FILE",
      .completes_files = true,
-     .help = "FILE[=WEIGHT]: take WEIGHT (1) positions of this file for each one of the data, sequence by sequence in "
-             "that proportion; may be repeated. A file that ends begins anew, and an epoch is one of the data. All "
-             "hold the same: vocabulary, response and fields"},
+     .help = "FILE[=WEIGHT]: mix in WEIGHT (default 1) positions of this file for each position of the data, sequence "
+             "by sequence. A file that ends starts over; an epoch is one pass over the main data. All files must have "
+             "the same vocabulary, predictions and fields"},
     {.name = "decay-data",
      .type = CLI_LIST,
      .to = &o.decay_data,
@@ -108,8 +106,8 @@ static struct cli_option options[] = {
      .completes_files = true,
      .needs = {"schedule"},
      .help =
-         "FILE[=WEIGHT]: in the decay of the schedule wsd take the data from this file, or these, in proportion to "
-         "their weights (1), instead; may be repeated. A file of before that is to stay is named again, and goes on "
+         "FILE[=WEIGHT]: during the decay phase of --schedule wsd, use this file (several in proportion to their "
+         "weights, default 1) instead of the data. Name a file from before the decay again to keep it; it continues "
          "where it was"},
     {.name = "batch-tokens",
      .type = CLI_U64,
@@ -117,53 +115,51 @@ static struct cli_option options[] = {
      .arg = "N",
      .fallback = "8192",
      .min = 1,
-     .help =
-         "positions in an optimizer step: whole sequences (whole packs, of tokenize --pack), until there are at least "
-         "as many"},
+     .help = "positions per optimizer step: whole sequences (or packs of tokenize --pack) are added until there are at "
+             "least this many"},
     {.name = "micro-tokens",
      .type = CLI_U64,
      .to = &o.distill.micro_tokens,
      .arg = "N",
      .fallback = "1024",
      .min = 1,
-     .help = "positions in one forward and backward pass, at most (but one sequence); memory grows with it"},
+     .help = "positions per forward and backward pass, at most (but at least one sequence); memory grows with it"},
     SESSION_TRAINING_PRECISION(o.student),
     {.name = "quantize",
      .type = CLI_STRING,
      .to = &o.quantize,
      .arg = "TYPE",
      .needs = {"!lora"},
-     .help = "train the student for being quantized: its forward passes read each matrix as quantize --type TYPE "
-             "stores it, gradients move f32 masters behind it (straight-through), and what is written are the blocks "
-             "of the last step. --eval judges these, too"},
+     .help = "quantization-aware training: forward passes use each matrix as quantize --type TYPE stores it, gradients "
+             "update f32 master weights (straight-through), and the output has the quantized blocks of the last step. "
+             "--eval evaluates these too"},
     {.name = "quantize-plan",
      .type = CLI_STRING,
      .to = &o.quantize_plan,
      .arg = "FILE",
      .completes_files = true,
      .needs = {"!quantize", "!lora"},
-     .help = "the same with the type of each matrix from this file, as quantize --dry-run prints it"},
+     .help = "like --quantize, with the type of each matrix from this file, as printed by quantize --dry-run"},
     {.name = "tensor-type",
      .type = CLI_LIST,
      .to = &o.tensor_types,
      .arg = "REGEX=TYPE",
      .needs = {"quantize"},
-     .help = "as quantize --tensor-type: another type for the matrices whose name matches"},
+     .help = "like quantize --tensor-type: another type for matrices whose names match"},
     {.name = "quantize-refit",
      .type = CLI_U64,
      .to = &o.distill.train.quantize.refit,
      .arg = "STEPS",
      .fallback = "0",
      .needs = {"quantize|quantize-plan"},
-     .help =
-         "steps between two searches for the scales of blocks, between which codes alone follow the weights; 0: the "
-         "scales of the first search hold, which was better wherever it was measured"},
+     .help = "steps between searches for the scales of blocks; in between, only codes follow the weights. 0: keep the "
+             "scales of the first search, which was better wherever it was measured"},
     {.name = "recompute",
      .type = CLI_FLAG,
      .to = &o.distill.recompute,
      .transient = true,
-     .help = "keep only the inputs of layers and run their forward pass again in backward: a third more time for a "
-             "fraction of the memory; the result is the same to the bit"},
+     .help = "gradient checkpointing: keep only the inputs of layers and recompute their forward pass during backward; "
+             "takes a third more time and much less memory. The result is the same to the bit"},
     {.name = "weight-decay",
      .type = CLI_F64,
      .to = &o.distill.train.weight_decay,
@@ -171,14 +167,14 @@ static struct cli_option options[] = {
      .fallback = "0.1",
      .min = 0,
      .max = 1,
-     .help = "decoupled, on matrices but for the embedding"},
+     .help = "decoupled weight decay, for all matrices except the embedding"},
     {.name = "optimizer",
      .type = CLI_STRING,
      .to = &o.optimizer,
      .arg = "NAME",
      .fallback = "adamw",
-     .help = "adamw, or muon[:momentum=B] (0.95): momentum made orthogonal for matrices inside layers, AdamW for the "
-             "rest; its steps have the size of AdamW's, so that one --lr serves both"},
+     .help = "adamw, or muon[:momentum=B] (default 0.95): orthogonalized momentum for matrices inside layers and AdamW "
+             "for the rest, with updates scaled like AdamW's so that the same --lr works for both"},
     {.name = "ema",
      .type = CLI_F64,
      .to = &o.distill.train.ema,
@@ -186,39 +182,40 @@ static struct cli_option options[] = {
      .fallback = "0",
      .min = 0,
      .max = 0.9999999,
-     .help = "write the exponential average of the weights over the steps instead of the last ones; its decay is "
-             "(1 + step) / (10 + step) while that is less. 0: the last weights"},
+     .help =
+         "write an exponential moving average of the weights instead of the final weights; early on the decay is (1 "
+         "+ step) / (10 + step) while that is smaller. 0: the final weights"},
     {.name = "group",
      .type = CLI_LIST,
      .to = &o.groups,
      .arg = "GROUP",
-     .help = "GLOB:lr=FACTOR,decay=W: parameters of these names (rill ls) learn at FACTOR times the rate, with weight "
-             "decay W whatever they are; may be repeated, the first that fits holds. --log has the gradient's norm of "
-             "each group"},
+     .help = "GLOB:lr=FACTOR,decay=W: for parameters with matching names (see rill ls), multiply the learning rate by "
+             "FACTOR and set the weight decay to W; the first match wins. --log has the gradient norm "
+             "of each group"},
     {.name = "freeze",
      .type = CLI_LIST,
      .to = &o.frozen,
      .arg = "GLOB",
-     .help = "leave parameters of these names as they are; they take no gradients and no optimizer state. May be "
-             "repeated"},
+     .help = "do not train parameters with matching names; they need no gradients or optimizer state"},
     {.name = "keep-mask",
      .type = CLI_FLAG,
      .to = &o.distill.train.keep_mask,
      .needs = {"!lora"},
-     .help = "weights that are 0 in the student's matrices stay 0: a model that prune made sparse is trained as it is"},
+     .help = "keep weights at 0 that are 0 in the student's matrices, to train a model that prune made sparse"},
     {.name = "lora",
      .type = CLI_STRING,
      .to = &o.lora,
      .arg = "RANK",
      .needs = {"!mup"},
-     .help = "RANK[:alpha=A,target=GLOB]: train low-rank adapters of the matrices of layers alone (of these names), "
-             "which count A / RANK times (A is RANK) and are added to the weights in the end; --group and --freeze "
-             "name them NAME.lora_a and NAME.lora_b"},
+     .help = "RANK[:alpha=A,target=GLOB]: train low-rank adapters for the matrices of layers (those with matching "
+             "names) instead of the weights. Adapters are scaled by A / RANK (default A: RANK) and merged into the "
+             "weights at the end; --group and --freeze know them as NAME.lora_a and NAME.lora_b"},
     {.name = "mup",
      .type = CLI_FLAG,
      .to = &o.distill.train.mup,
-     .help = "rates and decay of hidden matrices by how much wider they are than those of the base that init --mup "
-             "named: a rate that is right for the base is right for the student"},
+     .help =
+         "muP: scale learning rate and weight decay of hidden matrices by their width relative to the base model of "
+         "init --mup, so that a learning rate tuned on the base works for the student"},
     {.name = "clip",
      .type = CLI_F64,
      .to = &o.distill.clip,
@@ -226,7 +223,7 @@ static struct cli_option options[] = {
      .fallback = "1",
      .min = 0,
      .max = 1e9,
-     .help = "largest norm of the gradient; 0: any"},
+     .help = "clip the gradient to this norm; 0: no clipping"},
     {.name = "beta1",
      .type = CLI_F64,
      .to = &o.distill.train.beta1,
@@ -234,7 +231,7 @@ static struct cli_option options[] = {
      .fallback = "0.9",
      .min = 0,
      .max = 0.999999,
-     .help = "of AdamW"},
+     .help = "first-moment decay of AdamW"},
     {.name = "beta2",
      .type = CLI_F64,
      .to = &o.distill.train.beta2,
@@ -242,7 +239,7 @@ static struct cli_option options[] = {
      .fallback = "0.95",
      .min = 0,
      .max = 0.999999,
-     .help = "of AdamW"},
+     .help = "second-moment decay of AdamW"},
     {.name = "eps",
      .type = CLI_F64,
      .to = &o.distill.train.eps,
@@ -250,21 +247,22 @@ static struct cli_option options[] = {
      .fallback = "1e-8",
      .min = 1e-30,
      .max = 1,
-     .help = "of AdamW"},
+     .help = "epsilon of AdamW"},
     {.name = "optimizer-state",
      .type = CLI_CHOICE,
      .to = &o.optimizer_state,
      .choices = "f32|bf16",
      .fallback = "f32",
-     .help = "of the optimizer's moments; bf16, rounded up or down at random, takes half their memory"},
+     .help = "element type of the optimizer's moments; bf16, stochastically rounded, takes half the memory"},
     {.name = "eval",
      .type = CLI_STRING,
      .to = &o.eval,
      .arg = "FILE",
      .completes_files = true,
-     .help = "a held-out stream, tokens or knowledge, on which the student is evaluated as it would be saved (with its "
-             "averages, if --ema): eval_ce of its labels and, where it holds a teacher's answers or --teacher gives "
-             "them, eval_kl, named and meant as kl in the log. Values go into --log, --report and the progress line"},
+     .help = "a held-out stream, tokens or knowledge, to evaluate the student on as it would be saved (averaged, with "
+             "--ema): eval_ce on the labels and, if the stream has a teacher's predictions or --teacher makes them, "
+             "eval_kl, which is named and defined like kl in the log. The values appear in --log, --report and the "
+             "progress line"},
     {.name = "eval-every",
      .type = CLI_U64,
      .to = &o.distill.eval.every,
@@ -272,20 +270,20 @@ static struct cli_option options[] = {
      .fallback = "100",
      .min = 1,
      .needs = {"eval"},
-     .help = "steps between two evaluations; there is one after the last step, too"},
+     .help = "steps between evaluations; there is always one after the last step"},
     {.name = "keep-best",
      .type = CLI_FLAG,
      .to = &o.distill.train.keep_best,
      .needs = {"eval"},
-     .help = "write the state with the smallest --eval-metric instead of the last one; the provenance has its step. "
-             "Takes memory for one more copy of what is trained"},
+     .help = "write the state with the best --eval-metric instead of the last one; its step is recorded in the "
+             "provenance. Needs memory for another copy of the trained parameters"},
     {.name = "patience",
      .type = CLI_U64,
      .to = &o.distill.eval.patience,
      .arg = "K",
      .min = 1,
      .needs = {"eval", "!plan"},
-     .help = "stop early: after K evaluations in a row that are no improvement"},
+     .help = "early stopping: stop after K evaluations in a row without improvement"},
     {.name = "min-delta",
      .type = CLI_F64,
      .to = &o.distill.eval.min_delta,
@@ -294,13 +292,13 @@ static struct cli_option options[] = {
      .min = 0,
      .max = 1e6,
      .needs = {"patience"},
-     .help = "by how much the metric must fall to be an improvement for --patience"},
+     .help = "how much the metric must fall to count as an improvement for --patience"},
     {.name = "eval-metric",
      .type = CLI_CHOICE,
      .to = &o.distill.eval.metric,
      .choices = "kl|ce",
      .needs = {"keep-best|patience", "!plan"},
-     .help = "what --keep-best and --patience go by (default: kl where the held-out stream or --teacher has answers, "
+     .help = "metric for --keep-best and --patience (default: kl if the held-out stream or --teacher has predictions, "
              "else ce)"},
     {.name = "log",
      .type = CLI_STRING,
@@ -310,12 +308,11 @@ static struct cli_option options[] = {
      .writes = CLI_APPENDS,
      .transient = true,
      .needs = {"!plan"},
-     .help =
-         "a line for each step: step, the loss kl under the name that the encoding gives it, ce, lr, gradient norm, "
-         "tokens, the gradient noise scale (labelled positions in a batch at which noise and gradient weigh the same, "
-         "from steps of several passes; nan: not known), norms of each --group, and values of --eval (nan: not "
-         "evaluated after this step); --resume goes on after the checkpoint's line, and what came after it is cut "
-         "off"},
+     .help = "write a line for each step: step, kl (named after the encoding), ce, lr, gradient norm, tokens, the "
+             "gradient noise scale (the batch size, in labelled positions, at which noise and gradient are equally "
+             "large; known only for steps of several passes, otherwise nan), gradient norms of each --group, and the "
+             "--eval values (nan where there was no evaluation). --resume continues after the checkpoint's line and "
+             "drops any later lines"},
     {.name = "checkpoint",
      .type = CLI_STRING,
      .to = &o.checkpoint,
@@ -325,8 +322,8 @@ static struct cli_option options[] = {
      .continues = "resume",
      .transient = true,
      .needs = {"!plan"},
-     .help = "keep the state of the run here: every --checkpoint-every steps, at the end, on SIGUSR1, and on SIGINT or "
-             "SIGTERM, which end the program then"},
+     .help = "save the state of the run to FILE every --checkpoint-every steps, at the end, on SIGUSR1, and on SIGINT "
+             "or SIGTERM, which then end the program"},
     {.name = "checkpoint-every",
      .type = CLI_U64,
      .to = &o.checkpoint_every,
@@ -335,28 +332,28 @@ static struct cli_option options[] = {
      .min = 1,
      .needs = {"checkpoint"},
      .transient = true,
-     .help = "steps between two checkpoints"},
+     .help = "steps between checkpoints"},
     {.name = "resume",
      .type = CLI_STRING,
      .to = &o.resume,
      .arg = "FILE",
      .completes_files = true,
      .transient = true,
-     .help = "go on from a checkpoint, with the same student, data and options: the result is the same to the bit. "
-             "--steps, --epochs, --warmup, --lr and --lr-min may be others: from the next step on the learning rate is "
-             "that which a run with these has at that step"},
+     .help = "continue from a checkpoint with the same student, data and options; the result is the same to the bit as "
+             "without the interruption. --steps, --epochs, --warmup, --lr and --lr-min may differ: the learning rate "
+             "then continues as in a run with the new values"},
     {.name = "start-state",
      .type = CLI_STRING,
      .to = &o.start_state,
      .arg = "FILE",
      .completes_files = true,
-     .help = "begin with the optimizer's moments from this checkpoint of another run, of other data or from other "
+     .help = "start with the optimizer moments of a checkpoint from another run, with other data or other initial "
              "weights"},
     {.name = "plan",
      .type = CLI_FLAG,
      .to = &o.plan_only,
-     .help = "train nothing and print a line of JSON: seconds, memory and bytes that the run will take, from one pass "
-             "and one update that are measured, and tokens a second"},
+     .help = "do not train, but print a line of JSON with the time, memory and bytes the run will need, estimated from "
+             "one measured step"},
     {.name = "price",
      .type = CLI_F64,
      .to = &price,
@@ -365,9 +362,8 @@ static struct cli_option options[] = {
      .max = 1e6,
      .needs = {"report|plan"},
      .transient = true,
-     .help =
-         "what the machine costs an hour: --report and --plan then state the cost of the run and of a million tokens, "
-         "--report also that of a unit of the loss kl, by how much it fell from the first step to the last"},
+     .help = "cost of the machine per hour: --report and --plan then give the cost of the run and of a million tokens, "
+             "--report also the cost per unit by which the loss kl fell from the first step to the last"},
     {0},
 };
 
@@ -410,7 +406,7 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "distill",
-        .summary = "train a student on what a teacher says",
+        .summary = "train a student on a teacher's predictions",
         .operands = "[KNOWLEDGE]",
         .max_operands = 1,
         .reads_stdin = true,
@@ -421,47 +417,42 @@ int main(int argc, char **argv) {
         .seeded = true,
         .seed_needs = {"shuffle"},
         .description =
-            "Trains the student on a knowledge stream (or on plain tokens) and writes it: AdamW or Muon, linear "
-            "warmup, a schedule, clipping by the gradient's norm. The result depends on the data's sequences and the "
-            "options, not on how the stream is cut into batches, nor on -j.\n\n"
-            "Losses are means over the positions that have a next token and, where the data has a mask (tokenize "
-            "--chat), "
-            "before a token that is in it: a chat model learns its answers, not the questions. Student and knowledge "
-            "must name the same "
-            "vocabulary, and knowledge that logit-dump has encoded serves its own temperature only. A loss that is no "
-            "longer a number ends the program; nothing is written then.\n\n"
-            "Log and report name the value of the loss kl by what it is of: kl, from dense knowledge; kl_lower_bound, "
-            "from ghost, which takes all other tokens as one; kl_truncated, from topk, of the entries alone; "
-            "teacher_ce, "
-            "from draws, -sum p ln q of teacher p and student q, which is kl plus the teacher's entropy. ce, of the "
-            "labels, is the same for all.\n\n"
-            "A run that is resumed may be made longer, or get another learning rate. Each step then has the rate that "
-            "a "
-            "run with the new numbers has at that step: there is no second warmup, and after 30 steps of 30, at the "
-            "end "
-            "of its cosine, a run that is resumed with --steps 60 rises to the middle of the longer one. The recorded "
-            "command says so with --schedule and needs no checkpoint.",
+            "Trains the student on a knowledge stream (or on plain tokens) and writes the result. Optimizer AdamW or "
+            "Muon, linear warmup, a learning rate schedule, gradient clipping by norm. The result depends on the "
+            "sequences of the data and on the options, not on how the stream is split into batches, nor on -j.\n\n"
+            "Losses are means over the positions that have a next token; if the data has a mask (tokenize --chat), "
+            "only where that next token is marked, so a chat model learns the answers but not the questions. Student "
+            "and knowledge must have the same vocabulary. Knowledge encoded by logit-dump can be used only at the "
+            "temperature it was encoded with. If a loss becomes NaN, the program stops and writes nothing.\n\nIn log "
+            "and report, the name of the loss kl depends on the encoding: kl from dense knowledge; kl_lower_bound from "
+            "ghost, where all other tokens count as one; kl_truncated from topk, over its entries only; teacher_ce "
+            "from samples: -sum p ln q of teacher p and student q, which is kl plus the teacher's entropy. ce, the "
+            "cross-entropy of the labels, is the same for all.\n\nA resumed run may be given more steps or another "
+            "learning rate. Each step then uses the rate that a run with the new settings would have at that step; "
+            "there is no second warmup. For example, after 30 of 30 steps, at the end of a cosine, a run resumed with "
+            "--steps 60 goes back up to the middle of the longer cosine. The recorded command expresses this with "
+            "--schedule and needs no checkpoint.",
         .examples =
             "rill distill -m student.rill < corpus.kd.rill > trained.rill\n"
             "    one pass over the knowledge\n"
             "rill distill -m student.rill --loss kl --loss ce:weight=0.1 corpus.kd.rill -o trained.rill\n"
-            "    with a little cross-entropy on the tokens themselves\n"
+            "    with a little cross-entropy of the labels\n"
             "rill distill -m student.rill --epochs 3 --checkpoint run.rill < corpus.kd.rill > trained.rill\n"
-            "    a state to resume from every 100 steps\n"
+            "    with a checkpoint every 100 steps\n"
             "rill distill -m student.rill --batch-tokens 64 --epochs 2 --resume run.ck corpus.kd.rill > b.rill\n"
-            "    a second epoch after the first, of which run.ck is the state\n"
+            "    a second epoch after the first, from the checkpoint run.ck\n"
             "rill distill -m student.rill --lora 4:target=*.attn.* --ema 0.99 corpus.kd.rill -o adapted.rill\n"
-            "    adapters of the attention's matrices, averaged over the steps\n"
+            "    low-rank adapters for attention, averaged over the steps\n"
             "rill distill -m student.rill --quantize q4_0 corpus.kd.rill -o aware.rill\n"
-            "    trained for being q4_0, and written so\n"
+            "    quantization-aware training, written as q4_0\n"
             "rill distill -m student.rill --eval dense.kd.rill --keep-best --patience 3 corpus.kd.rill > b.rill\n"
-            "    until the held-out divergence has not fallen in three evaluations; the best state is written\n"
+            "    until held-out divergence has not improved in three evaluations; writes the best state\n"
             "rill distill -m student.rill --shuffle --mix b.kd.rill=0.5 corpus.kd.rill -o mixed.rill\n"
-            "    in random order, a third of it from another file\n"
+            "    shuffled, with a third of the data from another file\n"
             "rill distill -m student.rill --schedule wsd --decay-data b.kd.rill corpus.kd.rill -o annealed.rill\n"
             "    the last fifth of the steps on other data\n"
             "rill distill -m student.rill --epochs 3 --plan --price 1.2 corpus.kd.rill\n"
-            "    what three epochs would take and cost\n",
+            "    time and cost of three epochs\n",
         .options = options,
         .run = run,
     };

@@ -9,7 +9,7 @@ static uint64_t context, stride;
 static double fail_above;
 
 static const struct cli_option options[] = {
-    SESSION_MODEL(how, "FILE", true, "the model stream to evaluate"),
+    SESSION_MODEL(how, "FILE", true, "the model to evaluate"),
     SESSION_PRECISION(how),
     SESSION_KV_CACHE(how),
     {.name = "protocol",
@@ -18,17 +18,16 @@ static const struct cli_option options[] = {
      .arg = "NAME",
      .choices = "gptq|llama|sliding|sequences|documents",
      .fallback = "gptq",
-     .help =
-         "which tokens are scored after which context, see above; of a stream of packs (tokenize --pack) sequences, "
-         "if it is not given"},
+     .help = "which tokens are scored after which context, see above; for packed tokens (tokenize --pack) the default "
+             "is sequences"},
     {.name = "context",
      .type = CLI_U64,
      .to = &context,
      .arg = "N",
      .min = 2,
      .max = UINT32_MAX,
-     .help = "tokens in a window; without it, 512 or the model's context if that is less (protocol sequences: the "
-             "model's context)"},
+     .help = "tokens per window; if not given, 512 or the model's context, whichever is smaller (protocol sequences: "
+             "the model's context)"},
     {.name = "stride",
      .type = CLI_U64,
      .to = &stride,
@@ -36,36 +35,36 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = UINT32_MAX,
      .needs = {"protocol=sliding"},
-     .help = "tokens from one window to the next; without it, half the context"},
+     .help = "tokens from the start of one window to the next; if not given, half the context"},
     {.name = "max-windows",
      .type = CLI_U64,
      .to = &what.max_windows,
      .arg = "N",
      .fallback = "0",
-     .help = "score the first N windows only; 0: all"},
+     .help = "score only the first N windows; 0: all"},
     {.name = "reference",
      .type = CLI_STRING,
      .to = &what.reference,
      .arg = "KNOWLEDGE",
      .completes_files = true,
-     .help = "how far the model is from this knowledge (teacher-infer, logit-dump)"},
+     .help = "compare with these predictions of a teacher (teacher-infer, logit-dump)"},
     {.name = "task",
      .type = CLI_LIST,
      .to = &tasks,
      .arg = "FILE",
      .completes_files = true,
-     .help = "score the minimal pairs or multiple-choice questions of this JSON-lines file"},
+     .help = "score the minimal pairs or multiple-choice questions in this JSON Lines file"},
     {.name = "table",
      .type = CLI_FLAG,
      .to = &what.table,
-     .help = "print tables for reading instead of JSON lines; with -v also percentiles and the model's digest"},
+     .help = "print tables for reading instead of JSON; -v adds percentiles and the model's digest"},
     {.name = "fail-above",
      .type = CLI_F64,
      .to = &fail_above,
      .arg = "PPL",
      .min = 1,
      .max = 1e30,
-     .help = "exit with 4 when the perplexity is above this"},
+     .help = "exit with code 4 if the perplexity is above PPL"},
     {0},
 };
 
@@ -78,7 +77,7 @@ static int check_usage(const struct cli *c, struct err *e) {
     static const char *const for_tokens[] = {"protocol", "context", "stride", "max-windows", "fail-above"};
     for (size_t i = 0; !wants_tokens(c) && i < COUNT_OF(for_tokens); i++)
         if (cli_given(c, for_tokens[i]))
-            return err_set(e, ERR_USAGE, "--%s is for tokens: name their stream too, - for standard input",
+            return err_set(e, ERR_USAGE, "--%s applies to tokens: name a token stream, or - for standard input",
                            for_tokens[i]);
     return 0;
 }
@@ -98,7 +97,7 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "eval",
-        .summary = "measure a model: perplexity, divergence from a reference, tasks",
+        .summary = "measure perplexity, divergence from a teacher, and accuracy on tasks",
         .operands = "[TOKENS]",
         .max_operands = 1,
         .reads_stdin = true,
@@ -106,39 +105,39 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .threaded = true,
         .description =
-            "Prints one JSON object a line, which ends with the model, its digest, the bytes of its tensors and their "
-            "bits "
-            "per weight. Perplexity is of a token stream, by a protocol that is printed with it, "
-            "because protocols are not comparable. The stream is standard input; with --reference or --task, which do "
-            "not need one, only if it is a file (< FILE); name a pipe with -.\n  gptq       one text in disjoint "
-            "windows, all but a window's first token scored\n  llama      the same windows, BOS first, only the second "
-            "half scored (llama.cpp)\n  sliding    windows that overlap, each token scored once (Hugging Face)\n  "
-            "sequences  each sequence on its own, all but its first token\n  documents  each sequence a document after "
-            "BOS, also per word and byte (lm-eval)\n\nA masked language model is evaluated on tokens that were masked "
-            "(tokenize --mask-rate), by perplexity and accuracy over them, a classifier on texts with classes "
-            "(tokenize --labels), or words with tags (--tags), by accuracy and F1 over them; neither has a "
-            "protocol.\n\n--reference compares with a teacher, "
-            "as llama.cpp does. A key "
-            "means the same whatever the encoding of the knowledge; what an encoding does not determine is bounded "
-            "under another key, or left out:\n  all           perplexity of all labels, at temperature 1\n  dense      "
-            "   kld, same_top, perplexity_reference, ln_ratio, ln_correlation,\n                delta_p\n  topk, ghost "
-            "  same_top, labels_known (labels among the entries), and bounds:\n                kld_lower_bound, "
+            "Prints one JSON object per result, which also names the model with its digest, the bytes of its tensors "
+            "and its bits per weight.\n\nPerplexity is measured on a token stream by one of these protocols. The "
+            "result names the protocol, because values from different protocols cannot be compared.\n  gptq       one "
+            "text in disjoint windows, all but a window's first token scored\n  llama      the same windows, BOS "
+            "first, only the second half scored (llama.cpp)\n  sliding    windows that overlap, each token scored once "
+            "(Hugging Face)\n  sequences  each sequence on its own, all but its first token\n  documents  each "
+            "sequence a document after BOS, also per word and byte (lm-eval)\n\nThe token stream is the operand or "
+            "standard input. With --reference or --task, which work without one, standard input is read only if it is "
+            "a regular file (< FILE); write - to read a pipe.\n\nA masked language model is evaluated on masked tokens "
+            "(tokenize --mask-rate), by perplexity and accuracy; a classifier on labelled texts (tokenize --labels) or "
+            "labelled words (--tags), by accuracy and F1. Protocols do not apply to either.\n\n--reference compares "
+            "the model with a teacher, as llama.cpp's --kl-divergence does. A key always means the same, whatever the "
+            "encoding of the knowledge; what an encoding does not determine is bounded under another key, or left "
+            "out:\n  all           perplexity of all labels, at temperature 1\n  dense         kld, same_top, "
+            "perplexity_reference, ln_ratio, ln_correlation,\n                delta_p\n  topk, ghost   same_top, "
+            "labels_known (share of labels among the entries), and bounds:\n                kld_lower_bound, "
             "perplexity_reference_lower_bound,\n                ln_ratio_upper_bound, delta_p_lower_bound, "
             "delta_p_upper_bound\n  sample        cross_entropy: kld plus the teacher's entropy\nDense knowledge is "
-            "compared at temperature 1, other knowledge at its own: keys at another temperature begin with tempered_, "
-            "and what needs the teacher at 1 is left out.\n\n--task files hold minimal pairs (sentence_good, "
-            "sentence_bad) or questions (context, choices, answer), one JSON object a line. acc compares "
-            "log-probabilities, acc_norm, acc_bytes and acc_tokens divide them by length first; _low and _high bound "
-            "Wilson's 95% interval.",
-        .examples =
-            "rill eval -m model.rill --context 64 tokens.rill\n    perplexity\n"
-            "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"
-            "    by overlapping windows, for reading\n"
-            "rill eval -m student.rill --reference corpus.kd.rill --context 64 < tokens.rill\n"
-            "    perplexity, and how far the student is from its teacher\n"
-            "rill eval -m assistant.rill --context 64 --kv-cache q4_0 tokens.rill\n"
-            "    perplexity in a run time that keeps its keys and values in 4.5 bits\n"
-            "rill eval -m model.rill --task pairs.jsonl\n    how often the good sentence is the more probable one\n",
+            "compared at temperature 1, other knowledge at its own temperature: the names of such keys begin with "
+            "tempered_, and keys that need the teacher at temperature 1 are left out.\n\n--task files hold minimal "
+            "pairs (sentence_good, sentence_bad) or multiple-choice questions (context, choices, answer), one JSON "
+            "object per line. acc compares log-probabilities; acc_norm, acc_bytes and acc_tokens divide them by length "
+            "first; _low and _high are the bounds of Wilson's 95% interval.",
+        .examples = "rill eval -m model.rill --context 64 tokens.rill\n"
+                    "    perplexity\n"
+                    "rill eval -m model.rill --protocol sliding --context 64 --stride 16 --table < tokens.rill\n"
+                    "    perplexity over overlapping windows, as a table\n"
+                    "rill eval -m student.rill --reference corpus.kd.rill --context 64 < tokens.rill\n"
+                    "    perplexity, and divergence from the teacher\n"
+                    "rill eval -m assistant.rill --context 64 --kv-cache q4_0 tokens.rill\n"
+                    "    perplexity with keys and values cached in 4.5 bits, as a runtime would\n"
+                    "rill eval -m model.rill --task pairs.jsonl\n"
+                    "    how often the good sentence is the more probable one\n",
         .options = options,
         .run = run,
     };

@@ -18,8 +18,8 @@ static const struct cli_option options[] = {
      .choices = "gguf|safetensors|npy|imatrix",
      .required = true,
      .help =
-         "gguf: one file for llama.cpp. safetensors: a folder for Hugging Face's transformers. npy: a folder of one "
-         "file for each tensor. imatrix: statistics for llama-quantize"},
+         "gguf: one file for llama.cpp. safetensors: a folder for Hugging Face transformers. npy: a folder with one "
+         "file per tensor. imatrix: an importance matrix for llama-quantize"},
     {.name = "dtype",
      .type = CLI_CHOICE,
      .to = &dtype_name,
@@ -27,19 +27,19 @@ static const struct cli_option options[] = {
      .choices = "keep|f32|f16|bf16",
      .fallback = "keep",
      .needs = {"to=safetensors"},
-     .help = "the type of all tensors; keep: as they are, quantized ones as f32"},
+     .help = "convert all tensors to this type; keep: leave them as they are, except that quantized ones become f32"},
     {.name = "tensor",
      .type = CLI_STRING,
      .to = &tensor,
      .arg = "NAME",
      .needs = {"to=npy"},
-     .help = "this one alone, to standard output or to the file -o"},
+     .help = "write only this tensor, to standard output or to the file of -o"},
     {.name = "name",
      .type = CLI_STRING,
      .to = &name,
      .arg = "NAME",
      .needs = {"to=gguf"},
-     .help = "the model's name in the file; default: the one that was imported"},
+     .help = "model name to store in the file; default: the name found at import"},
     {.name = "split-size",
      .type = CLI_U64,
      .to = &split_size,
@@ -47,8 +47,8 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 0x1p50,
      .needs = {"to=gguf"},
-     .help = "a folder of parts, model-00001-of-00003.gguf and so on, as llama-gguf-split makes them, with at most so "
-             "many bytes of tensors each, or a single larger one; K, M and G are powers of 1024"},
+     .help = "write a folder of parts such as model-00001-of-00003.gguf, as llama-gguf-split does, each with at most "
+             "this many bytes of tensors, or with a single tensor that is larger; K, M and G are powers of 1024"},
     {0},
 };
 
@@ -125,26 +125,29 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "export",
-        .summary = "write what llama.cpp, Hugging Face or NumPy load",
+        .summary = "write files for llama.cpp, Hugging Face or NumPy",
         .operands = "[MODEL]",
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
         .makes_folder = makes_folder,
         .description =
-            "These formats want every shape before the first weight, so the model is read by random access: "
-            "from a file in place, from a pipe through a temporary file in TMPDIR (or /tmp) that is as large "
-            "as the model.\nA folder must not exist yet, --force or not, and appears complete or not at all. "
-            "A model whose layers differ, as pruning leaves them, cannot be described by Hugging Face's "
-            "config.json; in GGUF it becomes architecture deci, which llama.cpp runs as a llama whose layers "
-            "have shapes of their own.\n--to imatrix takes statistics, as calibrate writes them, instead of "
-            "a model.",
-        .examples =
-            "rill export --to gguf model.rill -o model.gguf\n    for llama.cpp\n"
-            "rill export --to gguf --split-size 2G model.rill -o ./model-gguf\n    in parts, for llama.cpp too\n"
-            "rill export --to safetensors --dtype bf16 -o ./model-hf < model.rill\n    for transformers\n"
-            "rill export --to npy --tensor norm.weight model.rill > norm.npy\n    one tensor, for NumPy\n"
-            "rill export --to imatrix model.stats.rill -o model.imatrix.gguf\n    statistics, for llama-quantize\n",
+            "These formats list all shapes before the first weight, so the model needs random access: a file is read "
+            "in place, a pipe is copied first to a temporary file in TMPDIR (or /tmp), which takes as much space as "
+            "the model.\n\nAn output folder must not exist yet, not even with --force, and appears complete or not at "
+            "all. Hugging Face's config.json cannot describe a model whose layers differ in shape, as pruning may "
+            "leave them; GGUF can: it becomes the architecture deci, which llama.cpp runs as a llama with a shape for "
+            "each layer.\n\n--to imatrix converts statistics, as rill calibrate writes them, instead of a model.",
+        .examples = "rill export --to gguf model.rill -o model.gguf\n"
+                    "    for llama.cpp\n"
+                    "rill export --to gguf --split-size 2G model.rill -o ./model-gguf\n"
+                    "    for llama.cpp, in several parts\n"
+                    "rill export --to safetensors --dtype bf16 -o ./model-hf < model.rill\n"
+                    "    for transformers\n"
+                    "rill export --to npy --tensor norm.weight model.rill > norm.npy\n"
+                    "    one tensor, for NumPy\n"
+                    "rill export --to imatrix model.stats.rill -o model.imatrix.gguf\n"
+                    "    an importance matrix, for llama-quantize\n",
         .options = options,
         .run = run,
     };

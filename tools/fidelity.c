@@ -8,19 +8,19 @@ static struct session_options how;
 static bool table, tsv, speed;
 
 static const struct cli_option options[] = {
-    SESSION_MODEL(how, "STUDENT", true, "the student whose gradients are compared, a model stream"),
+    SESSION_MODEL(how, "STUDENT", true, "the student whose gradients are compared"),
     SESSION_PRECISION(how),
     {.name = "table",
      .type = CLI_FLAG,
      .to = &table,
      .needs = {"!tsv"},
-     .help = "print a table for reading instead of JSON lines"},
-    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "print tab-separated values instead of JSON lines"},
+     .help = "print a table for reading instead of JSON"},
+    {.name = "tsv", .type = CLI_FLAG, .to = &tsv, .help = "print tab-separated values instead of JSON"},
     {.name = "speed",
      .type = CLI_FLAG,
      .to = &speed,
-     .help = "say how many tokens a second are decoded and turned into a gradient, the student not counted; "
-             "different in every run (--report has it in any case)"},
+     .help = "also print how many tokens per second are decoded and turned into a gradient, not counting the student; "
+             "it differs from run to run (--report always has it)"},
     {0},
 };
 
@@ -113,28 +113,28 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "fidelity",
-        .summary = "measure what encodings of a teacher's answers cost and keep",
+        .summary = "measure what each encoding of a teacher's predictions costs and keeps",
         .operands = "DENSE KNOWLEDGE...",
         .min_operands = 2,
         .max_operands = -1,
         .writes_text = true,
         .threaded = true,
         .description =
-            "Compares encodings of the same answers (logit-dump) with the dense ones (teacher-infer) by the "
-            "gradient that they give a student: of the loss kl with respect to the logits, as in training. "
-            "Prints one JSON object for each encoding, the dense one first. Any of the inputs may be "
-            "standard input (-).\n  angle                 between the gradients summed over all positions, "
-            "in degrees: what a step\n                        over many positions sees. The noise of draws "
-            "averages out, a bias stays\n  norm_ratio            their lengths, encoding over dense\n  "
-            "position_angle        the mean over positions of the angle at each\n  position_norm_ratio   "
-            "likewise, of root mean squares\n  calibration_error     expected, of what the target gives the "
-            "student's most probable token,\n                        against how often that is the label; 15 "
-            "bins\n  bytes, bytes_zstd     of the answer, a position, as encoded and as --codec zstd stores "
-            "it\nAll at the temperature of the encodings, at positions that have a label.",
-        .examples =
-            "rill fidelity -m student.rill --table dense.kd.rill corpus.kd.rill\n    50 draws against the whole\n"
-            "rill logit-dump --encode ghost:20 dense.kd.rill | rill fidelity -m student.rill dense.kd.rill -\n"
-            "    20 entries and the rest\n",
+            "Compares encodings of the same predictions (logit-dump) with the dense ones (teacher-infer), by the "
+            "gradient they give a student: that of the loss kl with respect to the logits, as in training. Prints one "
+            "JSON object per encoding, the dense one first. Any one of the inputs may be standard input (-).\n\n  "
+            "angle                 in degrees, between the gradients summed over all positions: what a "
+            "training\n                        step sees, where noise of random draws averages out but a bias stays\n  "
+            "norm_ratio            norm of that gradient, divided by the dense one's\n  position_angle        mean "
+            "over positions of the angle at each\n  position_norm_ratio   likewise, of root mean squares\n  "
+            "calibration_error     expected calibration error (15 bins) of the probability that the "
+            "target\n                        gives to the student's most probable token\n  bytes, bytes_zstd     per "
+            "position, as encoded and as --codec zstd stores it\n\nAll values are at the temperature of the encodings, "
+            "over positions that have a label.",
+        .examples = "rill fidelity -m student.rill --table dense.kd.rill corpus.kd.rill\n"
+                    "    50 draws against the whole distribution\n"
+                    "rill logit-dump --encode ghost:20 dense.kd.rill | rill fidelity -m student.rill dense.kd.rill -\n"
+                    "    20 entries and the rest as one\n",
         .options = options,
         .run = run,
     };

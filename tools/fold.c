@@ -9,41 +9,44 @@ static const struct cli_option options[] = {
      .to = &o.method,
      .choices = "awq|smooth|r1|r2|pca",
      .required = true,
-     .help = "awq: channels that activations are large in get larger weights, by the power of the mean activation that "
-             "leaves the least error when the weights are rounded to --type; smooth: the range of activations is "
-             "shared with the weights, for products that round both (SmoothQuant); r1: the residual stream is rotated "
-             "by a random Hadamard matrix, which spreads outliers over all channels; r2: the values of each head are; "
-             "pca: the stream is turned into "
-             "its principal axes over --data, the largest first, for prune --hidden; of a model from a file"},
+     .help =
+         "awq: enlarge the weights of channels with large activations, by the power of the mean activation that "
+         "gives the least error when the weights are rounded to --type; smooth: share the range of activations with "
+         "the weights, for products that quantize both (SmoothQuant); r1: rotate the residual stream by a random "
+         "Hadamard matrix, which spreads outliers over all channels; r2: rotate the values of each head likewise; "
+         "pca: rotate the residual stream to its principal axes over --data, the largest first, for prune --hidden; "
+         "MODEL "
+         "must be a file"},
     {.name = "type",
      .type = CLI_STRING,
      .to = &o.type,
      .arg = "TYPE",
      .needs = {"method=awq"},
-     .help = "the file type that the model will be quantized to, as quantize has it"},
+     .help = "the type that the model will be quantized to, as in rill quantize --type"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
      .completes_files = true,
      .needs = {"method=awq"},
-     .help = "what calibrate saw of this model: means of activations, and of their squares, by which errors are "
-             "weighed"},
+     .help =
+         "statistics of this model from rill calibrate: mean activations for the scales, mean squares to weight the "
+         "errors"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
      .needs = {"method=awq|method=smooth|method=pca", "!stats"},
-     .help = "look at these tokens instead: awq then knows how activations go together, smooth how large they get, pca "
-             "where the stream lies"},
+     .help = "use these calibration tokens instead of --stats: awq then knows the correlations of activations, smooth "
+             "their maxima, pca the principal axes"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &o.max_tokens,
      .arg = "N",
      .fallback = "0",
      .needs = {"data"},
-     .help = "take whole sequences of --data up to the one that reaches N positions; 0: all"},
+     .help = "use whole sequences of --data, up to the one that reaches N tokens; 0: all"},
     SESSION_DATA_PRECISION(o.how, "data"),
     {.name = "alpha",
      .type = CLI_F64,
@@ -53,7 +56,7 @@ static const struct cli_option options[] = {
      .min = 0,
      .max = 1,
      .needs = {"method=smooth"},
-     .help = "how much of the range of activations goes over into the weights"},
+     .help = "how much of the range of activations moves into the weights"},
     {0},
 };
 
@@ -73,21 +76,24 @@ int main(int argc, char **argv) {
         .seed_needs = {"method=r1|method=r2"},
         .threaded = true,
         .description =
-            "Prepares a model for quantize. Scales and rotations that one tensor undoes for another are put into the "
-            "weights: the model computes the same, up to rounding in f32, and its weights are easier to round. Each "
-            "method is a filter of its own, and they can follow one another.\nScales go from norms to what reads "
-            "them, from v to o, and from up to down; where nothing takes the factor up, the pair is left out, which "
-            "is reported. What is rewritten becomes f32. r1 and pca need norms without a mean or a bias (RMSNorm) "
-            "before each part of a layer, and give a model whose head is tied to its embedding a head of its own.\n"
-            "Statistics of the model are no longer those of the folded one: calibrate again for quantize --stats.",
-        .examples =
-            "rill fold --method awq --type q4_k_m --stats model.stats.rill model.rill -o model.awq.rill\n    scales "
-            "for q4_k_m\n"
-            "rill fold --method awq --type q4_0 --data tokens.rill model.rill -o folded.rill\n    by second moments\n"
-            "rill fold --method smooth --data tokens.rill < model.rill > model.smooth.rill\n    for q8_0 and "
-            "--precision int8\n"
-            "rill fold --method pca --data tokens.rill model.rill -o axes.rill\n    for prune --hidden\n"
-            "rill fold --method r1 model.rill | rill fold --method r2 > model.r.rill\n    both rotations\n",
+            "Prepares a model for quantize: multiplies scales or rotations into one weight tensor and their inverse "
+            "into another, so that the model computes the same function (up to f32 rounding) with weights that are "
+            "easier to quantize. Each run applies one method; methods can be chained.\n\nScales move from norms to the "
+            "matrices that read them, from v to o, and from up to down; a pair whose inverse has nowhere to go is "
+            "skipped, and reported. Rewritten tensors become f32. r1 and pca need a norm without mean or bias "
+            "(RMSNorm) "
+            "before each part of a layer, and untie an output matrix that is tied to the embedding.\n\nStatistics of "
+            "the original model do not fit the folded one: run calibrate again before quantize --stats.",
+        .examples = "rill fold --method awq --type q4_k_m --stats model.stats.rill model.rill -o model.awq.rill\n"
+                    "    scales for q4_k_m\n"
+                    "rill fold --method awq --type q4_0 --data tokens.rill model.rill -o folded.rill\n"
+                    "    scales by second moments of the activations\n"
+                    "rill fold --method smooth --data tokens.rill < model.rill > model.smooth.rill\n"
+                    "    for q8_0 and --precision int8\n"
+                    "rill fold --method pca --data tokens.rill model.rill -o axes.rill\n"
+                    "    for prune --hidden\n"
+                    "rill fold --method r1 model.rill | rill fold --method r2 > model.r.rill\n"
+                    "    both rotations\n",
         .options = options,
         .run = run,
     };

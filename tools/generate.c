@@ -7,7 +7,7 @@ static struct session_generate_options what = {.model = &how};
 static uint64_t max_new, top_k;
 
 static const struct cli_option options[] = {
-    SESSION_MODEL(how, "FILE", true, "the model stream to generate with"),
+    SESSION_MODEL(how, "FILE", true, "the model to generate with"),
     SESSION_PRECISION_AUTO_INT8(how),
     SESSION_KV_CACHE(how),
     {.name = "max-new",
@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .fallback = "128",
      .min = 1,
      .max = 1 << 24,
-     .help = "at most N new tokens for each prompt"},
+     .help = "generate at most N tokens per prompt"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &what.sampling.temperature,
@@ -26,7 +26,7 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 0,
      .max = 100,
-     .help = "divides the logits; 0 takes the most probable token each time"},
+     .help = "sampling temperature; 0: greedy, always the most probable token"},
     {.name = "top-k",
      .type = CLI_U64,
      .to = &top_k,
@@ -34,7 +34,7 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = 1 << 24,
      .needs = {"!temperature=0"},
-     .help = "draw among the K most probable tokens only; 0: among all"},
+     .help = "sample from the K most probable tokens; 0: from all"},
     {.name = "top-p",
      .type = CLI_SHARE,
      .to = &what.sampling.top_p,
@@ -43,7 +43,7 @@ static const struct cli_option options[] = {
      .min = 0.000001,
      .max = 1,
      .needs = {"!temperature=0"},
-     .help = "draw among the fewest tokens that hold this much probability"},
+     .help = "nucleus sampling: sample from the fewest tokens whose probabilities sum to P"},
     {.name = "repeat",
      .type = CLI_U64,
      .to = &what.repeat,
@@ -51,16 +51,13 @@ static const struct cli_option options[] = {
      .fallback = "1",
      .min = 1,
      .max = 1 << 20,
-     .help = "continue each prompt N times, each with draws of its own"},
-    {.name = "past-eos",
-     .type = CLI_FLAG,
-     .to = &what.past_eos,
-     .help = "do not stop at the end tokens of the vocabulary"},
+     .help = "continue each prompt N times, with different draws"},
+    {.name = "past-eos", .type = CLI_FLAG, .to = &what.past_eos, .help = "do not stop at end tokens"},
     {.name = "text",
      .type = CLI_FLAG,
      .to = &what.text,
-     .help = "write text, a line for each sequence, instead of a token stream; on a terminal control "
-             "characters are escaped"},
+     .help =
+         "print text, one line per sequence, instead of a token stream; control characters are escaped on a terminal"},
     {.name = "only-new", .type = CLI_FLAG, .to = &what.only_new, .help = "leave the prompts out of the output"},
     {0},
 };
@@ -83,12 +80,11 @@ int main(int argc, char **argv) {
         .seeded = true,
         .seed_needs = {"!temperature=0"},
         .threaded = true,
-        .description = "Reads prompts as a token stream (rill tokenize --lines), continues them, many at once, and "
-                       "writes token sequences, or "
-                       "text with --text.\n"
-                       "Draws depend on the seed and the number of the sequence, not on how many run together. A "
-                       "sequence ends with any end token of the model (rill show --vocab names them), after --max-new "
-                       "tokens, or where the model's context ends.",
+        .description =
+            "Reads prompts as a token stream (rill tokenize --lines), continues many of them at once, and writes token "
+            "sequences, or text with --text.\n\nRandom draws depend on --seed and the number of the sequence, not on "
+            "how many sequences run together. A sequence ends at any end token of the model (rill show --vocab lists "
+            "them), after --max-new tokens, or where the model's context is full.",
         .examples =
             "rill generate -m model.rill --max-new 8 --text prompts.rill\n    continue each prompt by up to 8 tokens\n",
         .options = options,

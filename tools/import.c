@@ -12,14 +12,14 @@ static const struct cli_option options[] = {
      .arg = "TYPE",
      .choices = "keep|f32|f16|bf16",
      .fallback = "keep",
-     .help = "store every tensor in this type; keep: as the source has it, quantized blocks too"},
+     .help = "convert all tensors to this type; keep: leave them as the source has them, quantized blocks included"},
     {.name = "tokenizer",
      .type = CLI_STRING,
      .to = &tokenizer,
      .arg = "FILE",
      .completes_files = true,
      .needs = {"!no-tokenizer"},
-     .help = "take this tokenizer.json (or vocab.json) and the files beside it rather than the source's tokenizer"},
+     .help = "use this tokenizer.json (or vocab.json), and the files beside it, instead of the source's own tokenizer"},
     {.name = "no-tokenizer",
      .type = CLI_FLAG,
      .to = &no_tokenizer,
@@ -59,21 +59,23 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "import",
-        .summary = "read a Hugging Face folder, a .safetensors or a .gguf",
+        .summary = "read a Hugging Face folder, a .safetensors or a .gguf file",
         .operands = "PATH",
         .min_operands = 1,
         .max_operands = 1,
         .writes_stream = true,
         .description =
             "PATH is a Hugging Face folder (config.json, model.safetensors or its shards with their index, "
-            "tokenizer.json), one .safetensors beside its config.json, or a .gguf of llama.cpp, of a split "
-            "one the first part (-00001-of-). `rill help architectures` lists the architectures. Tokenizers: "
-            "byte-level BPE, SentencePiece (BPE and unigram) and WordPiece.\nAll files of a folder that "
-            "define tokens are read, as in transformers; if they contradict each other, the import is "
-            "refused.\nWhat is not supported is refused by name: a nearly right model would be silently "
-            "wrong.",
-        .examples = "rill import ./SmolLM2-135M > teacher.rill\n    a folder, tensors as they are\n"
-                    "rill import --dtype bf16 model.gguf -o model.rill\n    a GGUF, dequantized\n",
+            "tokenizer.json), a single .safetensors file with its config.json beside it, or a GGUF file of llama.cpp; "
+            "of a split GGUF, name the first part (-00001-of-). `rill help architectures` lists the supported "
+            "architectures. Tokenizers: byte-level BPE, SentencePiece (BPE and unigram) and WordPiece.\n\nEvery file "
+            "of the folder that defines tokens is read, as transformers does; files that contradict each other are an "
+            "error.\n\nAnything that is not supported is refused by name, because a model that is almost right would "
+            "be silently wrong.",
+        .examples = "rill import ./SmolLM2-135M > teacher.rill\n"
+                    "    a Hugging Face folder; tensors keep their types\n"
+                    "rill import --dtype bf16 model.gguf -o model.rill\n"
+                    "    a GGUF file, dequantized\n",
         .options = options,
         .run = run,
     };

@@ -21,32 +21,32 @@ static const struct cli_option options[] = {
      .required = true,
      .min = 1,
      .max = MODEL_MAX_DIM,
-     .help = "width of the residual stream; of a bilstm that of both directions together"},
+     .help = "width of the residual stream; of a bilstm, of both directions together"},
     {.name = "embed",
      .type = CLI_U64,
      .to = &shape.embed,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help = "width of the embedding that a bilstm reads; 0: hidden"},
+     .help = "embedding width of a bilstm; 0: hidden"},
     {.name = "copy-embed",
      .type = CLI_FLAG,
      .to = &shape.copy_embed,
-     .help = "start from the embedding of MODEL, whose width that of a bilstm then has"},
+     .help = "start from the embedding of MODEL; a bilstm takes its embedding width from there"},
     {.name = "heads",
      .type = CLI_U64,
      .to = &shape.heads,
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_DIM,
-     .help = "attention heads of a layer; required where there is attention"},
+     .help = "attention heads per layer; required if the architecture has attention"},
     {.name = "kv-heads",
      .type = CLI_U64,
      .to = &shape.kv_heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help = "key/value heads of a layer; 0: as many as heads"},
+     .help = "key/value heads per layer; 0: as many as heads"},
     {.name = "head-dim",
      .type = CLI_U64,
      .to = &shape.head_dim,
@@ -60,22 +60,23 @@ static const struct cli_option options[] = {
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_DIM,
-     .help = "width of the feed-forward part, or where the architecture has experts of each of these; required where "
-             "there is one"},
+     .help =
+         "width of the feed-forward layers, or of each expert in a mixture of experts; required if the architecture "
+         "has them"},
     {.name = "experts",
      .type = CLI_U64,
      .to = &shape.experts,
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_EXPERTS,
-     .help = "experts of a layer, where the architecture has some; 8 unless it is given"},
+     .help = "experts per layer in a mixture of experts; 8 if not given"},
     {.name = "experts-per-token",
      .type = CLI_U64,
      .to = &shape.experts_per_token,
      .arg = "N",
      .min = 1,
      .max = MODEL_MAX_EXPERTS,
-     .help = "how many of them a token takes; 2 unless it is given"},
+     .help = "experts that each token is routed to; 2 if not given"},
     {.name = "context",
      .type = CLI_U64,
      .to = &shape.context,
@@ -83,44 +84,44 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 2,
      .max = UINT32_MAX,
-     .help = "longest sequence"},
+     .help = "longest sequence, in tokens"},
     {.name = "arch",
      .type = CLI_STRING,
      .to = &shape.arch,
      .arg = "NAME",
      .fallback = "llama",
-     .help = "architecture, one of those that `rill help architectures` lists; an encoder gets a masked-LM "
-             "head, a bilstm a classifier of sequences"},
+     .help =
+         "architecture, as `rill help architectures` lists them; encoders get a masked-LM head, a bilstm a sequence "
+         "classifier"},
     {.name = "classes",
      .type = CLI_U64,
      .to = &shape.classes,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help = "classes of a bilstm; 0: as many as MODEL has, with their names"},
+     .help = "number of classes of a bilstm; 0: the classes of MODEL, with their names"},
     {.name = "rope-theta",
      .type = CLI_F64,
      .to = &shape.rope_theta,
      .arg = "X",
      .min = 1,
      .max = 1e12,
-     .help = "base of the rotary frequencies; 10000 unless it is given"},
+     .help = "base of the rotary frequencies; 10000 if not given"},
     {.name = "rotary-dims",
      .type = CLI_U64,
      .to = &shape.rotary_dims,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help =
-         "how many dimensions of a head rotate, the first ones; 0: as the architecture has it, a quarter in gpt_neox, "
-         "half in phi, all in others"},
+     .help = "how many dimensions of each head are rotated (the first ones); 0: as the architecture defaults to: a "
+             "quarter in gpt_neox, half in phi, all in others"},
     {.name = "window",
      .type = CLI_U64,
      .to = &shape.window,
      .arg = "N",
      .fallback = "0",
      .max = UINT32_MAX,
-     .help = "positions that attention sees, its own included; 0: all before it"},
+     .help = "sliding attention window, in positions, the current one included; 0: no window"},
     {.name = "window-pattern",
      .type = CLI_U64,
      .to = &shape.window_pattern,
@@ -128,28 +129,27 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
      .needs = {"window"},
-     .help = "every N-th layer sees all positions nevertheless; 1: all have the window; 0: as the "
-             "architecture has it, 2 in gemma2, 6 in gemma3, 1 in others"},
+     .help = "every N-th layer attends without the window; 1: all layers have the window; 0: as the architecture "
+             "defaults to: 2 in gemma2, 6 in gemma3, 1 in others"},
     {.name = "norm-eps",
      .type = CLI_F64,
      .to = &shape.norm_eps,
      .arg = "X",
      .min = 0,
      .max = 0.1,
-     .help = "epsilon of the norms; 1e-05 unless it is given, 1e-12 in distilbert"},
+     .help = "epsilon of the norms; if not given, 1e-05, in distilbert 1e-12"},
     {.name = "untied",
      .type = CLI_FLAG,
      .to = &shape.untied,
-     .help = "a separate output matrix instead of the embedding"},
+     .help = "add a separate output matrix instead of tying it to the embedding"},
     {.name = "mup",
      .type = CLI_STRING,
      .to = &mup,
      .arg = "BASE",
      .completes_files = true,
-     .help =
-         "scale initial weights by how much wider this student is than the model BASE (muP, Yang et al. 2022), whose "
-         "depth and vocabulary it should share: with distill --mup, a learning rate tuned on BASE then serves this "
-         "student"},
+     .help = "scale the initial weights by how much wider this student is than the model BASE (muP, Yang et al. 2022), "
+             "which should have the same depth and vocabulary; with distill --mup, a learning rate tuned on BASE then "
+             "works for this student"},
     {0},
 };
 
@@ -206,23 +206,22 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "init",
-        .summary = "a fresh model with random weights and another model's vocabulary",
+        .summary = "create a model with random weights and another model's vocabulary",
         .operands = "[MODEL]",
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
         .seeded = true,
         .description =
-            "Makes a student of any shape for distill, with the vocabulary of the model that is read (its "
-            "teacher). Matrices are drawn from a normal distribution with a standard deviation of 0.02; "
-            "those that write to the residual stream are divided by the square root of twice the number of "
-            "layers, as in GPT-2. A bilstm has an embedding, layers of one LSTM in each direction, the final "
-            "states of both, a dense layer with ReLU and a classifier; its weights start as those of "
-            "PyTorch's modules do.",
+            "Creates a student of any shape for distill. It gets the vocabulary of MODEL, usually its teacher.\n\n"
+            "Matrices are drawn from a normal distribution with standard deviation 0.02; those that write to the "
+            "residual stream are divided by the square root of twice the number of layers, as in GPT-2. A bilstm is an "
+            "embedding, bidirectional LSTM layers whose final states are concatenated, a dense layer with ReLU and a "
+            "classifier; its weights are initialized as PyTorch does.",
         .examples = "rill init --layers 2 --hidden 64 --heads 4 --kv-heads 2 --ffn 128 model.rill -o student.rill\n"
-                    "    a small student for model.rill\n"
+                    "    a small student of model.rill\n"
                     "rill init --arch bilstm --layers 1 --hidden 64 --embed 32 classes.rill -o student.rill\n"
-                    "    an LSTM in both directions, to be taught by the classifier classes.rill\n",
+                    "    a bidirectional LSTM that will learn from the classifier classes.rill\n",
         .options = options,
         .run = run,
     };

@@ -19,21 +19,21 @@ static const struct cli_option options[] = {
      .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "sample:50",
      .needs = {"!tsv"},
-     .help = "topk:K keeps the K largest probabilities, topp:P the fewest that sum to P, ghost:K adds the "
-             "rest as one pseudo-token, sample:N keeps N random draws, an unbiased estimate for all tokens; "
-             "keep leaves what there is"},
+     .help = "topk:K: the K largest probabilities; topp:P: the fewest that sum to P; ghost:K: topk:K plus one "
+             "pseudo-token for all the rest; sample:N: N random draws, an unbiased estimate of the whole distribution; "
+             "keep: leave the predictions as they are"},
     {.name = "drop",
      .type = CLI_LIST,
      .to = &drop,
      .arg = "FIELD",
      .needs = {"!tsv"},
-     .help = "leave out fields by name or pattern (hidden.3, 'attention.*', response)"},
+     .help = "drop fields by name or pattern (hidden.3, 'attention.*', response)"},
     {.name = "field-dtype",
      .type = CLI_CHOICE,
      .to = &field_dtype,
      .choices = "bf16|int8|f32",
      .needs = {"!tsv"},
-     .help = "store what was tapped in this type (teacher-infer --tap); int8 has a scale for each row"},
+     .help = "store tapped fields (teacher-infer --tap) in this type; int8 has one scale per row"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
@@ -41,19 +41,19 @@ static const struct cli_option options[] = {
      .min = 0.01,
      .max = 1000,
      .needs = {"!tsv", "!encode=keep"},
-     .help =
-         "of the distribution that is encoded; distill can use no other (default: that of the input, 1 for logits)"},
+     .help = "temperature of the stored distribution, the only one distill can then use (default: the input's, 1 for "
+             "logits)"},
     {.name = "tsv",
      .type = CLI_FLAG,
      .to = &tsv,
-     .help = "print a table instead; encodes nothing. Of draws it has frequencies, not probabilities"},
+     .help = "print a table instead of encoding; for sampled predictions it has frequencies, not probabilities"},
     {.name = "positions",
      .type = CLI_STRING,
      .to = &positions,
      .arg = "FIRST:N",
      .fallback = "0:20",
      .needs = {"tsv"},
-     .help = "N positions from number FIRST of the stream on; it stops reading after them"},
+     .help = "print N positions, starting with number FIRST of the stream"},
     {.name = "top",
      .type = CLI_U64,
      .to = &top,
@@ -62,7 +62,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1000,
      .needs = {"tsv"},
-     .help = "entries to show of each position"},
+     .help = "entries to print per position"},
     {.name = "model",
      .letter = 'm',
      .type = CLI_STRING,
@@ -70,7 +70,7 @@ static const struct cli_option options[] = {
      .arg = "MODEL",
      .completes_files = true,
      .needs = {"tsv"},
-     .help = "spell tokens by this model's vocabulary"},
+     .help = "print tokens as text, using this model's vocabulary"},
     {0},
 };
 
@@ -178,7 +178,7 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "logit-dump",
-        .summary = "make a teacher's output small enough to keep, or look at it",
+        .summary = "compress a teacher's predictions, or print some of them",
         .operands = "[KNOWLEDGE]",
         .max_operands = 1,
         .reads_stdin = true,
@@ -187,17 +187,20 @@ int main(int argc, char **argv) {
         .seeded = true,
         .seed_needs = {"encode=sample:N", "!tsv"},
         .threaded = true,
-        .description = "Reads the dense output of teacher-infer and keeps what a student needs of each position. Draws "
-                       "(sample:N) are unbiased: on average the student is taught the whole distribution, at about 2 "
-                       "bytes for each distinct token drawn. The largest entries (topk:K) teach a truncated teacher; "
-                       "ghost:K corrects most of that.\n\nFields of teacher-infer --tap are passed on, except those of "
-                       "--drop. Knowledge in topk:K or ghost:K can be reduced to fewer entries later, and converted to "
-                       "the other. The output does not depend on how the input is cut into batches, nor on -j.",
-        .examples = "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > "
-                    "s.kd.rill\n    the same answers, fewer fields, in a quarter of the bytes of f32\nrill "
-                    "logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n    50 draws a "
-                    "position from the teacher at temperature 2\nrill logit-dump --tsv -m teacher.rill "
-                    "corpus.kd.rill --positions 100:10\n    what the teacher expects after positions 100 to 109\n",
+        .description =
+            "Reads the dense output of teacher-infer and keeps what a student needs of each position. Random draws "
+            "(sample:N) are unbiased: on average the student learns the whole distribution, at about 2 bytes per "
+            "distinct token drawn. Keeping only the largest probabilities (topk:K) teaches a truncated distribution; "
+            "ghost:K corrects most of that error.\n\nFields recorded by teacher-infer --tap are passed on, except "
+            "those named by --drop. Predictions in topk:K or ghost:K can later be reduced to fewer entries or "
+            "converted into each other. The output does not depend on how the input is split into batches, nor on -j.",
+        .examples =
+            "rill logit-dump --encode keep --drop 'attention.*' --field-dtype int8 < tapped.kd.rill > s.kd.rill\n"
+            "    the same predictions with fewer fields, in a quarter of the bytes of f32\n"
+            "rill logit-dump --encode sample:50 --temperature 2 < dense.kd.rill > corpus.kd.rill\n"
+            "    50 draws per position from the teacher at temperature 2\n"
+            "rill logit-dump --tsv -m teacher.rill corpus.kd.rill --positions 100:10\n"
+            "    what the teacher expects after positions 100 to 109\n",
         .options = options,
         .run = run,
     };

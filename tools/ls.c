@@ -8,8 +8,8 @@ static const struct cli_option options[] = {
     {.name = "batches",
      .type = CLI_FLAG,
      .to = &how.batches,
-     .help = "list every batch of a data stream, rather than their totals"},
-    {.name = "json", .type = CLI_FLAG, .to = &how.json, .help = "write JSON, a line for each part"},
+     .help = "list every batch of a data stream instead of totals"},
+    {.name = "json", .type = CLI_FLAG, .to = &how.json, .help = "print JSON, one object per line"},
     {0},
 };
 
@@ -42,27 +42,27 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "ls",
-        .summary = "list what is in a stream",
+        .summary = "list the contents of a stream",
         .operands = "[FILE...]",
         .max_operands = -1,
         .reads_stdin = true,
         .writes_text = true,
         .description =
-            "Prints the kind and the plain facts of each segment, then a table of its tensors: element type, shape, "
-            "bytes, name, and where any is compressed what share of the bytes is stored and by which codec. Of a model "
-            "follow the parameters and bytes of its parts; norms and biases count with what they belong to, and a tied "
-            "output matrix is the embedding. The last line has the bytes of all tensors, of the whole stream, and the "
-            "digest of the content, which does not cover the provenance or the file's name.\n\nNumbers of each layer "
-            "are shown as 5x512,0 (five times 512, then 0), long lists by their first numbers; what is not so is left "
-            "out (no tied=false); ends lists the tokens that end a text. Tensors in batches are summed up by name: "
-            "their first dimension counts through all batches.\n\nIn a regular file the data is skipped and not "
-            "verified; use check for that.",
+            "Prints the kind and the main facts of each segment, then a table of its tensors: element type, shape, "
+            "bytes, name and, for compressed ones, the codec and the share of bytes it needs. For a model, the "
+            "parameters and bytes of its parts follow; norms and biases count with the part they belong to, and a tied "
+            "output matrix counts as embedding. The last line has the bytes of all tensors, the bytes of the whole "
+            "stream, and the digest of the content, which covers neither provenance nor file name.\n\nNumbers of each "
+            "layer are abbreviated: 5x512,0 is five times 512, then 0. Long lists are cut, and facts that do not apply "
+            "are left out (there is no tied=false). \"ends\" lists the end tokens. Tensors in batches are summed up by "
+            "name, with their first dimension counted over all batches.\n\nIn a regular file the data is skipped, not "
+            "verified; rill check verifies it.",
         .examples = "rill ls model.rill\n"
-                    "    the tensors of a model and what its parts take\n"
+                    "    the tensors of a model, and the size of its parts\n"
                     "rill ls model.rill tokens.rill\n"
                     "    two files\n"
                     "rill ls --json model.rill\n"
-                    "    the same for programs\n",
+                    "    for other programs\n",
         .options = options,
         .run = run,
     };

@@ -14,22 +14,21 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &weights,
      .arg = "W,W,...",
-     .help = "how much each teacher counts, in the order of the operands; only ratios matter (default: all the same). "
-             "Draws "
-             "have none: each teacher counts by their number"},
+     .help = "weight of each teacher, in the order of the operands; only ratios matter (default: equal). Sampled "
+             "predictions take none: each teacher weighs as many draws as it has"},
     {.name = "mean",
      .type = CLI_CHOICE,
      .to = &mean,
      .choices = "arithmetic|geometric",
      .fallback = "arithmetic",
-     .help = "of the probabilities, or of their logarithms, as of logits; geometric is for dense answers"},
+     .help = "arithmetic: mean of probabilities; geometric: mean of log-probabilities, for dense predictions only"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
      .arg = "T",
      .min = 0.01,
      .max = 1000,
-     .help = "of the distributions that are mixed; other than the inputs' only for dense answers (default: theirs)"},
+     .help = "temperature of the mixed distributions; only dense predictions can change it (default: the inputs')"},
     {0},
 };
 
@@ -129,24 +128,24 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "mix",
-        .summary = "combine what several teachers say about the same tokens",
+        .summary = "average the predictions of several teachers",
         .operands = "KNOWLEDGE KNOWLEDGE...",
         .min_operands = 2,
         .max_operands = -1,
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Reads the knowledge of several teachers on the same tokens in step, and writes the weighted "
-            "mean of their distributions. One of the inputs may be standard input (-). All have the same "
-            "vocabulary, encoding and temperature.\n  dense       the mean, arithmetic or geometric, of all "
-            "probabilities\n  ghost       exact, of the tokens that all teachers have among their entries\n  "
-            "topk, topp  of the tokens that any has; what a teacher does not name counts as 0: kl then\n     "
-            "         has the mean of the gradients on each teacher, and eval, which needs exact\n           "
-            "   probabilities, refuses them\n  sample      draws are pooled, an unbiased estimate of the "
-            "mixture: 100 and 50 draws weigh 2 to 1\nEncodings that differ are refused: encode the dense "
-            "answers alike (logit-dump), or mix them before. So are fields of --tap, which have no mean.",
+            "Reads the predictions of several teachers for the same tokens side by side, and writes the weighted mean "
+            "of their distributions. One of the inputs may be standard input (-). All must have the same vocabulary, "
+            "encoding and temperature.\n\n  dense       arithmetic or geometric mean of all probabilities\n  "
+            "ghost       exact, for the tokens that all teachers list\n  topk, topp  for the tokens that any teacher "
+            "lists, taking 0 where one does not: the loss kl then\n              gets the mean of the gradients for "
+            "each teacher; eval, which needs exact\n              probabilities, refuses them\n  sample      draws are "
+            "pooled, an unbiased estimate of the mixture: 100 and 50 draws weigh 2 to 1\n\nDifferent encodings are "
+            "refused: encode the dense predictions alike (logit-dump), or mix before encoding. Fields of --tap are "
+            "refused too, since their mean has no meaning.",
         .examples = "rill mix dense.kd.rill dense2.kd.rill | rill logit-dump --encode sample:50 > corpus.kd.rill\n"
-                    "    50 draws a position from the mean of two teachers\n"
+                    "    50 draws per position from the mean of two teachers\n"
                     "rill mix --weights 2,1 --mean geometric dense.kd.rill dense2.kd.rill > mixed.kd.rill\n"
                     "    the first teacher counts twice\n",
         .options = options,

@@ -13,26 +13,26 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &curves.y,
      .arg = "COLUMNS",
-     .help = "NAME,NAME,...: the columns to draw, which each log must have (default: all losses and evaluations)"},
+     .help = "NAME,NAME,...: columns to draw, which every log must have (default: all losses and evaluations)"},
     {.name = "x",
      .type = CLI_STRING,
      .to = &curves.x,
      .arg = "COLUMN",
      .fallback = "step",
-     .help = "the column along the horizontal axis: step, or tokens for runs with other batches"},
+     .help = "column for the horizontal axis: step, or tokens to compare runs with different batch sizes"},
     {.name = "log",
      .type = CLI_CHOICE,
      .to = &logarithmic,
      .choices = "none|x|y|xy",
      .fallback = "none",
      .help = "which axes are logarithmic"},
-    {.name = "title", .type = CLI_STRING, .to = &curves.title, .arg = "TEXT", .help = "a line above the curves"},
+    {.name = "title", .type = CLI_STRING, .to = &curves.title, .arg = "TEXT", .help = "title above the curves"},
     {.name = "size",
      .type = CLI_STRING,
      .to = &size,
      .arg = "WxH",
      .fallback = "900x560",
-     .help = "width and height in pixels, each from 100 to 10000"},
+     .help = "width and height in pixels, 100 to 10000 each"},
     {0},
 };
 
@@ -90,22 +90,23 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "plot",
-        .summary = "draw the learning curves of training logs",
+        .summary = "draw learning curves from training logs",
         .operands = "[LOG]...",
         .max_operands = -1,
         .reads_stdin = true,
         .writes_text = true,
-        .description = "Reads what distill --log writes, or any table of numbers in tab-separated text with a line of "
-                       "names, and writes the curves as SVG, which a browser shows. Several logs are drawn into one "
-                       "picture, each curve under the name of its file. A column with numbers in some lines only, such "
-                       "as an evaluation, is drawn as joined points.\n\nA line that has another number of columns, or "
-                       "anything but numbers, is an error. gnuplot does the drawing and must be installed.",
+        .description =
+            "Reads what distill --log writes, or any tab-separated table of numbers with a header line, and draws the "
+            "curves as SVG, which any browser shows. Several logs are drawn into one picture, each curve labelled with "
+            "its file name. A column that has numbers only in some lines, such as an evaluation, is drawn as connected "
+            "points.\n\nIt is an error if a line has a different number of columns, or anything but numbers. gnuplot "
+            "does the drawing and must be installed.",
         .examples = "rill plot run.tsv > run.svg\n"
                     "    all losses and evaluations\n"
                     "rill plot --y ce --log y --title 'two runs' run.tsv again.tsv -o ce.svg\n"
                     "    one loss of two runs, on a logarithmic axis\n"
                     "tail -n +1 run.tsv | rill plot --x tokens - > tokens.svg\n"
-                    "    from a pipe, over the tokens that were trained on\n",
+                    "    from a pipe, against the number of tokens trained on\n",
         .options = options,
         .run = run,
     };

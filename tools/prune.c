@@ -11,19 +11,20 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .min = 0,
      .max = 0.999999,
-     .help = "make this share of the weights of each matrix of the layers zero (0.5, or 50%)"},
+     .help = "set this share of the weights of each matrix in the layers to zero (0.5 or 50%)"},
     {.name = "pattern",
      .type = CLI_STRING,
      .to = &o.pattern,
      .arg = "N:M",
      .needs = {"!sparsity"},
-     .help = "keep N of each M consecutive weights of a row instead (2:4, 4:8), and make the others zero"},
+     .help = "N:M sparsity: keep N of every M consecutive weights in a row (2:4, 4:8) and set the others to zero"},
     {.name = "rate",
      .type = CLI_LIST,
      .to = &o.rates,
      .arg = "REGEX=S",
-     .help = "how sparse the matrices become whose name, Rill's or GGUF's, matches the regular expression: a share, 0, "
-             "or N:M; the last match wins"},
+     .help =
+         "sparsity of the matrices whose names (Rill's or GGUF's) match the regular expression: a share, 0, or N:M; "
+         "the last match wins"},
     {.name = "allocate",
      .type = CLI_CHOICE,
      .to = &o.allocate,
@@ -33,10 +34,10 @@ static const struct cli_option options[] = {
      .needs = {"sparsity", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!vocab",
                "!target-params", "!target-speedup", "!target-size", "!hidden", "!allocate=owl|stats",
                "!allocate=search|data", "!allocate=search|stats|method=magnitude"},
-     .help = "how --sparsity is spread over the matrices: the same for all; by layer, the fewer the more outliers it "
-             "has, by --stats (owl); or matrix by matrix, by an evolutionary search for the least divergence of the "
-             "next token from the whole model's on --data, which begins with the better of these two; the model is "
-             "read twice, from a file"},
+     .help = "how to spread --sparsity over the matrices. uniform: the same for all. owl: by layer, fewer zeros in "
+             "layers with more outliers; needs --stats. search: by matrix, an evolutionary search for the least "
+             "divergence from the whole model on --data; it starts from the better of the other two and reads the "
+             "model twice, so MODEL must be a file"},
     {.name = "outlier",
      .type = CLI_F64,
      .to = &o.outlier,
@@ -45,7 +46,8 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1e6,
      .needs = {"allocate=owl|allocate=search", "stats"},
-     .help = "a weight whose product with the norm of its input is more than M times the layer's mean is an outlier"},
+     .help =
+         "a weight is an outlier if its magnitude times the norm of its input is above M times the mean of its layer"},
     {.name = "spread",
      .type = CLI_F64,
      .to = &o.spread,
@@ -53,7 +55,7 @@ static const struct cli_option options[] = {
      .fallback = "0.08",
      .max = 1,
      .needs = {"allocate=owl|allocate=search", "stats"},
-     .help = "the layers of fewest and of most outliers differ by twice this share in sparsity"},
+     .help = "the sparsities of the layers with the fewest and the most outliers differ by twice this share"},
     {.name = "generations",
      .type = CLI_U64,
      .to = &o.generations,
@@ -62,7 +64,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1000000,
      .needs = {"allocate=search"},
-     .help = "of the search"},
+     .help = "generations of the search"},
     {.name = "offspring",
      .type = CLI_U64,
      .to = &o.offspring,
@@ -71,17 +73,17 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 4096,
      .needs = {"allocate=search"},
-     .help =
-         "candidates in each generation, which are judged on a quarter of the sequences, and a quarter of them on all"},
+     .help = "candidates in each generation: all are evaluated on a quarter of the sequences, the best quarter of them "
+             "on all sequences"},
     {.name = "search-tokens",
      .type = CLI_U64,
      .to = &o.search_tokens,
      .arg = "N",
      .fallback = "4096",
      .max = 1e12,
-     .needs = {"allocate=search"},
-     .help = "judge candidates on whole sequences of --data up to the one that reaches N positions; 0: all; each needs "
-             "memory for its logits"},
+     .needs = {"allocate=search|candidates"},
+     .help = "evaluate candidates, sparsities or shapes, on the first whole sequences of --data that hold N positions; "
+             "0: on all. Memory is needed for the logits of each"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
@@ -89,10 +91,9 @@ static const struct cli_option options[] = {
      .choices = "magnitude|wanda|sparsegpt|alps",
      .fallback = "magnitude",
      .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data"},
-     .help = "which weights become zero: the smallest of the matrix (magnitude); of each row those of the smallest "
-             "product with the norm of their input (wanda, with --stats or --data); with --data those that cost least "
-             "when the others make up for it, column by column (sparsegpt), or by a search for the mask of least error "
-             "(alps, the best and slowest)"},
+     .help = "which weights become zero. magnitude: the smallest of each matrix; wanda: in each row, those with the "
+             "smallest product of weight and input norm; sparsegpt: those that cost least when the others are updated "
+             "to compensate, column by column; alps: search for the mask with the least error (the best and slowest)"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
@@ -103,22 +104,22 @@ static const struct cli_option options[] = {
           "method=wanda|method=sparsegpt|method=alps|reconstruct|layer-score=divergence|allocate=search|candidates",
           "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
           "reconstruct|!heads", "reconstruct|!kv-heads", "reconstruct|!hidden"},
-     .help =
-         "prune layer by layer, with what these tokens become in the layers that are pruned already: text like that "
-         "which the model will see, 128 sequences of 512 for a start"},
+     .help = "calibration data: prune layer by layer, using the activations that these tokens have after the already "
+             "pruned layers. Use text like that which the model will see; 128 sequences of 512 are a good start"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &o.max_tokens,
      .arg = "N",
      .fallback = "0",
      .needs = {"data"},
-     .help = "take whole sequences of --data up to the one that reaches N positions; 0: all"},
+     .help = "use whole sequences of --data, up to the one that reaches N tokens; 0: all"},
     {.name = "reconstruct",
      .type = CLI_FLAG,
      .to = &o.reconstruct,
      .needs = {"data"},
-     .help = "fit the weights that stay, by least squares: each matrix to what it gave in the model as it was; where "
-             "layers, heads or channels go, attn.o and ffn.down, to what the layers gave; takes twice as long"},
+     .help =
+         "fit the remaining weights by least squares to the outputs of the original model: for single weights every "
+         "matrix; if layers, heads or channels are removed, attn.o and ffn.down. Takes twice as long"},
     {.name = "damp",
      .type = CLI_F64,
      .to = &o.damp,
@@ -126,13 +127,13 @@ static const struct cli_option options[] = {
      .fallback = "0.01",
      .max = 1,
      .needs = {"method=sparsegpt|method=alps|reconstruct"},
-     .help = "what is added to the diagonal of the second moments of --data, as a share of its mean"},
+     .help = "damping: added to the diagonal of the second moments of --data, as a share of its mean"},
     SESSION_DATA_PRECISION(o.how, "data"),
     {.name = "sparsify-head",
      .type = CLI_FLAG,
      .to = &o.prune_head,
      .needs = {"sparsity|pattern"},
-     .help = "also the embedding and the output matrix"},
+     .help = "also sparsify the embedding and the output matrix"},
     {.name = "plan",
      .type = CLI_STRING,
      .to = &o.plan,
@@ -141,13 +142,12 @@ static const struct cli_option options[] = {
      .needs = {"!sparsity", "!pattern", "!rate", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
                "!hidden"},
      .help =
-         "take what stays of each layer, and how sparse each matrix becomes, from this file, as --dry-run prints it"},
+         "read what to keep of each layer, and the sparsity of each matrix, from this file, as printed by --dry-run"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,
-     .help =
-         "print the plan and stop: the layers that stay with their widths, and the sparsity of each matrix, as text "
-         "for --plan, edited or not"},
+     .help = "print the plan and stop: the layers to keep with their widths, and the sparsity of each matrix, as text "
+             "for --plan, which you can edit"},
     {.name = "target-params",
      .type = CLI_AMOUNT,
      .to = &o.target_params,
@@ -155,9 +155,10 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = 1e15,
      .needs = {"stats", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads", "!hidden", "!plan"},
-     .help = "prune layers, heads and channels to at most N parameters, or a share of them (60%): to that shape, alike "
-             "in all layers, whose parts that go count least for the loss, by --stats with gradients, among those that "
-             "load wherever the model does; --dry-run says which; 0: as the options below say"},
+     .help =
+         "prune layers, heads and channels to at most N parameters, or a share of them (60%). Tries all shapes with "
+         "equal layers that programs can load wherever they load this model, and takes the one whose removed parts "
+         "matter least for the loss, by --stats with gradients; --dry-run prints it. 0: no target"},
     {.name = "target-speedup",
      .type = CLI_F64,
      .to = &o.target_speedup,
@@ -166,7 +167,8 @@ static const struct cli_option options[] = {
      .max = 1e6,
      .needs = {"stats", "!target-params", "!layers", "!drop-layers", "!experts", "!ffn", "!heads", "!kv-heads",
                "!hidden", "!plan"},
-     .help = "the same to a model that takes S times fewer products of weights for a token (attention's own aside)"},
+     .help = "the same, to a model with S times fewer multiplications by weights per token (not counting attention "
+             "itself)"},
     {.name = "target-size",
      .type = CLI_U64,
      .to = &o.target_size,
@@ -175,22 +177,22 @@ static const struct cli_option options[] = {
      .max = 1e15,
      .needs = {"stats", "!target-params", "!target-speedup", "!layers", "!drop-layers", "!experts", "!ffn", "!heads",
                "!kv-heads", "!hidden", "!plan", "!vocab"},
-     .help = "the same to a model whose tensors have at most so many bytes, in the types that they are written in, "
-             "without header and vocabulary, as quantize counts; 90M: 90 times 1048576"},
+     .help = "the same, to a model whose tensors take at most this many bytes in their types, without header and "
+             "vocabulary, as quantize counts; 90M is 90 times 1048576"},
     {.name = "target-type",
      .type = CLI_STRING,
      .to = &o.target_type,
      .arg = "TYPE",
      .needs = {"target-size"},
-     .help = "... when quantize --type TYPE has made the result smaller: one budget for both. What is written is not "
-             "quantized"},
+     .help = "measure --target-size as if quantize --type TYPE had quantized the result: one budget for both. The "
+             "output is not quantized"},
     {.name = "per-layer",
      .type = CLI_FLAG,
      .to = &o.per_layer,
      .needs = {"target-params|target-speedup|target-size"},
-     .help = "give each layer a shape of its own for the target: step by step go those channels, heads or layers that "
-             "count least for what they save. llama.cpp loads such layers of a llama, mistral or qwen2 (as deci), "
-             "transformers of none; export refuses what a format cannot hold"},
+     .help = "give each layer its own shape for the target: remove step by step those channels, heads or layers that "
+             "matter least for what they save. llama.cpp loads such layers of a llama, mistral or qwen2 (as deci), "
+             "transformers of no model; export refuses what a format cannot hold"},
     {.name = "candidates",
      .type = CLI_U64,
      .to = &o.candidates,
@@ -198,10 +200,8 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 64,
      .needs = {"target-params|target-speedup|target-size", "data", "!vocab"},
-     .help =
-         "prune the N best shapes for the target, each as the other options say, and take that whose distribution "
-         "of the next token on --data diverges least from the model's; of a model from a file. Take few tokens: each "
-         "needs memory for its logits"},
+     .help = "prune to each of the N best shapes for the target, as the other options say, and take the one whose "
+             "next-token distributions on --data diverge least from the original's. MODEL must be a file"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,
@@ -209,7 +209,7 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = MODEL_MAX_LAYERS,
      .needs = {"layer-score=divergence|stats"},
-     .help = "keep N layers, or a share of them (67%), by --layer-score; 0: keep all"},
+     .help = "keep N layers, or a share of them (67%), chosen by --layer-score; 0: keep all"},
     {.name = "layer-score",
      .type = CLI_CHOICE,
      .to = &o.layer_score,
@@ -217,16 +217,17 @@ static const struct cli_option options[] = {
      .choices = "influence|angular|divergence",
      .fallback = "influence",
      .needs = {"layers", "!layer-score=divergence|data"},
-     .help = "which layers go: those of least block influence, by --stats; the run of neighbours that turns the "
-             "residual stream by the least angle, by --stats; or one after another that without which the next token's "
-             "distribution on --data diverges least from the whole model's: a pass for each candidate, of a model from "
-             "a file; take few tokens, of which each needs memory for its logits"},
+     .help = "which layers to drop. influence: those with the least block influence (--stats); angular: the block of "
+             "consecutive layers that changes the direction of the residual stream least (--stats); divergence: one "
+             "after another, the layer without which next-token distributions on --data diverge least from the "
+             "original's; this takes a pass per candidate, a model from a file, and few tokens, as memory holds the "
+             "logits of each"},
     {.name = "drop-layers",
      .type = CLI_STRING,
      .to = &o.drop_layers,
      .arg = "LIST",
      .needs = {"!layers"},
-     .help = "drop these layers instead: numbers from 0 and ranges, 3,10-14"},
+     .help = "drop exactly these layers: numbers from 0 and ranges, such as 3,10-14"},
     {.name = "experts",
      .type = CLI_AMOUNT,
      .to = &o.experts,
@@ -234,32 +235,32 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = MODEL_MAX_EXPERTS,
      .needs = {"!experts|stats"},
-     .help = "keep N experts of each layer that has some, or a share of them: those go that add least to the positions "
-             "that take them; 0: keep all"},
+     .help = "keep N experts per layer in a mixture of experts, or a share of them; drops those that contribute least "
+             "to the tokens routed to them. 0: keep all"},
     {.name = "ffn",
      .type = CLI_AMOUNT,
      .to = &o.ffn,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help = "keep the N best feed-forward channels of each layer and of each expert, or a share of them, rounded to a "
-             "multiple of 256 or 32, the blocks of quantized types; 0: keep all"},
+     .help =
+         "keep the N best feed-forward channels of each layer and expert, or a share of them, rounded to a multiple "
+         "of 256 or 32, the block sizes of quantized types; 0: keep all"},
     {.name = "kv-heads",
      .type = CLI_AMOUNT,
      .to = &o.kv_heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help =
-         "keep the N best key/value heads of each layer, each with its query heads, or a share of them; 0: keep all"},
+     .help = "keep the N best key/value heads of each layer with their query heads, or a share of them; 0: keep all"},
     {.name = "heads",
      .type = CLI_AMOUNT,
      .to = &o.heads,
      .arg = "N",
      .fallback = "0",
      .max = MODEL_MAX_DIM,
-     .help = "keep N query heads of each layer, the best of each key/value head that stays and as many of each, or a "
-             "share of them; 0: keep all"},
+     .help = "keep N query heads per layer, or a share of them: the best of each remaining key/value head, the same "
+             "number for each; 0: keep all"},
     {.name = "hidden",
      .type = CLI_AMOUNT,
      .to = &o.hidden,
@@ -267,18 +268,18 @@ static const struct cli_option options[] = {
      .fallback = "0",
      .max = MODEL_MAX_DIM,
      .needs = {"!hidden|stats"},
-     .help = "keep the N channels of the residual stream, in all layers, that are the most active behind norms, by "
-             "--stats, or a share of them, rounded as --ffn; --reconstruct fits what reads and writes it, and then it "
-             "goes alone; 0: keep all"},
+     .help = "keep the N channels of the residual stream, or a share of them, that are most active after norms, by "
+             "--stats, in all layers; rounded as --ffn. With --reconstruct, everything that reads or writes the stream "
+             "is fitted, and nothing else can be pruned in that run; 0: keep all"},
     {.name = "vocab",
      .type = CLI_STRING,
      .to = &o.vocab,
      .arg = "TOKENS",
      .completes_files = true,
      .help =
-         "keep only the tokens that occur in this token stream, what their merges need, the bytes and the special "
-         "tokens; \"padding\": keep all tokens, only the rows of the embedding after the last one go (a file of that "
-         "name is ./padding)"},
+         "keep only the tokens that occur in this token stream, with the tokens their merges need, single bytes and "
+         "special tokens; \"padding\": keep all tokens and remove only unused rows at the end of the embedding (for "
+         "a file of that name write ./padding)"},
     {.name = "vocab-min-count",
      .type = CLI_U64,
      .to = &o.vocab_min_count,
@@ -287,7 +288,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1e15,
      .needs = {"vocab", "!vocab=padding"},
-     .help = "how often a token must occur to stay"},
+     .help = "keep tokens that occur at least N times"},
     {.name = "score",
      .type = CLI_CHOICE,
      .to = &o.score,
@@ -296,17 +297,18 @@ static const struct cli_option options[] = {
      .fallback = "auto",
      .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup|target-size", "!score=activations|stats",
                "!score=taylor|stats", "!score=fluctuation|stats", "!score=cost|reconstruct"},
-     .help = "how channels and heads are ranked: by the norm of their weights; by --stats: their activations, what "
-             "gradients say the loss would change (taylor), or the variance of what they give (fluctuation); or with "
-             "--reconstruct by the error that is left when the others make up for them (cost); auto: cost, "
-             "activations or weights, the first that has what it needs"},
+     .help =
+         "how to rank channels and heads: weights: by the norm of their weights; activations, taylor (effect on the "
+         "loss, from gradients), fluctuation (variance of their output): by --stats; cost: by the error that "
+         "remains after the others are updated to compensate, with --reconstruct; auto: the first of cost, "
+         "activations, weights that has what it needs"},
     {.name = "compensate",
      .type = CLI_FLAG,
      .to = &o.compensate,
      .needs = {"ffn|heads|kv-heads|plan|target-params|target-speedup|target-size", "stats", "!data"},
      .help =
-         "biases of attn.o and ffn.down take over what the channels and heads that go gave in the mean, by --stats; "
-         "refused where a model has none"},
+         "add the mean output of removed channels and heads, from --stats, to the biases of attn.o and ffn.down; an "
+         "error if the model has no such biases"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &o.stats,
@@ -316,7 +318,7 @@ static const struct cli_option options[] = {
                "layers|experts|hidden|method=wanda|compensate|target-params|target-speedup|target-size|allocate=owl|"
                "allocate=search|!score=weights"},
      .completes_files = true,
-     .help = "activation statistics of this model (rill calibrate)"},
+     .help = "activation statistics of this model, from rill calibrate"},
     {0},
 };
 
@@ -327,7 +329,7 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "prune",
-        .summary = "take layers, experts, channels, heads, tokens or single weights out of a model",
+        .summary = "remove layers, experts, channels, heads, vocabulary or single weights",
         .operands = "[MODEL]",
         .max_operands = 1,
         .reads_stdin = true,
@@ -338,32 +340,30 @@ int main(int argc, char **argv) {
         .seed_needs = {"allocate=search"},
         .description =
             "Structured pruning makes a smaller dense model that any program can run: fewer layers, narrower "
-            "feed-forward parts, fewer attention heads, a narrower residual stream, a smaller vocabulary. --sparsity, "
-            "--pattern and --rate make "
-            "single "
-            "weights zero, of the matrices of layers that are left, and keep the shapes.\nWhat is removed is chosen by "
-            "the norms of the weights, or by calibrate's statistics of "
-            "this model. Several kinds may be combined: single weights are those of what the others leave. With --data "
-            "they go alone, in a "
-            "run of their own. Train the result with distill to recover what was lost.\n"
-            "A quantized tensor keeps its type as long as whole rows are kept. It becomes f32 if columns are removed "
-            "(ffn.down and attn.o) or single weights become zero; with --data all quantized tensors do.\n--codec "
-            "sparse "
-            "stores zeros in a bit each.\nWhat is to go is a plan: --dry-run prints it, --plan reads it.",
+            "feed-forward layers, fewer attention heads, a narrower residual stream, a smaller vocabulary. --sparsity, "
+            "--pattern and --rate set "
+            "single weights in the matrices of layers to zero and keep all shapes.\n\nWhat to remove is decided by the "
+            "norms of the weights or by the statistics of rill calibrate for this model. Several kinds can be "
+            "combined; single weights are then chosen from what the others leave. With --data, single weights need a "
+            "run of their own. Train the result with distill to recover quality.\n\nA quantized tensor keeps its type "
+            "if whole rows are kept. It becomes f32 if columns are removed (ffn.down and attn.o) or single weights are "
+            "zeroed; with --data all quantized tensors do.\n\n--codec sparse stores each zero in one bit.\n\nWhat to "
+            "remove is a plan: --dry-run prints it and --plan reads it.",
         .examples =
-            "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n    keep the 2 layers "
-            "that matter most\n"
-            "rill prune --ffn 64 < model.rill > narrow.rill\n    keep the 64 strongest channels of each layer\n"
-            "rill prune --sparsity 0.5 < model.rill > sparse.rill\n    half of the weights become zero\n"
-            "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n    "
-            "two of each four, by weights and activations\n"
-            "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n    half of "
-            "the "
-            "weights, layer by layer, with what the others can make up for\n"
-            "rill prune --sparsity 0.5 --allocate owl --stats model.stats.rill --dry-run model.rill -o owl.txt\n    "
-            "more "
-            "zeros where a layer has few outliers, as a plan\n"
-            "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n    what would be done\n",
+            "rill prune --layers 2 --stats model.stats.rill model.rill -o small.rill\n"
+            "    keep the 2 layers that matter most\n"
+            "rill prune --ffn 64 < model.rill > narrow.rill\n"
+            "    keep the 64 strongest channels of each layer\n"
+            "rill prune --sparsity 0.5 < model.rill > sparse.rill\n"
+            "    half of the weights become zero\n"
+            "rill prune --pattern 2:4 --method wanda --stats model.stats.rill model.rill -o sparse.24.rill\n"
+            "    two of every four weights, by weights and activations\n"
+            "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n"
+            "    half of the weights, layer by layer, with the others updated to compensate\n"
+            "rill prune --sparsity 0.5 --allocate owl --stats model.stats.rill --dry-run model.rill -o owl.txt\n"
+            "    a plan with more zeros in layers that have few outliers\n"
+            "rill prune --ffn 64 --rate attn=2:4 --dry-run model.rill -o plan.txt\n"
+            "    print the plan\n",
         .options = options,
         .run = run,
     };

@@ -17,33 +17,32 @@ static struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &o.pure,
      .needs = {"type"},
-     .help = "no mixture: every matrix gets the type that most have in TYPE"},
+     .help = "no mixture: all matrices get the main type of TYPE"},
     {.name = "tensor-type",
      .type = CLI_LIST,
      .to = &o.rules,
      .arg = "REGEX=TYPE",
      .needs = {"!plan"},
-     .help =
-         "the type of the matrices whose name, Rill's or GGUF's, matches the regular expression; the last match wins. "
-         "With a target, what is left to choose from goes to the others"},
+     .help = "type for the matrices whose names (Rill's or GGUF's) match the regular expression; the last match wins. "
+             "With a target, the rest of the size is distributed over the other matrices"},
     {.name = "head-type",
      .type = CLI_STRING,
      .to = &o.head_type,
      .arg = "TYPE",
      .needs = {"!plan"},
-     .help = "another type for the output matrix (the embedding where they are tied)"},
+     .help = "type for the output matrix (the embedding, if they are tied)"},
     {.name = "embed-type",
      .type = CLI_STRING,
      .to = &o.embed_type,
      .arg = "TYPE",
      .needs = {"!plan"},
-     .help = "another type for the embedding of a model whose output is not tied to it"},
+     .help = "type for the embedding, if the output matrix is not tied to it"},
     {.name = "plan",
      .type = CLI_STRING,
      .to = &o.plan,
      .arg = "FILE",
      .completes_files = true,
-     .help = "take the type of each matrix from this file, as --dry-run prints it"},
+     .help = "read the type of each matrix from this file, as printed by --dry-run"},
     {.name = "target-bpw",
      .type = CLI_F64,
      .to = &o.target_bpw,
@@ -51,23 +50,24 @@ static struct cli_option options[] = {
      .min = 0.01,
      .max = 32,
      .needs = {"!type", "!plan", "!target-size"},
-     .help =
-         "choose a type for each matrix so that the model has at most so many bits per weight, norms included, and the "
-         "least error: measured with --stats, and for good results weighed by --fisher. Reads the model twice"},
+     .help = "choose the type of each matrix so that the model has at most this many bits per weight, norms included, "
+             "and the smallest error, as measured with --stats and, for good results, weighted by --fisher. Reads the "
+             "model twice"},
     {.name = "target-size",
      .type = CLI_U64,
      .to = &o.target_size,
      .arg = "BYTES",
      .min = 1,
      .needs = {"!type", "!plan"},
-     .help = "the same for the bytes of all tensors, without header and vocabulary; 90M: 90 times 1048576"},
+     .help = "the same, with a limit in bytes for all tensors, without header and vocabulary; 90M is 90 times 1048576"},
     {.name = "types",
      .type = CLI_STRING,
      .to = &o.types,
      .arg = "LIST",
      .needs = {"target-bpw|target-size"},
-     .help = "what a target may choose from, as q3_k,q4_k,q6_k; without it " QUANT_BUDGET_TYPES "; those that need "
-             "importance only where --stats has it"},
+     .help = "types that a target may choose from, such as q3_k,q4_k,q6_k; if not given: " QUANT_BUDGET_TYPES
+             "; types that need "
+             "importance are used only if --stats provides it"},
     {.name = "fisher",
      .type = CLI_STRING,
      .to = &o.fisher,
@@ -75,9 +75,9 @@ static struct cli_option options[] = {
      .completes_files = true,
      .needs = {"target-bpw|target-size"},
      .help =
-         "weigh the matrices against each other by how much the model's own distribution over these tokens depends on "
-         "them (Fisher information, a backward pass over each sequence, the model and its gradients in memory); "
-         "without it, the relative errors of all outputs count the same"},
+         "weight the errors of different matrices by how much the model's own distribution over these tokens "
+         "depends on them (Fisher information; takes a backward pass per sequence, with the model and its gradients "
+         "in memory); if not given, the relative output errors of all matrices count alike"},
     {.name = "search",
      .type = CLI_U64,
      .to = &o.search,
@@ -107,55 +107,54 @@ static struct cli_option options[] = {
      .completes_files = true,
      .needs = {"!dry-run|target-bpw|target-size"},
      .help =
-         "keep in this folder, made if it is missing, what is quantized, by digests of the tensor and of all that its "
-         "blocks come from, and the errors that a target measures: a run that was interrupted, or that differs in "
-         "some tensors, another type or another target takes from there what is the same. It may be removed at any "
-         "time"},
+         "keep quantized tensors, and the errors that a target measures, in this folder (made if missing), named by "
+         "digests of everything they depend on. A later run takes from it what has not changed: after an "
+         "interruption, or with other types or another target. It may be deleted at any time"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,
      .needs = {"!method=hqq|search"},
      .help =
-         "print the plan and stop: each matrix with its type, size and the reason, as text for --plan, edited or not"},
+         "print the plan and stop: the type, size and reason for each matrix, as text for --plan, which you can edit"},
     {.name = "stats",
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
      .completes_files = true,
      .needs = {"!method=hqq"},
-     .help = "weight the error of each input channel by the statistics of calibrate, or of llama-imatrix (a GGUF or a "
-             ".dat). From calibrate --head-moments, gptq and learned quantize the head by error feedback, too"},
+     .help =
+         "weight errors by input channel, with the statistics of rill calibrate or of llama-imatrix (a GGUF or .dat "
+         "file). With those of calibrate --head-moments, gptq and learned use error feedback for the head, too"},
     {.name = "clip",
      .type = CLI_FLAG,
      .to = &o.clip,
      .needs = {"stats", "!method=gptq", "!method=learned", "!dry-run|search"},
-     .help = "cut off the largest weights of a group where that lowers the error by --stats, as AWQ does, but of q and "
-             "k"},
+     .help =
+         "clip the largest weights of a group where that lowers the error by --stats, as in AWQ, except for q and k"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
      .choices = "rtn|hqq|gptq|learned",
      .fallback = "rtn",
-     .help = "rtn: each weight to the nearest value, with the scales that a search finds; hqq: the same, then mins (or "
-             "scales, in types without) in half-quadratic steps, which need no data; gptq: with --data, codes by "
-             "error feedback on the grid of each type and descent over codes and scales, layer by layer; "
-             "learned: then both by gradients of the error that attention, and the feed-forward part, make in what "
-             "comes out of them"},
+     .help = "rtn: round to nearest, with searched scales; hqq: half-quadratic steps that improve the mins (or the "
+             "scales, in types without), no data needed; gptq: error feedback layer by layer with --data, then "
+             "coordinate descent over codes and scales; learned: gptq, then codes and scales learned from gradients of "
+             "the output error of attention and feed-forward parts"},
     {.name = "data",
      .type = CLI_STRING,
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
      .needs = {"method=gptq|method=learned|search", "!dry-run|search"},
-     .help = "the tokens to calibrate on, and to search by: text like that which the model will see, 128 sequences of "
-             "512 for a start"},
+     .help = "data for calibration and for --search: tokens of text like that which the model will see; 128 sequences "
+             "of 512 are a good start"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &o.max_tokens,
      .arg = "N",
      .fallback = "0",
      .needs = {"data", "method=gptq|method=learned", "!dry-run"},
-     .help = "calibrate on whole sequences up to the one that reaches N positions; 0: all"},
+     .help = "use whole sequences of --data, up to the one that reaches N tokens; 0: all"},
     {.name = "damp",
      .type = CLI_F64,
      .to = &o.damp,
@@ -163,8 +162,8 @@ static struct cli_option options[] = {
      .fallback = "0.01",
      .max = 1,
      .needs = {"data", "method=gptq|method=learned", "!dry-run"},
-     .help = "what is added to the diagonal of the second moments, as a share of its mean; ten times as much when they "
-             "do not factor, up to four times"},
+     .help = "damping: added to the diagonal of the second moments, as a share of its mean; increased tenfold, up to "
+             "four times, if they cannot be factored"},
     {.name = "sweeps",
      .type = CLI_U64,
      .to = &o.sweeps,
@@ -172,7 +171,8 @@ static struct cli_option options[] = {
      .fallback = "4",
      .max = 1000,
      .needs = {"data", "method=gptq|method=learned", "!dry-run"},
-     .help = "passes of descent over codes and scales after the feedback, at most; 0: plain GPTQ"},
+     .help =
+         "at most this many passes of coordinate descent over codes and scales after error feedback; 0: plain GPTQ"},
     {.name = "passes",
      .type = CLI_U64,
      .to = &o.passes,
@@ -181,29 +181,26 @@ static struct cli_option options[] = {
      .min = 1,
      .max = 1000,
      .needs = {"method=learned", "data", "!dry-run"},
-     .help =
-         "steps that are learned, each after the data went through and back; one sequence of eight is held out, and "
-         "what is best on these is kept"},
+     .help = "optimization steps, each with a forward and a backward pass over the data; one sequence in eight is held "
+             "out, and the result that is best there is kept"},
     {.name = "symmetric",
      .type = CLI_FLAG,
      .to = &o.symmetric,
      .needs = {"data", "method=gptq|method=learned", "!dry-run"},
-     .help = "towards what the original's matrices make of the inputs that they have now, as GPTQ has it, in half the "
-             "time; "
-             "without it, towards what they made of the original's inputs"},
+     .help = "fit the original matrix's outputs on the quantized model's inputs, as in GPTQ, in half the time; without "
+             "it, fit its outputs on the original model's inputs"},
     {.name = "precision",
      .type = CLI_CHOICE,
      .to = &o.how.precision,
      .choices = "auto|bf16|f32",
      .fallback = "auto",
      .needs = {"data"},
-     .help = "of the forward pass over the data; sums are f32 in any case. " SESSION_AUTO_HELP "else f32"},
+     .help = "precision of the forward passes over --data; sums are always f32. " SESSION_AUTO_HELP "otherwise f32"},
     {.name = "strict",
      .type = CLI_FLAG,
      .to = &o.strict,
-     .help =
-         "refuse a model with rows that are not a whole number of blocks, rather than use another type for them, and "
-         "types that need --stats when there are none"},
+     .help = "fail if rows are not a whole number of blocks, instead of falling back to another type, or if a type "
+             "needs --stats and there are none"},
     {0},
 };
 
@@ -226,35 +223,34 @@ int main(int argc, char **argv) {
                       "quantized already take more bits",
         .threaded = true,
         .description =
-            "Rounds the matrices of a model to one of GGUF's grids, one tensor at a time: a model larger than memory "
-            "passes through a pipe.\nTYPE is a file type of llama-quantize, and each matrix gets the type that it gets "
-            "there: in q4_k_m q6_k for the output and for v and down of half of the layers, q4_k elsewhere. A row that "
-            "is "
-            "not a whole number of blocks of 256 falls back to a type with blocks of 32, as llama.cpp does; the "
-            "program "
-            "reports it, with the resulting bits per weight, and --strict refuses it.\nTypes below 3.4 bits need "
-            "--stats. "
-            "Tensors that are quantized already are rounded again, which is reported. They get no more bits than they "
-            "have: a tensor that only a mixture would raise stays as it is, anything else is refused without "
-            "--force.\nThe types are a plan: --dry-run prints it, --plan reads it. With --target-bpw or --target-size "
-            "they are "
-            "chosen: the error of each matrix in each type is measured, and the best plan within the size is found "
-            "exactly.",
-        .examples =
-            "rill quantize --type q4_k_m model.rill -o model.q4.rill\n    the usual mixture\n"
-            "rill quantize --type q8_0 < model.rill > model.q8.rill\n    nearly lossless, half of f16\n"
-            "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n    v in more bits\n"
-            "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n    by error "
-            "feedback\n"
-            "rill quantize --type q3_k_m --method learned --data tokens.rill model.rill -o model.learned.rill\n    the "
-            "same, "
-            "and then learned\n"
-            "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n    what would be done\n"
-            "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n   "
-            " the "
-            "types that are expected to change the model least in 6 bits per weight\n"
-            "rill quantize --target-bpw 6 --search 300 --data tokens.rill model.rill -o q.rill\n    those, and then "
-            "moves of bits that the divergence from the original shows to be better\n",
+            "Quantizes the matrices of a model to one of GGUF's types, one tensor at a time, so a model larger than "
+            "memory can pass through a pipe.\n\nTYPE is a file type of llama-quantize, and each matrix gets the type "
+            "that llama-quantize would give it: in q4_k_m, for instance, q6_k for the output matrix and for v and down "
+            "in half of the layers, q4_k elsewhere. If a row is not a whole number of blocks of 256, the matrix falls "
+            "back to a type with blocks of 32, as in llama.cpp; the program reports this with the resulting bits per "
+            "weight, and --strict makes it an error.\n\niq2_*, q2_k_s and the like are too coarse to be useful without "
+            "--stats: the program warns, and --strict makes it an error. A tensor that is already quantized is "
+            "quantized again, which is reported. It cannot get more bits than it has: if only a mixture would raise "
+            "it, it stays as it is; otherwise this is an error without --force.\n\nThe choice of types is a plan: "
+            "--dry-run prints it and --plan reads it. With --target-bpw or --target-size the types are chosen "
+            "automatically: the error of each matrix in each type is measured, and the best plan within that size is "
+            "found exactly.",
+        .examples = "rill quantize --type q4_k_m model.rill -o model.q4.rill\n"
+                    "    the usual mixture\n"
+                    "rill quantize --type q8_0 < model.rill > model.q8.rill\n"
+                    "    nearly lossless, half the size of f16\n"
+                    "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n"
+                    "    with more bits for v\n"
+                    "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n"
+                    "    GPTQ, with calibration data\n"
+                    "rill quantize --type q3_k_m --method learned --data tokens.rill model.rill -o model.learned.rill\n"
+                    "    GPTQ followed by learned rounding\n"
+                    "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n"
+                    "    print the plan\n"
+                    "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n"
+                    "    the best types within 6 bits per weight\n"
+                    "rill quantize --target-bpw 6 --search 300 --data tokens.rill model.rill -o q.rill\n"
+                    "    the best types, then a search by the measured divergence\n",
         .options = options,
         .run = run,
     };

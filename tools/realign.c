@@ -9,21 +9,21 @@ static const char *tokens;
 static uint64_t entries;
 
 static const struct cli_option options[] = {
-    SESSION_MODEL(how, "STUDENT", true, "a model with the student's vocabulary"),
+    SESSION_MODEL(how, "STUDENT", true, "a model with the student's tokenizer"),
     {.name = "teacher",
      .type = CLI_STRING,
      .to = &teaching.model,
      .arg = "MODEL",
      .required = true,
      .completes_files = true,
-     .help = "a model with the teacher's vocabulary, which the knowledge is of"},
+     .help = "a model with the tokenizer the predictions were made with"},
     {.name = "tokens",
      .type = CLI_STRING,
      .to = &tokens,
      .arg = "TOKENS",
      .completes_files = true,
-     .help = "the same sequences as tokens of the student (tokenize --lines); without it the teacher's text is encoded "
-             "anew"},
+     .help = "the same text tokenized for the student (tokenize --lines), with the same sequences; if not given, the "
+             "teacher's text is decoded and encoded anew"},
     {.name = "entries",
      .type = CLI_U64,
      .to = &entries,
@@ -31,7 +31,7 @@ static const struct cli_option options[] = {
      .fallback = "50",
      .min = 1,
      .max = KNOWLEDGE_MAX_N,
-     .help = "tokens of a position to keep, the most probable ones"},
+     .help = "keep the K most probable tokens per position"},
     {0},
 };
 
@@ -116,27 +116,27 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "realign",
-        .summary = "make knowledge of a teacher with another tokenizer fit the student's tokens",
+        .summary = "translate a teacher's predictions to the student's tokenizer",
         .operands = "[KNOWLEDGE]",
         .max_operands = 1,
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
         .description =
-            "Lays both tokenizations of a text over its bytes. Where tokens of both end at the same byte, "
-            "what the teacher expects next is translated: a token becomes the student's with the same bytes, "
-            "or the first one by which the student's tokenizer spells it; the student's next token of the "
-            "text, if the teacher spells it by several, gets the product of their probabilities. The result "
-            "is ghost:K knowledge (see logit-dump) of the student's tokens, for distill and its losses, uld "
-            "included. A position where no token of the teacher ends teaches nothing; its label still "
-            "counts.\n\nThe input is dense, or topk, topp or ghost; draws are refused, because they do not "
-            "tell how much probability is left. The texts must be the same, byte for byte, except for a "
-            "leading space; the first difference is named. How many positions and how much probability could "
-            "be aligned is printed, and is in the --report.",
+            "Aligns both tokenizations of a text by their bytes. Where a teacher token and a student token end at the "
+            "same byte, the teacher's next-token distribution is translated: each token becomes the student token with "
+            "the same bytes, or else the first of the student tokens that spell it; if the teacher needs several "
+            "tokens for the student's actual next token, that token gets the product of their probabilities. The "
+            "result is ghost:K knowledge (see logit-dump) over the student's tokens, for all losses of distill, uld "
+            "included. A position where no teacher token ends has no prediction; its label still counts.\n\nThe input "
+            "may be dense, topk, topp or ghost; sample is refused, because draws do not tell how much probability is "
+            "left. The texts must be identical byte for byte, apart from a leading space; the first difference is "
+            "reported. The shares of positions and of probability that could be aligned are printed, and are in "
+            "--report.",
         .examples = "rill realign -m student.rill --teacher teacher.rill dense.kd.rill > student.kd.rill\n"
-                    "    the student's tokens are made of the teacher's text\n"
+                    "    the student's tokens are made from the teacher's text\n"
                     "rill realign -m student.rill --teacher teacher.rill --tokens tokens.rill dense.kd.rill -o s.rill\n"
-                    "    the student's tokens as they are, with masks and sequences\n",
+                    "    the student's tokens as given, with their masks and sequences\n",
         .options = options,
         .run = run,
     };

@@ -9,7 +9,7 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &target,
      .arg = "NAME",
-     .help = "name of the file in the Makefile; without it, the name under which it was written, else the operand"},
+     .help = "name of the file in the Makefile; if not given, the name under which it was written, else the operand"},
     {0},
 };
 
@@ -28,22 +28,23 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program p = {
         .name = "recipe",
-        .summary = "print the Makefile that rebuilds a file, from its provenance",
+        .summary = "print a Makefile that rebuilds a file, from its provenance",
         .operands = "[FILE]",
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
-        .description = "Every stream carries an entry for each program that took part in making it, with its arguments "
-                       "and the digests of its inputs. From these entries recipe prints rules: a file that was written "
-                       "under a name is a target, steps that were joined by pipes are one pipeline, and what no rill "
-                       "program wrote (texts, model folders) is a prerequisite that must exist, with its digest in a "
-                       "comment.\n\nRun the Makefile in the folder where the commands were run. The same version of "
-                       "the programs gives the same bytes. A file made with --no-provenance has no recipe.\n\nRead a "
-                       "Makefile before you run it when the file came from somebody else.",
+        .description =
+            "Every stream records each program that took part in making it, with its arguments and the digests of its "
+            "inputs. recipe turns this record into rules: a file that was written under a name becomes a target, "
+            "programs joined by pipes become one pipeline, and whatever was not written by a rill program (texts, "
+            "model folders) becomes a prerequisite that must exist, with its digest in a comment.\n\nRun the Makefile "
+            "in the folder where the original commands ran. The same version of the programs gives the same bytes. A "
+            "file made with --no-provenance has no recipe.\n\nIf the file came from somebody else, read the Makefile "
+            "before you run it.",
         .examples = "rill recipe student.rill > Makefile\n"
-                    "    what made student.rill, as rules\n"
+                    "    the rules that made student.rill\n"
                     "rill recipe student.rill | make -f - -n\n"
-                    "    which commands would run\n",
+                    "    the commands that would run\n",
         .options = options,
         .run = run,
     };

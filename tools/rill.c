@@ -9,16 +9,16 @@ static void print_architectures(FILE *out) {
         fprintf(out, "%-12s %-34s %-10s %s\n", a.name, a.class, a.gguf ? a.gguf : "-", a.models);
     fprintf(
         out,
-        "\nImport and export read and write what the second and third column name; '-': export --to gguf refuses.\n"
-        "Every program works on every architecture that generates. Encoders (BERT and its like) are imported,\n"
-        "calibrated, pruned, quantized and exported, and so is bilstm, which has no heads or feed-forward parts to\n"
-        "prune. Masked-LM heads and classifiers of sequences teach and learn (teacher-infer, distill, eval). Where\n"
-        "logits of the next token are meant, all of these are refused.\n");
+        "\nThe second and third columns are what import reads and export writes; '-': export --to gguf refuses.\n"
+        "All programs work with the architectures that generate text. Encoders (BERT and the like) and bilstm can\n"
+        "be imported, calibrated, quantized and exported, encoders also pruned. Masked-LM heads and sequence\n"
+        "and token classifiers can teach, learn and be evaluated (teacher-infer, distill, eval). Programs that need\n"
+        "next-token logits refuse all of these.\n");
 }
 
 static const struct cli_topic topics[] = {
-    {"architectures", "models that are known, and who else reads them", print_architectures},
-    {"common", "options that programs share, and what holds for all of them", cli_help_common},
+    {"architectures", "supported model architectures", print_architectures},
+    {"common", "options and conventions that all programs share", cli_help_common},
     {NULL, NULL, NULL},
 };
 

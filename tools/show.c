@@ -14,25 +14,25 @@ static const struct cli_option options[] = {
      .arg = "GLOB",
      .fallback = "*",
      .needs = {"!meta", "!prov", "!vocab"},
-     .help = "the tensors to show"},
+     .help = "show only tensors whose names match this shell pattern"},
     {.name = "batch",
      .type = CLI_U64,
      .to = &batch,
      .arg = "N",
      .needs = {"!meta", "!prov", "!vocab"},
-     .help = "of a data stream, the batch of this number only, counted from 0"},
+     .help = "show only batch number N of a data stream, counted from 0"},
     {.name = "head",
      .type = CLI_U64,
      .to = &how.head,
      .arg = "N",
      .fallback = "8",
      .needs = {"!meta", "!prov", "!vocab", "!tsv", "json|!stats", "json|!histogram"},
-     .help = "first values to show"},
+     .help = "how many of the first values to show"},
     {.name = "stats",
      .type = CLI_FLAG,
      .to = &how.stats,
      .needs = {"!meta", "!prov", "!vocab", "!tsv"},
-     .help = "show range, mean, deviation and how many are zero, NaN, infinite"},
+     .help = "show range, mean, standard deviation, and how many values are zero, NaN or infinite"},
     {.name = "histogram",
      .type = CLI_FLAG,
      .to = &how.histogram,
@@ -42,18 +42,21 @@ static const struct cli_option options[] = {
      .type = CLI_FLAG,
      .to = &how.tsv,
      .needs = {"!meta", "!prov", "!vocab"},
-     .help = "write all values, a line for each row, and nothing else"},
+     .help = "print all values, one line per row, and nothing else"},
     {.name = "json",
      .type = CLI_FLAG,
      .to = &how.json,
      .needs = {"!meta", "!prov", "!vocab", "!tsv"},
-     .help = "write JSON, a line for each tensor; what is not finite is null"},
-    {.name = "meta", .type = CLI_FLAG, .to = &how.meta, .help = "show the descriptions of the segments, not tensors"},
-    {.name = "prov", .type = CLI_FLAG, .to = &how.prov, .help = "show the provenance, oldest step first, not tensors"},
+     .help = "print JSON, one object per tensor; values that are not finite become null"},
+    {.name = "meta", .type = CLI_FLAG, .to = &how.meta, .help = "show the metadata of each segment instead of tensors"},
+    {.name = "prov",
+     .type = CLI_FLAG,
+     .to = &how.prov,
+     .help = "show the provenance instead of tensors, oldest step first"},
     {.name = "vocab",
      .type = CLI_FLAG,
      .to = &how.vocab,
-     .help = "show the vocabulary, not tensors: sizes, digests, the tokens with a role and those that end a text"},
+     .help = "show the vocabulary instead of tensors: sizes, digests, special tokens and end tokens"},
     {0},
 };
 
@@ -81,23 +84,22 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "show",
-        .summary = "print values of tensors, descriptions and provenance",
+        .summary = "print tensor values, metadata, vocabulary or provenance",
         .operands = "[FILE]",
         .max_operands = 1,
         .reads_stdin = true,
         .writes_text = true,
         .description =
-            "Prints the first values of each tensor; with --stats or --histogram a summary instead. Quantized values "
-            "are shown as the numbers that they stand for. What is in a batch comes after the number of the batch. "
-            "--tsv "
-            "writes all values for other programs, whole numbers with every digit.\n\nIn a regular file, data that is "
-            "not shown is not verified; use check for that.",
+            "Prints the first values of each tensor or, with --stats or --histogram, a summary. Quantized tensors are "
+            "shown dequantized. Tensors in a batch are listed under the number of the batch. --tsv writes all values "
+            "for other programs, and integers with every digit.\n\nIn a regular file, data that is not shown is not "
+            "verified; rill check verifies it.",
         .examples = "rill show --tensor 'layers.0.*' --stats model.rill\n"
                     "    range, mean and deviation of the first layer's tensors\n"
                     "rill show --tensor norm.weight --tsv model.rill > norm.tsv\n"
                     "    all values of one tensor\n"
                     "rill show --prov model.rill\n"
-                    "    who made this, from what\n",
+                    "    which programs made this file, and from what\n",
         .options = options,
         .run = run,
     };

@@ -14,7 +14,7 @@ static struct cli_list taps;
 static uint64_t tap_positions;
 
 static const struct cli_option options[] = {
-    SESSION_MODEL(how, "TEACHER", true, "the teacher, a model stream"),
+    SESSION_MODEL(how, "TEACHER", true, "the teacher model"),
     SESSION_PRECISION(how),
     SESSION_KV_CACHE(how),
     {.name = "encode",
@@ -23,8 +23,9 @@ static const struct cli_option options[] = {
      .arg = "ENC",
      .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "dense",
-     .help = "what to keep of each position: dense is everything, topk:K, ghost:K, topp:P and sample:N are as in "
-             "logit-dump, without sending dense logits through a pipe; none: nothing, only what is tapped"},
+     .help =
+         "what to keep of each prediction: dense: everything; topk:K, ghost:K, topp:P, sample:N: see rill "
+         "logit-dump, without sending dense log-probabilities through a pipe; none: nothing but what --tap records"},
     {.name = "tap", .type = CLI_LIST, .to = &taps, .arg = "POINT", .help = SESSION_TAP_HELP},
     {.name = "tap-positions",
      .type = CLI_U64,
@@ -33,22 +34,21 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = UINT32_MAX,
      .needs = {"tap"},
-     .help =
-         "keep what is tapped at N random positions of each sequence, the same ones for all points, by the seed; of "
-         "a shorter sequence at all of them"},
+     .help = "record --tap at N random positions of each sequence (chosen by --seed, the same for all points), or at "
+             "all positions of a shorter one"},
     {.name = "rows",
      .type = CLI_CHOICE,
      .to = &rows,
      .choices = "counted|all",
      .fallback = "counted",
-     .help =
-         "where tokens have a mask or labels of their own (tokenize --chat, --mask-rate, --tags), answers and states "
-         "are made and kept at positions that training counts alone; all: everywhere"},
+     .help = "if the tokens have a mask or labels (tokenize --chat, --mask-rate, --tags), compute and keep predictions "
+             "only at the positions that count in training; all: at every position"},
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &dry_run,
-     .help = "run nothing: print the bytes that each field would take, per token and in all, for these "
-             "tokens, before compression. Draws are counted at nearly their most, top-p at a typical size"},
+     .help =
+         "do not run the teacher: print how many bytes each field would take for these tokens, per token and in "
+         "total, before compression. The estimate for sample is close to the maximum, that for topp a typical size"},
     {.name = "temperature",
      .type = CLI_F64,
      .to = &temperature,
@@ -57,19 +57,19 @@ static const struct cli_option options[] = {
      .min = 0.01,
      .max = 1000,
      .needs = {"!encode=none", "!dry-run"},
-     .help = "of the distribution that is encoded"},
+     .help = "temperature of the distribution that is stored"},
     {.name = "dtype",
      .type = CLI_CHOICE,
      .to = &dtype,
      .choices = "f16|bf16|f32",
      .fallback = "f16",
      .needs = {"encode=dense"},
-     .help = "element type of the output"},
+     .help = "element type of dense predictions"},
     {.name = "logits",
      .type = CLI_FLAG,
      .to = &raw_logits,
      .needs = {"encode=dense", "!temperature", "!dry-run"},
-     .help = "write logits as they leave the head, not log-probabilities, which say the same at any temperature"},
+     .help = "store raw logits instead of log-probabilities"},
     {.name = "batch-tokens",
      .type = CLI_U64,
      .to = &teaching.batch_tokens,
@@ -77,13 +77,13 @@ static const struct cli_option options[] = {
      .fallback = "2048",
      .min = 1,
      .max = 1 << 24,
-     .help = "positions in one forward pass, at most, unless a sequence is longer; memory grows with it"},
+     .help = "positions per forward pass, at most (but at least one sequence); memory grows with it"},
     {.name = "weights",
      .type = CLI_CHOICE,
      .to = &weights,
      .choices = "resident|stream",
      .fallback = "resident",
-     .help = "stream: the model is read layer by layer, once for each block of tokens, and memory holds one layer; for "
+     .help = "stream: read the model layer by layer, once per block of tokens, holding one layer in memory; for "
              "teachers larger than memory. The output is the same"},
     {.name = "block-tokens",
      .type = CLI_U64,
@@ -92,8 +92,8 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1ull << 40,
      .needs = {"weights=stream"},
-     .help = "tokens for which the model is read once; memory holds their hidden states. Without "
-             "it, as many as fit an eighth of the memory, or all of them when the model comes through a pipe"},
+     .help = "tokens processed each time the model is read; memory holds their hidden states. If not given: as many as "
+             "fit in an eighth of memory, or all of them when the model comes from a pipe"},
     {0},
 };
 
@@ -183,7 +183,7 @@ static int run(struct cli *c, struct err *e) {
 int main(int argc, char **argv) {
     static const struct cli_program program = {
         .name = "teacher-infer",
-        .summary = "run a teacher over tokens, write what it says about each",
+        .summary = "run a teacher over tokens and record its predictions",
         .operands = "[TOKENS]",
         .max_operands = 1,
         .reads_stdin = true,
@@ -193,30 +193,28 @@ int main(int argc, char **argv) {
         .seed_needs = {"encode=sample:N|tap-positions", "!dry-run"},
         .threaded = true,
         .description =
-            "Reads a token stream and writes a knowledge stream: the same tokens, and for each position the teacher's "
-            "log-probabilities of all tokens that may follow. That is large (98 KB a token for a vocabulary of 49152): "
-            "--encode makes it small here, or pipe it into logit-dump. Memory does not grow with the stream. Rounding "
-            "log-probabilities costs probable tokens the least precision: for SmolLM2-135M, rounding to f16 costs a KL "
-            "divergence of 3e-7, to bf16 2e-5; rounding logits costs 6e-6 and 4e-4. --encode rounds none.\n\nA teacher "
-            "larger than memory is read once for each block of tokens (--weights stream), or once in all from a "
-            "pipe.\n\n--tap keeps more than answers: rows of hidden states, attention or q, k and v, in fields of "
-            "their own, for the losses that compare them. --dry-run prints first how large that becomes. A masked "
-            "language model answers at each position of masked tokens (tokenize --mask-rate), a classifier once for "
-            "each sequence (tokenize --labels), or at each token (--tags).\n\nTokens and teacher must name the same "
-            "vocabulary; a sequence may "
-            "not be longer than the "
-            "teacher's context.",
+            "Reads a token stream and writes a knowledge stream: the same tokens with, for each position, the "
+            "teacher's log-probabilities of the next token. Dense log-probabilities are large (98 KB per token for a "
+            "vocabulary of 49152): make them small right here with --encode, or pipe them into logit-dump. Memory does "
+            "not grow with the stream.\n\nLog-probabilities are stored rather than logits because rounding then costs "
+            "less where it matters: for SmolLM2-135M, rounding them to f16 costs a KL divergence of 3e-7 and to bf16 "
+            "2e-5, against 6e-6 and 4e-4 for logits. The other encodings store what they keep without this "
+            "rounding.\n\nA teacher larger than memory is read once per block of tokens (--weights stream), or just "
+            "once if it comes from a pipe.\n\n--tap also records hidden states, attention or q, k and v, in fields of "
+            "their own, for losses that compare them; see with --dry-run first how large that gets. A masked language "
+            "model predicts the masked tokens (tokenize --mask-rate), a classifier one class per sequence (tokenize "
+            "--labels) or per token (--tags).\n\nThe tokens must come from the teacher's own tokenizer, and no "
+            "sequence may be longer than the teacher's context.",
         .examples = "rill teacher-infer -m teacher.rill --encode sample:50 < tokens.rill > corpus.kd.rill\n"
-                    "    50 draws a position: some 30 bytes instead of 98 KB\n"
+                    "    50 draws per position: about 30 bytes instead of 98 KB\n"
                     "rill teacher-infer -m teacher.rill < tokens.rill | rill logit-dump > corpus.kd.rill\n"
-                    "    the same in two steps, by way of log-probabilities in f16\n"
+                    "    the same in two steps, with log-probabilities in f16 between them\n"
                     "rill teacher-infer -m teacher.rill --dtype f32 tokens.rill -o dense.kd.rill\n"
-                    "    everything the teacher says, to a file\n"
+                    "    dense log-probabilities in f32\n"
                     "rill teacher-infer -m teacher.rill --tap hidden:all --tap-positions 4 tokens.rill > tap.rill\n"
-                    "    also the hidden states of four positions of each sequence\n"
-                    "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill "
-                    "> kd.rill\n"
-                    "    a teacher that is neither on disk nor in memory whole\n",
+                    "    also the hidden states of all layers at four positions per sequence\n"
+                    "zstd -c teacher.rill | zstd -dc | rill teacher-infer -m - --weights stream tokens.rill > kd.rill\n"
+                    "    a teacher that is never whole on disk or in memory\n",
         .options = options,
         .run = run,
     };

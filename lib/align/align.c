@@ -40,13 +40,16 @@ int align_format(const struct align_options *o, struct knowledge_format *out, st
     if (f->target != TARGET_NEXT)
         return err_set(e, ERR_DATA, "the target is \"%s\": tokens are aligned where the next one is predicted",
                        stream_target_name(f->target));
-    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "there is no teacher's answer to align");
+    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "there are no predictions to align");
     if (f->encoding == KNOW_SAMPLE || f->partial)
-        return err_set(e, ERR_DATA, "%s%s does not tell what its rest is: align dense answers or top entries",
+        return err_set(e, ERR_DATA,
+                       "%s%s does not tell how much probability is left: realign dense, topk, topp or ghost knowledge",
                        f->partial ? "a mixture of " : "", knowledge_encoding_text(f, name, sizeof name));
     if (f->n_fields)
-        return err_set(e, ERR_DATA, "what was tapped is of the teacher's tokens: field %s (logit-dump --drop)",
-                       f->fields[0].name);
+        return err_set(
+            e, ERR_DATA,
+            "field %s belongs to the teacher's tokens and cannot be realigned (remove it with logit-dump --drop)",
+            f->fields[0].name);
     *out = *f;
     out->encoding = KNOW_GHOST;
     out->n = o->entries < o->student->n_unpadded ? o->entries : o->student->n_unpadded;

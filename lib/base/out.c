@@ -168,9 +168,8 @@ static int find_file(struct out_place *p, bool overwrite, bool *in_place, long *
     bool exists = stat(p->path, &st) == 0;
     if (!exists && errno != ENOENT) return err_sys(e, errno, "%s", p->path);
     if (exists ? S_ISDIR(st.st_mode) : p->path[n - 1] == '/')
-        return err_set(e, ERR_USAGE, "%s is a folder, a file name is expected", p->path);
-    if (exists && S_ISSOCK(st.st_mode))
-        return err_set(e, ERR_USAGE, "%s is a socket, a file name is expected", p->path);
+        return err_set(e, ERR_USAGE, "%s is a folder, expected a file name", p->path);
+    if (exists && S_ISSOCK(st.st_mode)) return err_set(e, ERR_USAGE, "%s is a socket, expected a file name", p->path);
     *in_place = exists && !S_ISREG(st.st_mode);
     if (*in_place) return faccessat(AT_FDCWD, p->path, W_OK, AT_EACCESS) ? err_sys(e, errno, "%s", p->path) : 0;
     if (!(p->target = follow_links(p->path, e))) return e->code;

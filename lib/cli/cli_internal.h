@@ -3,7 +3,7 @@
  *
  * The files in order; each calls only those before it (`make check-deps` verifies that there are no cycles):
  *     process, signals, text, idset, names     descriptors, signals, printing, sets, recorded names
- *     needs, options, common, help             the option table: parsed, checked, printed
+ *     hints, needs, options, common, help      the option table: parsed, checked, printed; names of other tools
  *     progress, context                        the bar; messages, exit code, command line
  *     stdin, overlap, file_out, settings       is it read; is an input an output; temporary files; effective options
  *     input, prov, output, table, report       what is read, its provenance, what is written
@@ -32,6 +32,15 @@ void cli_signals_install(void); /* from here on a fatal signal removes temporary
 /* Is there a line on stderr without an end (the bar)? A signal that ends the program ends it first. */
 void signals_line_open(bool open);
 void signals_end(void); /* re-raises the signal of cli_stop_requested, if any */
+
+/* ---- hints.c --------------------------------------------------------------------------------------------------- */
+
+/* For a word that a user of another tool may write; all return NULL when there is nothing to say. The one of `names` that does the same;
+ * what to do instead of an option of `program`; instead of a value of an option; the program that does what `name` does. */
+const char *hint_option(const char *word, const char *const *names, size_t n);
+const char *hint_advice(const char *program, const char *word);
+const char *hint_value(const char *option, const char *value);
+const char *hint_program(const char *name);
 
 /* ---- text.c ---------------------------------------------------------------------------------------------------- */
 

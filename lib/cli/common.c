@@ -15,7 +15,7 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
             .completes_files = true,
             .writes = CLI_RESULT,
             .transient = true,
-            .help = "write FILE instead of standard output, complete or not at all; - is standard output"};
+            .help = "write to FILE, complete or not at all, instead of standard output; -: standard output"};
         rows[n++] = (struct cli_option){.name = "force",
                                         .type = CLI_FLAG,
                                         .to = &c->force,
@@ -23,16 +23,17 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                         .help = p->force_help ? p->force_help : FORCE_HELP};
     }
     if (p->writes_stream) {
-        rows[n++] = (struct cli_option){.name = "codec",
-                                        .type = CLI_CHOICE,
-                                        .to = &c->codec,
-                                        .arg = "CODEC",
-                                        .choices = "raw|zstd|planes|sparse",
-                                        .fallback = "raw",
-                                        .needs = {p->stream_needs},
-                                        .help = "how tensors are stored: raw for pipes, zstd or planes (byte planes of "
-                                                "each element, smaller and faster) for files that are kept, sparse "
-                                                "(planes, and a bit for each zero) for pruned models"};
+        rows[n++] = (struct cli_option){
+            .name = "codec",
+            .type = CLI_CHOICE,
+            .to = &c->codec,
+            .arg = "CODEC",
+            .choices = "raw|zstd|planes|sparse",
+            .fallback = "raw",
+            .needs = {p->stream_needs},
+            .help = "how tensors are stored. raw: for pipes; zstd or planes (byte planes of each element, smaller and "
+                    "faster): "
+                    "for files to keep; sparse (planes plus a bit for each zero): for pruned models"};
         rows[n++] = (struct cli_option){.name = "level",
                                         .type = CLI_U64,
                                         .to = &c->level,
@@ -40,12 +41,12 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                         .min = 1,
                                         .max = 19,
                                         .needs = {"codec=zstd|codec=planes|codec=sparse", p->stream_needs},
-                                        .help = "zstd's compression level; without it, the codec's default"};
+                                        .help = "zstd compression level; if not given, the codec's default"};
         rows[n++] = (struct cli_option){.name = "no-provenance",
                                         .type = CLI_FLAG,
                                         .to = &c->no_provenance,
                                         .transient = true,
-                                        .help = "do not record what made this from what"};
+                                        .help = "do not record how the output was made"};
     }
     if (p->seeded)
         rows[n++] = (struct cli_option){.name = "seed",
@@ -56,18 +57,18 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
                                         .min = 0,
                                         .max = (double)JSON_MAX_INTEGER,
                                         .needs = {p->seed_needs[0], p->seed_needs[1]},
-                                        .help = "seed of all random numbers; the same seed gives the same result"};
+                                        .help = "random seed; the same seed gives the same result"};
     if (p->threaded)
-        rows[n++] = (struct cli_option){
-            .name = "threads",
-            .letter = 'j',
-            .type = CLI_U64,
-            .to = &c->threads,
-            .arg = "N",
-            .min = 1,
-            .max = 4096,
-            .transient = true,
-            .help = "threads to use; without it, all the cores this process may use. The result does not depend on it"};
+        rows[n++] = (struct cli_option){.name = "threads",
+                                        .letter = 'j',
+                                        .type = CLI_U64,
+                                        .to = &c->threads,
+                                        .arg = "N",
+                                        .min = 1,
+                                        .max = 4096,
+                                        .transient = true,
+                                        .help = "number of threads; if not given, one for each core this process may "
+                                                "use. The result does not depend on it"};
     rows[n++] = (struct cli_option){
         .name = "max-memory",
         .type = CLI_U64,
@@ -77,8 +78,8 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
         .max = 0x1p60,
         .transient = true,
         .help =
-            "allocate no more memory than this for tensors and tables, and fail before exceeding it; K, M and G are "
-            "powers of 1024. Without it: what the machine has available, the control group and ulimit -v leave"};
+            "fail rather than allocate more than this for tensors and tables; K, M and G are powers of 1024. If not "
+            "given: what the machine has available, within the limits of the control group and ulimit -v"};
     rows[n++] = (struct cli_option){
         .name = "progress",
         .type = CLI_CHOICE,
@@ -88,17 +89,17 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
         .fallback = "auto",
         .needs = {"!progress=always|!quiet"},
         .transient = true,
-        .help = "show progress; auto: a bar on a terminal, by the last program of a pipeline, and without a "
-                "terminal, if -v is given, a line every half minute"};
-    rows[n++] =
-        (struct cli_option){.name = "report",
-                            .type = CLI_STRING,
-                            .to = &c->report_path,
-                            .arg = "FILE",
-                            .completes_files = true,
-                            .writes = CLI_REPLACES,
-                            .transient = true,
-                            .help = "write what was done to FILE as JSON: settings, counts, seconds, peak memory"};
+        .help =
+            "show progress. auto: a bar on a terminal, shown by the last program of a pipeline; without a terminal, a "
+            "line every half minute if -v is given"};
+    rows[n++] = (struct cli_option){.name = "report",
+                                    .type = CLI_STRING,
+                                    .to = &c->report_path,
+                                    .arg = "FILE",
+                                    .completes_files = true,
+                                    .writes = CLI_REPLACES,
+                                    .transient = true,
+                                    .help = "write a report to FILE as JSON: settings, counts, times, peak memory"};
     if (p->threaded)
         rows[n++] = (struct cli_option){
             .name = "profile",
@@ -106,26 +107,26 @@ size_t common_options(struct cli *c, const struct cli_program *p, struct cli_opt
             .to = &c->profile,
             .needs = {"!quiet|report"},
             .transient = true,
-            .help = "say at the end, and in --report, what the time went into: reading, matrix products, attention and "
-                    "so on, as shares of the main thread's time, and how long threads were idle"};
+            .help = "report at the end, and in --report, where the time went: shares of the main thread's time in "
+                    "reading, matrix products, attention and so on, and how long threads were idle"};
     rows[n++] = (struct cli_option){.name = "verbose",
                                     .letter = 'v',
                                     .type = CLI_FLAG,
                                     .to = &c->verbose,
                                     .needs = {"!quiet"},
                                     .transient = true,
-                                    .help = "print more on standard error"};
+                                    .help = "print more details on standard error"};
     rows[n++] = (struct cli_option){.name = "quiet",
                                     .letter = 'q',
                                     .type = CLI_FLAG,
                                     .to = &c->quiet,
                                     .transient = true,
-                                    .help = "no notes, warnings or progress; errors are always shown"};
-    rows[n++] = (struct cli_option){.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "show this text"};
+                                    .help = "print no notes, warnings or progress; errors are always printed"};
+    rows[n++] = (struct cli_option){.name = "help", .letter = 'h', .type = CLI_FLAG, .help = "show this help"};
     rows[n++] = (struct cli_option){.name = "version",
                                     .letter = 'V',
                                     .type = CLI_FLAG,
-                                    .help = "show the version; with -v, also the CPU path and its kernels"};
+                                    .help = "show the version; with -v also the CPU path and its kernels"};
     rows[n++] = (struct cli_option){.name = "help-man", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-bash", .type = CLI_FLAG};
     rows[n++] = (struct cli_option){.name = "help-zsh", .type = CLI_FLAG};

@@ -158,7 +158,7 @@ static void list_programs(const struct programs *p, FILE *f) {
             cli_put(f, p->path[i]);
             fputc('\n', f);
         }
-    fprintf(f, "\nrill help PROGRAM shows its options; rill --version the version. Also:\n");
+    fprintf(f, "\nSee rill help PROGRAM for the options of a program. Other topics:\n");
     for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, "  rill help %-14s %s\n", t->name, t->summary);
 }
 
@@ -233,9 +233,9 @@ static void print_man(const struct programs *p, FILE *f) {
         fprintf(f, ".It Xr rill-%s 1\n", p->name[i]);
         copy_answer(p->path[i], "--help-summary", f);
     }
-    fprintf(f, ".El\n.Pp\nFurther pages of\n.Nm\n.Cm help :\n.Bl -tag -width Ds\n");
+    fprintf(f, ".El\n.Pp\nOther topics of\n.Nm\n.Cm help :\n.Bl -tag -width Ds\n");
     for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, ".It Cm %s\n%s\n", t->name, t->summary);
-    fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program; 2 when there is none of that name.\n"
+    fprintf(f, ".El\n.Sh EXIT STATUS\nThat of the program, or 2 if there is no such program.\n"
                ".Sh SEE ALSO\n.Xr rill-format 5 ,\n.Xr rill 7\n");
 }
 
@@ -243,11 +243,13 @@ static void print_man(const struct programs *p, FILE *f) {
 
 static int unknown_program(const struct programs *p, const char *name) {
     char text[512];
-    const char *near = cli_nearest(name, p->name, p->n);
-    if (near)
+    const char *ours = hint_program(name), *near = cli_nearest(name, p->name, p->n);
+    if (ours)
+        snprintf(text, sizeof text, "there is no program '%.100s' (here it is rill %s)", name, ours);
+    else if (near)
         snprintf(text, sizeof text, "there is no program '%.100s' (did you mean %s?)", name, near);
     else
-        snprintf(text, sizeof text, "there is no program '%.100s' (rill alone lists them)", name);
+        snprintf(text, sizeof text, "there is no program '%.100s' (rill without arguments lists all)", name);
     say(text);
     return 2;
 }

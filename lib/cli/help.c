@@ -103,7 +103,7 @@ void help_usage(FILE *f, const struct cli_program *p, const struct cli_args *a) 
             fprintf(f, " --%s %s", o->name, option_arg(o));
     }
     fprintf(f, " [OPTION]...%s%s\n", *p->operands ? " " : "", p->operands);
-    fprintf(f, "%c%s. rill %s --help says more.\n", toupper((unsigned char)*p->summary), p->summary + 1, p->name);
+    fprintf(f, "%c%s. See rill %s --help.\n", toupper((unsigned char)*p->summary), p->summary + 1, p->name);
 }
 
 static void print_options(FILE *f, const struct cli_args *a, size_t from, size_t to) {
@@ -112,8 +112,8 @@ static void print_options(FILE *f, const struct cli_args *a, size_t from, size_t
 }
 
 #define EXIT_STATUS                                                                                                    \
-    "\nExit status: 0 done, 1 input/output or resource failure, 2 wrong usage, 3 malformed\n"                          \
-    "or mismatched input, 4 a check asked for did not hold.\n"
+    "\nExit status: 0 success, 1 I/O error or out of resources, 2 wrong usage, 3 malformed or\n"                       \
+    "mismatched input, 4 a requested check failed.\n"
 
 /* Common options whose text or conditions are this program's own are explained with it, the others by `rill help common`. */
 static bool is_special(const struct cli_program *p, const struct cli_option *o) {
@@ -121,7 +121,7 @@ static bool is_special(const struct cli_program *p, const struct cli_option *o) 
 }
 
 static void name_common_options(FILE *f, const struct cli_program *p, const struct cli_args *a) {
-    char text[HELP_TEXT] = "Options that programs share (rill help common explains them):";
+    char text[HELP_TEXT] = "Options that programs share (see rill help common):";
     for (size_t i = a->n_own; i < a->n_rows; i++) {
         const struct cli_option *o = &a->rows[i];
         size_t n = strlen(text);
@@ -142,19 +142,19 @@ void cli_help_common(FILE *out) {
     struct cli c = {.program = &p, .codec = "raw", .progress_mode = "auto"};
     struct cli_option rows[CLI_MAX_COMMON];
     size_t n = common_options(&c, &p, rows);
-    fill_paragraphs(out,
-                    "Programs read standard input, or the files that are named in its place (- is standard input), and "
-                    "write their result to standard output; messages go to standard error. A result that is not for "
-                    "people does not go to a terminal. Options come in any order, before and after operands, and each "
-                    "at most once unless its text says that it may be repeated; -- ends them. An option that would "
-                    "have no effect beside the others is refused.\n\nA program has those of the following options "
-                    "that mean something to it: --codec, --level and --no-provenance belong to programs that write "
-                    "streams, --seed to those that draw random numbers, -j to those that compute.\n");
+    fill_paragraphs(
+        out, "Programs read standard input or the files named as operands (- is standard input), write their "
+             "result to standard output, and messages to standard error. Binary output to a terminal is "
+             "refused. Options may come in any order, before or after the operands; -- ends them. An option may be "
+             "given once, unless its help says that it may be repeated. An option that would have no effect "
+             "together with the others is refused.\n\nEach program has those of the following options that "
+             "apply to it: --codec, --level and --no-provenance if it writes a stream, --seed if it draws random "
+             "numbers, -j if it computes on several threads.\n");
     fputc('\n', out);
     for (size_t i = 0; i < n; i++)
         if (!option_is_hidden(&rows[i])) print_option(out, &rows[i]);
-    fputs("\nEnvironment: RILL_DEBUG, when set, shows messages for debugging; RILL_CPU names a slower CPU path\n"
-          "(rill --version -v shows which is used).\n",
+    fputs("\nEnvironment: RILL_DEBUG, if set, prints debugging messages; RILL_CPU selects a slower CPU path (rill\n"
+          "--version -v shows the one in use).\n",
           out);
     fputs(EXIT_STATUS, out);
 }
@@ -312,11 +312,11 @@ void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a) {
     else
         roff_sentence(f, p->summary);
     man_options(f, a);
-    fputs(".Sh ENVIRONMENT\n.Bl -tag -width Ds\n.It Ev RILL_DEBUG\nWhen set, messages for debugging appear on standard "
+    fputs(".Sh ENVIRONMENT\n.Bl -tag -width Ds\n.It Ev RILL_DEBUG\nIf set, debugging messages are printed on standard "
           "error.\n.El\n"
-          ".Sh EXIT STATUS\n.Bl -tag -width Ds\n.It 0\nDone.\n.It 1\nInput, output or a resource failed.\n"
-          ".It 2\nWrong usage.\n.It 3\nMalformed, truncated or mismatched input.\n.It 4\nA check asked for did not "
-          "hold.\n.El\n",
+          ".Sh EXIT STATUS\n.Bl -tag -width Ds\n.It 0\nSuccess.\n.It 1\nInput or output failed, or resources ran out.\n"
+          ".It 2\nWrong usage.\n.It 3\nMalformed, truncated or mismatched input.\n.It 4\nA requested check "
+          "failed.\n.El\n",
           f);
     if (p->examples) man_examples(f, p->examples);
     fputs(".Sh SEE ALSO\n.Xr rill 1 ,\n.Xr rill 7\n", f);

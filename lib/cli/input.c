@@ -35,7 +35,7 @@ static int name_input(struct cli *c, struct cli_input *in, const char *path, str
 }
 
 static int take_stdin(struct cli *c, struct cli_input *in, struct err *e) {
-    if (c->stdin_taken) return err_set(e, ERR_USAGE, "standard input is asked for twice (%s)", in->role);
+    if (c->stdin_taken) return err_set(e, ERR_USAGE, "standard input is used twice (%s)", in->role);
     c->stdin_taken = true;
     in->is_stdin = true;
     return names_fd_path(&c->arena, STDIN_FILENO, &in->path, e);
@@ -44,7 +44,11 @@ static int take_stdin(struct cli *c, struct cli_input *in, struct err *e) {
 static int check_kind_of_file(struct cli *c, int fd, const char *name, struct err *e) {
     struct stat st;
     if (fstat(fd, &st)) return err_sys(e, errno, "%s", name);
-    if (S_ISDIR(st.st_mode)) return err_set(e, ERR_IO, "%s is a folder, a file is expected", name);
+    if (S_ISDIR(st.st_mode)) {
+        bool model = faccessat(fd, "config.json", F_OK, 0) == 0;
+        return err_set(e, ERR_IO, "%s is a folder, expected a file%s", name,
+                       model ? " (rill import makes a model stream of it)" : "");
+    }
     return check_not_output(c, &st, name, e);
 }
 
@@ -87,7 +91,7 @@ int cli_open_stream(struct cli *c, const char *path, const char *role, enum stre
     const char *name;
     int fd;
     if (open_input(c, path, role, &in, &fd, &name, e)) return e->code;
-    if (isatty(fd)) return err_set(e, ERR_USAGE, "%s is a terminal, a stream is expected", name);
+    if (isatty(fd)) return err_set(e, ERR_USAGE, "%s is a terminal, expected a stream", name);
     if (stream_reader_open(&in->reader, fd, name, expect, e)) {
         in->reader = NULL;
         return e->code;

@@ -4,6 +4,7 @@
  */
 #include <ctype.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/cli/cli_internal.h"
@@ -48,7 +49,7 @@ static size_t edit_distance(const char *a, const char *b, size_t limit) {
 
 const char *cli_nearest(const char *word, const char *const *names, size_t n) {
     const char *best = NULL;
-    size_t length = strlen(word), limit = length / 3 + 1, found = limit + 1;
+    size_t length = strlen(word), limit = length < 4 ? 1 : length / 3 + 1, found = limit + 1;
     for (size_t i = 0; i < n; i++) {
         /* An abbreviation is not a spelling mistake, but the same hint helps. */
         size_t d = length > 1 && strncmp(names[i], word, length) == 0 ? 1 : edit_distance(word, names[i], limit);
@@ -59,7 +60,7 @@ const char *cli_nearest(const char *word, const char *const *names, size_t n) {
 
 /* Programs that change a model take it as their input, those that run one take it by -m: told to who mixes them up. */
 static bool is_model_operand(const struct cli_program *p, const char *written) {
-    return p->operands && strstr(p->operands, "MODEL") &&
+    return p->operands && (strstr(p->operands, "MODEL") || strstr(p->operands, "PATH")) &&
            (!strncmp(written, "-m", 2) || !strncmp(written, "--model", 7));
 }
 
@@ -72,9 +73,11 @@ static int unknown_option(const struct cli_args *a, const char *written, const c
     for (size_t i = 0; i < a->n_rows && n < COUNT_OF(names); i++)
         if (!option_is_hidden(&a->rows[i])) names[n++] = a->rows[i].name;
     if (is_model_operand(a->program, written))
-        return err_set(e, ERR_USAGE,
-                       "unknown option %.80s: the model is the operand here, or standard input (rill %s %s)", written,
-                       a->program->name, a->program->operands);
+        return err_set(e, ERR_USAGE, "unknown option %.80s: the model is the operand here%s (rill %s %s)", written,
+                       a->program->reads_stdin ? ", or standard input" : "", a->program->name, a->program->operands);
+    const char *advice = hint_advice(a->program->name, word), *ours = hint_option(word, names, n);
+    if (advice) return err_set(e, ERR_USAGE, "unknown option %.80s (%s)", written, advice);
+    if (ours) return err_set(e, ERR_USAGE, "unknown option %.80s (here it is --%s)", written, ours);
     const char *near = cli_nearest(word, names, n);
     if (near) return err_set(e, ERR_USAGE, "unknown option %.80s (did you mean --%s?)", written, near);
     return err_set(e, ERR_USAGE, "unknown option %.80s (--help lists the options)", written);
@@ -92,7 +95,8 @@ static int bad_choice(const struct cli_option *o, const char *text, struct err *
         s = strchr(s, '|');
         if (s) *s++ = 0;
     }
-    const char *near = cli_nearest(text, names, n);
+    const char *advice = hint_value(o->name, text), *near = cli_nearest(text, names, n);
+    if (advice) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not one of %s (%s)", o->name, text, o->choices, advice);
     if (near)
         return err_set(e, ERR_USAGE, "--%s: '%.80s' is not one of %s (did you mean %s?)", o->name, text, o->choices,
                        near);
@@ -138,6 +142,11 @@ static int set_amount(const struct cli_option *o, const char *text, struct err *
     return 0;
 }
 
+/* A bound as people write it: 4096, 0.999999. */
+static void limit_text(double v, char *out, size_t size) {
+    snprintf(out, size, v == floor(v) && fabs(v) < 1e17 ? "%.0f" : "%.10g", v);
+}
+
 static int set_number(const struct cli_option *o, const char *text, struct err *e) {
     bool has_min = o->min != 0 || o->max != 0, has_max = has_min && o->max > o->min;
     bool whole = o->type == CLI_U64, share = o->type == CLI_SHARE;
@@ -153,9 +162,13 @@ static int set_number(const struct cli_option *o, const char *text, struct err *
     if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not store it */
         return err_set(e, ERR_USAGE, "--%s: %.80s is above %llu", o->name, text, (unsigned long long)JSON_MAX_INTEGER);
     if ((has_min && v < o->min) || (has_max && v > o->max)) {
-        if (has_max)
-            return err_set(e, ERR_USAGE, "--%s: %.80s is outside of %.17g to %.17g", o->name, text, o->min, o->max);
-        return err_set(e, ERR_USAGE, "--%s: %.80s is below %.17g", o->name, text, o->min);
+        char low[32], high[32];
+        limit_text(o->min, low, sizeof low);
+        limit_text(o->max, high, sizeof high);
+        if (!has_max) return err_set(e, ERR_USAGE, "--%s: %.80s is below %s", o->name, text, low);
+        bool percent = share && v > 1 && v <= 100 && !strchr(text, '%') && v / 100 <= o->max;
+        return err_set(e, ERR_USAGE, "--%s: %.80s is outside of %s to %s%s%.20s%s", o->name, text, low, high,
+                       percent ? " (did you mean " : "", percent ? text : "", percent ? "%?)" : "");
     }
     if (whole)
         *(uint64_t *)o->to = u;
@@ -305,7 +318,7 @@ static int parse_all(struct parse *p) {
 
 static int missing_option(const struct cli_args *a, const struct cli_option *o, struct err *e) {
     if (o->letter && a->n_operands)
-        return err_set(e, ERR_USAGE, "--%s %s is required, and no operand is taken for it (rill %s -%c %s %s)", o->name,
+        return err_set(e, ERR_USAGE, "--%s %s is required: it is not an operand here (rill %s -%c %s %s)", o->name,
                        option_arg(o), a->program->name, o->letter, option_arg(o), a->program->operands);
     return err_set(e, ERR_USAGE, "--%s %s is required", o->name, option_arg(o));
 }
@@ -316,7 +329,8 @@ int args_check(const struct cli_args *a, const struct cli_program *p, struct err
         if (a->rows[i].required && !a->values[i].given) return missing_option(a, &a->rows[i], e);
     if (n < min) return err_set(e, ERR_USAGE, "%s needed: %s", n ? "more operands are" : "an operand is", p->operands);
     if (p->max_operands >= 0 && n > (size_t)p->max_operands)
-        return err_set(e, ERR_USAGE, "unexpected operand '%.200s'", a->operands[p->max_operands]);
+        return err_set(e, ERR_USAGE, "unexpected operand '%.200s'%s", a->operands[p->max_operands],
+                       p->writes_stream || p->makes_folder ? " (the output is named with -o)" : "");
     return needs_check(a, e);
 }
 

@@ -32,7 +32,8 @@ static int open_place(struct cli *c, bool binary, int *fd, struct err *e) {
         *fd = c->output->file.fd;
     }
     if (binary && !c->force && isatty(*fd))
-        return err_set(e, ERR_USAGE, "the output is binary and would go to a terminal (redirect it, or --force)");
+        return err_set(e, ERR_USAGE,
+                       "the output is binary and would go to a terminal (use -o FILE, redirect it, or --force)");
     return record_output(c, e);
 }
 

@@ -37,7 +37,7 @@ void stdin_note_pipe(struct cli *c) {
     struct stat st;
     if (c->program->stdin_unless && !c->args.n_operands && !cli_wants_stdin(c) && !option_takes_stdin(c) &&
         fstat(STDIN_FILENO, &st) == 0 && S_ISFIFO(st.st_mode))
-        cli_say(c, "standard input, a pipe, is not read: name it (-) if it should be");
+        cli_say(c, "standard input is a pipe and is not read (write - as the operand to read it)");
 }
 
 bool cli_is_file(const char *path) {

@@ -55,9 +55,10 @@ struct compress_prune_options {
     uint64_t max_tokens;
     double damp;
     bool reconstruct, prune_head, dry_run, compensate;
-    const char *allocate;                           /* "uniform", "owl" or "search" */
-    double outlier, spread;                         /* of OWL */
-    uint64_t generations, offspring, search_tokens; /* of the search */
+    const char *allocate;            /* "uniform", "owl" or "search" */
+    double outlier, spread;          /* of OWL */
+    uint64_t generations, offspring; /* of the search */
+    uint64_t search_tokens;          /* that candidates are judged on */
 };
 
 /* Reads the model (operand 0) and writes it pruned, or with dry_run the plan as text; says what is left and fills in the

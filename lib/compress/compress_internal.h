@@ -94,7 +94,7 @@ int compress_bytes(void *sizes, const struct model_config *after, uint64_t *byte
 void compress_sizes_release(struct compress_sizes *z);
 
 /* The best options->candidates shapes of the target of `prune` are pruned, one after another, and the model as it is judges them by the
- * divergence on the data. *best: for prune->target_nth. */
+ * divergence on options->search_tokens of the data. *best: for prune->target_nth. */
 struct compress_judging {
     struct cli *c;
     const struct compress_prune_options *options;

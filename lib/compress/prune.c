@@ -129,7 +129,7 @@ static int read_plan(struct pruning *k, struct err *e) {
     int rc = cli_open_file(k->c, k->o->plan, "plan", &f, e);
     if (!rc) rc = cli_file_read_all(f, MOST, text, e);
     if (!rc && (text->len > MOST || (text->len && memchr(text->data, 0, text->len))))
-        rc = err_set(e, ERR_DATA, "%s: no text of at most %d bytes", k->o->plan, MOST);
+        rc = err_set(e, ERR_DATA, "%s: not a text file of at most %d bytes", k->o->plan, MOST);
     if (!rc) rc = buf_append(text, "", 1, e);
     if (!rc) k->how.plan = (const char *)text->data, k->how.plan_name = k->o->plan;
     return rc;

@@ -51,7 +51,7 @@ static int read_plan(struct compress *k, struct err *e) {
     struct buf *text = &k->plan;
     int rc = read_whole(k->c, k->o->plan, "plan", text, e);
     if (!rc && text->len && memchr(text->data, 0, text->len))
-        rc = err_set(e, ERR_DATA, "%s: no text: it has zero bytes", k->o->plan);
+        rc = err_set(e, ERR_DATA, "%s: not a text file: it contains zero bytes", k->o->plan);
     if (!rc) rc = buf_append(text, "", 1, e);
     if (!rc) k->how.plan = (const char *)text->data, k->how.plan_name = k->o->plan;
     return rc;

@@ -86,8 +86,17 @@ struct judging {
     const struct compress_judging *o;
     struct prune_options how;
     struct compress_judged whole;
+    struct model_input said; /* of its tokens, those that candidates are judged on */
     struct judge_reference *of;
 };
+
+/* Whole sequences up to the one that reaches `limit` positions; 0: all. */
+static struct model_input first_of(const struct model_input *in, uint64_t limit) {
+    struct model_input out = *in;
+    out.n_seqs = 0, out.n_positions = 0;
+    while (out.n_seqs < in->n_seqs && (!limit || out.n_positions < limit)) out.n_positions += in->lengths[out.n_seqs++];
+    return out;
+}
 
 /* The model pruned as j->how says, into a file in memory. */
 static int prune_candidate(struct judging *j, int fd, struct prune_report *r, struct err *e) {
@@ -170,7 +179,8 @@ int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct
     int rc = compress_judged_open(whole, o->c, "--candidates", by->data, by->max_tokens, &by->how,
                                   session_weight_format(&by->how), e);
     if (!rc) rc = prune_target_shapes(whole->model, &j.how, by->candidates, &n, e);
-    if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &whole->tokens.in, e);
+    j.said = first_of(&whole->tokens.in, by->search_tokens);
+    if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &j.said, e);
     model_free(whole->model); /* before there are others */
     whole->model = NULL;
     if (!rc && !cJSON_AddArrayToObject(cli_report(o->c), "shapes")) rc = err_nomem(e, "report");

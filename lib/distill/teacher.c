@@ -19,7 +19,9 @@ int teacher_check(const struct distill_teacher *d, const struct model *student, 
     digest_text(student->vocab_digest, ours);
     digest_text(m->vocab_digest, theirs);
     if (student->vocab && m->vocab && strcmp(ours, theirs) != 0)
-        return err_set(e, ERR_DATA, "student and teacher disagree: vocabulary %s against %s", ours, theirs);
+        return err_set(e, ERR_DATA,
+                       "student and teacher disagree: vocabulary %s against %s (rill realign translates predictions)",
+                       ours, theirs);
     if (model_columns(student) != model_columns(m))
         return err_set(e, ERR_DATA, "student and teacher disagree: %u columns of logits against %u",
                        model_columns(student), model_columns(m));

@@ -55,7 +55,7 @@ int arch_of_config(const struct model_config *c, const struct arch **out, struct
     *out = by_name(c->arch);
     if (*out) return 0;
     list_names(name_of, known, sizeof known);
-    return err_set(e, ERR_DATA, "architecture '%.64s' is not known here (%s are)", c->arch, known);
+    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (supported: %s)", c->arch, known);
 }
 
 const struct arch *arch_by_class(const char *name, const struct hf_class **class) {
@@ -81,7 +81,7 @@ const struct hf_class *arch_class(const struct arch *a, const struct model_confi
 int arch_class_unknown(const char *class, struct err *e) {
     char known[768];
     list_names(class_of, known, sizeof known);
-    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (%s are)", class, known);
+    return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (supported: %s)", class, known);
 }
 
 /* Of several with this name the one that has experts or has not; else the first. */
@@ -102,7 +102,7 @@ const struct arch *arch_by_gguf(const char *name, bool experts, const struct ggu
 int arch_gguf_unknown(const char *name, struct err *e) {
     char known[768];
     list_names(gguf_of, known, sizeof known);
-    return err_set(e, ERR_DATA, "key 'general.architecture': '%.100s' is not supported (%s are)", name, known);
+    return err_set(e, ERR_DATA, "key 'general.architecture': '%.100s' is not supported (supported: %s)", name, known);
 }
 
 static bool generates(const struct arch *a) {

@@ -1,5 +1,7 @@
 /* Opens a foreign model of any format and returns its tensors by role. */
+#include <errno.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "lib/formats/arch_internal.h"
 
@@ -346,6 +348,16 @@ int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uin
     return rc;
 }
 
+/* What is neither of the formats that are read, by name where it is known. */
+static int refuse_unknown(const struct mapped_file *m, struct err *e) {
+    const unsigned char *d = m->data;
+    if (m->size >= 8 && !memcmp(d, "\x89RILL\r\n", 7))
+        return err_set(e, ERR_DATA, "this is a rill stream already: no import is needed");
+    if (m->size >= 4 && (!memcmp(d, "PK\x03\x04", 4) || !memcmp(d, "\x80\x02", 2)))
+        return err_set(e, ERR_DATA, "this looks like a PyTorch checkpoint: convert it to safetensors first");
+    return err_set(e, ERR_DATA, "neither a GGUF file (it does not begin with 'GGUF') nor a .safetensors nor a folder");
+}
+
 /* A folder, FOLDER/x.safetensors or x.gguf: recognised by its files, then by the first bytes, never by the name
  * alone. */
 static int open_path(struct foreign_model *f, const char *path, const struct foreign_options *o, struct err *e) {
@@ -357,7 +369,11 @@ static int open_path(struct foreign_model *f, const char *path, const struct for
         return folder ? open_hf(f, folder, path, o, e) : e->code;
     }
     const struct mapped_file *m;
+    if (access(path, F_OK))
+        return err_set(e, ERR_IO, "%s: %s (models are read from local files: download it first)", path,
+                       strerror(errno));
     int rc = source_map(f, path, &m, e);
+    if (!rc && (m->size < 4 || memcmp(m->data, "GGUF", 4) != 0)) return refuse_unknown(m, e);
     return rc ? rc : open_gguf(f, path, m->data, m->size, o, e);
 }
 

@@ -68,8 +68,8 @@ static int take_type(struct cursor *c, const char *key, enum gguf_type *out, str
 static int take_elements(struct cursor *c, const struct gguf_kv *kv, struct err *e) {
     uint64_t size = kv->type == GGUF_STRING ? 8 : type_bytes[kv->type], bytes;
     if (!u64_mul(kv->n, size, &bytes) || bytes > left(c))
-        return err_set(e, ERR_DATA, "key '%s': %llu elements do not fit in the %llu bytes left", kv->key,
-                       (unsigned long long)kv->n, (unsigned long long)left(c));
+        return err_set(e, ERR_DATA, "key '%s': %llu elements do not fit in the %llu bytes left (a truncated file?)",
+                       kv->key, (unsigned long long)kv->n, (unsigned long long)left(c));
     if (kv->type == GGUF_BOOL)
         for (uint64_t i = 0; i < kv->n; i++)
             if (c->data[c->at + i] > 1) return err_set(e, ERR_DATA, "key '%s': a bool is neither 0 nor 1", kv->key);

@@ -28,8 +28,8 @@ static int count_types(const struct out *o, uint32_t *file_type, bool *quantized
         enum dtype dtype = type_in_file(t);
         if (!gguf_has_weights_of(dtype))
             return err_set(e, ERR_DATA,
-                           "tensor '%s' is of type %s, which llama.cpp has no weights of (quantize it first)", t->name,
-                           dtype_info(dtype)->name);
+                           "tensor '%s' has type %s, which llama.cpp does not support for weights (quantize it first)",
+                           t->name, dtype_info(dtype)->name);
         *quantized = *quantized || dtype_info(dtype)->is_quantized;
         uint64_t n = 1;
         for (unsigned k = 0; k < t->rank; k++) n *= t->dims[k];

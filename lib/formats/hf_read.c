@@ -124,7 +124,7 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
     const char *index = path_join(&f->memory, folder, INDEX_NAME, e);
     if (!index) return e->code;
     if (!weights && !file_exists(index))
-        return err_set(e, ERR_DATA, "neither model.safetensors nor %s is there", INDEX_NAME);
+        return err_set(e, ERR_DATA, "no model.safetensors and no %s in this folder", INDEX_NAME);
     rc = weights ? add_weights(f, weights, e) : add_shards(f, folder, e);
     if (!rc && part) rc = hf_tensors_part(&f->config, &f->source->tensors, &f->memory, e);
     return rc ? rc : raw_table_sort(&f->source->tensors, e);

@@ -29,7 +29,7 @@ static int read_checkpoint(struct job *j, struct err *e) {
     const char *path = j->o->resume;
     struct stream_reader *r;
     if (!strcmp(path, "-") && (!strcmp(j->o->student.model, "-") || !strcmp(cli_input_path(j->c, 0), "-")))
-        return err_set(e, ERR_USAGE, "standard input is asked for twice (resume)");
+        return err_set(e, ERR_USAGE, "standard input is used twice (resume)");
     session_file_init(&j->checkpoint, path);
     int rc = session_file_again(&j->checkpoint, STREAM_CHECKPOINT, &r, e);
     if (!rc) rc = trainer_restore(j->trainer, r, e);

@@ -35,7 +35,8 @@ static int open_held_out(struct job *j, struct err *e) {
     if (!j->o->eval) return 0;
     if (session_open_data(j->c, j->o->eval, "eval", STREAM_ANY, j->student, &j->eval, e)) return e->code;
     if (!j->eval.file.is_file)
-        return err_set(e, ERR_USAGE, "--eval %s is read for each evaluation, which a pipe cannot be", j->o->eval);
+        return err_set(e, ERR_USAGE, "--eval %s is read in each evaluation, so it must be a file, not a pipe",
+                       j->o->eval);
     v->open = open_eval;
     v->ctx = j;
     v->format = &j->eval.format;
@@ -47,10 +48,11 @@ static int count_steps(struct job *j, bool given, struct err *e) {
     struct stream_reader *r;
     bool is_file = j->data.file.is_file;
     if (j->o->epochs > 1 && !is_file)
-        return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read once", (unsigned long long)j->o->epochs);
-    if (!given && !is_file) return err_set(e, ERR_USAGE, "how many steps? The data comes through a pipe: give --steps");
+        return err_set(e, ERR_USAGE, "--epochs %llu: a pipe can be read only once (name a file)",
+                       (unsigned long long)j->o->epochs);
+    if (!given && !is_file) return err_set(e, ERR_USAGE, "--steps N is required, because the data comes from a pipe");
     if (j->o->plan_only && !is_file)
-        return err_set(e, ERR_USAGE, "--plan reads the data twice, which a pipe cannot give");
+        return err_set(e, ERR_USAGE, "--plan reads the data twice: name a file instead of a pipe");
     if (given && !j->o->plan_only) return 0;
     uint64_t steps;
     if (j->mixture) {

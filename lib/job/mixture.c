@@ -54,8 +54,7 @@ static int add_to_mixture(struct job *j, struct job_file *f, struct err *e) {
     const struct mixture_file file = {
         .name = name, .weight = f->weight, .decay_weight = f->decay_weight, .open = open_again, .ctx = f};
     if (!f->data->file.is_file)
-        return err_set(e, ERR_USAGE, "%s is a pipe: what is shuffled or mixed is read in another order, from a file",
-                       name);
+        return err_set(e, ERR_USAGE, "%s is a pipe: data to be shuffled or mixed must be in a file", name);
     return mixture_add(j->mixture, &file, e);
 }
 

@@ -196,7 +196,7 @@ int knowledge_meta_get(const cJSON *meta, struct knowledge_format *f, struct err
     f->temperature = 1;
     if (json_get_str(meta, "kind", &name, e) || stream_kind_parse(name, &kind, e)) return e->code;
     if (kind != STREAM_TOKENS && kind != STREAM_KNOWLEDGE)
-        return err_set(e, ERR_DATA, "a %s stream: expected tokens or knowledge", stream_kind_name(kind));
+        return err_set(e, ERR_DATA, "this is a %s stream, expected tokens or knowledge", stream_kind_name(kind));
     if (get_digest(meta, "vocab", f->vocab, e) || get_target(meta, f, e)) return e->code;
     if (json_opt_u64(meta, "vocab_size", 1, KNOWLEDGE_MAX_VOCAB, &vocab_size, e)) return e->code;
     if (json_opt_u64(meta, "pack", 1, UINT32_MAX, &pack, e)) return e->code;
@@ -225,7 +225,7 @@ uint32_t knowledge_columns(const struct knowledge_format *f) {
 
 static int fit_classes(struct knowledge_format *f, uint32_t classes, struct err *e) {
     if (f->classes > classes || (f->encoding && f->classes != classes))
-        return err_set(e, ERR_DATA, "data of %u classes, the model has %u", f->classes, classes);
+        return err_set(e, ERR_DATA, "data with %u classes, but the model has %u", f->classes, classes);
     f->classes = classes;
     return 0;
 }
@@ -249,7 +249,7 @@ int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) 
     knowledge_cut_padding(f, n_tokens);
     if (knowledge_columns(f) == n_tokens) return 0;
     if (!wider || !f->vocab[0])
-        return err_set(e, ERR_DATA, "knowledge over %u tokens, the model has %u", f->vocab_size, n_tokens);
+        return err_set(e, ERR_DATA, "knowledge over %u tokens, but the model has %u", f->vocab_size, n_tokens);
     return err_set(e, ERR_DATA,
                    "knowledge over %u rows of an embedding, %u of them tokens: the rest has a share in its "
                    "probabilities (encode it again, from a teacher with its vocabulary)",
@@ -313,10 +313,10 @@ int knowledge_check_temperature(const struct knowledge_format *f, double tempera
         return err_set(e, ERR_USAGE, "temperature %g: expected %g to %g", temperature, MIN_TEMPERATURE,
                        MAX_TEMPERATURE);
     if (!knowledge_is_sparse(f) || temperature == f->temperature) return 0;
-    return err_set(
-        e, ERR_DATA,
-        "temperature %g is not possible: the knowledge is %s at temperature %g (give logit-dump --temperature)",
-        temperature, knowledge_encoding_text(f, name, sizeof name), f->temperature);
+    return err_set(e, ERR_DATA,
+                   "temperature %g is not possible: the knowledge is %s at temperature %g (encode dense predictions "
+                   "with logit-dump --temperature)",
+                   temperature, knowledge_encoding_text(f, name, sizeof name), f->temperature);
 }
 
 int knowledge_check_encode(const struct knowledge_format *from, const struct knowledge_format *to, struct err *e) {
@@ -327,7 +327,7 @@ int knowledge_check_encode(const struct knowledge_format *from, const struct kno
     if (to->encoding == KNOW_NONE || to->encoding == KNOW_DENSE)
         return err_set(e, ERR_USAGE, "encoding \"%s\" is not for this: teacher-infer writes it", want);
     if (from->encoding == KNOW_NONE)
-        return err_set(e, ERR_DATA, "a plain token stream has no teacher to encode (put teacher-infer before)");
+        return err_set(e, ERR_DATA, "a plain token stream has no predictions to encode (run teacher-infer first)");
     if (knowledge_is_top(to) && to->encoding != KNOW_TOPP && to->n > columns)
         return err_set(e, ERR_DATA, "%s of a vocabulary of %u tokens", want, columns);
     if (from->encoding == KNOW_DENSE) return knowledge_check_temperature(from, to->temperature, e);

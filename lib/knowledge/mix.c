@@ -54,7 +54,7 @@ static int check_encoding(const struct knowledge_format *a, const struct knowled
                           struct err *e) {
     char first[64], other[64];
     if (a->encoding != b->encoding)
-        return err_set(e, ERR_DATA, "answers of two encodings cannot be mixed: first %s, here %s (logit-dump --encode)",
+        return err_set(e, ERR_DATA, "different encodings cannot be mixed: first %s, here %s (logit-dump --encode)",
                        knowledge_encoding_text(a, first, sizeof first),
                        knowledge_encoding_text(b, other, sizeof other));
     if (temperature > 0) return knowledge_check_temperature(b, temperature, e);
@@ -66,9 +66,9 @@ static int check_encoding(const struct knowledge_format *a, const struct knowled
 static int check_pair(const struct knowledge_format *a, const struct knowledge_format *b, double temperature,
                       struct err *e) {
     char first[32], other[32];
-    if (b->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "there is no teacher's answer to mix");
+    if (b->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "there are no predictions to mix");
     if (b->n_fields)
-        return err_set(e, ERR_DATA, "what was tapped of several teachers cannot be mixed: field %s (logit-dump --drop)",
+        return err_set(e, ERR_DATA, "tapped fields cannot be mixed: %s (remove it with logit-dump --drop)",
                        b->fields[0].name);
     if (strcmp(a->vocab, b->vocab) != 0)
         return disagree(e, "vocabularies", a->vocab[0] ? a->vocab : "unnamed", b->vocab[0] ? b->vocab : "unnamed");
@@ -120,8 +120,8 @@ int knowledge_mix_format(const struct knowledge_mixture *how, const struct knowl
     for (size_t i = 0; i < n; i++)
         if (first->encoding == KNOW_SAMPLE && in[i].weight != in[0].weight)
             return err_set(e, ERR_USAGE,
-                           "draws are pooled, each teacher's weight is their number "
-                           "(give logit-dump --encode sample:N other N)");
+                           "draws are pooled, so a teacher's weight is its number of draws (encode with other numbers: "
+                           "logit-dump --encode sample:N)");
     *out = *first;
     out->teacher[0] = 0; /* there are several: the provenance names them */
     if (how->temperature > 0) out->temperature = how->temperature;

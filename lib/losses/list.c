@@ -40,16 +40,14 @@ static int resolve_teacher(struct loss *l, const struct loss_setting *s, struct 
     bool answers = s->data->encoding != KNOW_NONE;
     if (l->teacher == LOSS_TEACHER_AUTO) l->teacher = !answers && s->live ? LOSS_TEACHER_LIVE : LOSS_TEACHER_DATA;
     if (l->teacher == LOSS_TEACHER_DATA && !answers)
-        return err_set(
-            e, ERR_DATA,
-            "the loss %s needs a teacher, and the data is a plain token stream (put teacher-infer before it, give "
-            "--teacher MODEL, or use --loss ce)",
-            l->type->name);
-    if (l->teacher == LOSS_TEACHER_LIVE && !s->live)
-        return err_set(e, ERR_USAGE, "the loss %s is to be taught by teacher=live: give --teacher MODEL",
+        return err_set(e, ERR_DATA,
+                       "the loss %s needs a teacher, but the data is a plain token stream (run teacher-infer first, "
+                       "give --teacher MODEL, or use --loss ce)",
                        l->type->name);
+    if (l->teacher == LOSS_TEACHER_LIVE && !s->live)
+        return err_set(e, ERR_USAGE, "the loss %s has teacher=live: give --teacher MODEL", l->type->name);
     if (l->teacher == LOSS_TEACHER_EMA && !s->ema)
-        return err_set(e, ERR_USAGE, "the loss %s is to be taught by teacher=ema: give --ema DECAY", l->type->name);
+        return err_set(e, ERR_USAGE, "the loss %s has teacher=ema: give --ema DECAY", l->type->name);
     if (l->teacher == LOSS_TEACHER_FINAL && l->at == LOSS_AT_FINAL)
         return err_set(e, ERR_USAGE, "the loss %s: teacher=final teaches exits: give at=exits and --exit",
                        l->type->name);
@@ -74,10 +72,10 @@ static int resolve_at(struct loss *l, const struct loss_setting *s, struct err *
 static int check_encoding(const struct loss *l, const struct knowledge_format *f, struct err *e) {
     char have[64], need[64];
     if (l->type->encodings & LOSS_ON(f->encoding)) return 0;
-    return err_set(e, ERR_DATA,
-                   "the loss %s is not defined for %s: it needs knowledge in %s (teacher-infer --encode), or --teacher",
-                   l->type->name, knowledge_encoding_text(f, have, sizeof have),
-                   loss_needs_text(l->type, need, sizeof need));
+    return err_set(
+        e, ERR_DATA,
+        "the loss %s is not defined for %s: use one of the encodings %s (teacher-infer --encode), or --teacher",
+        l->type->name, knowledge_encoding_text(f, have, sizeof have), loss_needs_text(l->type, need, sizeof need));
 }
 
 static int check_teacher(struct loss *l, const struct loss_setting *s, struct err *e) {
@@ -122,7 +120,7 @@ static int check_columns(const struct loss_list *l, struct err *e) {
         const char *name = l->items[i].column;
         for (size_t j = 0; j < i; j++)
             if (!strcmp(name, l->items[j].column))
-                return err_set(e, ERR_USAGE, "two losses are called %s: tell them apart with label=NAME", name);
+                return err_set(e, ERR_USAGE, "two losses are called %s: give one of them label=NAME", name);
         for (size_t j = 0; j < COUNT_OF(taken); j++)
             if (!strcmp(name, taken[j])) return err_set(e, ERR_USAGE, "label=%s means something else in the log", name);
     }

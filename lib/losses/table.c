@@ -40,11 +40,11 @@ const char *loss_names(void) {
 }
 
 const char *loss_help(void) {
-    return "NAME:key=value,... All have weight=W, or weight=A..B from the first step to the last, and label=NAME; "
-           "--list-losses "
-           "shows the others' keys. The losses are added. Default: kl, at the data's temperature; ce for plain tokens "
-           "without "
-           "--teacher";
+    return "NAME:key=value,...: the training loss; several are added up. All take weight=W, or weight=A..B from the "
+           "first "
+           "step to the last, and label=NAME; --list-losses shows their other keys. Default: kl at the data's "
+           "temperature, "
+           "or ce for plain tokens without --teacher";
 }
 
 char *loss_needs_text(const struct loss_type *t, char *out, size_t size) {

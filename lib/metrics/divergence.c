@@ -50,7 +50,8 @@ static bool judges_labels(const struct divergence *d) {
 }
 
 int divergence_new(struct divergence **out, struct model *m, const struct knowledge_format *f, struct err *e) {
-    if (f->encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
+    if (f->encoding == KNOW_NONE)
+        return err_set(e, ERR_DATA, "tokens without a teacher's predictions (run teacher-infer)");
     if (f->partial)
         return err_set(e, ERR_DATA,
                        "top entries of several teachers are lower bounds, which no divergence is known from "

@@ -58,7 +58,8 @@ static int fit(struct candidate *c, const struct fidelity_input *in, const struc
     c->r = in->r;
     c->f = c->as = *in->format;
     c->as.n_fields = c->as.tap_positions = 0;
-    if (c->f.encoding == KNOW_NONE) return err_set(e, ERR_DATA, "tokens without a teacher's knowledge");
+    if (c->f.encoding == KNOW_NONE)
+        return err_set(e, ERR_DATA, "tokens without a teacher's predictions (run teacher-infer)");
     return knowledge_fit_target(&c->as, model_predicts(&m->config), model_columns(m), e);
 }
 
@@ -86,7 +87,7 @@ static int prepare(struct fidelity *f, const struct fidelity_input *in, size_t *
     }
     *bad = 0;
     if (f->c[0].f.encoding != KNOW_DENSE)
-        return err_set(e, ERR_DATA, "the first answers are what others are compared with: expected dense ones");
+        return err_set(e, ERR_DATA, "the first input must be dense knowledge, which the others are compared with");
     if (choose_temperature(f, bad, e)) return e->code;
     return grad_tape_new(&f->tape, f->m->device, false, model_precision(f->m), e);
 }
@@ -314,7 +315,7 @@ static int whole_seqs(struct fidelity *f, size_t *n, size_t *positions, struct e
         if (refill(&f->c[i], e)) return e->code;
         size_t whole = knowledge_whole_seqs(&f->c[i].rows);
         if (i && !whole != !least)
-            return err_set(e, ERR_DATA, "%s and %s are not of the same length", stream_reader_name(f->c[0].r),
+            return err_set(e, ERR_DATA, "%s and %s differ in length", stream_reader_name(f->c[0].r),
                            stream_reader_name(f->c[i].r));
         if (whole < least) least = whole;
     }

@@ -50,9 +50,9 @@ struct perplexity {
 
 static int check_options(const struct model *m, const struct perplexity_options *o, struct err *e) {
     uint32_t least = o->protocol == PPL_LLAMA ? 3 : 2;
-    if (o->context < least) return err_set(e, ERR_USAGE, "a context of %u has nothing to score", o->context);
+    if (o->context < least) return err_set(e, ERR_USAGE, "a context of %u leaves nothing to score", o->context);
     if (o->context > m->config.context)
-        return err_set(e, ERR_USAGE, "context %u: the model was made for %u", o->context, m->config.context);
+        return err_set(e, ERR_USAGE, "context %u: the model's context is %u", o->context, m->config.context);
     if (o->protocol == PPL_SLIDING && (o->stride == 0 || o->stride >= o->context))
         return err_set(e, ERR_USAGE, "stride %u: expected 1 to %u, below the context", o->stride, o->context - 1);
     if (o->protocol == PPL_DOCUMENTS && metrics_prefix_token(m) == TOKEN_NONE)

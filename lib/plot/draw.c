@@ -36,7 +36,8 @@ static int start(const struct process *p, pid_t *pid, struct err *e) {
     if (!error) error = posix_spawnp(pid, argv[0], &files, NULL, argv, environ);
     posix_spawn_file_actions_destroy(&files);
     if (error == ENOENT)
-        return err_set(e, ERR_IO, "gnuplot, which draws, is not installed (make deps, or apt-get install gnuplot-nox)");
+        return err_set(e, ERR_IO,
+                       "gnuplot, which does the drawing, is not installed (make deps, or apt-get install gnuplot-nox)");
     return error ? err_sys(e, error, "gnuplot") : 0;
 }
 

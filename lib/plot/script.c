@@ -88,9 +88,9 @@ static int choose(struct curves *s, struct err *e) {
         for (size_t k = 0; !p->y && k < t->n_cols; k++)
             if (!is_of_the_step(t->cols[k]) && strcmp(t->cols[k], p->x) != 0 && add(s, t, k, false, e)) return e->code;
     }
-    return s->list.len
-               ? 0
-               : err_set(e, ERR_DATA, "%s: no column of a loss or an evaluation: name some (--y)", p->tables[0].name);
+    return s->list.len ? 0
+                       : err_set(e, ERR_DATA, "%s: no column with a loss or an evaluation: choose columns with --y",
+                                 p->tables[0].name);
 }
 
 /* ---- in gnuplot's language ---------------------------------------------------------------------------------------------- */

@@ -106,7 +106,7 @@ int plot_table_parse(struct plot_table *t, const char *name, const char *text, s
     if (!t->values) return err_prefix(e, "%s", name);
     for (; next_line(&l, &line, &length); t->n_rows++)
         if (parse_row(t, l.number, line, length, t->values + t->n_rows * t->n_cols, e)) return e->code;
-    return t->n_rows ? 0 : err_set(e, ERR_DATA, "%s has no line after that of the names", name);
+    return t->n_rows ? 0 : err_set(e, ERR_DATA, "%s has no lines after the header", name);
 }
 
 void plot_table_release(struct plot_table *t) {

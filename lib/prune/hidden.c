@@ -262,14 +262,12 @@ static int check(const struct narrowing *q, struct err *e) {
     const struct model_config *from = q->plan->from, *to = &q->plan->to;
     bool alone = from->n_layers == to->n_layers && !q->plan->kept_tokens && !q->plan->kept_experts &&
                  !memcmp(from->layers, to->layers, from->n_layers * sizeof *to->layers);
-    if (!q->plan->o->reconstruct)
-        return err_set(e, ERR_USAGE, "with data, the stream is narrowed to reconstruct what reads it: ask for that");
+    if (!q->plan->o->reconstruct) return err_set(e, ERR_USAGE, "--hidden with --data needs --reconstruct");
     if (!alone)
-        return err_set(e, ERR_USAGE,
-                       "layer by layer, with data, the stream is narrowed alone: prune the rest before or after");
+        return err_set(e, ERR_USAGE, "--hidden cannot be combined with other pruning with --data: use a separate run");
     if (from->parallel || from->experts_per_token)
-        return err_set(e, ERR_USAGE, "layer by layer, with data, the stream of layers with %s stays as wide as it is",
-                       from->parallel ? "parts side by side" : "experts");
+        return err_set(e, ERR_USAGE, "--hidden with --data does not support layers with %s",
+                       from->parallel ? "parallel attention and feed-forward parts" : "experts");
     return 0;
 }
 

@@ -23,8 +23,8 @@ int prune_layerwise(const struct prune_calibration *c, struct stream_writer *out
     int rc = prune_plan_make(&plan, &head, o, e);
     bool narrows = !rc && plan.kept_hidden, changes = !rc && (narrows || has_structure(&plan));
     if (!rc && changes && has_sparse(&plan))
-        rc =
-            err_set(e, ERR_USAGE, "layer by layer, with data, single weights go alone: prune the rest before or after");
+        rc = err_set(e, ERR_USAGE,
+                     "single weights cannot be pruned with --data together with anything else: use a separate run");
     if (!rc && o->warn) prune_plan_warn(&plan);
     if (!rc)
         rc = narrows   ? prune_hidden(&walk, &plan, e)

@@ -31,9 +31,10 @@ int prune_plan_hidden(struct prune_plan *p, uint32_t keep, struct err *e) {
     const char *why = why_not(c);
     if (keep == c->hidden) return 0;
     if (keep > c->hidden)
-        return err_set(e, ERR_USAGE, "cannot keep %u channels of the stream: it has %u", keep, c->hidden);
-    if (why) return err_set(e, ERR_USAGE, "the residual stream of this model cannot become narrower: %s", why);
-    if (!p->o->stats) return err_set(e, ERR_USAGE, "choosing channels of the stream needs --stats (rill calibrate)");
+        return err_set(e, ERR_USAGE, "cannot keep %u channels of the residual stream: it has %u", keep, c->hidden);
+    if (why) return err_set(e, ERR_USAGE, "the residual stream of this model cannot be narrowed: %s", why);
+    if (!p->o->stats)
+        return err_set(e, ERR_USAGE, "choosing channels of the residual stream needs --stats (rill calibrate)");
     double *score = arena_array(&p->memory, c->hidden, sizeof *score, e);
     p->kept_hidden = score ? arena_array(&p->memory, keep, sizeof *p->kept_hidden, e) : NULL;
     if (!p->kept_hidden) return e->code;

@@ -63,7 +63,9 @@ static int drop_run(const struct prune_plan *p, uint32_t n_go, unsigned char *go
         if (fits && angle < least) least = angle, best = first;
     }
     if (best == n)
-        return err_set(e, ERR_DATA, "no run of %u layers could go by these statistics: from an older version?", n_go);
+        return err_set(e, ERR_DATA,
+                       "these statistics do not allow removing %u consecutive layers: are they from an older version?",
+                       n_go);
     memset(gone + best, 1, n_go);
     return 0;
 }
@@ -75,9 +77,9 @@ static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct e
     if (keep == n) return 0;
     if (keep > n) return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", keep, n);
     if (!p->o->stats)
-        return err_set(
-            e, ERR_USAGE,
-            "choosing layers by block influence needs --stats (rill calibrate), or name them with --drop-layers");
+        return err_set(e, ERR_USAGE,
+                       "choosing layers by block influence needs --stats (from rill calibrate); or name the layers "
+                       "with --drop-layers");
     if (p->o->layer_score == PRUNE_LAYERS_BY_ANGLE) return drop_run(p, n - keep, gone, e);
     double *score = arena_array(&p->memory, n, sizeof *score, e);
     uint32_t *go = arena_array(&p->memory, n - keep, sizeof *go, e);
@@ -175,7 +177,7 @@ static int plan_experts(struct prune_plan *p, struct err *e) {
     const struct prune_amount *a = &p->o->experts;
     bool any = false;
     if (!is_asked(a)) return 0;
-    if (!p->o->stats) return err_set(e, ERR_USAGE, "choosing experts needs --stats (rill calibrate)");
+    if (!p->o->stats) return err_set(e, ERR_USAGE, "choosing experts needs --stats (from rill calibrate)");
     p->kept_experts = arena_array(&p->memory, p->to.n_layers, sizeof *p->kept_experts, e);
     if (!p->kept_experts) return e->code;
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
@@ -370,7 +372,7 @@ static int check_biases(const struct prune_plan *p, struct err *e) {
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
     if (o->score == PRUNE_BY_COST && !(o->calibrated && o->reconstruct))
-        return err_set(e, ERR_USAGE, "costs with the others making up for it need data, and to reconstruct");
+        return err_set(e, ERR_USAGE, "--score cost needs --data and --reconstruct");
     bool from_stats = o->score == PRUNE_BY_STATS || o->score == PRUNE_BY_TAYLOR || o->score == PRUNE_BY_FLUCTUATION;
     if ((from_stats || o->compensate) && !o->stats)
         return err_set(e, ERR_USAGE, "scores from activations or gradients need --stats (rill calibrate)");
@@ -378,7 +380,9 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
         return err_set(e, ERR_USAGE, "Taylor scores need statistics with gradients (rill calibrate --gradients)");
     if ((o->score == PRUNE_BY_FLUCTUATION || o->compensate) &&
         !stats_input_sum(o->stats, POINT_EMBED, (struct model_slot){0}))
-        return err_set(e, ERR_DATA, "statistics without signed sums, from an older version: take them anew");
+        return err_set(
+            e, ERR_DATA,
+            "the statistics have no signed sums, because an older version made them: run rill calibrate again");
     if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
         return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
     int rc = o->stats ? stats_check(o->stats, &head->config, head->vocab_digest, e) : 0;

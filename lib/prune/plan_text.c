@@ -123,21 +123,21 @@ static int take_tensor(struct prune_plan *p, const char *name, char **save, stru
     const char *said = strtok_r(NULL, BLANKS, save), *text = said ? strtok_r(NULL, BLANKS, save) : NULL;
     if (!text) return err_set(e, ERR_DATA, "'%.200s' without a shape and a sparsity", name);
     if (model_slot_parse(name, &s, e) || model_slot_index(p->from, s) < 0)
-        return err_set(e, ERR_DATA, "this model has no tensor '%.200s': a plan for another model", name);
+        return err_set(e, ERR_DATA, "this model has no tensor '%.200s': the plan is for another model", name);
     if (!model_role_is_matrix(s.role)) return err_set(e, ERR_DATA, "'%s' is not a matrix", name);
     if (!prune_new_slot(p, s, &now)) return err_set(e, ERR_DATA, "'%s' is of a layer or an expert that goes", name);
     shape_of(p, now, shape);
     if (strcmp(said, shape) != 0)
-        return err_set(e, ERR_DATA, "'%s' is %.40s here and %s in this model: a plan for another model", name, said,
-                       shape);
+        return err_set(e, ERR_DATA, "'%s' is %.40s here and %s in this model: the plan is for another model", name,
+                       said, shape);
     struct prune_sparsity *to = &p->sparse[model_slot_index(p->from, s)];
-    if (prune_is_sparse(*to)) return err_set(e, ERR_DATA, "'%s' for the second time", name);
+    if (prune_is_sparse(*to)) return err_set(e, ERR_DATA, "'%s' is given twice", name);
     return prune_sparsity_parse(text, to, e) ? (e->code = ERR_DATA) : 0;
 }
 
 static int take_hidden(struct prune_plan *p, char **save, struct err *e) {
     uint32_t n = 0;
-    if (p->kept_hidden) return err_set(e, ERR_DATA, "hidden for the second time");
+    if (p->kept_hidden) return err_set(e, ERR_DATA, "hidden is given twice");
     if (take_number(strtok_r(NULL, BLANKS, save), "hidden", p->from->hidden, &n, e)) return e->code;
     return n ? prune_plan_hidden(p, n, e) : err_set(e, ERR_DATA, "hidden '0': no channel of the stream would be left");
 }
@@ -147,8 +147,9 @@ static int take_line(struct prune_plan *p, char *line, bool layers, struct err *
     const char *word = strtok_r(line, BLANKS, &save);
     bool is_layer = word && !strcmp(word, "layer"), is_hidden = word && !strcmp(word, "hidden");
     if (!word || (is_layer || is_hidden) != layers) return 0;
-    if (is_hidden) return take_hidden(p, &save, e);
-    return layers ? take_layer(p, &save, e) : take_tensor(p, word, &save, e);
+    int rc = is_hidden ? take_hidden(p, &save, e) : layers ? take_layer(p, &save, e) : take_tensor(p, word, &save, e);
+    const char *more = rc ? NULL : strtok_r(NULL, BLANKS, &save);
+    return more ? err_set(e, ERR_DATA, "'%.40s' where the line should end", more) : rc;
 }
 
 /* All lines of layers and of the stream, or all of tensors. */

@@ -160,8 +160,8 @@ int prune_check_sparse(const struct prune_plan *p, struct err *e) {
         if (check_matrix(p, s, now, p->sparse[i], e)) return e->code;
     }
     if (any && !o->calibrated && (o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS || o->reconstruct))
-        return err_set(e, ERR_USAGE, "this method needs data: tokens to calibrate on");
+        return err_set(e, ERR_USAGE, "this method needs --data (calibration tokens)");
     if (any && o->method == PRUNE_WANDA && !o->stats && !o->calibrated)
-        return err_set(e, ERR_USAGE, "wanda needs the statistics of --stats (rill calibrate)");
+        return err_set(e, ERR_USAGE, "wanda needs --stats (from rill calibrate) or --data");
     return 0;
 }

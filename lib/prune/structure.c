@@ -315,11 +315,10 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
 
 static int check_options(const struct structure *q, struct err *e) {
     if (!q->o->reconstruct)
-        return err_set(e, ERR_USAGE,
-                       "with data, layers, heads and channels are pruned to reconstruct what reads them: ask for that");
+        return err_set(e, ERR_USAGE, "pruning layers, heads or channels with --data needs --reconstruct");
     if (q->plan->kept_tokens || q->plan->kept_experts)
         return err_set(e, ERR_USAGE,
-                       "layer by layer, with data, experts and vocabulary stay: prune them before or after");
+                       "experts and vocabulary cannot be pruned with --data: prune them in a separate run");
     return 0;
 }
 

@@ -102,7 +102,7 @@ static int search(struct target *t, struct prune_plan *p, size_t most, struct er
     for (uint32_t i = 0; i < t->n; i++) t->best[0].layers[i] = t->whole;
     rc = target_measure(t, t->best[0].layers, &all, e);
     return rc ? rc
-              : err_set(e, ERR_USAGE, "no shape of this model comes to that: the smallest has %.4g of %.4g %s",
+              : err_set(e, ERR_USAGE, "no shape of this model is that small: the smallest has %.4g of %.4g %s",
                         t->least, all, target_unit(t));
 }
 
@@ -112,7 +112,7 @@ int prune_plan_target(struct prune_plan *p, unsigned char *gone, struct err *e) 
     int rc = search(&t, p, nth + 1, e);
     if (rc) return rc;
     if (nth >= t.n_best)
-        return err_set(e, ERR_USAGE, "there are %zu shapes to choose from, and not %zu", t.n_best, nth + 1);
+        return err_set(e, ERR_USAGE, "there are only %zu shapes for this target, not %zu", t.n_best, nth + 1);
     for (uint32_t i = 0; i < t.n; i++) {
         const struct shape *s = &t.best[nth].layers[i];
         gone[i] = !s->groups;

@@ -137,15 +137,13 @@ void target_keep(struct target *t, const struct shape *layers, double loss) {
 static int check_layers(const struct target *t, struct err *e) {
     const struct model_layer *l = &t->from->layers[0];
     if (!l->n_kv_heads || !l->ffn || l->experts)
-        return err_set(e, ERR_USAGE,
-                       "a target is met by layers with attention and a feed-forward part, without experts");
+        return err_set(e, ERR_USAGE, "a target needs layers with attention and a feed-forward part, without experts");
     for (uint32_t i = 1; i < t->n; i++)
         if (t->from->layers[i].n_heads != l->n_heads || t->from->layers[i].n_kv_heads != l->n_kv_heads ||
             t->from->layers[i].ffn != l->ffn)
-            return err_set(e, ERR_USAGE,
-                           "a target is met by layers of one shape, and layer %u has another than layer 0", i);
+            return err_set(e, ERR_USAGE, "a target needs layers of one shape, but layer %u differs from layer 0", i);
     if (!t->p->o->stats || !stats_has_gradients(t->p->o->stats))
-        return err_set(e, ERR_USAGE, "a target is met by statistics with gradients (rill calibrate --gradients)");
+        return err_set(e, ERR_USAGE, "a target needs statistics with gradients (rill calibrate --gradients)");
     return 0;
 }
 

@@ -19,7 +19,7 @@ int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e
         if (*n == SENSE_TYPES) return err_set(e, ERR_USAGE, "more than %d types", SENSE_TYPES);
         if (quant_dtype_parse(name, &(*out)[*n], e)) return e->code;
         for (size_t i = 0; i < *n; i++)
-            if ((*out)[i] == (*out)[*n]) return err_set(e, ERR_USAGE, "'%s' for the second time", name);
+            if ((*out)[i] == (*out)[*n]) return err_set(e, ERR_USAGE, "'%s' is given twice", name);
         ++*n;
         at += len;
         if (!*at) return 0;

@@ -3,6 +3,7 @@
  * base and a list of rules, of which the first that fits a matrix says its type. With eight experts attention is so small a part
  * of the model that k, v and o get more.
  */
+#include <ctype.h>
 #include <strings.h>
 
 #include "lib/quant/quant_internal.h"
@@ -243,6 +244,26 @@ const char *quant_type_names(void) {
     return join_names(names, sizeof names, "|");
 }
 
+/* The type that somebody means who writes Q4KM, int8 or fp16; NULL: none. */
+static const char *likely_type(const char *name) {
+    static const char *const others[][2] = {{"int8", "q8_0"},  {"8bit", "q8_0"},    {"int4", "q4_k_m"},
+                                            {"nf4", "q4_k_m"}, {"4bit", "q4_k_m"},  {"fp16", "f16"},
+                                            {"half", "f16"},   {"float16", "f16"},  {"float32", "f32"},
+                                            {"fp32", "f32"},   {"bfloat16", "bf16"}};
+    for (size_t i = 0; i < COUNT_OF(others); i++)
+        if (!strcasecmp(name, others[i][0])) return others[i][1];
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        const char *a = name, *b = types[i].name;
+        for (; *a || *b; a++, b++) {
+            while (*a && !isalnum((unsigned char)*a)) a++;
+            while (*b == '_') b++;
+            if (tolower((unsigned char)*a) != *b || !*b) break;
+        }
+        if (!*a && !*b) return types[i].name;
+    }
+    return NULL;
+}
+
 int quant_type_parse(const char *name, const struct quant_type **out, struct err *e) {
     static const char *const short_names[][2] = {{"q3_k", "q3_k_m"}, {"q4_k", "q4_k_m"}, {"q5_k", "q5_k_m"}};
     char known[512];
@@ -254,6 +275,8 @@ int quant_type_parse(const char *name, const struct quant_type **out, struct err
             *out = &types[i];
             return 0;
         }
+    const char *likely = likely_type(name);
+    if (likely) return err_set(e, ERR_USAGE, "unknown type '%.64s' (did you mean %s?)", name, likely);
     return err_set(e, ERR_USAGE, "unknown type '%.64s' (known: %s)", name, join_names(known, sizeof known, ", "));
 }
 

@@ -55,7 +55,7 @@ static int where(const struct quant_options *o, unsigned line, struct err *e) {
 static int find_matrix(const struct model_config *c, const char *name, size_t *at, struct err *e) {
     struct model_slot s;
     if (model_slot_parse(name, &s, e) || model_slot_index(c, s) < 0)
-        return err_set(e, ERR_DATA, "this model has no tensor '%.200s': a plan for another model", name);
+        return err_set(e, ERR_DATA, "this model has no tensor '%.200s': the plan is for another model", name);
     if (!model_role_is_matrix(s.role)) return err_set(e, ERR_DATA, "'%s' is not a matrix: it stays f32", name);
     *at = (size_t)model_slot_index(c, s);
     return 0;
@@ -74,9 +74,9 @@ static int take_line(struct quant_plan *p, const struct model_config *c, char *t
     struct quant_choice *choice = &p->choices[at];
     shape_of(c, model_slot_at(c, at), dims, shape);
     if (strcmp(said, shape) != 0)
-        return err_set(e, ERR_DATA, "'%s' is %.40s here and %s in this model: a plan for another model", name, said,
-                       shape);
-    if (choice->named) return err_set(e, ERR_DATA, "'%s' for the second time", name);
+        return err_set(e, ERR_DATA, "'%s' is %.40s here and %s in this model: the plan is for another model", name,
+                       said, shape);
+    if (choice->named) return err_set(e, ERR_DATA, "'%s' is given twice", name);
     unsigned dtype;
     rc = quant_dtype_parse(type, &dtype, e);
     if (rc) return e->code = ERR_DATA;
@@ -106,7 +106,7 @@ int plan_parse(struct quant_plan *p, const struct model_config *c, const struct 
         char name[TENSOR_MAX_NAME + 1];
         struct model_slot s = model_slot_at(c, i);
         if (model_role_is_matrix(s.role) && !p->choices[i].named)
-            return err_set(e, ERR_DATA, "%s: no line for tensor '%s': a plan for another model?", o->plan_name,
+            return err_set(e, ERR_DATA, "%s: no line for tensor '%s': is the plan for another model?", o->plan_name,
                            model_slot_name(s, name));
     }
     return 0;

@@ -195,7 +195,8 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
         rc = err_prefix(e, "layer %u, %s", layer, model_point_name(point));
     if (!rc && r.factor && q->p.o->strict && r.factor->damp > q->c->damp)
         rc = err_set(e, ERR_DATA,
-                     "layer %u, %s: the second moments do not factor with --damp %g (without --strict more is added)",
+                     "layer %u, %s: the second moments cannot be factored with --damp %g (without --strict, more "
+                     "damping is used)",
                      layer, model_point_name(point), q->c->damp);
     if (!rc && !(importance = mem_array(m.cols, sizeof *importance, e))) rc = e->code;
     for (size_t i = 0; !rc && i < q->n_part; i++)
@@ -373,7 +374,8 @@ static int quantize_head(struct sequential *q, struct stored *s, struct err *e) 
     if (!rc && obs_factor_new(&factor, gram, n, &o, e)) rc = err_prefix(e, "tensor '%s'", s->t.name);
     if (!rc && q->p.o->strict && factor->damp > o.damp)
         rc = err_set(e, ERR_DATA,
-                     "tensor '%s': the second moments do not factor with --damp %g (without --strict more is added)",
+                     "tensor '%s': the second moments cannot be factored with --damp %g (without --strict, more "
+                     "damping is used)",
                      s->t.name, o.damp);
     if (!rc && factor->damp > o.damp) s->t.damp = factor->damp;
     struct second_order how = {gram, factor, q->c->sweeps, &q->clock};

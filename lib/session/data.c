@@ -17,7 +17,8 @@ int session_check_vocab(const struct vocab *v, const struct session_data *d, con
     char ours[DIGEST_TEXT_SIZE];
     digest_text(v->digest, ours);
     if (!d->format.vocab[0] || !strcmp(d->format.vocab, ours)) return 0;
-    return err_set(e, ERR_DATA, "model and %s disagree: vocabulary %s against %s", what, ours, d->format.vocab);
+    return err_set(e, ERR_DATA, "model and %s disagree: vocabulary %s against %s (tokenize with this model)", what,
+                   ours, d->format.vocab);
 }
 
 void session_data_release(struct session_data *d) {

@@ -104,7 +104,7 @@ static int generate(struct sink *s, struct model_generator *g, struct session_da
 
 static int open_sink(struct sink *s, const struct session_data *in, struct err *e) {
     if (s->o->text && !s->m->vocab)
-        return err_set(e, ERR_DATA, "%s: no vocabulary: --text needs one", s->o->model->model);
+        return err_set(e, ERR_DATA, "%s: --text needs a tokenizer, which the model does not have", s->o->model->model);
     FILE *text;
     if (s->o->text) return cli_text(s->c, &text, e);
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(in->stream), true);

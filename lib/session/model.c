@@ -78,7 +78,9 @@ static int vocab_from_pipe(struct cli *c, const struct session_options *o, struc
     int rc = cli_open_stream(c, o->model, session_role(o), STREAM_ANY, &r, e);
     while (!rc && item.type != ITEM_VOCAB && item.type != ITEM_EOF) rc = stream_next(r, &item, e);
     if (rc) return rc;
-    if (item.type == ITEM_EOF) return err_set(e, ERR_DATA, "%s: no vocabulary", stream_reader_name(r));
+    if (item.type == ITEM_EOF)
+        return err_set(e, ERR_DATA, "%s: there is no tokenizer in it (rill import --tokenizer FILE)",
+                       stream_reader_name(r));
     if (vocab_unpack(v, item.bytes, item.n_bytes, e)) return err_prefix(e, "%s", stream_reader_name(r));
     return keep_meta(stream_reader_meta(r), meta, e);
 }
@@ -93,7 +95,7 @@ int session_load_vocab(struct cli *c, const struct session_options *o, struct vo
     int rc = cli_open_map(c, o->model, session_role(o), STREAM_ANY, &m, e);
     if (!rc) rc = stream_map_vocab(m, &bytes, &n, e);
     if (rc) return rc;
-    if (!n) return err_set(e, ERR_DATA, "%s: no vocabulary", o->model);
+    if (!n) return err_set(e, ERR_DATA, "%s: there is no tokenizer in it (rill import --tokenizer FILE)", o->model);
     if (vocab_unpack(out, bytes, n, e)) return err_prefix(e, "%s", o->model);
     return keep_meta(stream_map_meta(m), meta, e);
 }

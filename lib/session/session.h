@@ -46,20 +46,21 @@ struct session_options {
 #define SESSION_PRECISION_AUTO_INT8(o)                                                                                 \
     SESSION_PRECISION_OF(o, "auto|int8|bf16|f32",                                                                      \
                          SESSION_INT8_HELP                                                                             \
-                         "auto: int8 where products of bf16 take no longer than those of f32 (AVX-512, AMX), "         \
-                         "if weights are quantized, and bf16 if none are; ")
+                         "auto: on CPUs with fast bf16 products (AVX-512, AMX), int8 if weights are quantized "        \
+                         "and bf16 if none are; ")
 #define SESSION_TRAINING_PRECISION(o) SESSION_PRECISION_OF(o, "auto|bf16|f32", SESSION_AUTO_HELP)
-#define SESSION_AUTO_HELP             "auto: bf16 where its products take no longer than those of f32 (AVX-512, AMX), "
+#define SESSION_AUTO_HELP             "auto: bf16 on CPUs where its products are as fast as those of f32 (AVX-512, AMX), "
 #define SESSION_INT8_HELP                                                                                              \
-    "int8: as bf16, but quantized weights are multiplied as integers, with activations rounded to 8 bits: two to "     \
-    "four times as fast for a single sequence, at 0.15% in perplexity with q8_0 and 0.5% with q4_0. "
+    "int8: like bf16, but quantized weights are multiplied as integers, with activations rounded to 8 bits: two "      \
+    "to four times as fast for a single sequence, at a cost of 0.15% in perplexity with q8_0 and 0.5% with q4_0. "
 /* ... of the passes of a program that runs the model only with another option */
 #define SESSION_DATA_PRECISION(o, option)    SESSION_PRECISION_WITH(o, "auto|bf16|f32", SESSION_AUTO_HELP, option)
 #define SESSION_PRECISION_OF(o, names, text) SESSION_PRECISION_WITH(o, names, text, NULL)
 #define SESSION_PRECISION_WITH(o, names, text, option)                                                                 \
     {                                                                                                                  \
         .name = "precision", .type = CLI_CHOICE, .to = &(o).precision, .choices = names, .fallback = "auto",           \
-        .needs = {option}, .help = "of activations and matrix products; sums are always f32. " text "else f32"         \
+        .needs = {option},                                                                                             \
+        .help = "precision of activations and matrix products; sums are always f32. " text "otherwise f32"             \
     }
 /* Rows for --kv-cache and --kv-plain. */
 #define SESSION_KV_CACHE(o)                                                                                            \
@@ -68,13 +69,13 @@ struct session_options {
      .to = &(o).kv_cache,                                                                                              \
      .choices = "q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl",                                                                     \
      .help =                                                                                                           \
-         "attention reads keys and values as llama.cpp's --cache-type-k and --cache-type-v of this type give them "    \
-         "back: rounded in blocks of 32 elements of a head, position by position"},                                    \
+         "quantize the KV cache as llama.cpp's --cache-type-k and --cache-type-v with this type do: in blocks of 32 "  \
+         "elements of a head, position by position"},                                                                  \
     {                                                                                                                  \
         .name = "kv-plain", .type = CLI_FLAG, .to = &(o).kv_plain, .needs = {"kv-cache"},                              \
         .help =                                                                                                        \
-            "without the rotation that llama.cpp has before it rounds them since 2026, where heads are a multiple "    \
-            "of 64 elements"                                                                                           \
+            "quantize the KV cache without the rotation that llama.cpp applies first since 2026 if the width of a "    \
+            "head is a multiple of 64"                                                                                 \
     }
 /* What these options say, to a model that has been opened; session_load_model calls it. */
 int session_set_kv_cache(const struct session_options *o, struct model *m, struct err *e) MUST_CHECK;
@@ -191,9 +192,9 @@ int session_choose_fields(const struct cli_list *drop, const char *dtype, struct
                           struct err *e) MUST_CHECK;
 /* For --help: what --tap takes. */
 #define SESSION_TAP_HELP                                                                                               \
-    "keep more of the teacher than its answers, as POINT[:LAYERS][:dtype=bf16|int8|f32]: embed (the embedding), "      \
-    "hidden (a layer's output), attention (its probabilities), q, k, v (as attention takes them) or output (what "     \
-    "the head reads). LAYERS are numbers from 0 and ranges, 3,5-7, or all, or last, the default"
+    "record more than predictions, as POINT[:LAYERS][:dtype=bf16|int8|f32]. POINT is embed (the embedding), hidden "   \
+    "(output of a layer), attention (attention probabilities), q, k, v (inputs of attention) or output (input of "     \
+    "the output matrix). LAYERS are numbers from 0 and ranges (3,5-7), all, or last, the default"
 
 /* Collects the rows of fields of a block of sequences, and hands them over to an encoder. */
 struct session_taps;

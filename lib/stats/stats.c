@@ -223,7 +223,8 @@ static int collect_point(void *ctx, const struct model_seen *seen, struct err *e
     }
     struct point_sums *sums = point_of(s, seen->point, seen->layer, seen->expert);
     if (seen->cols != sums->cols)
-        return err_set(e, ERR_DATA, "statistics of another model: %zu columns against %zu", sums->cols, seen->cols);
+        return err_set(e, ERR_DATA, "the statistics are of another model: %zu columns against %zu", sums->cols,
+                       seen->cols);
     const uint32_t *lengths = seen_lengths(s, seen, e);
     if (!lengths) return e->code;
     kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], kernel_f32(seen->x), seen->rows, seen->cols);
@@ -511,7 +512,7 @@ static int take_meta(struct stats **s, const struct stream_reader *r, const cJSO
     if (!rc && strcmp((*s)->vocab, vocab) != 0)
         rc = err_set(e, ERR_DATA, "statistics of two vocabularies: %s and %.64s", (*s)->vocab, vocab);
     if (!rc && ((*s)->is_signed != is_signed || (*s)->gradients != gradients || !(*s)->head_gram == head_gram))
-        rc = err_set(e, ERR_DATA, "statistics %s, and others without: they do not add up",
+        rc = err_set(e, ERR_DATA, "statistics %s and without cannot be added",
                      (*s)->gradients != gradients   ? "with gradients"
                      : (*s)->is_signed != is_signed ? "with signed sums"
                                                     : "with the head's second moments");

@@ -402,6 +402,7 @@ static int open_file(struct stream_map *m, const char *path, struct err *e) {
     struct stat st;
     if ((m->fd = open(path, O_RDONLY | O_CLOEXEC)) < 0) return err_sys(e, errno, "%s", path);
     if (fstat(m->fd, &st)) return err_sys(e, errno, "%s", path);
+    if (S_ISDIR(st.st_mode)) return err_set(e, ERR_IO, "%s is a folder, expected a model stream (rill import)", path);
     if (!S_ISREG(st.st_mode))
         return err_set(e, ERR_IO, "%s: not a regular file (this program needs one here, not a pipe)", path);
     m->size = (uint64_t)st.st_size;

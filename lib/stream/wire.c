@@ -93,7 +93,10 @@ static int refuse_text(const unsigned char *p, size_t n, struct err *e) {
         len++;
     }
     start[len] = 0;
-    if (len >= 4 || len == n) return err_set(e, ERR_DATA, "not a rill stream (starts with \"%s\")", start);
+    if (len >= 4 || len == n)
+        return err_set(e, ERR_DATA,
+                       "not a rill stream (starts with \"%s\"; if it is text, rill tokenize makes tokens of it)",
+                       start);
     return err_set(e, ERR_DATA, "not a rill stream (starts with bytes %02x %02x %02x %02x)", p[0], n > 1 ? p[1] : 0,
                    n > 2 ? p[2] : 0, n > 3 ? p[3] : 0);
 }

@@ -166,7 +166,7 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     check_exit 2 rill init --layers 2 --hidden 32 --heads 4 teacher.rill
     assert_stderr_line '--ffn N is required'
     check_exit 2 rill init --arch mamba --layers 2 --hidden 32 --heads 4 --ffn 64 teacher.rill
-    assert_stderr_line "architecture 'mamba' is not known here (llama, *"
+    assert_stderr_line "architecture 'mamba' is not supported (supported: llama, *"
 }
 
 @test "init copies the embedding of the model it reads" {
@@ -271,7 +271,7 @@ recurrent() { rill show --meta m.rill | grep -q '"layer": *"lstm"'; }
     cp -r "$ROOT/tests/golden/arch/llama" hf
     sed -i 's/LlamaForCausalLM/MambaForCausalLM/; s/"model_type": "llama"/"model_type": "mamba"/' hf/config.json
     check_exit 3 rill import hf
-    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM*"
+    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (supported: LlamaForCausalLM*"
 }
 
 @test "an encoder is refused where logits of the next token are meant" {

@@ -9,7 +9,7 @@ bench() { RILL_BIN="$RILL_BIN" BENCH_OUT="$T/out" PEER_PYTHON=/nonexistent LLAMA
     need stopwatch bench_hardware
     check_exit 0 bench --smoke
     for name in $(bench --list); do
-        grep -q "\"kind\":\"[a-z]*\",\"benchmark\":\"$name\".*\"median\":[0-9]" out/*.jsonl || fail "no figure of $name: $out"
+        grep -q "\"kind\":\"[a-z]*\",\"benchmark\":\"$name\".*\"\(median\|seconds\)\":[0-9]" out/*.jsonl || fail "no figure of $name: $out"
     done
     # nothing failed, everything is JSON, a peer that is not here is said to be missing
     if grep FAILED <<<"$out"; then fail "a run failed"; fi

@@ -32,7 +32,7 @@ fx() { rill fixture -q "$@"; }
     done
     # an option whose text is the program's own is explained there
     check_exit 0 rill quantize --help
-    assert_stdout '*--force *let tensors*more bits*Options that programs share (rill help common explains*'
+    assert_stdout '*--force *let tensors*more bits*Options that programs share (see rill help common)*'
     [ "$(awk 'length > 100' <<<"$common" | wc -l)" -eq 0 ]
 }
 
@@ -144,7 +144,7 @@ fx() { rill fixture -q "$@"; }
     assert_stderr_line "no/such/folder/a.rill: *: No such file or directory"
     mkdir d
     check_exit 2 rill fixture -q -o d
-    assert_stderr_line "d is a folder, a file name is expected"
+    assert_stderr_line "d is a folder, expected a file name"
 }
 
 @test "a signal leaves neither the file nor a temporary one" {
@@ -248,9 +248,9 @@ fx() { rill fixture -q "$@"; }
 @test "standard input is read once, and a folder is no stream" {
     fx >a.rill
     check_exit_in 2 a.rill rill fixture -q --join - -
-    assert_stderr_line "standard input is asked for twice*"
+    assert_stderr_line "standard input is used twice*"
     check_exit 1 rill fixture -q --join /
-    assert_stderr_line "/ is a folder, a file is expected"
+    assert_stderr_line "/ is a folder, expected a file"
     check_exit 1 rill fixture -q --join nowhere.rill
     assert_stderr_line "nowhere.rill: No such file or directory"
 }
@@ -352,7 +352,7 @@ entries() { rill recipe "$1" 2>/dev/null | grep -c 'RILL) '; }
 
 @test "rill lists the programs and runs them by name" {
     check_exit 0 rill
-    assert_stdout "*recipe *print the Makefile*"
+    assert_stdout "*recipe *print a Makefile*"
     check_exit 0 rill help recipe
     assert_stdout "Usage: rill recipe*"
     check_exit 2 rill recipee

@@ -240,7 +240,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
     epochs=2 check_exit 2 train --steps 100 --resume run.rill corpus.kd.rill
     assert_stderr_line "the checkpoint is in epoch 6, this run has 2"
     check_exit_in 2 corpus.kd.rill train --resume -
-    assert_stderr_line "standard input is asked for twice*"
+    assert_stderr_line "standard input is used twice*"
     train --resume - corpus.kd.rill <run.rill >resumed
     assert_same whole resumed
 }
@@ -331,7 +331,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
 
 @test "a pipe does not tell how many steps there are" {
     check_exit 2 bash -c "cat corpus.kd.rill | rill distill -m student.rill"
-    assert_stderr_line "how many steps?*--steps"
+    assert_stderr_line "--steps N is required, because the data comes from a pipe"
     check_exit 2 bash -c "cat corpus.kd.rill | rill distill -m student.rill --steps 3 --epochs 2"
     check_exit 2 rill distill -m student.rill --steps 2 --warmup 3 corpus.kd.rill
     check_exit 2 rill distill -m student.rill --checkpoint-every 2 corpus.kd.rill

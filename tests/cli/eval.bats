@@ -209,7 +209,7 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
     while read -r m; do ev -m "$m" --reference dense.kd.rill; done <list >loop
     assert_equal "$(grep -c '"divergence"' loop)" 2
     check_exit 0 bash -c 'cat tokens.rill | rill eval -m student.rill --reference dense.kd.rill'
-    assert_stderr_line "standard input, a pipe, is not read: name it (-) if it should be"
+    assert_stderr_line "standard input is a pipe and is not read (write - as the operand to read it)"
     assert_equal "$(wc -l <"$T/.stdout")" 1
 }
 
@@ -217,17 +217,17 @@ holds() { awk "BEGIN { exit !($1) }" || fail "$1 does not hold"; }
     for o in "--fail-above 9" "--protocol llama" "--context 16" "--max-windows 1"; do
         # shellcheck disable=SC2086
         check_exit 2 rill eval -m model.rill --task pairs.jsonl $o
-        assert_stderr_line "${o%% *} is for tokens*"
+        assert_stderr_line "${o%% *} applies to tokens*"
     done
     check_exit 2 rill eval -m model.rill --stride 4 tokens.rill
     assert_stderr_line "--stride needs --protocol sliding"
     check_exit 2 rill eval tokens.rill
     check_exit 2 rill eval -m model.rill --protocol ppl tokens.rill
     check_exit 2 rill eval -m model.rill --context 100000 tokens.rill
-    assert_stderr_line "context 100000: the model was made for *"
+    assert_stderr_line "context 100000: *context is *"
     check_exit 2 rill eval -m model.rill --protocol sliding --context 16 --stride 16 tokens.rill
     check_exit_in 2 model.rill rill eval --context 32 -m - -
-    assert_stderr_line "standard input is asked for twice*"
+    assert_stderr_line "standard input is used twice*"
 }
 
 # ---- what is refused --------------------------------------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ kill_long_at() { kill_at "$1" "$2" $LONG "${@:3}" corpus.kd.rill; }
     check_exit 1 try none.rill
     assert_stderr_line "none.rill: No such file or directory"
     check_exit 2 sh -c 'cat tokens.rill | rill distill -q -m student.rill corpus.kd.rill --eval - -o out.rill'
-    assert_stderr_line "--eval - is read for each evaluation, which a pipe cannot be"
+    assert_stderr_line "--eval - is read in each evaluation, so it must be a file, not a pipe"
     check_exit 2 try dense.kd.rill --eval-every 0
     check_exit 2 rill distill -q -m student.rill --patience 2 corpus.kd.rill -o out.rill
     assert_stderr_line "--patience needs --eval"

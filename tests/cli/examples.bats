@@ -75,6 +75,27 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     # make deletes nothing that it made on the way
     check_exit 0 make -s teacher.q4_0.eval.json eval.kd.rill
     [ -s teacher.q4_0.rill ] && [ -s eval.tok.rill ]
+    check_exit 0 make -s teacher.q4_0.gptq.rill MEASURE=eval.tok.rill
+    [ "$(rill ls teacher.q4_0.gptq.rill | grep -c '^q4_0 ')" -eq "$(rill ls teacher.q4_0.rill | grep -c '^q4_0 ')" ]
+    run ! cmp -s teacher.q4_0.gptq.rill teacher.q4_0.rill
+}
+
+@test "rill.mk trains, plots, quantizes by statistics and to a size, and compares with the teacher" {
+    [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
+    cp "$ROOT/examples/data/model.rill" teacher.rill
+    head -c 8000 "$ROOT/examples/data/heldout.txt" >corpus.txt && tail -c 4000 "$ROOT/examples/data/heldout.txt" >eval.txt
+    rill prune -q --ffn 50% teacher.rill -o small.rill
+    printf 'CONTEXT := 64\nDISTILL := --steps 4 --batch-tokens 512\ninclude %s\n' "$ROOT/examples/rill.mk" >Makefile
+    check_exit 0 make -s small.trained.rill small.kld.json small.trained.kld.json
+    kld() { sed -n 's/.*"kld":\([0-9.]*\).*/\1/p' "$1.kld.json"; }
+    awk "BEGIN { exit !($(kld small.trained) < $(kld small)) }" || fail "$(kld small.trained) is not less than $(kld small)"
+    [ "$(wc -l <small.trained.log)" -eq 5 ]
+    if command -v gnuplot; then check_exit 0 make -s small.trained.svg && grep -q '<svg' small.trained.svg; fi
+    check_exit 0 make -s teacher.q2_k.imatrix.rill teacher.q2_k.rill corpus.imatrix.gguf
+    run ! cmp -s teacher.q2_k.imatrix.rill teacher.q2_k.rill
+    [ "$(head -c 4 corpus.imatrix.gguf)" = GGUF ]
+    check_exit 0 make -s teacher.4.5bpw.rill
+    rill ls teacher.4.5bpw.rill | awk '$1 == "all" { exit !($NF > 4 && $NF <= 4.5) }' || fail "$(rill ls teacher.4.5bpw.rill)"
 }
 
 @test "rill.mk prunes in rounds, and each recovers what it cut" {

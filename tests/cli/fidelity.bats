@@ -43,7 +43,7 @@ fidelity() { rill fidelity -q -m student.rill "$@"; }
 
 @test "what cannot be compared is refused" {
     check_exit 3 rill fidelity -m student.rill topk.kd.rill dense.kd.rill
-    assert_stderr_line "topk.kd.rill: the first answers are what others are compared with: expected dense ones"
+    assert_stderr_line "topk.kd.rill: the first input must be dense knowledge, which the others are compared with"
     check_exit 3 rill fidelity -m student.rill dense.kd.rill tokens.rill
     assert_stderr_line "tokens.rill: this is a tokens stream, expected a knowledge stream"
     rill logit-dump -q --encode topk:5 --temperature 2 dense.kd.rill -o warm.kd.rill

@@ -180,7 +180,7 @@ END
 @test "messages name the file and the key" {
     sed -i 's/LlamaForCausalLM/MambaForCausalLM/' hf/config.json
     check_exit 3 rill import hf
-    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM, *"
+    assert_stderr_line "hf: config.json: architecture 'MambaForCausalLM' is not supported (supported: LlamaForCausalLM, *"
     sed -i 's/MambaForCausalLM/LlamaForCausalLM/; s/"hidden_size": 64/"hidden_size": "64"/' hf/config.json
     check_exit 3 rill import hf
     assert_stderr_line "hf: config.json: json: key \"hidden_size\" is a string, expected a whole number"
@@ -188,9 +188,9 @@ END
     check_exit 3 rill import hf
     assert_stderr_line "hf: tensor 'model.embed_tokens.weight' has shape \[352, 64\], expected \[352, 32\]"
     check_exit 1 rill import nowhere
-    assert_stderr_line "nowhere: No such file or directory"
+    assert_stderr_line "nowhere: No such file or directory *"
     check_exit 3 rill import "$ROOT/LICENSE"
-    assert_stderr_line "$ROOT/LICENSE: not a GGUF file*"
+    assert_stderr_line "$ROOT/LICENSE: neither a GGUF file*"
 }
 
 @test "a configuration that contradicts itself is refused with both names" {
@@ -235,4 +235,19 @@ END
     a=$(grep -aoE '"digest":"xxh3:[0-9a-f]{32}"' a.rill | head -1)
     b=$(grep -aoE '"digest":"xxh3:[0-9a-f]{32}"' b.rill | head -1)
     [ -n "$a" ] && [ "$a" != "$b" ]
+}
+
+@test "what cannot be imported is told apart: not there, a stream already, a pickle, a cut GGUF" {
+    check_exit 1 rill import HuggingFaceTB/SmolLM2-135M -o a.rill
+    assert_stderr_line 'HuggingFaceTB/SmolLM2-135M: No such file or directory (models are read from local files: *)'
+    rill import -q hf -o model.rill
+    check_exit 3 rill import model.rill -o a.rill
+    assert_stderr_line 'model.rill: this is a rill stream already: no import is needed'
+    printf 'PK\003\004and so on' >pytorch_model.bin
+    check_exit 3 rill import pytorch_model.bin -o a.rill
+    assert_stderr_line 'pytorch_model.bin: this looks like a PyTorch checkpoint: convert it to safetensors first'
+    head -c 3000 qwen.gguf >cut.gguf
+    check_exit 3 rill import cut.gguf -o a.rill
+    assert_stderr_line 'cut.gguf: key *a truncated file*'
+    assert_no_file a.rill
 }

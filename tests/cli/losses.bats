@@ -90,7 +90,7 @@ names() { rill distill --list-losses | sed -n 's/^\([a-z0-9]*\): .*/\1/p'; }
 
 @test "what cannot be served is refused before training, and says what to add" {
     check_exit 3 train --loss rkl corpus.kd.rill
-    assert_stderr_line "the loss rkl is not defined for sample:50: it needs knowledge in dense, ghost (teacher-infer --encode), or --teacher"
+    assert_stderr_line "the loss rkl is not defined for sample:50: use one of the encodings dense, ghost (teacher-infer --encode), or --teacher"
     check_exit 3 train --loss kl tokens.rill
     assert_stderr "*--teacher MODEL*"
     check_exit 3 train --loss hidden corpus.kd.rill

@@ -77,7 +77,7 @@ load common
 @test "ls tells what a foreign file is" {
     echo "Once upon a time" >text
     check_exit 3 rill ls text
-    assert_stderr_line 'text: not a rill stream (starts with "Once upon a time")'
+    assert_stderr_line 'text: not a rill stream (starts with "Once upon a time"; if it is text, rill tokenize makes tokens of it)'
     check_exit 1 rill ls nothing
     assert_stderr_line 'nothing: No such file or directory'
     check_exit 3 rill ls <>/dev/null

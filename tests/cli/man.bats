@@ -71,9 +71,9 @@ EOS
     for spec in "--target=[name of the file in the Makefile]:NAME:" "*:file:_files" "1:program:->program"; do
         grep -qF -- "$spec" <<<"$out" || fail "no $spec"
     done
-    grep -qF -- "--report=[write what was done to FILE as JSON]:FILE:_files" <<<"$out"
+    grep -qF -- "--report=[write a report to FILE as JSON]:FILE:_files" <<<"$out"
     grep -qE -- '--loss=\[.*\]:.*:\(kl rkl .*minilm2\)$' <<<"$out"
-    grep -qE -- '-o\+\[write FILE' <<<"$out"
+    grep -qE -- '-o\+\[write to FILE' <<<"$out"
     for p in $(programs); do
         assert_equal "$(comm -23 <(options_of "$p") <(rill "$p" --help-zsh | grep -oE -- '--[a-z0-9-]+' | sort -u))" ""
     done

@@ -42,7 +42,7 @@ dump() { rill logit-dump -q --no-provenance "$@"; }
     assert_json r.json teachers 2
     rill distill -q -m student.rill --steps 2 --batch-tokens 64 pooled >/dev/null
     check_exit 2 rill mix --weights 2,1 one two
-    assert_stderr_line "one: draws are pooled, each teacher's weight is their number *"
+    assert_stderr_line "one: draws are pooled, so a teacher's weight is its number of draws *"
 }
 
 @test "positions without a common token are counted" {
@@ -68,7 +68,7 @@ dump() { rill logit-dump -q --no-provenance "$@"; }
     dump --encode topk:5 dense.kd.rill >top
     dump --encode sample:5 dense.kd.rill >drawn
     check_exit 3 rill mix top drawn -o out
-    assert_stderr_line "drawn: answers of two encodings cannot be mixed: first topk:5, here sample:5*"
+    assert_stderr_line "drawn: different encodings cannot be mixed: first topk:5, here sample:5*"
     dump --encode topk:5 --temperature 2 dense.kd.rill >warm
     check_exit 3 rill mix top warm -o out
     assert_stderr_line "warm: temperatures differ: first 1, here 2"
@@ -78,7 +78,7 @@ dump() { rill logit-dump -q --no-provenance "$@"; }
     check_exit 3 rill mix drawn tokens.rill -o out
     assert_stderr_line "tokens.rill: this is a tokens stream, expected a knowledge stream"
     check_exit 3 rill mix tapped.kd.rill drawn -o out
-    assert_stderr_line "tapped.kd.rill: what was tapped of several teachers cannot be mixed: field hidden.0 *"
+    assert_stderr_line "tapped.kd.rill: tapped fields cannot be mixed: hidden.0 *"
     rill import -q "$ROOT/tests/golden/tiny-llama" >llama.rill
     rill tokenize -q -m llama.rill --context 32 "$ROOT/tests/golden/tiny-qwen2/text.txt" | rill teacher-infer -q -m llama.rill >llama.kd.rill
     check_exit 3 rill mix dense.kd.rill llama.kd.rill -o out

@@ -158,7 +158,7 @@ kill_new_at() { # LINES SIGNAL ARGUMENTS...: from the start, not from what is th
     check_exit 2 train --mix b.kd.rill --mix b.kd.rill=2 corpus.kd.rill
     assert_stderr_line "--mix b.kd.rill: it is in the mixture already"
     check_exit 2 sh -c 'cat corpus.kd.rill | rill distill -m student.rill --shuffle --steps 2'
-    assert_stderr_line "standard input is a pipe: what is shuffled or mixed is read in another order, from a file"
+    assert_stderr_line "standard input is a pipe: data to be shuffled or mixed must be in a file"
     mkfifo pipe
     cat b.kd.rill >pipe &
     check_exit 2 train --mix pipe corpus.kd.rill
@@ -175,7 +175,7 @@ kill_new_at() { # LINES SIGNAL ARGUMENTS...: from the start, not from what is th
     check_exit 3 train --mix dense.kd.rill corpus.kd.rill
     assert_stderr_line "corpus.kd.rill and dense.kd.rill disagree: first sample:50 *, then dense *"
     check_exit 3 train --mix model.rill corpus.kd.rill
-    assert_stderr_line "model.rill: a model stream: expected tokens or knowledge"
+    assert_stderr_line "model.rill: this is a model stream, expected tokens or knowledge"
     check_exit 2 train --decay-data b.kd.rill corpus.kd.rill
     check_exit 2 train --decay-data b.kd.rill --schedule cosine corpus.kd.rill
     assert_stderr_line "--decay-data: the schedule cosine has no decay (--schedule wsd)"

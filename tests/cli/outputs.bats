@@ -48,7 +48,7 @@ content() { rill ls "$1" | sed -n '$s/.* //p'; }
         fi
         [[ $arguments != *--report* ]] || return 0
         refused 1 'no/x: cannot create a file in its folder: No such file or directory' --report no/x || return 1
-        refused 2 'folder is a folder, a file name is expected' --report folder
+        refused 2 'folder is a folder, expected a file name' --report folder
     }
     every_line one
     exec 9>&-

@@ -80,7 +80,7 @@ bad() { # WANTED TEXT
 
 @test "what is no log is refused, and the line is named" {
     bad 'bad.tsv is empty' ''
-    bad 'bad.tsv has no line after that of the names' 'step\tkl\n'
+    bad 'bad.tsv has no lines after the header' 'step\tkl\n'
     bad 'bad.tsv: line 3: expected 2 columns, found 1' 'step\tkl\n1\t2\n2\n'
     bad 'bad.tsv: line 3: expected 2 columns, found 3' 'step\tkl\n1\t2\n2\t3\t4\n'
     bad 'bad.tsv: line 2: column "kl": "two" is not a number' 'step\tkl\n1\ttwo\n'
@@ -90,7 +90,7 @@ bad() { # WANTED TEXT
     bad 'bad.tsv: line 1: two columns are called "kl"' 'step\tkl\tkl\n1\t2\t3\n'
     bad 'bad.tsv: line 1: expected names of columns, found "1"' '1\t2\n2\t3\n'
     bad 'bad.tsv has no column "step"; it has a, b' 'a\tb\n2\t3\n'
-    bad 'bad.tsv: no column of a loss or an evaluation: name some (--y)' 'step\tkl\tlr\n1\tnan\t3\n'
+    bad 'bad.tsv: no column with a loss or an evaluation: choose columns with --y' 'step\tkl\tlr\n1\tnan\t3\n'
     check_exit 3 rill plot --y ce run.tsv
     assert_stderr_line 'run.tsv has no column "ce"; it has step, kl, lr, tokens, noise_scale, eval_kl'
     check_exit 3 rill plot --y noise_scale run.tsv
@@ -114,7 +114,7 @@ bad() { # WANTED TEXT
     mkdir bin
     ln -s "$RILL_BIN/rill-plot" bin
     check_exit 1 env PATH="$T/bin" rill-plot run.tsv -o out.svg
-    assert_stderr_line 'gnuplot, which draws, is not installed (make deps, or apt-get install gnuplot-nox)'
+    assert_stderr_line 'gnuplot, which does the drawing, is not installed (make deps, or apt-get install gnuplot-nox)'
     printf '#!/bin/sh\ncat >/dev/null\necho >&2\necho "  no terminal svg" >&2\nexit 1\n' >bin/gnuplot && chmod +x bin/gnuplot
     check_exit 1 env PATH="$T/bin:/bin:/usr/bin" rill-plot run.tsv -o out.svg
     assert_stderr_line 'gnuplot failed: no terminal svg'

@@ -145,7 +145,7 @@ setup() {
     check_exit 2 rill prune --ffn 64 --score cost model.rill -o no.rill
     assert_stderr_line "--score cost needs --reconstruct"
     check_exit 2 rill prune --ffn 64 --sparsity 0.5 --reconstruct --data tokens.rill model.rill -o no.rill
-    assert_stderr_line "layer by layer, with data, single weights go alone*"
+    assert_stderr_line "single weights cannot be pruned with --data together*"
     check_exit 2 rill prune --heads 3 --kv-heads 2 model.rill -o no.rill
     assert_stderr_line "layer 0: 3 query heads are no multiple of its 2 key/value heads"
     assert_no_file no.rill
@@ -162,7 +162,7 @@ setup() {
     assert_stderr_line "this * has no bias of ffn.down that could compensate for what goes"
     cat model.stats.rill g.stats.rill >both.rill
     check_exit 3 rill prune --ffn 64 --stats both.rill model.rill -o no.rill
-    assert_stderr_line "*statistics with gradients, and others without: they do not add up"
+    assert_stderr_line "*statistics with gradients and without cannot be added"
     assert_no_file no.rill
 }
 
@@ -193,9 +193,9 @@ setup() {
     assert_same a.rill b.rill
     check_exit 0 rill prune -q --target-speedup 1.3 --stats g.stats.rill --reconstruct --data tokens.rill model.rill -o c.rill
     check_exit 2 rill prune --target-params 1000 --stats g.stats.rill model.rill -o no.rill
-    assert_stderr_line "no shape of this model comes to that: the smallest has * parameters"
+    assert_stderr_line "no shape of this model is that small: the smallest has * parameters"
     check_exit 2 rill prune --target-params 70% --stats model.stats.rill model.rill -o no.rill
-    assert_stderr_line "a target is met by statistics with gradients (rill calibrate --gradients)"
+    assert_stderr_line "a target needs statistics with gradients (rill calibrate --gradients)"
     check_exit 2 rill prune --target-params 70% --ffn 64 --stats g.stats.rill model.rill -o no.rill
     assert_no_file no.rill
 }
@@ -219,7 +219,7 @@ setup() {
     check_exit 2 rill prune --target-size 100000 --target-type q9 --stats g.stats.rill model.rill -o no.rill
     assert_stderr_line "*q9*"
     check_exit 2 rill prune --target-size 10 --stats g.stats.rill model.rill -o no.rill
-    assert_stderr_line "no shape of this model comes to that: the smallest has * bytes"
+    assert_stderr_line "no shape of this model is that small: the smallest has * bytes"
     assert_no_file no.rill
 }
 
@@ -238,9 +238,41 @@ setup() {
     check_exit 0 rill prune -q --target-speedup 1.3 --per-layer --stats g.stats.rill --reconstruct --data tokens.rill model.rill -o d.rill
 }
 
+@test "a student whose layers differ goes through every program" {
+    # by hand: each layer with another width, the second with half of the heads
+    rill prune -q --ffn 64 --dry-run model.rill -o plan.txt
+    awk '$1 == "layer" { $5 = 32 + 16 * $2 } $1 == "layer" && $2 == 1 { $3 = 2; $4 = 1 } { print }' plan.txt >uneven.txt
+    rill prune -q --plan uneven.txt model.rill -o a.rill
+    rill prune -q --plan uneven.txt --dry-run model.rill -o again.txt
+    [ "$(awk '$1 == "layer" { print $3, $4, $5 }' again.txt | tr '\n' ,)" = "4 2 32,2 1 48,4 2 64," ]
+    rill teacher-infer -q --precision f32 --dtype f32 -m a.rill tokens.rill -o a.kd.rill
+    check_exit 0 rill eval -q -m a.rill --precision f32 --reference a.kd.rill --table
+    awk '$1 == "kld" { found = $2 < 1e-7 } END { exit !found }' <<<"$out"
+    check_exit 0 rill eval -q -m a.rill --context 16 --table tokens.rill
+    check_exit 0 rill generate -q -m a.rill --max-new 5 --text prompts.rill
+    rill teacher-infer -q --precision f32 -m model.rill tokens.rill -o uneven.kd.rill
+    check_exit 0 rill distill -q -m a.rill --steps 2 --batch-tokens 64 --precision f32 uneven.kd.rill -o uneven.student.rill
+    check_exit 0 rill quantize -q --type q8_0 --method gptq --data tokens.rill uneven.student.rill -o uneven.q.rill
+    check_exit 0 rill eval -q -m uneven.q.rill --context 16 --table tokens.rill
+    check_exit 0 rill calibrate -q -m a.rill --precision f32 --gradients tokens.rill -o a.stats.rill
+    check_exit 0 rill prune -q --ffn 16 --reconstruct --data tokens.rill a.rill -o even.rill
+    check_exit 0 rill prune -q --hidden 48 --stats a.stats.rill --reconstruct --data tokens.rill a.rill -o narrow.rill
+    check_exit 2 rill prune --target-params 90% --stats a.stats.rill a.rill -o no.rill
+    assert_stderr_line "a target needs layers of one shape, but layer 1 differs from layer 0"
+    # there and back
+    rill export -q --to gguf a.rill -o a.gguf
+    rill import -q a.gguf -o back.rill
+    rill teacher-infer -q --precision f32 --dtype f32 -m back.rill tokens.rill | rill eval -q -m a.rill --precision f32 --reference - --table >same.txt
+    awk '$1 == "kld" { found = $2 < 1e-7 } END { exit !found }' same.txt
+    check_exit 3 rill export --to safetensors a.rill -o no.hf
+    assert_stderr_line "layer 1 has 2 heads, 1 key/value heads*"
+    assert_no_file no.hf
+    assert_no_file no.rill
+}
+
 @test "candidates are judged by the divergence of what they become" {
     rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
-    target="--target-params 70% --stats g.stats.rill --candidates 3 --data tokens.rill --precision f32"
+    target="--target-params 70% --stats g.stats.rill --candidates 3 --data tokens.rill --search-tokens 0 --precision f32"
     for how in "" --reconstruct --per-layer; do
         # shellcheck disable=SC2086
         rill prune --no-provenance $target $how -j 1 model.rill -o a.rill --report r.json --force 2>said
@@ -276,14 +308,26 @@ setup() {
     check_exit 0 rill ls d.rill
     assert_stdout "*head.weight*"
     check_exit 2 rill prune --hidden 48 --ffn 64 --stats model.stats.rill --reconstruct --data tokens.rill model.rill -o no.rill
-    assert_stderr_line "layer by layer, with data, the stream is narrowed alone: prune the rest before or after"
+    assert_stderr_line "--hidden cannot be combined with other pruning with --data: use a separate run"
     rill init -q --arch gpt2 --layers 1 --hidden 32 --heads 2 --ffn 64 model.rill -o gpt2.rill
     rill calibrate -q -m gpt2.rill tokens.rill -o gpt2.stats.rill
     check_exit 2 rill prune --hidden 16 --stats gpt2.stats.rill gpt2.rill -o no.rill
-    assert_stderr_line "the residual stream of this model cannot become narrower: its norms subtract the mean of all channels or have a bias"
-    printf 'hidden 0\n' >>plan.txt
-    check_exit 3 rill prune --plan plan.txt --stats model.stats.rill model.rill -o no.rill
-    assert_stderr_line "plan.txt: line *"
+    assert_stderr_line "the residual stream of this model cannot be narrowed: its norms subtract the mean of all channels or have a bias"
+    # bad LINE MESSAGE: in place of the plan's own
+    bad() {
+        grep -v '^hidden' plan.txt >bad.txt
+        printf '%b\n' "$1" >>bad.txt
+        check_exit 3 rill prune --plan bad.txt --stats model.stats.rill model.rill -o no.rill
+        assert_stderr_line "bad.txt: line $2"
+    }
+    bad 'hidden 0' "*: hidden '0': no channel of the stream would be left"
+    bad 'hidden' "*: hidden '': expected a number up to 64"
+    bad 'hidden 65' "*: hidden '65': expected a number up to 64"
+    bad 'hidden -1' "*: hidden '-1': expected a number up to 64"
+    bad 'hidden 48 4' "*: '4' where the line should end"
+    bad 'hidden 48\nhidden 40' "*: hidden is given twice"
+    check_exit 2 rill prune --plan plan.txt model.rill -o no.rill
+    assert_stderr_line "plan.txt: line *: choosing channels of the residual stream needs --stats (rill calibrate)"
     check_exit 2 sh -c 'cat model.rill | rill fold --method pca --data tokens.rill -o no.rill'
     assert_stderr_line "--method pca reads the model twice: give it as a file"
     assert_no_file no.rill
@@ -409,11 +453,15 @@ setup() {
     bad '2s/ 64 / 640 /' "line 2: ffn '640': expected a number up to *"
     bad '2s/ 64 / 0 /' "line 2: layer *"
     bad '2s/-$/0,1/' "line 2: the layer has no experts"
-    bad '5s/[0-9]*x[0-9]*/3x3/' "line 5: *a plan for another model"
+    bad '5s/[0-9]*x[0-9]*/3x3/' "line 5: *the plan is for another model"
     bad '5s/2:4/4:2/' "line 5: '4:2' is not a sparsity*"
     bad '5s/2:4//' "line 5: *without a shape and a sparsity"
     bad '6s/.*/nothing 1x1 0.5/' "line 6: *"
-    bad '5p' "line 6: *for the second time"
+    bad '5p' "line 6: *given twice"
+    bad '2s/$/ 1/' "line 2: '1' where the line should end"
+    bad '2s/ 2  *1 / 2 0 /' "line 2: layer *: expected heads, kv-heads*"
+    bad '2s/ 2  *1 / 3 2 /' "line 2: layer *: 3 heads for 2 key/value heads: expected a multiple*"
+    bad '2s/ 64 / 64x /' "line 2: ffn '64x': expected a number up to *"
     check_exit 2 rill prune --plan plan.txt --ffn 64 model.rill -o no.rill
     check_exit 2 rill prune --plan plan.txt --method sparsegpt --data tokens.rill model.rill -o no.rill
     check_exit 1 rill prune --plan none.txt model.rill -o no.rill

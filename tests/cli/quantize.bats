@@ -65,7 +65,7 @@ setup() {
     check_exit 0 rill quantize -q --plan plan.txt model.rill -o c.rill --report r.json
     grep -q '"name":"layers.0.ffn.up.weight","from":"bf16","to":"q5_1"' r.json
     check_exit 3 rill quantize --plan plan.txt student.rill -o no.rill
-    assert_stderr_line "plan.txt: line *: * a plan for another model"
+    assert_stderr_line "plan.txt: line *: *the plan is for another model"
     sed -i '2s/q8_0/q9_9/' plan.txt
     check_exit 3 rill quantize --plan plan.txt model.rill -o no.rill
     assert_stderr_line "plan.txt: line 2: unknown type 'q9_9' (known: *"
@@ -550,7 +550,7 @@ setup() {
     check_exit 2 rill quantize --target-bpw 6 --types q4_k_m model.rill -o no.rill
     assert_stderr_line "--types: 'q4_k_m' is a mixture, not a type of one tensor*"
     check_exit 2 rill quantize --target-bpw 6 --types q4_0,Q4_0 model.rill -o no.rill
-    assert_stderr_line "--types: 'Q4_0' for the second time"
+    assert_stderr_line "--types: 'Q4_0' is given twice"
     check_exit 2 rill quantize --target-bpw 6 --strict --types q4_k model.rill -o no.rill
     assert_stderr_line "tensor 'embed.weight', rows of 64: no type to choose from that it can have*"
     check_exit 3 rill quantize --target-bpw 6 --stats model.stats.rill student.rill -o no.rill

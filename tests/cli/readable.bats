@@ -79,9 +79,56 @@ setup() { enter_inputs; }
     check_exit 2 rill quantize --model model.rill --type q8_0
     assert_stderr_line 'unknown option --model: the model is the operand here, or standard input (rill quantize \[MODEL\])'
     check_exit 2 rill eval model.rill tokens.rill
-    assert_stderr_line '--model FILE is required, and no operand is taken for it (rill eval -m FILE \[TOKENS\])'
+    assert_stderr_line '--model FILE is required: it is not an operand here (rill eval -m FILE \[TOKENS\])'
     check_exit 3 rill eval -m tokens.rill tokens.rill
     assert_stderr_line 'tokens.rill: this is a tokens stream, expected a model stream'
     check_exit 3 rill calibrate -m model.rill model.rill
-    assert_stderr_line 'model.rill: a model stream: expected tokens or knowledge'
+    assert_stderr_line 'model.rill: this is a model stream, expected tokens or knowledge'
+}
+
+# refused CODE MESSAGE COMMAND...: the one line that a command is refused with
+refused() {
+    local code=$1 message=$2
+    shift 2
+    check_exit "$code" rill "$@"
+    assert_stderr_line "$message"
+}
+
+@test "names of other tools are answered with ours" {
+    refused 2 'unknown option --ctx-size (here it is --context)' eval -m model.rill --ctx-size 16 tokens.rill
+    refused 2 'unknown option -t (here it is --threads)' eval -m model.rill -t 2 tokens.rill
+    refused 2 'unknown option --kl-divergence (here it is --reference)' eval -m model.rill --kl-divergence dense.kd.rill
+    refused 2 'unknown option -f (text is tokenized first: rill tokenize *)' eval -m model.rill -f text.txt
+    refused 2 'unknown option --max_new_tokens (here it is --max-new)' generate -m model.rill --max_new_tokens 5 tokens.rill
+    refused 2 'unknown option --top_k (here it is --top-k)' generate -m model.rill --top_k 5 tokens.rill
+    refused 2 'unknown option -p (prompts are a token stream: *)' generate -m model.rill -p hello
+    refused 2 'unknown option --imatrix (here it is --stats)' quantize --imatrix i.gguf --type q4_0 model.rill
+    refused 2 'unknown option --learning-rate (here it is --lr)' distill -m student.rill --learning-rate 1e-4 tokens.rill
+    refused 2 'unknown option --per_device_train_batch_size=8 (here it is --batch-tokens)' distill -m student.rill --per_device_train_batch_size=8 tokens.rill
+    refused 2 'unknown option -m: the model is the operand here (rill import PATH)' import -m model.gguf
+    refused 2 "there is no program 'perplexity' (here it is rill eval)" perplexity model.rill
+    refused 2 "--method: 'awq' is not one of *|* (AWQ is a step of its own before: rill fold --method awq)" quantize --method awq --type q4_0 model.rill
+    refused 2 "--to: 'hf' is not one of *|* (did you mean safetensors?)" export --to hf model.rill
+    refused 2 "unknown type 'Q4KM' (did you mean q4_k_m?)" quantize --type Q4KM model.rill
+    refused 2 "unknown type 'int8' (did you mean q8_0?)" quantize --type int8 model.rill
+    refused 2 "unknown type 'q4k9' (known: q8_0, *)" quantize --type q4k9 model.rill
+}
+
+# What a hint names is an option of at least one program, and what it answers is none of the program's own.
+@test "no hint names an option that is nowhere" {
+    for ours in $(sed -n 's/^    {"[^"]*", {\(.*\)}},$/\1/p' "$ROOT/lib/cli/hints.c" | tr -d '",'); do
+        for p in "$RILL_BIN"/rill-*; do "$p" --help-options 2>/dev/null; done | grep -qE -- "(^|[ -])--$ours( |$)" || fail "--$ours"
+    done
+}
+
+@test "a percentage, a folder, the output as an operand: what was meant is said" {
+    refused 2 '--sparsity: 50 is outside of 0 to 0.999999 (did you mean 50%?)' prune --sparsity 50 model.rill
+    refused 2 '--sparsity: 1e9 is outside of 0 to 0.999999' prune --sparsity 1e9 model.rill
+    refused 2 "unexpected operand 'out.rill' (the output is named with -o)" quantize --type q8_0 model.rill out.rill
+    echo 'once upon a time' >corpus.txt
+    mkdir hf && echo '{}' >hf/config.json
+    refused 1 'hf is a folder, expected a file (rill import makes a model stream of it)' tokenize -m hf corpus.txt
+    refused 1 'hf is a folder, expected a model stream (rill import)' export --to gguf hf -o a.gguf
+    refused 3 'corpus.txt: not a rill stream (starts with *; if it is text, rill tokenize makes tokens of it)' eval -m model.rill corpus.txt
+    assert_no_file a.gguf
 }

@@ -71,7 +71,7 @@ realign() { rill realign -q --no-provenance "$@"; }
     check_exit 3 rill realign -m llama.rill --teacher llama.rill lines.kd.rill -o out
     assert_stderr_line "*disagree: vocabulary xxh3:* against xxh3:*"
     check_exit 3 rill realign -m llama.rill --teacher teacher.rill corpus.kd.rill -o out
-    assert_stderr_line "corpus.kd.rill: sample:50 does not tell what its rest is: *"
+    assert_stderr_line "corpus.kd.rill: sample:50 does not tell how much probability is left: *"
     check_exit 3 rill realign -m llama.rill --teacher teacher.rill --tokens tokens.rill lines.kd.rill -o out
     check_exit 3 rill realign -m llama.rill --teacher teacher.rill tokens.rill -o out
     check_exit 2 rill realign -m llama.rill lines.kd.rill

@@ -247,7 +247,7 @@ assert_holds() {
     check_exit 3 rill tokenize -m out "$ROOT/LICENSE"
     assert_stderr_line 'out: this is a tokens stream*'
     check_exit 3 bash -c 'cat out | rill tokenize -m /dev/stdin "$ROOT/LICENSE"'
-    assert_stderr_line '/dev/stdin: no vocabulary'
+    assert_stderr_line '/dev/stdin: there is no tokenizer in it*'
     check_exit 3 bash -c 'cat "$ROOT/formats/golden/v1-model-raw.rill" | rill tokenize -m /dev/stdin "$ROOT/LICENSE"'
     assert_stderr_line '/dev/stdin: vocabulary: 23 bytes, too few for a vocabulary'
     check_exit 3 rill tokenize -m tiny-qwen2.rill --decode out

@@ -328,7 +328,7 @@ static void what_does_not_fit_is_refused(void **state) {
     check_refused(&x, "tokens has more sequences than knowledge");
     x.tokens = NULL;
     x.encoding = "sample:5";
-    check_refused(&x, "does not tell what its rest is");
+    check_refused(&x, "does not tell how much probability is left");
     run_free(&x);
 }
 

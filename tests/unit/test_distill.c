@@ -389,7 +389,7 @@ static void what_does_not_fit_is_refused(void **state) {
     struct knowledge_format wide = format_of("sample:5", VOCAB + 1);
     struct distill_options o = options_of("kl", &wide);
     assert_int_equal(trainer_new(&t, m, &o, &wide, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "knowledge over 25 tokens, the model has 24"));
+    assert_non_null(strstr(e.msg, "knowledge over 25 tokens, but the model has 24"));
     o.plan.now.warmup = 9;
     assert_int_equal(trainer_new(&t, m, &o, &plain, &e), ERR_USAGE);
 

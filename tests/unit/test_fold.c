@@ -340,6 +340,34 @@ static void test_axes(void **state) {
     model_free(m);
 }
 
+/* The axes are orthonormal eigenvectors, the largest first, of the sum that PyTorch finds (make_prune_hidden.py). */
+static void test_axes_against_torch(void **state) {
+    (void)state;
+    enum { CHANNELS = 64, BEFORE = 40 + 12 * 352, POSITIONS = 41 };
+    struct model *m = imported("tests/golden/tiny-llama");
+    uint32_t ids[POSITIONS], of[] = {20, 9, 12};
+    for (uint32_t i = 0; i < POSITIONS; i++) ids[i] = (7 * i + 3) % 300;
+    struct model_input in = {POSITIONS, 3, ids, of, NULL};
+    float *file = golden_file("tests/golden/prune/hidden.f32", (BEFORE + CHANNELS * CHANNELS) * sizeof *file);
+    const float *gram = file + BEFORE;
+    double *axes = axes_of_model(m, &in), last = INFINITY, largest = 0;
+    assert_int_equal(m->config.hidden, CHANNELS);
+    for (size_t i = 0; i < CHANNELS; i++)
+        for (size_t j = 0; j < CHANNELS; j++) {
+            double dot = 0, between = 0;
+            for (size_t c = 0; c < CHANNELS; c++) dot += axes[c * CHANNELS + i] * axes[c * CHANNELS + j];
+            for (size_t c = 0; c < (size_t)CHANNELS * CHANNELS; c++)
+                between += axes[c / CHANNELS * CHANNELS + i] * (double)gram[c] * axes[c % CHANNELS * CHANNELS + j];
+            assert_true(fabs(dot - (i == j)) < 1e-12);
+            if (i == 0 && j == 0) largest = between;
+            if (i != j) assert_true(fabs(between) < 1e-5 * largest);
+            if (i == j) assert_true(between <= last + 1e-5 * largest), last = between;
+        }
+    mem_free(axes);
+    mem_free(file);
+    model_free(m);
+}
+
 /* The same bytes whatever the threads. */
 static void test_threads(void **state) {
     (void)state;
@@ -461,9 +489,11 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_architectures), cmocka_unit_test(test_obstacles), cmocka_unit_test(test_rotation),
-        cmocka_unit_test(test_eigenvectors),  cmocka_unit_test(test_axes),      cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_against_torch), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_architectures), cmocka_unit_test(test_obstacles),
+        cmocka_unit_test(test_rotation),      cmocka_unit_test(test_eigenvectors),
+        cmocka_unit_test(test_axes),          cmocka_unit_test(test_axes_against_torch),
+        cmocka_unit_test(test_threads),       cmocka_unit_test(test_against_torch),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -91,8 +91,8 @@ static void test_config_refusals(void **state) {
         if (!strstr(e.msg, cases[i][1])) fail_msg("%s: said '%s'", cases[i][0], e.msg);
     }
     assert_int_equal(read_config("{\"architectures\":[\"MambaForCausalLM\"]}", &c, &a, &e), ERR_DATA);
-    assert_non_null(
-        strstr(e.msg, "architecture 'MambaForCausalLM' is not supported (LlamaForCausalLM, MistralForCausalLM"));
+    assert_non_null(strstr(
+        e.msg, "architecture 'MambaForCausalLM' is not supported (supported: LlamaForCausalLM, MistralForCausalLM"));
     assert_int_equal(read_config("{\"model_type\":\"llama\"}", &c, &a, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "num_hidden_layers"));
     OK(read_config("{" LLAMA ",\"use_sliding_window\":true,\"sliding_window\":128}", &c, &a, &e)); /* never felt */

@@ -599,7 +599,7 @@ static void test_changed_model(void **state) {
     struct buf b = tiny_gguf();
     char *at = memmem(b.data, b.len, "architecture", 12);
     memcpy(at + 12 + 4 + 8, "mamba", 5);
-    assert_refused(&b, "'mamba' is not supported (llama");
+    assert_refused(&b, "'mamba' is not supported (supported: llama");
     buf_release(&b);
     check_changed("llama.block_count", "llamo.block_count", "llama.block_count' is missing");
     check_changed("blk.0.attn_q.weight", "blk.0.attn_q.height", "tensor 'blk.0.attn_q.weight' is missing");

@@ -171,7 +171,7 @@ static void test_missing_files(void **state) {
     assert_non_null(strstr(e.msg, "config.json: No such file"));
     write_text(folder, "config.json", "{" LLAMA "}", strlen("{" LLAMA "}"));
     assert_int_equal(foreign_open(&f, folder, NULL, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "neither model.safetensors nor model.safetensors.index.json"));
+    assert_non_null(strstr(e.msg, "no model.safetensors and no model.safetensors.index.json"));
     write_text(folder, "model.safetensors", "", 0);
     assert_int_equal(foreign_open(&f, folder, NULL, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "a safetensors file of 0 bytes"));

@@ -266,7 +266,7 @@ static void what_cannot_be_mixed_is_refused(void **state) {
     struct sample a = sample_new(4, 20, VOCAB, 8), b = sample_new(4, 20, VOCAB, 8), wide = sample_new(4, 20, 40, 8);
     struct mixing plain = {.n = 2}, geometric = {.how = {MEAN_GEOMETRIC, 0}}, weighted = {.weights = {1, 2}};
     struct mixing warm = {.how = {MEAN_ARITHMETIC, 2}};
-    check_refused(encoded(&a, "dense", 1, 0), encoded(&b, "topk:3", 1, 0), plain, ERR_DATA, "two encodings");
+    check_refused(encoded(&a, "dense", 1, 0), encoded(&b, "topk:3", 1, 0), plain, ERR_DATA, "different encodings");
     check_refused(encoded(&a, "topk:3", 1, 0), encoded(&b, "topk:3", 2, 0), plain, ERR_DATA, "temperatures differ");
     check_refused(encoded(&a, "topk:3", 1, 0), encoded(&b, "topk:3", 1, 0), warm, ERR_DATA, "temperature 2");
     check_refused(encoded(&a, "dense", 1, 0), encoded(&wide, "dense", 1, 0), plain, ERR_DATA, "columns");

@@ -106,11 +106,11 @@ static void what_cannot_be_served_is_refused(void **state) {
         const char *says;
     } cases[] = {
         {"kl", {.data = &plain}, ERR_DATA, "--teacher"},
-        {"rkl", {.data = &topk}, ERR_DATA, "needs knowledge in dense, ghost"},
+        {"rkl", {.data = &topk}, ERR_DATA, "one of the encodings dense, ghost"},
         {"rkl", {.data = &ghost}, 0, ""},
         {"skl", {.data = &sample}, ERR_DATA, "dense, ghost"},
-        {"ab", {.data = &ghost}, ERR_DATA, "knowledge in dense "},
-        {"mse", {.data = &ghost}, ERR_DATA, "knowledge in dense "},
+        {"ab", {.data = &ghost}, ERR_DATA, "encodings dense (teacher-infer"},
+        {"mse", {.data = &ghost}, ERR_DATA, "encodings dense (teacher-infer"},
         {"hinge", {.data = &sample}, ERR_DATA, "dense, topk, topp, ghost"},
         {"logistic", {.data = &topk}, 0, ""},
         {"tfkd smooth:label=s", {.data = &plain}, 0, ""},

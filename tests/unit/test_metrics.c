@@ -358,7 +358,7 @@ static void options_that_make_no_sense(void **state) {
     struct err e;
     enum perplexity_protocol p;
     struct model *m = byte_model(16, 6, false, false);
-    refuses(ERR_USAGE, "made for 16", m, (struct perplexity_options){.context = 17});
+    refuses(ERR_USAGE, "context is 16", m, (struct perplexity_options){.context = 17});
     refuses(ERR_USAGE, "nothing to score", m, (struct perplexity_options){.context = 1});
     refuses(ERR_USAGE, "nothing to score", m, (struct perplexity_options){PPL_LLAMA, .context = 2});
     refuses(ERR_USAGE, "stride 8", m, (struct perplexity_options){PPL_SLIDING, .context = 8, .stride = 8});

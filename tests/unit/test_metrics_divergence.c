@@ -509,7 +509,7 @@ static void what_cannot_be_compared(void **state) {
     assert_int_equal(divergence_new(&d, m, &none, &e), ERR_DATA);
     fails(m, &none_at_all, &f, "no positions");
     f.vocab_size = 50;
-    fails(m, &other, &f, "over 50 tokens, the model has 258");
+    fails(m, &other, &f, "over 50 tokens, but the model has 258");
     f.vocab_size = BYTE_VOCAB;
     mem_free(longer.tokens);
     mem_free(longer.logits);

@@ -206,7 +206,7 @@ static void what_does_not_fit_is_refused(void **state) {
     int rc;
     cJSON_Delete(measured(x.student, (int[]){encoded(&x.s, "topk:5", 1), encoded(&x.s, "dense", 1)}, 2, &rc, &e));
     assert_int_equal(rc, ERR_DATA);
-    assert_non_null(strstr(e.msg, "expected dense"));
+    assert_non_null(strstr(e.msg, "must be dense"));
     cJSON_Delete(measured(x.student,
                           (int[]){encoded(&x.s, "dense", 1), encoded(&x.s, "topk:5", 1), encoded(&x.s, "topk:5", 2)}, 3,
                           &rc, &e));
@@ -221,7 +221,7 @@ static void what_does_not_fit_is_refused(void **state) {
     x.s.n_positions -= x.s.lengths[--x.s.n_seqs];
     cJSON_Delete(measured(x.student, (int[]){dense, encoded(&x.s, "topk:5", 1)}, 2, &rc, &e));
     assert_int_equal(rc, ERR_DATA);
-    assert_non_null(strstr(e.msg, "same length"));
+    assert_non_null(strstr(e.msg, "differ in length"));
     scene_free(&x);
 }
 

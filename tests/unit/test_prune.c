@@ -529,7 +529,7 @@ static void each_layer_gets_what_it_needs(void **state) {
         assert_true(shapes >= 1 && shapes <= 6);
         o.target_nth = shapes;
         assert_int_equal(pruned(one, &o, &p, &r, &e), ERR_USAGE);
-        assert_non_null(strstr(e.msg, "shapes to choose from"));
+        assert_non_null(strstr(e.msg, "shapes for this target"));
         prune_report_release(&r);
         stats_free(s);
         model_free(one);
@@ -601,6 +601,33 @@ static void an_idle_part_of_the_stream_goes(void **state) {
     assert_non_null(strstr(e.msg, "needs --stats"));
     prune_report_release(&r);
     stats_free(s);
+    model_free(m);
+}
+
+/* The channels that stay, the gains and what the model says then, as PyTorch has them (make_prune_hidden.py). */
+static void the_stream_is_narrowed_as_by_the_formulas(void **state) {
+    (void)state;
+    enum { KEPT = 40, SAID = 12 };
+    struct err e;
+    struct model *m = imported("tests/golden/tiny-llama"), *p;
+    struct prune_report r;
+    uint32_t n = m->config.hidden, vocab = m->config.vocab_size, tokens[SAID], length = SAID;
+    float *want = golden_file("tests/golden/prune/hidden.f32", (KEPT + SAID * vocab + n * n) * sizeof *want);
+    for (uint32_t i = 0; i < SAID; i++) tokens[i] = (5 * i + 1) % 300;
+    struct model_input in = {SAID, 1, tokens, &length, NULL};
+    struct stats *s = golden_stats(m);
+    OK(pruned(m, &(struct prune_options){.score = PRUNE_BY_STATS, .stats = s, .hidden = {.n = KEPT}}, &p, &r, &e));
+    const float *was = model_host_value(model_param(m, ROLE_EMBED, 0)),
+                *now = model_host_value(model_param(p, ROLE_EMBED, 0));
+    for (uint32_t t = 0; t < vocab; t++)
+        for (uint32_t i = 0; i < KEPT; i++) assert_true(now[t * KEPT + i] == was[t * n + (uint32_t)want[i]]);
+    float *got = logits_of(p, &in);
+    assert_close(want + KEPT, got, SAID * vocab, 2e-6);
+    mem_free(got);
+    mem_free(want);
+    prune_report_release(&r);
+    stats_free(s);
+    model_free(p);
     model_free(m);
 }
 
@@ -837,6 +864,7 @@ int main(void) {
         cmocka_unit_test(each_layer_gets_what_it_needs),
         cmocka_unit_test(shapes_come_in_order),
         cmocka_unit_test(an_idle_part_of_the_stream_goes),
+        cmocka_unit_test(the_stream_is_narrowed_as_by_the_formulas),
         cmocka_unit_test(the_vocabulary_shrinks_to_what_is_used),
         cmocka_unit_test(what_cannot_be_pruned_is_refused),
         cmocka_unit_test(shares_of_a_width_become_blocks),

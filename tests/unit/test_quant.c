@@ -248,9 +248,9 @@ static void plans_are_text(void **state) {
                 "blocks of 256"},
                {"576x576", "576x577",
                 "plan.txt: line 3: 'layers.0.attn.q.weight' is 576x577 here and 576x576 in this "
-                "model: a plan for another model"},
+                "model: the plan is for another model"},
                {"layers.0.attn.q.weight", "layers.9.attn.q.weight", "is 576x577 here"},
-               {"576x577", "576x576", "plan.txt: line 66: 'layers.9.attn.q.weight' for the second time"},
+               {"576x577", "576x576", "plan.txt: line 66: 'layers.9.attn.q.weight' is given twice"},
                {"layers.9.attn.q.weight", "layers.9.norms.weight ",
                 "plan.txt: line 3: this model has no tensor "
                 "'layers.9.norms.weight'"}};

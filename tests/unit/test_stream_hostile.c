@@ -520,7 +520,8 @@ static void tells_foreign_files(void **state) {
         const char *message;
     } files[] = {
         {"", 0, "in: empty: not a rill stream"},
-        {"Once upon a time", 16, "in: not a rill stream (starts with \"Once upon a time\")"},
+        {"Once upon a time", 16,
+         "in: not a rill stream (starts with \"Once upon a time\"; if it is text, rill tokenize makes tokens of it)"},
         {"GGUF\3\0\0\0", 8, "looks like a GGUF file (rill import reads it)"},
         {"\x08\0\0\0\0\0\0\0{\"a\":1}", 15, "looks like a safetensors file (rill import reads it)"},
         {"\x28\xb5\x2f\xfd....", 8, "compressed with zstd (zstd -dc gives the stream)"},

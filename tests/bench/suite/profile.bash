@@ -24,7 +24,7 @@ profiled() { # PROGRAM ARGUMENTS...
         return
     fi
     read -ra shares < <(sed 's/.*"profile":{//; s/}.*//; s/[":,]/ /g' "$WORK/report")
-    json kind profile program "$1" arguments "${*:2}" seconds "$seconds" "${shares[@]}"
+    json kind profile benchmark "$benchmark" program "$1" arguments "${*:2}" seconds "$seconds" "${shares[@]}"
     note "rill $1 $(basename "$3" .rill) $([[ $* != *--precision* ]] || echo in int8), $seconds s: $(printf '%s %s\n' "${shares[@]}" |
         awk '$2 >= 0.005 { printf "%s%s %.0f%%", n++ ? ", " : "", $1, 100 * $2 }')"
 }
