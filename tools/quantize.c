@@ -78,6 +78,28 @@ static struct cli_option options[] = {
          "weight the errors of different matrices by how much the model's own distribution over these tokens "
          "depends on them (Fisher information; takes a backward pass per sequence, with the model and its gradients "
          "in memory); if not given, the relative output errors of all matrices count alike"},
+    {.name = "search",
+     .type = CLI_U64,
+     .to = &o.search,
+     .arg = "STEPS",
+     .fallback = "0",
+     .max = QUANT_MOST_STEPS,
+     .needs = {"target-bpw|target-size", "data"},
+     .help =
+         "go on from the best plan by the true divergence from the original on --data, in so many moves of bits from "
+         "some matrices to others; for good results 200 or more. They are judged rounded to nearest or by hqq; for "
+         "gptq "
+         "and learned, which go on from the plan, nearest with as much less error as these leave. Two copies of the "
+         "model in memory"},
+    {.name = "search-tokens",
+     .type = CLI_U64,
+     .to = &o.search_tokens,
+     .arg = "N",
+     .fallback = "4096",
+     .max = 1e12,
+     .needs = {"search"},
+     .help = "judge moves on whole sequences of --data up to the one that reaches N positions; 0: all; each needs "
+             "memory for its logits"},
     {.name = "cache",
      .type = CLI_STRING,
      .to = &o.cache,
@@ -91,7 +113,7 @@ static struct cli_option options[] = {
     {.name = "dry-run",
      .type = CLI_FLAG,
      .to = &o.dry_run,
-     .needs = {"!method=hqq"},
+     .needs = {"!method=hqq|search"},
      .help =
          "print the plan and stop: the type, size and reason for each matrix, as text for --plan, which you can edit"},
     {.name = "stats",
@@ -106,7 +128,7 @@ static struct cli_option options[] = {
     {.name = "clip",
      .type = CLI_FLAG,
      .to = &o.clip,
-     .needs = {"stats", "!method=gptq", "!method=learned", "!dry-run"},
+     .needs = {"stats", "!method=gptq", "!method=learned", "!dry-run|search"},
      .help =
          "clip the largest weights of a group where that lowers the error by --stats, as in AWQ, except for q and k"},
     {.name = "method",
@@ -123,15 +145,15 @@ static struct cli_option options[] = {
      .to = &o.data,
      .arg = "TOKENS",
      .completes_files = true,
-     .needs = {"method=gptq|method=learned", "!dry-run"},
-     .help =
-         "calibration data: tokens of text like that which the model will see; 128 sequences of 512 are a good start"},
+     .needs = {"method=gptq|method=learned|search", "!dry-run|search"},
+     .help = "data for calibration and for --search: tokens of text like that which the model will see; 128 sequences "
+             "of 512 are a good start"},
     {.name = "max-tokens",
      .type = CLI_U64,
      .to = &o.max_tokens,
      .arg = "N",
      .fallback = "0",
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help = "use whole sequences of --data, up to the one that reaches N tokens; 0: all"},
     {.name = "damp",
      .type = CLI_F64,
@@ -139,7 +161,7 @@ static struct cli_option options[] = {
      .arg = "SHARE",
      .fallback = "0.01",
      .max = 1,
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help = "damping: added to the diagonal of the second moments, as a share of its mean; increased tenfold, up to "
              "four times, if they cannot be factored"},
     {.name = "sweeps",
@@ -148,7 +170,7 @@ static struct cli_option options[] = {
      .arg = "N",
      .fallback = "4",
      .max = 1000,
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help =
          "at most this many passes of coordinate descent over codes and scales after error feedback; 0: plain GPTQ"},
     {.name = "passes",
@@ -158,13 +180,13 @@ static struct cli_option options[] = {
      .fallback = "6",
      .min = 1,
      .max = 1000,
-     .needs = {"method=learned", "data"},
+     .needs = {"method=learned", "data", "!dry-run"},
      .help = "optimization steps, each with a forward and a backward pass over the data; one sequence in eight is held "
              "out, and the result that is best there is kept"},
     {.name = "symmetric",
      .type = CLI_FLAG,
      .to = &o.symmetric,
-     .needs = {"data"},
+     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
      .help = "fit the original matrix's outputs on the quantized model's inputs, as in GPTQ, in half the time; without "
              "it, fit its outputs on the original model's inputs"},
     {.name = "precision",
@@ -196,7 +218,7 @@ int main(int argc, char **argv) {
         .writes_stream = true,
         .stream_needs = "!dry-run",
         .seeded = true,
-        .seed_needs = {"fisher"},
+        .seed_needs = {"fisher|search"},
         .force_help = "replace an output file that exists; let binary output go to a terminal; let tensors that are "
                       "quantized already take more bits",
         .threaded = true,
@@ -226,7 +248,9 @@ int main(int argc, char **argv) {
                     "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n"
                     "    print the plan\n"
                     "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n"
-                    "    the best types within 6 bits per weight\n",
+                    "    the best types within 6 bits per weight\n"
+                    "rill quantize --target-bpw 6 --search 300 --data tokens.rill model.rill -o q.rill\n"
+                    "    the best types, then a search by the measured divergence\n",
         .options = options,
         .run = run,
     };

@@ -22,7 +22,7 @@ static int by_outliers(struct prune_allocation *out, struct cli *c, const struct
 static int by_search(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
                      const struct stats *stats, const struct prune_allocation *begin, struct err *e) {
     struct compress_judged j = {0};
-    int rc = compress_judged_open(&j, c, "--allocate search", o, o->search_tokens, WEIGHTS_F32, e);
+    int rc = compress_judged_open(&j, c, "--allocate search", o->data, o->search_tokens, &o->how, WEIGHTS_F32, e);
     struct prune_search how = {.model = j.model,
                                .scratch = j.scratch,
                                .in = &j.tokens.in,

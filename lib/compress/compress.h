@@ -19,7 +19,7 @@ struct compress_quantize_options {
     const char *plan, *stats, *data, *fisher;  /* files */
     const char *types, *cache;                 /* of a target: names between commas, a folder */
     double target_bpw;
-    uint64_t target_size;
+    uint64_t target_size, search, search_tokens; /* search: moves judged, 0: none */
     bool pure, strict, dry_run, clip;
     const char *method;         /* "rtn", "hqq", "gptq" or "learned" */
     struct session_options how; /* the precision over the data */

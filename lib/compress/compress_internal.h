@@ -40,11 +40,10 @@ struct compress_judged {
     struct grad_tape *scratch; /* that does not record, in the precision of the options */
     struct session_tokens tokens;
 };
-/* The model of operand 0 and o->data. ERR_USAGE: `why`, an option, reads the model twice, and it is no file. Begin with {0}; on failure too
- * compress_judged_release. */
-int compress_judged_open(struct compress_judged *j, struct cli *c, const char *why,
-                         const struct compress_prune_options *o, uint64_t limit, enum model_weight_format format,
-                         struct err *e) MUST_CHECK;
+/* The model of operand 0 and the tokens at `data`. ERR_USAGE: `why`, an option, reads the model twice, and it is no file. Begin with {0};
+ * on failure too compress_judged_release. */
+int compress_judged_open(struct compress_judged *j, struct cli *c, const char *why, const char *data, uint64_t limit,
+                         const struct session_options *how, enum model_weight_format format, struct err *e) MUST_CHECK;
 void compress_judged_release(struct compress_judged *j);
 
 /* ---- allocate.c ---------------------------------------------------------------------------------------------------- */

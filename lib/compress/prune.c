@@ -227,8 +227,8 @@ static int drop_layers(struct pruning *k, struct model *m, struct grad_tape *scr
 static int choose_layers(struct pruning *k, struct err *e) {
     const struct compress_prune_options *o = k->o;
     struct compress_judged j = {0};
-    int rc =
-        compress_judged_open(&j, k->c, "--layer-score divergence", o, o->max_tokens, session_weight_format(&o->how), e);
+    int rc = compress_judged_open(&j, k->c, "--layer-score divergence", o->data, o->max_tokens, &o->how,
+                                  session_weight_format(&o->how), e);
     if (!rc) rc = drop_layers(k, j.model, j.scratch, &j.tokens.in, e);
     compress_judged_release(&j);
     return rc;

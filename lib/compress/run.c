@@ -159,9 +159,10 @@ static int carry_out(struct compress *k, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     bool target = compress_has_target(o);
     int rc = compress_read_settings(k, e);
-    if (!rc && target && !k->model.is_file && (!o->dry_run || o->fisher))
+    if (!rc && target && !k->model.is_file && (!o->dry_run || o->fisher || o->search))
         rc = err_set(e, ERR_USAGE,
-                     "a target reads the model twice: from a file, or as --dry-run without --fisher, then --plan");
+                     "a target reads the model twice: from a file, or as --dry-run without --fisher and --search, then "
+                     "--plan");
     if (!rc) rc = cli_open_stream(k->c, cli_input_path(k->c, 0), "model", STREAM_MODEL, &k->in, e);
     if (!rc && target) rc = compress_plan_target(k, e);
     if (rc) return rc;

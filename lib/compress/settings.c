@@ -29,6 +29,7 @@ static int parse_types(struct compress *k, struct err *e) {
         return err_set(e, ERR_USAGE, "--type, --plan, --target-bpw or --target-size is required");
     if (k->how.calibrated && !o->data && !o->dry_run)
         return err_set(e, ERR_USAGE, "--method %s needs --data", o->method);
+    if (o->search && !o->data) return err_set(e, ERR_USAGE, "--search needs --data");
     int rc = o->type ? quant_type_parse(o->type, &k->how.type, e) : 0;
     if (!rc && o->pure && !k->how.type->mixture)
         rc = err_set(e, ERR_USAGE, "--pure: %s is the same everywhere, it has no mixture", k->how.type->name);

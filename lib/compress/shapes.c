@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "lib/compress/compress_internal.h"
+#include "lib/judge/judge.h"
 
 /* ---- bytes --------------------------------------------------------------------------------------------------------- */
 
@@ -86,7 +87,7 @@ struct judging {
     struct prune_options how;
     struct compress_judged whole;
     struct model_input said; /* of its tokens, those that candidates are judged on */
-    struct prune_reference *of;
+    struct judge_reference *of;
 };
 
 /* Whole sequences up to the one that reaches `limit` positions; 0: all. */
@@ -122,7 +123,7 @@ static int judge_written(struct judging *j, int fd, double *kl, struct err *e) {
     if (lseek(fd, 0, SEEK_SET) != 0) return err_sys(e, errno, "a candidate");
     int rc = stream_reader_open(&in, fd, "a candidate", STREAM_MODEL, e);
     if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(&j->o->options->how), e);
-    if (!rc) rc = prune_reference_compare(j->of, m, j->whole.scratch, kl, e);
+    if (!rc) rc = judge_reference_compare(j->of, m, j->whole.scratch, kl, e);
     if (!rc && !isfinite(*kl)) rc = err_set(e, ERR_DATA, "shape %zu: the divergence is %g", j->how.target_nth + 1, *kl);
     model_free(m);
     stream_reader_free(in);
@@ -175,15 +176,16 @@ int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct
     const struct compress_prune_options *by = o->options;
     size_t n = 0;
     j.how.warn = NULL, j.how.sparse = NULL;
-    int rc = compress_judged_open(whole, o->c, "--candidates", by, by->max_tokens, session_weight_format(&by->how), e);
+    int rc = compress_judged_open(whole, o->c, "--candidates", by->data, by->max_tokens, &by->how,
+                                  session_weight_format(&by->how), e);
     if (!rc) rc = prune_target_shapes(whole->model, &j.how, by->candidates, &n, e);
     j.said = first_of(&whole->tokens.in, by->search_tokens);
-    if (!rc) rc = prune_reference_new(&j.of, whole->model, whole->scratch, &j.said, e);
+    if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &j.said, e);
     model_free(whole->model); /* before there are others */
     whole->model = NULL;
     if (!rc && !cJSON_AddArrayToObject(cli_report(o->c), "shapes")) rc = err_nomem(e, "report");
     if (!rc) rc = judge_all(&j, n, best, e);
-    prune_reference_free(j.of);
+    judge_reference_free(j.of);
     compress_judged_release(whole);
     return rc;
 }

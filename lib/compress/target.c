@@ -16,6 +16,22 @@ static int read_fisher(struct compress *k, double **traces, struct err *e) {
     return rc;
 }
 
+static void step_done(void *c, uint32_t done) {
+    cli_progress(c, done, NULL);
+}
+
+static int put_search(struct compress *k, const struct quant_search_result *r, struct err *e) {
+    struct cli *c = k->c;
+    cli_say(c, "divergence on the data of the search, %s: %.5f, found %.5f (%llu tried, %llu accepted)",
+            k->how.calibrated ? "with what the method is expected to leave" : "all to nearest", r->before, r->after,
+            (unsigned long long)r->tried, (unsigned long long)r->accepted);
+    cJSON *o = cJSON_AddObjectToObject(cli_report(c), "search");
+    bool ok = o && json_put_u64(o, "positions", r->positions) && json_put_f64_or_null(o, "before", r->before) &&
+              json_put_f64_or_null(o, "after", r->after) && json_put_u64(o, "tried", r->tried) &&
+              json_put_u64(o, "accepted", r->accepted);
+    return ok ? 0 : err_nomem(e, "report");
+}
+
 static int put_budget(struct cli *c, const struct quant_budget_result *r, struct err *e) {
     cJSON *o = cJSON_AddObjectToObject(cli_report(c), "target");
     bool ok = o && json_put_u64(o, "bytes", r->budget) && json_put_u64(o, "used", r->bytes) &&
@@ -24,6 +40,29 @@ static int put_budget(struct cli *c, const struct quant_budget_result *r, struct
         cli_say(c, "%llu matrices have no importance: types that need it were left out for them (--stats)",
                 (unsigned long long)r->blocked);
     return ok ? 0 : err_nomem(e, "report");
+}
+
+/* Measures, chooses and, with --search, goes on by the divergence of a second copy of the model, in memory meanwhile. */
+static int make_plan(struct compress *k, struct quant_budget *b, struct stream_reader *in,
+                     struct quant_budget_result *r, struct err *e) {
+    const struct compress_quantize_options *o = k->o;
+    struct compress_judged d = {0};
+    int rc =
+        o->search ? compress_judged_open(&d, k->c, "--search", o->data, o->search_tokens, &o->how, WEIGHTS_F32, e) : 0;
+    struct quant_search how = {.model = d.model,
+                               .scratch = d.scratch,
+                               .in = &d.tokens.in,
+                               .steps = o->search,
+                               .seed = cli_seed(k->c),
+                               .progress = step_done,
+                               .progress_ctx = k->c};
+    if (o->search) b->search = &how;
+    if (!rc && o->search) cli_progress_begin(k->c, "moves", o->search);
+    if (!rc) rc = quant_budget_plan(in, &k->how, b, &k->plan, r, e);
+    if (o->search) cli_progress_end(k->c);
+    b->search = NULL;
+    compress_judged_release(&d);
+    return rc;
 }
 
 int compress_plan_target(struct compress *k, struct err *e) {
@@ -39,8 +78,9 @@ int compress_plan_target(struct compress *k, struct err *e) {
     if (!rc && k->model.is_file) rc = session_file_again(&k->model, STREAM_MODEL, &in, e);
     b.types = types;
     b.traces = traces;
-    if (!rc) rc = quant_budget_plan(in, &k->how, &b, &k->plan, &r, e);
+    if (!rc) rc = make_plan(k, &b, in, &r, e);
     if (!rc) rc = put_budget(k->c, &r, e);
+    if (!rc && o->search) rc = put_search(k, &r.search, e);
     if (!rc) rc = buf_append(&k->plan, "", 1, e);
     mem_free(types);
     mem_free(traces);

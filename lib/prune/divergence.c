@@ -2,20 +2,21 @@
 #include <math.h>
 #include <string.h>
 
-#include "lib/prune/judge.h"
+#include "lib/judge/judge.h"
+#include "lib/prune/prune.h"
 
 #define TRIES 8 /* layers that are tried for each that goes, but for the first */
 
 struct search {
-    struct prune_judge j;
+    struct judge j;
     double *cost; /* [n_layers], beside j.layers: what the layer added to the divergence when it was last tried */
     double kl;    /* without those that went */
 };
 
 /* The mean divergence without the i-th layer that is kept. */
 static int try_without(struct search *s, size_t i, double *kl, struct err *e) {
-    struct prune_judge *j = &s->j;
-    int rc = prune_judge_try(j, i, j->layers + i + 1, j->n - i - 1, NULL, kl, e);
+    struct judge *j = &s->j;
+    int rc = judge_try(j, i, j->layers + i + 1, j->n - i - 1, NULL, kl, e);
     if (!rc && !isfinite(*kl)) return err_set(e, ERR_DATA, "without layer %u the divergence is %g", j->layers[i], *kl);
     s->cost[i] = *kl - s->kl;
     return rc;
@@ -31,7 +32,7 @@ static size_t next_to_try(const struct search *s, const unsigned char *tried) {
 
 /* Lazily: a layer that costs more than the best so far when it was last tried is not tried again, nor more than so many. */
 static int drop_one(struct search *s, size_t most, uint32_t *layer, double *kl, struct err *e) {
-    struct prune_judge *j = &s->j;
+    struct judge *j = &s->j;
     unsigned char tried[MODEL_MAX_LAYERS] = {0};
     size_t best = SIZE_MAX, i;
     *kl = INFINITY;
@@ -47,7 +48,7 @@ static int drop_one(struct search *s, size_t most, uint32_t *layer, double *kl, 
     j->n--;
     memmove(j->layers + best, j->layers + best + 1, (j->n - best) * sizeof *j->layers);
     memmove(s->cost + best, s->cost + best + 1, (j->n - best) * sizeof *s->cost);
-    return prune_judge_base(j, best, e);
+    return judge_base(j, best, e);
 }
 
 int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uint32_t *layers, double *kl,
@@ -57,12 +58,12 @@ int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uin
     int rc = model_check_next_token(c, e);
     if (!rc && n >= c->n_layers) rc = err_set(e, ERR_USAGE, "cannot drop %u layers of %u", n, c->n_layers);
     if (!rc) s.cost = mem_array(c->n_layers, sizeof *s.cost, e);
-    if (!rc) rc = s.cost ? prune_judge_begin(&s.j, e) : e->code;
+    if (!rc) rc = s.cost ? judge_begin(&s.j, e) : e->code;
     for (uint32_t i = 0; !rc && i < n; i++) {
         rc = drop_one(&s, i ? TRIES : c->n_layers, &layers[i], &kl[i], e);
         if (!rc && o->progress) o->progress(o->progress_ctx, i + 1);
     }
-    prune_judge_release(&s.j);
+    judge_release(&s.j);
     mem_free(s.cost);
     return rc;
 }

@@ -124,19 +124,8 @@ enum prune_layer_score {
                                   of each sequence (Gromov et al. 2024, arXiv 2403.17887) */
 };
 
-/* What a model says of an input, to compare others with: its logits, positions * vocabulary * 4 bytes. ERR_DATA: a model that does not
- * predict the next token. The input is the caller's and lives as long as the reference; the model need not. */
-struct prune_reference;
-int prune_reference_new(struct prune_reference **out, struct model *m, struct grad_tape *scratch,
-                        const struct model_input *in, struct err *e) MUST_CHECK;
-/* The mean Kullback-Leibler divergence of the next token from it, in nats a position; it may be infinite or no number. ERR_USAGE: another
- * number of logits. */
-int prune_reference_compare(struct prune_reference *of, struct model *m, struct grad_tape *scratch, double *kl,
-                            struct err *e) MUST_CHECK;
-void prune_reference_free(struct prune_reference *of); /* NULL is fine */
-
 /*
- * Greedy by true divergence: n times that layer goes without which the divergence from the whole model (as prune_reference_compare's) is
+ * Greedy by true divergence: n times that layer goes without which the divergence from the whole model (as judge_reference_compare's) is
  * least, given those that went before. layers [n] in the order in which they go, kl [n]. Lazily: of a layer that has been tried, what it
  * added to the divergence then is taken for the least that it will add. So after the first time, when all are tried, those that added least
  * are tried again, the cheapest first, until the next one's old cost is no less than the best new one, and at most 8. So passes over layers grow with the square of their

@@ -2,7 +2,7 @@
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
  * Order of files, each calling only those before it: choose, map, name, sparsity, mask, layer, narrow, plan_text, those of target.h, plan, report,
- * lowrank, factors, prune; the others of second_order.h; judge, divergence; allocate; search.
+ * lowrank, factors, prune; the others of second_order.h; divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "lib/prune/judge.h"
+#include "lib/judge/judge.h"
 #include "lib/prune/prune_internal.h"
 
 #define MOST_SHARE 0.99 /* of a matrix */
@@ -31,7 +31,7 @@ struct candidate {
 
 struct search {
     const struct prune_search *o;
-    struct prune_judge j;
+    struct judge j;
     struct unit *units; /* in stream order */
     size_t n;
     uint64_t step; /* weights */
@@ -75,10 +75,10 @@ static uint32_t first_change(const struct search *s, const int *a, const int *b)
     return s->j.n;
 }
 
-static int judge(struct search *s, struct candidate *c, const struct prune_part_of *part, struct err *e) {
+static int judge(struct search *s, struct candidate *c, const struct judge_part *part, struct err *e) {
     uint32_t first = first_change(s, c->level, s->parent.level);
     int rc = apply(s, c->level, e);
-    if (!rc) rc = prune_judge_try(&s->j, first, s->j.layers + first, s->j.n - first, part, &c->kl, e);
+    if (!rc) rc = judge_try(&s->j, first, s->j.layers + first, s->j.n - first, part, &c->kl, e);
     if (!isfinite(c->kl)) c->kl = INFINITY;
     s->tried++;
     return rc;
@@ -89,7 +89,7 @@ static int adopt(struct search *s, const struct candidate *c, struct err *e) {
     memcpy(s->parent.level, c->level, s->n * sizeof *c->level);
     s->parent.kl = c->kl;
     int rc = apply(s, s->parent.level, e);
-    return rc ? rc : prune_judge_base(&s->j, first, e);
+    return rc ? rc : judge_base(&s->j, first, e);
 }
 
 /* ---- mutation ---------------------------------------------------------------------------------------------------- */
@@ -153,7 +153,7 @@ static void take_best(struct candidate *c, size_t n, size_t best) {
 
 static int generation(struct search *s, uint64_t number, struct err *e) {
     size_t n = 0, seqs = s->o->in->n_seqs, at = (size_t)(number % s->parts);
-    struct prune_part_of part = {seqs * at / s->parts, seqs * (at + 1) / s->parts - seqs * at / s->parts};
+    struct judge_part part = {seqs * at / s->parts, seqs * (at + 1) / s->parts - seqs * at / s->parts};
     int rc = 0;
     while (n < s->o->offspring && make_child(s, n)) n++;
     for (size_t i = 0; !rc && i < n; i++) rc = judge(s, &s->offspring[i], s->parts > 1 ? &part : NULL, e);
@@ -262,7 +262,7 @@ static int collect_units(struct search *s, struct err *e) {
 static int begin(struct search *s, struct prune_allocation *out, struct err *e) {
     struct candidate *first = &s->offspring[0];
     int rc = apply(s, s->parent.level, e);
-    if (!rc) rc = prune_judge_base(&s->j, 0, e);
+    if (!rc) rc = judge_base(&s->j, 0, e);
     if (!rc) rc = judge(s, &s->parent, NULL, e);
     out->uniform_kl = out->begin_kl = s->parent.kl;
     if (rc || !s->o->begin) return rc;
@@ -290,7 +290,7 @@ int prune_allocate_search(const struct prune_search *o, struct prune_allocation 
                        .parts = o->in->n_seqs < PARTS ? o->in->n_seqs : PARTS,
                        .rng = rng_init(o->seed, 0)};
     int rc = o->stats ? stats_check(o->stats, &o->model->config, o->model->vocab_digest, e) : 0;
-    if (!rc) rc = prune_judge_begin(&s.j, e);
+    if (!rc) rc = judge_begin(&s.j, e);
     if (!rc) rc = collect_units(&s, e);
     if (!rc) rc = begin(&s, out, e);
     for (uint64_t i = 0; !rc && i < o->generations; i++) rc = generation(&s, i, e);
@@ -299,7 +299,7 @@ int prune_allocate_search(const struct prune_search *o, struct prune_allocation 
         memcpy(model_host_value(s.units[i].p), s.units[i].was, s.units[i].p->n * sizeof(float));
         mem_free(s.units[i].was);
     }
-    prune_judge_release(&s.j);
+    judge_release(&s.j);
     buf_release(&s.scratch);
     arena_release(&s.memory);
     return rc;

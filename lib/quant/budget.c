@@ -4,11 +4,6 @@
 #include <string.h>
 
 #include "lib/quant/budget.h"
-#include "lib/quant/second_order.h"
-
-/* Of the error that rounding to nearest makes in a matrix's outputs, what a method with data leaves: 0.1 to 0.45 in the layers of SmolLM2
- * and of the embedded model, in most 0.3 to 0.45 (README.md). */
-#define LEFT_BY_FEEDBACK 0.4
 
 /* ---- the types to choose from ---- */
 
@@ -51,8 +46,9 @@ struct budget_job {
     unsigned *types; /* of QUANT_BUDGET_TYPES, if the caller named none */
     const unsigned *from;
     size_t n_from;
-    struct measured *slots; /* [model_slot_count] */
-    uint64_t fixed;         /* bytes of what is no matrix */
+    struct measured *slots;        /* [model_slot_count] */
+    struct search_tensor *tensors; /* [model_slot_count], of matrices, with b->search */
+    uint64_t fixed;                /* bytes of what is no matrix */
     struct quant_budget_result *r;
 };
 
@@ -105,14 +101,6 @@ static double scale_of(const struct budget_job *j, size_t slot, const struct mea
     return sum > 0 ? 0.5 * j->b->traces[slot] / ((double)m->rows * sum) : 0;
 }
 
-/* Errors are measured by rounding to nearest: what of them will be left. */
-static double left_by_method(const struct budget_job *j, struct model_slot s, enum dtype to) {
-    bool in_layer = model_role_in_layer(s.role) && model_role_info(s.role)->input != POINT_EXPERT_IN &&
-                    model_role_info(s.role)->input != POINT_EXPERT_DOWN_IN;
-    bool fed_back = j->pass.o->calibrated && second_order_takes(to) && (in_layer || pass_knows_head(&j->pass, s, to));
-    return fed_back ? LEFT_BY_FEEDBACK : 1;
-}
-
 static int measure_matrix(struct budget_job *j, struct model_slot s, const struct tensor_desc *d, const void *data,
                           struct err *e) {
     enum dtype types[SENSE_TYPES];
@@ -137,8 +125,19 @@ static int measure_matrix(struct budget_job *j, struct model_slot s, const struc
     if (rc) return rc;
     m->scale = scale_of(j, at, m, importance, sense.power);
     for (size_t i = 0; i < m->n; i++)
-        m->candidates[i] =
-            (struct candidate){types[i], m->scale * sense_error(&sense, types[i]) * left_by_method(j, s, types[i])};
+        m->candidates[i] = (struct candidate){types[i], m->scale * sense_error(&sense, types[i]) *
+                                                            left_by_method(&j->pass, s, types[i])};
+    return 0;
+}
+
+/* A matrix as it is stored, for the search to make blocks of. */
+static int keep(struct budget_job *j, struct model_slot s, const struct tensor_desc *d, const void *data,
+                struct err *e) {
+    struct search_tensor *t = &j->tensors[model_slot_index(j->pass.config, s)];
+    t->d = *d;
+    t->data = mem_array(tensor_bytes(d), 1, e);
+    if (!t->data) return err_prefix(e, "tensor '%s'", d->name);
+    memcpy(t->data, data, tensor_bytes(d));
     return 0;
 }
 
@@ -147,7 +146,10 @@ static int look_at(void *ctx, struct model_slot s, const struct tensor_desc *d, 
     struct budget_job *j = ctx;
     (void)attrs;
     j->r->elems += tensor_elems(d);
-    if (model_role_is_matrix(s.role)) return measure_matrix(j, s, d, data, e);
+    if (model_role_is_matrix(s.role)) {
+        int rc = measure_matrix(j, s, d, data, e);
+        return rc || !j->b->search ? rc : keep(j, s, d, data, e);
+    }
     j->fixed += tensor_elems(d) * sizeof(float);
     return 0;
 }
@@ -193,8 +195,8 @@ static size_t put_offers(const struct budget_job *j, size_t leader, struct offer
     return n;
 }
 
-/* The best of what is smaller, and of what is larger: what its type was weighed against. */
-static void say_why(struct quant_choice *choice, const struct measured *m) {
+/* The best of what is smaller, and of what is larger: what its type was weighed against. `was`: its type before the search. */
+static void say_why(struct quant_choice *choice, const struct measured *m, enum dtype was) {
     const struct candidate *is = find(m, choice->to), *less = NULL, *more = NULL;
     for (size_t i = 0; i < m->n; i++) {
         const struct candidate *c = &m->candidates[i];
@@ -204,7 +206,9 @@ static void say_why(struct quant_choice *choice, const struct measured *m) {
             (!more || n < bytes_of(m, more->to) || (n == bytes_of(m, more->to) && c->error < more->error)))
             more = c;
     }
-    size_t len = (size_t)snprintf(choice->why, sizeof choice->why, "error %.3g", is->error);
+    size_t len = 0;
+    if (was != choice->to) len = (size_t)snprintf(choice->why, sizeof choice->why, "was %s; ", dtype_info(was)->name);
+    len += (size_t)snprintf(choice->why + len, sizeof choice->why - len, "error %.3g", is->error);
     if (less)
         len += (size_t)snprintf(choice->why + len, sizeof choice->why - len, "; less: %s %.3g",
                                 dtype_info(less->to)->name, less->error);
@@ -228,6 +232,7 @@ struct groups {
     struct offers *of;    /* [n] */
     enum dtype *types;    /* as offers */
     size_t *leaders, *chosen, n;
+    size_t *was; /* [n] chosen before the search; NULL: there was none */
 };
 
 static int gather(const struct budget_job *j, size_t n_slots, struct groups *g, struct arena *a, struct err *e) {
@@ -236,7 +241,8 @@ static int gather(const struct budget_job *j, size_t n_slots, struct groups *g, 
     g->types = g->of ? arena_array(a, n_slots * SENSE_TYPES, sizeof *g->types, e) : NULL;
     g->leaders = g->types ? arena_array(a, n_slots, sizeof *g->leaders, e) : NULL;
     g->chosen = g->leaders ? arena_array(a, n_slots, sizeof *g->chosen, e) : NULL;
-    if (!g->chosen) return e->code;
+    if (g->chosen && j->b->search) g->was = arena_array(a, n_slots, sizeof *g->was, e);
+    if (!g->chosen || (j->b->search && !g->was)) return e->code;
     for (size_t i = 0; i < n_slots; i++) {
         struct offer *at = g->offers + g->n * SENSE_TYPES;
         char name[TENSOR_MAX_NAME + 1];
@@ -250,7 +256,37 @@ static int gather(const struct budget_job *j, size_t n_slots, struct groups *g, 
     return 0;
 }
 
-static int choose(const struct budget_job *j, struct quant_plan *plan, struct err *e) {
+/* On from what was chosen, by the true divergence. */
+static int go_on(struct budget_job *j, const struct groups *g, struct allocation *got, struct err *e) {
+    size_t n_slots = model_slot_count(j->pass.config);
+    struct search_job s = {.pass = &j->pass,
+                           .o = j->b->search,
+                           .tensors = j->tensors,
+                           .n_slots = n_slots,
+                           .n = g->n,
+                           .of = g->of,
+                           .types = g->types,
+                           .budget = j->r->budget - j->fixed};
+    size_t *unit_of = mem_array(n_slots, sizeof *unit_of, e);
+    if (!unit_of) return e->code;
+    memcpy(g->was, g->chosen, g->n * sizeof *g->was);
+    for (size_t i = 0; i < n_slots; i++) {
+        unit_of[i] = SIZE_MAX;
+        for (size_t k = 0; j->slots[i].n && k < g->n; k++)
+            if (g->leaders[k] == j->slots[i].leader) unit_of[i] = k;
+    }
+    s.unit_of = unit_of;
+    int rc = search_plan(&s, g->chosen, &j->r->search, e);
+    got->bytes = 0, got->error = 0;
+    for (size_t k = 0; k < g->n; k++) {
+        got->bytes += g->of[k].at[g->chosen[k]].bytes;
+        got->error += g->of[k].at[g->chosen[k]].error;
+    }
+    mem_free(unit_of);
+    return rc;
+}
+
+static int choose(struct budget_job *j, struct quant_plan *plan, struct err *e) {
     struct arena a = {0};
     struct groups g = {0};
     struct allocation got = {0};
@@ -260,12 +296,14 @@ static int choose(const struct budget_job *j, struct quant_plan *plan, struct er
     uint64_t least = rc ? 0 : j->fixed + allocate_least(g.of, g.n);
     if (!rc && least > r->budget) rc = too_small(j, least, e);
     if (!rc) rc = allocate(g.of, g.n, r->budget - j->fixed, g.chosen, &got, e);
+    if (!rc && j->b->search) rc = go_on(j, &g, &got, e);
     for (size_t k = 0; !rc && k < g.n; k++)
         for (size_t i = g.leaders[k]; i < end_of(j, g.leaders[k]); i++) {
             struct quant_choice *choice = &plan->choices[i];
             if (!j->slots[i].n || j->slots[i].leader != g.leaders[k]) continue;
             choice->wanted = choice->to = g.types[k * SENSE_TYPES + g.chosen[k]];
-            if (!choice->named) say_why(choice, &j->slots[i]);
+            if (!choice->named)
+                say_why(choice, &j->slots[i], g.types[k * SENSE_TYPES + (g.was ? g.was[k] : g.chosen[k])]);
             choice->named = true;
         }
     r->bytes = j->fixed + got.bytes;
@@ -282,9 +320,14 @@ static int write_plan(const struct budget_job *j, const struct quant_plan *plan,
     rc = buf_printf(out, e, "# budget: %" PRIu64 " bytes with norms and biases, of which %" PRIu64 " are used\n",
                     r->budget, r->bytes);
     if (rc) return rc;
-    return buf_printf(out, e, "# errors: %s; sum %.6g, at least %.6g in any plan within the budget\n",
-                      j->b->traces ? "expected divergence, nats a token" : "squared, of the outputs, relative to them",
-                      r->error, r->bound);
+    rc = buf_printf(out, e, "# errors: %s; sum %.6g, at least %.6g in any plan within the budget\n",
+                    j->b->traces ? "expected divergence, nats a token" : "squared, of the outputs, relative to them",
+                    r->error, r->bound);
+    if (rc || !j->b->search) return rc;
+    return buf_printf(out, e,
+                      "# search: divergence on %" PRIu64 " positions %.6g before, %.6g after; %" PRIu64
+                      " moves tried, %" PRIu64 " accepted\n",
+                      r->search.positions, r->search.before, r->search.after, r->search.tried, r->search.accepted);
 }
 
 static int prepare(struct budget_job *j, size_t n, struct err *e) {
@@ -296,11 +339,13 @@ static int prepare(struct budget_job *j, size_t n, struct err *e) {
     if (!j->from) j->from = j->types;
     j->slots = mem_array(n, sizeof *j->slots, e);
     if (!j->slots) return e->code;
+    if (j->b->search && !(j->tensors = mem_array(n, sizeof *j->tensors, e))) return e->code;
     for (size_t i = 0; i < n; i++) {
         struct model_slot s = model_slot_at(j->pass.config, i);
         j->slots[i].leader = leader_of(j, s);
         if (cols_of(j->pass.config, s) > widest) widest = cols_of(j->pass.config, s);
     }
+    if (j->b->search && pass_reserve(&j->pass, widest, e)) return e->code;
     if (!o->stats && !o->importance) return 0;
     j->pass.importance = mem_array(widest, sizeof(float), e);
     return j->pass.importance ? pass_check_importance(&j->pass, e) : e->code;
@@ -326,6 +371,8 @@ int quant_budget_plan(struct stream_reader *in, const struct quant_options *o, c
     if (!rc) rc = model_each_tensor(in, &head.config, &item, look_at, &j, e);
     if (!rc) rc = choose(&j, plan, e);
     if (!rc) rc = write_plan(&j, plan, out, e);
+    for (size_t i = 0; j.tensors && i < plan->n; i++) mem_free(j.tensors[i].data);
+    mem_free(j.tensors);
     mem_free(j.types);
     mem_free(j.slots);
     pass_finish(&j.pass);

@@ -1,9 +1,9 @@
 /*
  * Private to lib/quant: types for a budget of bytes. What each type does to each matrix is measured once (sensitivity.c), with what the
  * model's own distribution says of how much it matters (fisher.c), and the types that do the least within the budget are chosen
- * exactly (allocate.c).
+ * exactly (allocate.c). From there a search may go on by the true divergence (search.c).
  *
- * Order of files, each calling only those before it: allocate, sense_cache, sensitivity, budget.
+ * Order of files, each calling only those before it: allocate, sense_cache, sensitivity, search, budget.
  */
 #ifndef RILL_QUANT_BUDGET_H
 #define RILL_QUANT_BUDGET_H
@@ -65,5 +65,28 @@ struct sense_job {
 int sense_measure(const struct sense_job *j, const enum dtype *types, size_t n, struct sense *s,
                   struct err *e) MUST_CHECK;
 double sense_error(const struct sense *s, enum dtype to); /* of one that was measured */
+
+/* ---- going on by the true divergence (search.c) ---------------------------------------------------------------------- */
+
+/* Errors are measured by rounding to nearest: the share of their squares that p's method is expected to leave in a matrix. */
+double left_by_method(const struct pass *p, struct model_slot s, enum dtype to);
+
+struct search_tensor { /* as it is stored */
+    struct tensor_desc d;
+    unsigned char *data; /* NULL: no matrix */
+};
+struct search_job {
+    struct pass *pass; /* of the method that makes blocks, with room for them */
+    const struct quant_search *o;
+    const struct search_tensor *tensors; /* [n_slots] */
+    const size_t *unit_of;               /* [n_slots] of n; tensors of a unit have one type; SIZE_MAX: no matrix */
+    size_t n_slots, n;
+    const struct offers *of; /* [n] */
+    const enum dtype *types; /* [n][SENSE_TYPES], of the offers */
+    uint64_t budget;
+};
+/* From `chosen` [n] within the budget to what is found, which is within the budget and of no greater divergence on o->in: see
+ * quant_search. */
+int search_plan(const struct search_job *j, size_t *chosen, struct quant_search_result *r, struct err *e) MUST_CHECK;
 
 #endif

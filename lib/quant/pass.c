@@ -222,14 +222,20 @@ int pass_write_head(const struct pass *p, const void *vocab, size_t n_vocab, con
     return rc;
 }
 
+int pass_reserve(struct pass *p, uint64_t widest, struct err *e) {
+    p->widest = widest;
+    return buf_reserve(&p->back, widest * sizeof(float) * (size_t)parallel_threads(), e);
+}
+
 /* The plan, and the room that it takes to carry it out. */
 int pass_prepare(struct pass *p, struct err *e) {
     bool weighed = false, informed = pass_has_importance(p);
+    uint64_t widest = 0;
     int rc = quant_plan_make(&p->plan, p->config, p->o, e);
     for (size_t i = 0; !rc && i < p->plan.n; i++) {
         struct model_slot s = model_slot_at(p->config, i);
         uint64_t cols = cols_of(p->config, s);
-        if (cols > p->widest) p->widest = cols;
+        if (cols > widest) widest = cols;
         weighed |= is_weighed_by_stats(p, i) || pass_knows_head(p, s, p->plan.choices[i].to);
     }
     if (!rc && p->o->hqq && !any_half_quadratic(&p->plan))
@@ -240,7 +246,7 @@ int pass_prepare(struct pass *p, struct err *e) {
                      p->o->plan ? p->o->plan_name : p->o->type->name,
                      p->o->calibrated ? "layers are weighed by --data, and nothing else weighs errors"
                                       : "its types weigh no errors");
-    if (!rc) rc = buf_reserve(&p->back, p->widest * sizeof(float) * (size_t)parallel_threads(), e);
+    if (!rc) rc = pass_reserve(p, widest, e);
     if (rc || !informed) return rc;
     p->importance = mem_array(p->widest, sizeof *p->importance, e);
     if (!p->importance || pass_check_importance(p, e)) return e->code;

@@ -89,6 +89,32 @@ enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems);
 
 /* ---- plans for a budget (budget.c, README.md) ------------------------------------------------------------------------ */
 
+/*
+ * A search that goes on from the plan of least expected error, for errors of different matrices do not add up: one matrix gets a type of
+ * more or fewer bytes, others give up what it takes or get what is left, so that the budget holds (level switches, Sieberling et al.
+ * 2024, "EvoPress", arXiv 2410.14649). Of some such plans that of least expected divergence is judged by the mean Kullback-Leibler
+ * divergence of the next token from the original's, on a quarter of the sequences and where it is smaller there on all; what is
+ * better on all replaces the plan. So what is found is at most as far from the original, on these sequences, as what it began
+ * with. What is expected of a matrix is learned from the plans that were judged, and every eighth is the best plan by that.
+ * Blocks are those of o's method to nearest (o->hqq, o->clip); with o->calibrated, whose blocks would take a run of it for each plan, with
+ * as much less error in each value as error feedback leaves of its squares. A function of the seed.
+ * The model is left with the values of what was found. Memory: the matrices as they are stored, their blocks in each type that was tried,
+ * and lib/judge's positions * (vocabulary + (layers + 2) * hidden) * 4 bytes. ERR_DATA: it does not predict the next token.
+ */
+struct quant_search {
+    struct model *model;       /* that of the stream, in WEIGHTS_F32 */
+    struct grad_tape *scratch; /* that does not record */
+    const struct model_input *in;
+    uint64_t steps, seed;     /* plans that are judged, at most QUANT_MOST_STEPS */
+    model_layer_fn *progress; /* told of steps; may be NULL */
+    void *progress_ctx;
+};
+#define QUANT_MOST_STEPS 1000000
+struct quant_search_result {
+    double before, after; /* nats a position; infinite: too far to say */
+    uint64_t tried, accepted, positions;
+};
+
 struct quant_budget {
     /* One of the two; of all tensors as they are written, norms and biases in f32 included, without header and vocabulary. */
     uint64_t bytes;
@@ -98,7 +124,8 @@ struct quant_budget {
     /* quant_fisher_traces: errors are the divergence they are expected to cause, in nats a position. NULL: errors of the outputs relative
      * to these, every matrix counting the same. */
     const double *traces;
-    const char *cache; /* a folder of quant_cache_open, in which measured errors are kept; NULL: none */
+    const char *cache;                 /* a folder of quant_cache_open, in which measured errors are kept; NULL: none */
+    const struct quant_search *search; /* NULL: none */
 };
 #define QUANT_BUDGET_TYPES                                                                                             \
     "iq2_xxs, iq2_xs, iq2_s, q2_k, iq3_xxs, iq3_s, q3_k, iq4_xs, iq4_nl, q4_k, q4_0, q4_1, q5_k, q5_0, q5_1, q6_k, "   \
@@ -108,8 +135,9 @@ int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e
 
 struct quant_budget_result {
     uint64_t budget, bytes, elems;
-    double error, bound; /* predicted, summed over matrices; no choice within the budget is below bound */
-    uint64_t blocked;    /* matrices for which types that need importance were left out, because there is none */
+    double error, bound;               /* predicted, summed over matrices; no choice within the budget is below bound */
+    struct quant_search_result search; /* of b->search */
+    uint64_t blocked; /* matrices for which types that need importance were left out, because there is none */
 };
 /*
  * Reads a model stream once, one tensor in memory, measures what each type does to each matrix by rounding to nearest (weighted by

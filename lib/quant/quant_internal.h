@@ -3,7 +3,7 @@
  *
  * Order of files, each calling only those before it: mixtures, rules, plan_text, plan, cache, blocks_cache, pass, (second_order.h: phases, clip, grid, hqq,
  * refine, gptq), quantize, (learn.h: rounding, learn), (moments.h: moments, target), sequential, fisher, (budget.h: allocate,
- * sense_cache, sensitivity, budget).
+ * sense_cache, sensitivity, search, budget).
  */
 #ifndef RILL_QUANT_INTERNAL_H
 #define RILL_QUANT_INTERNAL_H
@@ -90,8 +90,16 @@ int pass_round(struct pass *p, const float *x, uint64_t rows, uint64_t cols, con
                unsigned char *packed, struct quant_tensor_report *t, struct err *e) MUST_CHECK;
 /* From the sums of squares of the error and of the weights, n of them. */
 void pass_put_error(struct quant_tensor_report *t, double error, double power, uint64_t n);
+/* Room for p->back, with rows of so many elements. */
+int pass_reserve(struct pass *p, uint64_t widest, struct err *e) MUST_CHECK;
 /* Adds t to the totals, and fills in its bytes. */
 int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t,
                struct err *e) MUST_CHECK;
+
+/* ---- a tensor to nearest (quantize.c) ---------------------------------------------------------------------------------- */
+
+/* The blocks of a tensor in type t->to, another one than its own, into p->packed: by the method of p->o, or from its cache. */
+int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
+                    struct quant_tensor_report *t, struct err *e) MUST_CHECK;
 
 #endif

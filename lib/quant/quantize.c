@@ -59,8 +59,8 @@ static int by_cache(struct pass *p, const struct turn *u, uint64_t bytes, struct
     return rc ? rc : blocks_store(p->o->cache, key, u->t, p->packed.data, bytes, e);
 }
 
-static int write_quantized(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
-                           struct quant_tensor_report *t, struct err *e) {
+int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
+                    struct quant_tensor_report *t, struct err *e) {
     struct turn u = {s, from, data, NULL, t};
     struct tensor_desc d = *from;
     d.dtype = t->to;
@@ -69,7 +69,15 @@ static int write_quantized(struct pass *p, struct model_slot s, const struct ten
     int rc = pass_is_weighed(p, s, t->to) ? pass_importance_of(p, s, tensor_row_elems(from), &u.importance, e) : 0;
     t->unweighed = pass_has_importance(p) && pass_is_weighed(p, s, t->to) && !u.importance;
     bool keeps = p->o->cache && dtype_info(t->to)->is_quantized;
-    if (!rc) rc = keeps ? by_cache(p, &u, tensor_bytes(&d), e) : round_and_improve(p, &u, e);
+    if (rc) return rc;
+    return keeps ? by_cache(p, &u, tensor_bytes(&d), e) : round_and_improve(p, &u, e);
+}
+
+static int write_quantized(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
+                           struct quant_tensor_report *t, struct err *e) {
+    struct tensor_desc d = *from;
+    d.dtype = t->to;
+    int rc = quantize_blocks(p, s, from, data, t, e);
     return rc ? rc : stream_write_tensor(p->out, &d, NULL, p->packed.data, e);
 }
 

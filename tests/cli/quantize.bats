@@ -355,6 +355,68 @@ setup() {
       "$(grep -oE '^layers\.[0-9]+\.experts\.0\.[a-z]+\.weight' e.txt | wc -l)" ]
 }
 
+@test "a target: a search by the true divergence, as a plan that gives the same model" {
+    divergence() { grep -o "\"$1\":[0-9.e-]*" "$2" | head -1 | cut -d: -f2; }
+    how="--target-bpw 5.4 --search 12 --data tokens.rill --precision f32 --no-provenance"
+    # shellcheck disable=SC2086
+    rill quantize $how -j 1 --seed 5 model.rill -o a.rill --report r.json 2>said
+    grep -qE '^rill quantize: divergence on the data of the search, all to nearest: [0-9.]+, found [0-9.]+ \(12 tried, [0-9]+ accepted\)$' said
+    awk -v a="$(divergence before r.json)" -v b="$(divergence after r.json)" 'BEGIN { exit !(b + 0 <= a + 0) }'
+    used=$(grep -o '"used":[0-9]*' r.json | cut -d: -f2) budget=$(grep -o '"target":{"bytes":[0-9]*' r.json | grep -o '[0-9]*$')
+    assert_json r.json bytes "$used"
+    [ "$used" -le "$budget" ]
+    # with any number of threads; the plan says it, and makes the same model
+    # shellcheck disable=SC2086
+    for j in 2 3; do
+        rill quantize -q $how -j $j --seed 5 model.rill -o b.rill --force
+        assert_same a.rill b.rill
+    done
+    # shellcheck disable=SC2086
+    rill quantize -q $how --seed 5 --dry-run model.rill -o plan.txt
+    grep -qE '^# search: divergence on [0-9]+ positions [0-9.e-]+ before, [0-9.e-]+ after; 12 moves tried, [0-9]+ accepted$' plan.txt
+    grep -qE '# was q[0-9]_[0-9]; error ' plan.txt
+    rill quantize -q --plan plan.txt --no-provenance model.rill -o b.rill --force
+    assert_same a.rill b.rill
+    # shellcheck disable=SC2086
+    rill quantize -q $how --seed 6 --dry-run model.rill -o other.txt
+    assert_differ plan.txt other.txt
+    # blocks that a search tried are in the cache for it, and for what carries its plan out
+    # shellcheck disable=SC2086
+    rill quantize $how --seed 5 --cache kept model.rill -o b.rill --force --report c.json
+    assert_same a.rill b.rill
+    [ "$(grep -o '"from_cache":[0-9]*' c.json | cut -d: -f2)" = "$(grep -vc '^#' plan.txt)" ]
+    # judged with what error feedback is expected to leave, and carried out by it
+    # shellcheck disable=SC2086
+    check_exit 0 rill quantize $how --method gptq --seed 5 model.rill -o g.rill --report g.json
+    awk -v a="$(divergence after g.json)" -v b="$(divergence before r.json)" 'BEGIN { exit !(a + 0 < b + 0) }'
+    # shellcheck disable=SC2086
+    rill quantize -q $how --method gptq --seed 5 --dry-run model.rill -o gptq.txt
+    rill quantize -q --plan gptq.txt --method gptq --data tokens.rill --precision f32 --no-provenance model.rill -o h.rill
+    assert_same g.rill h.rill
+
+    check_exit 2 rill quantize --target-bpw 5.4 --search 5 model.rill -o no.rill
+    assert_stderr_line "--search needs --data"
+    check_exit 2 rill quantize --type q4_0 --search 5 --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "--search needs --target-bpw or --target-size"
+    check_exit 2 rill quantize --target-bpw 5.4 --search 5 --data tokens.rill --sweeps 2 model.rill -o no.rill
+    check_exit 2 rill quantize --target-bpw 5.4 --search 5 --data tokens.rill --search-tokens 8 --search 0 model.rill -o no.rill
+    check_exit 2 rill quantize --target-bpw 2 --search 5 --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "*bits per weight, cannot be reached: the smallest are * bytes, * bits per weight"
+    check_exit 2 sh -c 'rill quantize --target-bpw 5.4 --search 5 --data tokens.rill <model.rill -o no.rill'
+    assert_stderr_line "--search reads the model twice: give it as a file"
+    check_exit 2 sh -c 'cat model.rill | rill quantize --target-bpw 5.4 --search 5 --data tokens.rill --dry-run -o no.rill'
+    assert_stderr "*a target reads the model twice: from a file, or as --dry-run without --fisher and --search, then --plan*"
+    rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    rill tokenize -q -m llama.rill text.txt -o theirs.rill
+    check_exit 3 rill quantize --target-bpw 5.4 --search 5 --data theirs.rill model.rill -o no.rill
+    assert_stderr_line "*disagree: vocabulary*"
+    : >empty.txt
+    rill tokenize -q -m model.rill --lines empty.txt -o none.rill
+    check_exit 3 rill quantize --target-bpw 5.4 --search 5 --data none.rill model.rill -o no.rill
+    assert_stderr_line "none.rill: no tokens"
+    assert_no_file no.rill
+}
+
 @test "a target: measured errors are kept in a cache" {
     rill quantize -q --target-bpw 5.4 --types q4_0,q8_0 --cache cache --dry-run model.rill -o a.txt
     n=$(find cache -name '*.sense' | wc -l)
@@ -484,7 +546,7 @@ setup() {
     check_exit 2 rill quantize --target-bpw 5 --target-size 1M model.rill -o no.rill
     check_exit 2 rill quantize --type q4_0 --types q4_0 model.rill -o no.rill
     check_exit 2 sh -c 'cat model.rill | rill quantize --target-bpw 6 -o no.rill'
-    assert_stderr "*a target reads the model twice: from a file, or as --dry-run without --fisher, then --plan*"
+    assert_stderr "*a target reads the model twice: from a file, or as --dry-run without --fisher and --search, then --plan*"
     check_exit 2 rill quantize --target-bpw 6 --types q4_k_m model.rill -o no.rill
     assert_stderr_line "--types: 'q4_k_m' is a mixture, not a type of one tensor*"
     check_exit 2 rill quantize --target-bpw 6 --types q4_0,Q4_0 model.rill -o no.rill

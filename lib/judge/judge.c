@@ -2,12 +2,12 @@
 #include <math.h>
 #include <string.h>
 
-#include "lib/prune/judge.h"
+#include "lib/judge/judge.h"
 
 /* ---- divergence -------------------------------------------------------------------------------------------------- */
 
 struct block {
-    const struct prune_reference *of;
+    const struct judge_reference *of;
     const float *logits;
     size_t first; /* position of its first row */
 };
@@ -36,7 +36,7 @@ static void diverge_row(void *ctx, size_t r, int thread) {
 }
 
 struct judged {
-    const struct prune_reference *of;
+    const struct judge_reference *of;
     size_t first; /* position at which the part begins */
 };
 
@@ -57,17 +57,17 @@ static double mean_of(const struct judged *p, size_t positions) {
 /* ---- what a model said ------------------------------------------------------------------------------------------- */
 
 static int keep_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
-    struct prune_reference *of = ctx;
+    struct judge_reference *of = ctx;
     (void)e;
     memcpy(of->logits + first * vocab, logits, rows * vocab * sizeof *logits);
     return 0;
 }
 
 /* Memory for it; logits are not there yet. */
-static int reference_allocate(struct prune_reference **out, const struct model *m, const struct model_input *in,
+static int reference_allocate(struct judge_reference **out, const struct model *m, const struct model_input *in,
                               struct err *e) {
     int rc = model_check_next_token(&m->config, e);
-    struct prune_reference *of = rc ? NULL : mem_zalloc(sizeof *of, e);
+    struct judge_reference *of = rc ? NULL : mem_zalloc(sizeof *of, e);
     if (!of) return e->code;
     *out = of;
     of->in = in, of->positions = in->n_positions, of->columns = model_columns(m);
@@ -76,19 +76,19 @@ static int reference_allocate(struct prune_reference **out, const struct model *
     return of->rows ? 0 : err_prefix(e, "logits of %zu positions", of->positions);
 }
 
-int prune_reference_new(struct prune_reference **out, struct model *m, struct grad_tape *scratch,
+int judge_reference_new(struct judge_reference **out, struct model *m, struct grad_tape *scratch,
                         const struct model_input *in, struct err *e) {
-    struct prune_reference *of = NULL;
+    struct judge_reference *of = NULL;
     int rc = reference_allocate(&of, m, in, e);
     if (!rc) rc = model_infer(m, scratch, in, NULL, NULL, keep_logits, of, e);
     if (rc)
-        prune_reference_free(of);
+        judge_reference_free(of);
     else
         *out = of;
     return rc;
 }
 
-int prune_reference_compare(struct prune_reference *of, struct model *m, struct grad_tape *scratch, double *kl,
+int judge_reference_compare(struct judge_reference *of, struct model *m, struct grad_tape *scratch, double *kl,
                             struct err *e) {
     struct judged p = {of, 0};
     if (model_columns(m) != of->columns)
@@ -98,7 +98,7 @@ int prune_reference_compare(struct prune_reference *of, struct model *m, struct 
     return rc;
 }
 
-void prune_reference_free(struct prune_reference *of) {
+void judge_reference_free(struct judge_reference *of) {
     if (!of) return;
     mem_free(of->logits);
     mem_free(of->rows);
@@ -107,19 +107,23 @@ void prune_reference_free(struct prune_reference *of) {
 
 /* ---- from some layer on ------------------------------------------------------------------------------------------ */
 
-static float *into(const struct prune_judge *j, size_t i) {
+static float *into(const struct judge *j, size_t i) {
     return j->into + i * j->positions * j->hidden;
 }
 
-int prune_judge_base(struct prune_judge *j, size_t i, struct err *e) {
+int judge_base(struct judge *j, size_t i, struct err *e) {
     int rc = 0;
+    if (i == JUDGE_INPUT) {
+        rc = model_infer_layers(j->model, j->scratch, j->in, NULL, NULL, 0, j->into, e);
+        i = 0;
+    }
     for (; !rc && i < j->n; i++)
         rc = model_infer_layers(j->model, j->scratch, j->in, into(j, i), &j->layers[i], 1, into(j, i + 1), e);
     return rc;
 }
 
 /* The sequences of a part, and the position of the first. */
-static struct model_input take_part(const struct prune_judge *j, const struct prune_part_of *part, size_t *first) {
+static struct model_input take_part(const struct judge *j, const struct judge_part *part, size_t *first) {
     struct model_input in = *j->in;
     *first = 0;
     if (!part) return in;
@@ -133,17 +137,18 @@ static struct model_input take_part(const struct prune_judge *j, const struct pr
     return in;
 }
 
-int prune_judge_try(struct prune_judge *j, size_t i, const uint32_t *layers, size_t n, const struct prune_part_of *part,
-                    double *kl, struct err *e) {
+int judge_try(struct judge *j, size_t i, const uint32_t *layers, size_t n, const struct judge_part *part, double *kl,
+              struct err *e) {
     struct judged p = {j->first, 0};
     struct model_input in = take_part(j, part, &p.first);
-    int rc = model_infer_layers(j->model, j->scratch, &in, into(j, i) + p.first * j->hidden, layers, n, j->states, e);
+    const float *from = i == JUDGE_INPUT ? NULL : into(j, i) + p.first * j->hidden;
+    int rc = model_infer_layers(j->model, j->scratch, &in, from, layers, n, j->states, e);
     if (!rc) rc = model_infer_head(j->model, j->scratch, &in, j->states, add_divergence, &p, e);
     *kl = rc ? INFINITY : mean_of(&p, in.n_positions);
     return rc;
 }
 
-static int allocate(struct prune_judge *j, struct err *e) {
+static int allocate(struct judge *j, struct err *e) {
     const struct model_config *c = &j->model->config;
     uint64_t floats;
     j->positions = j->in->n_positions, j->hidden = c->hidden;
@@ -158,17 +163,16 @@ static int allocate(struct prune_judge *j, struct err *e) {
     return 0;
 }
 
-int prune_judge_begin(struct prune_judge *j, struct err *e) {
+int judge_begin(struct judge *j, struct err *e) {
     int rc = reference_allocate(&j->first, j->model, j->in, e);
     if (!rc) rc = allocate(j, e);
-    if (!rc) rc = model_infer_layers(j->model, j->scratch, j->in, NULL, NULL, 0, j->into, e);
-    if (!rc) rc = prune_judge_base(j, 0, e);
+    if (!rc) rc = judge_base(j, JUDGE_INPUT, e);
     return rc ? rc : model_infer_head(j->model, j->scratch, j->in, into(j, j->n), keep_logits, j->first, e);
 }
 
-void prune_judge_release(struct prune_judge *j) {
+void judge_release(struct judge *j) {
     mem_free(j->into);
     mem_free(j->states);
-    prune_reference_free(j->first);
+    judge_reference_free(j->first);
     arena_release(&j->memory);
 }
