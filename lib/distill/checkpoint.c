@@ -24,7 +24,7 @@ static bool put_losses(cJSON *to, const struct loss_list *l) {
 
 static bool put_heads(cJSON *to, const struct distill_options *o) {
     bool ok = true;
-    char key[16];
+    char key[32];
     for (size_t i = 0; ok && i < o->n_exits; i++) {
         snprintf(key, sizeof key, "exit %zu", i + 1);
         ok = json_put_u64(to, key, o->exits[i]);

@@ -98,6 +98,24 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     rill ls teacher.4.5bpw.rill | awk '$1 == "all" { exit !($NF > 4 && $NF <= 4.5) }' || fail "$(rill ls teacher.4.5bpw.rill)"
 }
 
+@test "rill.mk imports, generates, mixes, realigns, measures encodings and folds" {
+    rill import -q "$(golden tiny-llama)" -o teacher.rill
+    rill export -q --to gguf teacher.rill -o copy.gguf && rill export -q --to safetensors teacher.rill -o folder
+    rill quantize -q --type q4_0 teacher.rill -o student.rill
+    story 30 >corpus.txt
+    printf 'CONTEXT := 32\nTEACHERS := teacher.rill student.rill\nGENERATE := --max-new 4\ninclude %s\n' "$ROOT/examples/rill.mk" >Makefile
+    check_exit 0 make -s copy.imported.rill folder.imported.rill corpus.generated.rill corpus.mixed.kd.rill corpus.realigned.kd.rill \
+        corpus.fidelity.json teacher.awq.rill teacher.smooth.rill teacher.pca.rill teacher.r1.r2.rill FOLD_TYPE=q4_0
+    check_exit 0 rill diff -q --max-abs 0 copy.imported.rill folder.imported.rill
+    for f in corpus.generated corpus.mixed.kd corpus.realigned.kd teacher.awq teacher.smooth teacher.pca teacher.r1.r2; do
+        check_exit 0 rill check -q $f.rill
+    done
+    run ! cmp -s corpus.mixed.kd.rill corpus.kd.rill
+    [ "$(grep -c '"angle":' corpus.fidelity.json)" -eq 2 ]
+    run ! compgen -G '*.of.*'
+    check_exit 0 make -q teacher.r1.r2.rill corpus.mixed.kd.rill
+}
+
 @test "rill.mk prunes in rounds, and each recovers what it cut" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
     cp "$ROOT/examples/data/model.rill" teacher.rill
