@@ -12,10 +12,7 @@ static int by_outliers(struct prune_allocation *out, struct cli *c, const struct
                        const struct stats *stats, struct err *e) {
     struct prune_owl owl = {.stats = stats, .share = o->sparsity, .outlier = o->outlier, .spread = o->spread};
     struct stream_reader *in;
-    const char *path = cli_input_path(c, 0);
-    if (!strcmp(path, "-"))
-        return err_set(e, ERR_USAGE, "--allocate %s reads the model twice: give it as a file", o->allocate);
-    int rc = cli_open_stream(c, path, "model", STREAM_MODEL, &in, e);
+    int rc = compress_open_first(c, !strcmp(o->allocate, "owl") ? "--allocate owl" : "--allocate search", &in, e);
     return rc ? rc : prune_allocate_owl(in, &owl, out, e);
 }
 

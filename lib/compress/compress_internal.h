@@ -34,14 +34,16 @@ int compress_data_open(struct compress_data *d, struct cli *c, struct stream_rea
                        uint64_t max_tokens, const struct session_options *how, struct err *e) MUST_CHECK;
 void compress_data_release(struct compress_data *d);
 
-/* A model that is run as a whole to be compared with itself, before it is read once more to be pruned. */
+/* Operand 0, which will be read once more. ERR_USAGE: `why`, an option, reads the model twice, and it is no file. */
+int compress_open_first(struct cli *c, const char *why, struct stream_reader **in, struct err *e) MUST_CHECK;
+
+/* A model that is run as a whole to be compared with itself, before it is read once more to be pruned or quantized. */
 struct compress_judged {
     struct model *model;
     struct grad_tape *scratch; /* that does not record, in the precision of the options */
     struct session_tokens tokens;
 };
-/* The model of operand 0 and the tokens at `data`. ERR_USAGE: `why`, an option, reads the model twice, and it is no file. Begin with {0};
- * on failure too compress_judged_release. */
+/* The model of operand 0, by compress_open_first, and the tokens at `data`. Begin with {0}; on failure too compress_judged_release. */
 int compress_judged_open(struct compress_judged *j, struct cli *c, const char *why, const char *data, uint64_t limit,
                          const struct session_options *how, enum model_weight_format format, struct err *e) MUST_CHECK;
 void compress_judged_release(struct compress_judged *j);

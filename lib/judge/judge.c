@@ -122,6 +122,17 @@ int judge_base(struct judge *j, size_t i, struct err *e) {
     return rc;
 }
 
+#define PARTS 4
+
+size_t judge_parts(const struct judge *j) {
+    return j->in->n_seqs < PARTS ? j->in->n_seqs : PARTS;
+}
+
+struct judge_part judge_part_at(const struct judge *j, uint64_t number) {
+    size_t n = j->in->n_seqs, parts = judge_parts(j), at = (size_t)(number % parts), first = n * at / parts;
+    return (struct judge_part){first, n * (at + 1) / parts - first};
+}
+
 /* The sequences of a part, and the position of the first. */
 static struct model_input take_part(const struct judge *j, const struct judge_part *part, size_t *first) {
     struct model_input in = *j->in;

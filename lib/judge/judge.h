@@ -49,6 +49,10 @@ struct judge {
 struct judge_part {
     size_t first, n;
 };
+/* How many parts the sequences make for a first look at a candidate, which saves most of what a bad one costs: 4, or fewer where there are
+ * fewer sequences; and one of them, taken in turn. */
+size_t judge_parts(const struct judge *j);
+struct judge_part judge_part_at(const struct judge *j, uint64_t number);
 
 /* Runs the model as it is over the input and keeps its logits. Begin with {.model, .scratch, .in}; on failure too judge_release.
  * Memory: positions * (vocabulary + (layers + 2) * hidden) * 4 bytes. ERR_DATA: it does not predict the next token. ERR_USAGE: more

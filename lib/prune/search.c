@@ -7,8 +7,7 @@
 #include "lib/prune/prune_internal.h"
 
 #define MOST_SHARE 0.99 /* of a matrix */
-#define PARTS      4    /* of the sequences: offspring are first judged on one of them ... */
-#define SURVIVORS  4    /* ... and one of so many then on all */
+#define SURVIVORS  4    /* one of so many offspring, judged on a part of the sequences first, is judged on all */
 #define SWITCHES   3    /* at most, in one mutation */
 #define DOUBLINGS  3    /* a switch moves up to 2^(DOUBLINGS - 1) steps */
 #define FINENESS   16   /* steps in the smallest matrix */
@@ -37,7 +36,6 @@ struct search {
     uint64_t step; /* weights */
     int *now;      /* [units] the levels that the model's weights have; NO_LEVEL: dense */
     struct candidate parent, *offspring;
-    size_t parts;
     uint64_t tried;
     struct rng rng;
     struct buf scratch; /* of prune_mask */
@@ -152,14 +150,15 @@ static void take_best(struct candidate *c, size_t n, size_t best) {
 }
 
 static int generation(struct search *s, uint64_t number, struct err *e) {
-    size_t n = 0, seqs = s->o->in->n_seqs, at = (size_t)(number % s->parts);
-    struct judge_part part = {seqs * at / s->parts, seqs * (at + 1) / s->parts - seqs * at / s->parts};
+    struct judge_part part = judge_part_at(&s->j, number);
+    bool in_parts = judge_parts(&s->j) > 1;
+    size_t n = 0;
     int rc = 0;
     while (n < s->o->offspring && make_child(s, n)) n++;
-    for (size_t i = 0; !rc && i < n; i++) rc = judge(s, &s->offspring[i], s->parts > 1 ? &part : NULL, e);
+    for (size_t i = 0; !rc && i < n; i++) rc = judge(s, &s->offspring[i], in_parts ? &part : NULL, e);
     size_t left = (n + SURVIVORS - 1) / SURVIVORS;
     take_best(s->offspring, n, left);
-    for (size_t i = 0; !rc && s->parts > 1 && i < left; i++) rc = judge(s, &s->offspring[i], NULL, e);
+    for (size_t i = 0; !rc && in_parts && i < left; i++) rc = judge(s, &s->offspring[i], NULL, e);
     take_best(s->offspring, left, left ? 1 : 0);
     if (!rc && left && s->offspring[0].kl < s->parent.kl) rc = adopt(s, &s->offspring[0], e);
     if (!rc && s->o->progress) s->o->progress(s->o->progress_ctx, (uint32_t)number + 1);
@@ -285,10 +284,8 @@ static int put_result(const struct search *s, struct prune_allocation *out, stru
 }
 
 int prune_allocate_search(const struct prune_search *o, struct prune_allocation *out, struct err *e) {
-    struct search s = {.o = o,
-                       .j = {.model = o->model, .scratch = o->scratch, .in = o->in},
-                       .parts = o->in->n_seqs < PARTS ? o->in->n_seqs : PARTS,
-                       .rng = rng_init(o->seed, 0)};
+    struct search s = {
+        .o = o, .j = {.model = o->model, .scratch = o->scratch, .in = o->in}, .rng = rng_init(o->seed, 0)};
     int rc = o->stats ? stats_check(o->stats, &o->model->config, o->model->vocab_digest, e) : 0;
     if (!rc) rc = judge_begin(&s.j, e);
     if (!rc) rc = collect_units(&s, e);

@@ -10,7 +10,6 @@
  * and of the embedded model, in most 0.3 to 0.45 (README.md). */
 #define LEFT_BY_FEEDBACK 0.4
 
-#define PARTS     4   /* of the sequences: a plan is first judged on one of them */
 #define DRAWS     32  /* moves, of which that of least expected divergence is judged */
 #define TRIES     128 /* for so many that were not judged before */
 #define REPLANNED 8 /* every so many steps the knapsack is solved anew, with what errors have turned out to be worth */
@@ -56,7 +55,6 @@ struct search {
     struct offers *of;    /* [units] */
     double *rows;         /* [positions] divergence of the parent */
     struct digest *seen;  /* [tried + 1] plans that were judged */
-    size_t parts;
     struct quant_search_result *r;
     struct rng rng;
     struct arena memory;
@@ -331,11 +329,6 @@ static int make_child(struct search *s, uint64_t number, bool *found, struct err
 
 /* ---- steps --------------------------------------------------------------------------------------------------------- */
 
-static struct judge_part part_at(const struct search *s, uint64_t number) {
-    size_t n = s->job->o->in->n_seqs, at = (size_t)(number % s->parts), first = n * at / s->parts;
-    return (struct judge_part){first, n * (at + 1) / s->parts - first};
-}
-
 /* The parent's mean divergence on some of the sequences. */
 static double parent_on(const struct search *s, struct judge_part part) {
     const struct model_input *in = s->job->o->in;
@@ -357,12 +350,13 @@ static int adopt(struct search *s, struct err *e) {
 
 /* One plan: on a part first, on all where it is better there. */
 static int search_step(struct search *s, uint64_t number, bool *found, struct err *e) {
-    struct judge_part part = part_at(s, number);
+    struct judge_part part = judge_part_at(&s->judge, number);
+    bool in_parts = judge_parts(&s->judge) > 1;
     double was = parent_on(s, part);
     int rc = make_child(s, number, found, e);
     if (rc || !*found) return rc;
-    rc = s->parts > 1 ? judge_plan(s, &s->child, &part, e) : 0;
-    if (!rc && s->parts > 1 && s->child.kl >= was) return learn(s, s->child.kl - was), 0;
+    rc = in_parts ? judge_plan(s, &s->child, &part, e) : 0;
+    if (!rc && in_parts && s->child.kl >= was) return learn(s, s->child.kl - was), 0;
     if (!rc) rc = judge_plan(s, &s->child, NULL, e);
     if (rc) return rc;
     learn(s, s->child.kl - s->parent.kl);
@@ -470,7 +464,6 @@ int search_plan(const struct search_job *j, size_t *chosen, struct quant_search_
     const struct quant_search *o = j->o;
     struct search s = {.job = j,
                        .judge = {.model = o->model, .scratch = o->scratch, .in = o->in},
-                       .parts = o->in->n_seqs < PARTS ? o->in->n_seqs : PARTS,
                        .r = r,
                        .rng = rng_init(o->seed, 0)};
     *r = (struct quant_search_result){0};
