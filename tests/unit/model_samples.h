@@ -123,6 +123,23 @@ static inline float *logits_of(struct model *m, const struct model_input *in) {
     return all.x;
 }
 
+/* Mean divergence of q from p, in nats a position: in f64, over whole runs of both. */
+static inline double mean_divergence(struct model *p, struct model *q, const struct model_input *in) {
+    float *x = logits_of(p, in), *y = logits_of(q, in);
+    size_t n = p->config.vocab_size;
+    double sum = 0;
+    for (size_t r = 0; r < in->n_positions; r++) {
+        double zx = 0, zy = 0, kl = 0;
+        for (size_t i = 0; i < n; i++) zx += exp(x[r * n + i]), zy += exp(y[r * n + i]);
+        for (size_t i = 0; i < n; i++)
+            kl += exp(x[r * n + i]) / zx * ((double)x[r * n + i] - log(zx) - y[r * n + i] + log(zy));
+        sum += kl;
+    }
+    mem_free(x);
+    mem_free(y);
+    return sum / (double)in->n_positions;
+}
+
 static inline struct stats *stats_of(struct model *m, const struct model_input *in) {
     struct err e;
     struct stats *s;

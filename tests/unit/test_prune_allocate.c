@@ -127,22 +127,6 @@ static int search_of(struct model *m, struct prune_search o, struct prune_alloca
     return rc;
 }
 
-static double divergence(struct model *p, struct model *q, const struct model_input *in) {
-    float *x = logits_of(p, in), *y = logits_of(q, in);
-    size_t n = p->config.vocab_size;
-    double sum = 0;
-    for (size_t r = 0; r < in->n_positions; r++) {
-        double zx = 0, zy = 0, kl = 0;
-        for (size_t i = 0; i < n; i++) zx += exp(x[r * n + i]), zy += exp(y[r * n + i]);
-        for (size_t i = 0; i < n; i++)
-            kl += exp(x[r * n + i]) / zx * ((double)x[r * n + i] - log(zx) - y[r * n + i] + log(zy));
-        sum += kl;
-    }
-    mem_free(x);
-    mem_free(y);
-    return sum / (double)in->n_positions;
-}
-
 static void what_is_found_is_no_worse_and_as_sparse(void **state) {
     (void)state;
     struct err e;
@@ -195,7 +179,7 @@ static void what_is_found_is_no_worse_and_as_sparse(void **state) {
                                   .method = cases[i].stats ? PRUNE_WANDA : PRUNE_MAGNITUDE,
                                   .stats = cases[i].stats};
         OK(pruned(m, &o, &p, &report, &e));
-        double kl = divergence(m, p, &in);
+        double kl = mean_divergence(m, p, &in);
         if (!(fabs(kl - out[0].kl) <= 1e-5 + 1e-4 * kl)) fail_msg("case %zu: %g, said %g", i, kl, out[0].kl);
         double uniform = 0;
         for (size_t k = 0; k < m->n_params; k++) {

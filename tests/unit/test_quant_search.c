@@ -75,23 +75,6 @@ static struct model *carried_out(const struct buf *saved, const struct quant_opt
     return m;
 }
 
-/* In f64, over whole runs of both. */
-static double divergence(struct model *p, struct model *q, const struct model_input *in) {
-    float *x = logits_of(p, in), *y = logits_of(q, in);
-    size_t n = p->config.vocab_size;
-    double sum = 0;
-    for (size_t r = 0; r < in->n_positions; r++) {
-        double zx = 0, zy = 0, kl = 0;
-        for (size_t i = 0; i < n; i++) zx += exp(x[r * n + i]), zy += exp(y[r * n + i]);
-        for (size_t i = 0; i < n; i++)
-            kl += exp(x[r * n + i]) / zx * ((double)x[r * n + i] - log(zx) - y[r * n + i] + log(zy));
-        sum += kl;
-    }
-    mem_free(x);
-    mem_free(y);
-    return sum / (double)in->n_positions;
-}
-
 static bool all_fuse(const struct model_config *c) {
     (void)c;
     return true;
@@ -106,10 +89,10 @@ static void check_run(struct model *m, const struct buf *saved, const struct qua
                       const struct run *found, const struct model_input *in) {
     uint64_t bytes;
     struct model *q = carried_out(saved, o, first, &bytes);
-    assert_near(found->r.search.before, divergence(m, q, in));
+    assert_near(found->r.search.before, mean_divergence(m, q, in));
     model_free(q);
     q = carried_out(saved, o, found, &bytes);
-    assert_near(found->r.search.after, divergence(m, q, in));
+    assert_near(found->r.search.after, mean_divergence(m, q, in));
     model_free(q);
     assert_int_equal(bytes, found->r.bytes);
     assert_true(found->r.bytes <= found->r.budget);
