@@ -84,7 +84,7 @@ static inline bool store_f16(uint8_t *p, float v) {
     return (h & 0x7c00) != 0x7c00;
 }
 
-/* ---- the two low bits of the 256 codes of Q2_K and Q3_K: per 128, byte l has those of l, l + 32, l + 64, l + 96 ---- */
+/* ---- the two low bits of the 256 codes of Q2_K and Q3_K: per 128, byte l has those of l, l + 32, l + 64, l + 96 -- */
 
 static inline void pack_2_bits(const uint8_t codes[256], uint8_t p[64]) {
     for (int half = 0; half < 2; half++, codes += 128, p += 32)
