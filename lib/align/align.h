@@ -57,7 +57,7 @@ struct align_counts {
     uint64_t teacher_tokens, mapped; /* size of the vocabulary; tokens with an equivalent in the student's */
     uint64_t positions, aligned;     /* positions of the student that are trained on; those with predictions */
     uint64_t labels, labels_known;   /* next tokens at aligned positions; those with a known probability */
-    uint64_t chained;                /* of which this many are a product */
+    uint64_t chained;                /* how many of them are a product */
     double mass;                     /* sum over aligned positions of the probability that has a token of the student */
 };
 struct align_counts align_counts(const struct align *a);
