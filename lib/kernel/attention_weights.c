@@ -68,7 +68,7 @@ void kernel_attention_scores(const struct kernel_attention *a, size_t seq, size_
     fill(a, seq, first, n, host_f32(s), host_f32(q), host_f32(k), true);
 }
 
-/* ---- a loss on them ------------------------------------------------------------------------------------------------------- */
+/* ---- a loss on them ---------------------------------------------------------------------------------------------- */
 
 struct attention_loss {
     struct weights w; /* p: scores; q and k */

@@ -33,7 +33,7 @@ struct row {
     float *dx;
 };
 
-/* ---- the head of ADAPTIVE ------------------------------------------------------------------------------------------ */
+/* ---- the head of ADAPTIVE ---------------------------------------------------------------------------------------- */
 
 /*
  * A threshold for the head, digit by digit from the top of the bits of t, which are in the order of the numbers: each level is
@@ -121,7 +121,7 @@ static void adapt(const struct divergence *c, struct row *w) {
     w->b = 1 - w->a;
 }
 
-/* ---- dense rows ------------------------------------------------------------------------------------------------------ */
+/* ---- dense rows -------------------------------------------------------------------------------------------------- */
 
 static double dense_row(const struct divergence *c, const struct row *w) {
     struct divergence_pass o = {.m = w->z.max,
@@ -137,7 +137,7 @@ static double dense_row(const struct divergence *c, const struct row *w) {
     return sums[0] < TOO_MUCH ? sums[0] : INFINITY;
 }
 
-/* ---- rows of entries and a rest -------------------------------------------------------------------------------------- */
+/* ---- rows of entries and a rest ---------------------------------------------------------------------------------- */
 
 static double times_log(double x, double ratio) {
     return x > 0 ? x * log(ratio) : 0;

@@ -137,7 +137,7 @@ void kernel_lstm_backward(const struct kernel_lstm *s, const struct kernel_array
     parallel_for(s->directions * c.blocks, backward_task, &c);
 }
 
-/* ---- the states before each position ------------------------------------------------------------------------------- */
+/* ---- the states before each position ----------------------------------------------------------------------------- */
 
 struct before {
     const struct kernel_lstm *shape;

@@ -3,7 +3,7 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-/* ---- energies of positions --------------------------------------------------------------------------------------------- */
+/* ---- energies of positions --------------------------------------------------------------------------------------- */
 
 /* q_i = sum_c x_ic^2 of each row; returns their length. */
 static double energies(double *q, const float *x, size_t n, size_t d) {
@@ -31,7 +31,7 @@ double kernel_energy_map(double weight, size_t n, const float *t, size_t td, con
     return sum;
 }
 
-/* ---- products of two layers ---------------------------------------------------------------------------------------------- */
+/* ---- products of two layers -------------------------------------------------------------------------------------- */
 
 double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa,
                    const float *xb, float *scratch, float *da, float *db) {
@@ -72,7 +72,7 @@ double kernel_moves(double weight, size_t n, const float *ta, const float *tb, s
     return sum;
 }
 
-/* ---- distributions of channels ------------------------------------------------------------------------------------------- */
+/* ---- distributions of channels ----------------------------------------------------------------------------------- */
 
 struct channels {
     const struct simd *v;
@@ -195,7 +195,7 @@ double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const floa
     return value;
 }
 
-/* ---- contrast ----------------------------------------------------------------------------------------------------------------- */
+/* ---- contrast ---------------------------------------------------------------------------------------------------- */
 
 static void to_units(double *u, double *inv, const float *x, size_t n, size_t d) {
     const struct simd *v = simd();

@@ -17,7 +17,7 @@ struct side {
     float *dx;
 };
 
-/* ---- relations of rows ------------------------------------------------------------------------------------------------- */
+/* ---- relations of rows ------------------------------------------------------------------------------------------- */
 
 static double square_distance(const float *x, const float *y, size_t n) {
     double sum[4] = {0};
@@ -57,7 +57,7 @@ static void find_relations(struct side *s) {
     kernel_split(s->n, 1, relation_rows, s);
 }
 
-/* ---- from relations back to rows ------------------------------------------------------------------------------------------ */
+/* ---- from relations back to rows --------------------------------------------------------------------------------- */
 
 #define COLUMNS 64 /* taken at a time */
 
@@ -114,7 +114,7 @@ static void gradient_rows(void *ctx, size_t begin, size_t end) {
     }
 }
 
-/* ---- the losses: value, and s->r becomes the gradient -------------------------------------------------------------------- */
+/* ---- the losses: value, and s->r becomes the gradient ------------------------------------------------------------ */
 
 static double similarity(const double *t, double *r, size_t n) {
     double sum = 0, share = 1 / ((double)n * (double)n);
@@ -260,7 +260,7 @@ double kernel_relation(const struct kernel_relation *how, size_t n, const float 
     return value;
 }
 
-/* ---- angles ----------------------------------------------------------------------------------------------------------------- */
+/* ---- angles ------------------------------------------------------------------------------------------------------ */
 
 struct angles {
     const struct simd *v;
