@@ -48,8 +48,7 @@ struct grad_node {
 
 /* The record of an operation; the first member of the operation's own struct. */
 struct grad_op {
-    void (*backward)(struct grad_tape *t, struct grad_op *op); /* reads the gradients of out, adds to those of the
-                                                                * inputs */
+    void (*backward)(struct grad_tape *t, struct grad_op *op); /* from the gradients of out to those of the inputs */
     struct grad_op *previous;
     size_t n_out;
     struct grad_node *out[GRAD_MAX_MAPS];

@@ -11,10 +11,8 @@
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
 #define MR      14
 #define K_BLOCK 384
-#define LD                                                                                                             \
-    (K_BLOCK + 16) /* row stride of widened rows: not a power of two, which would map all rows to the same
-                                * cache sets */
-#define AHEAD 4096 /* prefetch distance in bytes of b: 32 steps, the latency of memory */
+#define LD      (K_BLOCK + 16) /* row stride: not a power of two, which would map all rows to the same cache sets */
+#define AHEAD   4096           /* prefetch distance in bytes of b: 32 steps, the latency of memory */
 
 INLINE __m512 even(const uint16_t *pairs) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16));

@@ -51,8 +51,7 @@ struct kernel_array {
 /* Allocates n elements, uninitialized and 64-byte aligned; DT_U8 for memory that kernel_typed or a matrix gives a type.
  * No data and *e if out of memory. */
 struct kernel_array kernel_alloc(struct kernel_device *d, enum dtype dtype, uint64_t n, struct err *e) MUST_CHECK;
-void kernel_free(struct kernel_device *d, struct kernel_array a); /* the whole of what kernel_alloc returned; no-op
-                                                                   * without data */
+void kernel_free(struct kernel_device *d, struct kernel_array a); /* all that kernel_alloc returned, or no data */
 static inline struct kernel_array kernel_none(enum dtype dtype) {
     return (struct kernel_array){dtype, NULL, 0};
 }
@@ -720,8 +719,7 @@ void kernel_smallest_of_group(const float *score, size_t stride, unsigned group,
 size_t kernel_count_zeros(const float *x, size_t n);
 
 /* ---- masks of parameters on the device: bit i % 8 of bits[i / 8], DT_U8 [(n + 7) / 8], is set where x_i is 0 ----- */
-size_t kernel_zero_bits(struct kernel_array bits, struct kernel_array x, size_t n);  /* returns the number of set
-                                                                                      * bits */
+size_t kernel_zero_bits(struct kernel_array bits, struct kernel_array x, size_t n);  /* returns the number set */
 void kernel_zero_by_bits(struct kernel_array x, struct kernel_array bits, size_t n); /* x_i = 0 where set */
 /* y[r][i] = x[r][keep[i]] for n kept columns of d. */
 void kernel_gather_cols(float *y, const float *x, const uint32_t *keep, size_t rows, size_t d, size_t n);

@@ -54,8 +54,7 @@ struct step {
     model_tap *tap;
     void *ctx;
     const enum model_point *last; /* point where the pass stops; NULL: none */
-    struct halt *halt;            /* where the pass resumes, and where it stores its state when it stops; NULL: starts
-                                   * at the beginning */
+    struct halt *halt;            /* where the pass resumes and stores its state; NULL: runs from the start */
     size_t every;                 /* runs one pass in `every`, with contiguous states; 0: 1 */
 };
 
