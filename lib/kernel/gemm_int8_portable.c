@@ -5,7 +5,7 @@
 
 #define BLOCK   32
 #define STEPS   (BLOCK / 4) /* per block; a step is four elements of k */
-#define TINIEST 0x1p-120f   /* below it, 127 / |x| overflows; such a block counts as zeros */
+#define TINIEST 0x1p-120f   /* near the point where 127 / |x| overflows; a block below counts as zeros */
 
 /* Rounds to nearest even; |v| < 2^22. */
 static inline int nearest(float v) {

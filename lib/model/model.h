@@ -518,7 +518,7 @@ struct model {
     size_t n_params;
     bool masters;                 /* forward passes read the master weights even where a grid is set */
     struct model_kv_cache kv;     /* see model_set_kv_cache */
-    size_t expert_stride;         /* distance in params from a tensor of one expert to the same of the next */
+    size_t expert_stride;         /* distance in params between the same tensor of consecutive experts */
     struct model_param **by_role; /* [n_layers][ROLE_COUNT], roles outside layers in the first row; NULL: absent */
     size_t n_int8;                /* matrices packed for integer products so far; WEIGHTS_INT8 may find none */
     struct vocab *vocab;          /* NULL when the stream has none */
