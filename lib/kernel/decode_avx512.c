@@ -2,7 +2,7 @@
  * Products of attention in generation for AVX-512: a few queries with many keys and values, which stay bf16 in memory.
  * Scores come by VDPBF16PS, or widened in registers. An element's sum has an order that depends on its length alone.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* The halves of 16 pairs as f32. */

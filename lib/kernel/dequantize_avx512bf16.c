@@ -3,7 +3,7 @@
  * blocks. Codes of four and five bits look their value up in vectors of the sixteen or 32 that a scale allows.
  * Conversion rounds two vectors at once; it would flush subnormal numbers, but no f16 scale is so small.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 #define INLINE16 static inline __attribute__((always_inline)) TARGET_BF16

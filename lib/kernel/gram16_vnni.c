@@ -2,7 +2,7 @@
  * Rows in 16 bits for AVX512-VNNI: VPDPWSSD multiplies 32 pairs and adds neighbours to a lane, which is twice what a fused
  * multiply-add does. It wraps on its way, which does no harm, as the whole sum fits (kernel.h).
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <float.h>
 #include <math.h>
 
