@@ -85,6 +85,8 @@ $(BIN)/rill: $(OBJ)/tools/rill.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
 $(BIN)/rill-%: $(OBJ)/tools/%.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
 	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
+# The library is what is tested: its tests are compiled with what optimization is quick and debuggers like.
+$(OBJ)/tests/unit/%.o: CFLAGS_ALL += $(if $(COVERAGE),,-Og)
 $(OBJ)/unit/%: $(OBJ)/tests/unit/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
 	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka
