@@ -175,7 +175,7 @@ int knowledge_read(struct stream_reader *r, const struct knowledge_format *f, st
 /*
  * Rows of logits in, batches out:
  *
- *     knowledge_encoder_open(&k, writer, meta, &format, seed)    writes META
+ *     knowledge_encoder_open(&k, writer, meta, &format, seed)  writes META
  *     for each batch of input:
  *         knowledge_encoder_begin(k, input)                    announces positions
  *         knowledge_encoder_field(k, i, part) ...              passes their rows of each field

@@ -111,7 +111,6 @@ struct session_file {
     struct stream_reader *again;
     int fd;
 };
-/* Looks at what the path leads to. Call it before anything reads from standard input. */
 /* Looks up the path. Call it before anything reads from standard input. */
 void session_file_init(struct session_file *f, const char *path);
 /* Opens another reader from the beginning, besides the cli's, which provenance needs. Valid until the next call. */
