@@ -137,7 +137,7 @@ static int check_epoch(const struct trainer *t, uint64_t epochs, struct err *e) 
     return err_set(e, ERR_USAGE, "the checkpoint is in epoch %" PRIu64 ", this run has %" PRIu64, begun, epochs);
 }
 
-/* Makes up for an evaluation that was interrupted before its checkpoint was written. */
+/* Makes the evaluation that was due at the checkpoint's step, if it was interrupted then. */
 static int catch_up(struct run *r, struct err *e) {
     if (!trainer_evaluation_due(r->t)) return 0;
     return evaluate(r, e) ? e->code : step_log_amend(&r->log, &r->t->progress, e);

@@ -232,8 +232,8 @@ int loss_block_logits(struct loss_block *b, const float **out, struct err *e) MU
 int loss_want_student(const struct loss_setting *s, enum model_point p, uint32_t layer, struct err *e) MUST_CHECK;
 int loss_want_teacher(const struct loss_setting *s, struct loss *l, enum model_point p, uint32_t layer,
                       struct err *e) MUST_CHECK;
-/* Return the number of layers of the teacher that serves points (of data: up to the last one with that point; 0 and *e
- * if there is none), and its columns at a point. Data is used if it has the field, else the live teacher. */
+/* Return the number of the teacher's layers: the live teacher's, else up to the last one with that point in the data (0
+ * and *e if there is none); and the columns at a point: of the data's field if it has one, else of the live teacher. */
 uint32_t loss_teacher_layers(const struct loss_setting *s, const struct loss *l, enum model_point p, struct err *e);
 uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uint32_t layer);
 
@@ -251,7 +251,7 @@ int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_l
                    size_t *n, struct err *e) MUST_CHECK;
 
 /* A learned linear map [out][in] of a loss. Its weights start as normal(0, 1 / in), seeded by its name,
- * "losses.LABEL.WHAT.N". It is part of the loss's state and released with it. */
+ * "losses.COLUMN.WHAT.N.weight". It is part of the loss's state and released with it. */
 struct loss_projector {
     struct loss_projector *next; /* of the same loss */
     char name[96];
@@ -270,13 +270,13 @@ struct loss_points {
     struct grad_tape *t; /* the student's; operations on its points may be recorded */
     const struct model_input *in;
     const uint32_t *starts;  /* [n_seqs + 1] */
-    const float *row_weight; /* [n_positions] 1 if labelled, else 0 */
+    const float *row_weight; /* [n_positions] 1 if labelled (TARGET_SEQUENCE: 1 / length), else 0 */
     double labelled;         /* sum of row_weight */
     double weight;           /* of the gradient; 0: none is needed */
     double sum; /* OUT: the sum over labelled positions; a loss that is not such a sum adds labelled * value */
     /* Set by the trainer: */
     const struct model_want *student; /* [n_student], in the list's order */
-    /* Returns rows of a requested point of the teacher, f32 [n_positions][*cols], valid until the next call. */
+    /* Sets *rows to a requested point of the teacher, f32 [n_positions][*cols], valid until the next call. */
     int (*teacher)(void *ctx, enum model_point p, uint32_t layer, const float **rows, size_t *cols, struct err *e);
     /* Loads rows [first, first + n) of the data's attention in a sequence: [n][heads][length]. */
     int (*pairs)(void *ctx, uint32_t layer, size_t seq, size_t first, size_t n, size_t length, float *out,
