@@ -211,8 +211,10 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 64,
      .needs = {"target-params|target-speedup|target-size", "data", "!vocab"},
-     .help = "prune to each of the N best shapes for the target, as the other options say, and take the one whose "
-             "next-token distributions on --data diverge least from the original's. MODEL must be a file"},
+     .help = "prune to N shapes for the target, one after another, as the other options say, and take the one whose "
+             "next-token distributions on --data diverge least from the original's. The first are the best by --stats, "
+             "as they are and if heads, layers or channels mattered more; the others the best by what was measured. "
+             "MODEL must be a file"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,
