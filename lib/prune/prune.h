@@ -222,7 +222,8 @@ struct prune_options {
     /*
      * Instead of layers, heads and channels: what the model comes to, in parameters, as a number or as a share of them, as how many times
      * fewer products of weights a position takes, or in bytes. All layers get one shape, that whose parts that go count least together, by
-     * the sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. All 0: none.
+     * the sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. The vocabulary that `tokens` or `padding` leave
+     * counts. All 0: none.
      */
     uint64_t target_params, target_size;
     double target_share, target_speedup;
@@ -291,7 +292,8 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
  * matrix's inputs.
  *
  * Single weights of the matrices in layers, in the order q, k, v; o; gate, up; down; or structure: layers, heads and channels, to
- * reconstruct; or the width of the residual stream, to reconstruct. Two of these at once are ERR_USAGE, as are experts and vocabulary.
+ * reconstruct; or the width of the residual stream, to reconstruct. Two of these at once are ERR_USAGE, as are experts. Tokens that go (not
+ * with a narrower stream) are there as long as the data goes through the model.
  *
  * Of structure, o and down of each layer are fitted, from the first that something went from on: their weights, and their bias where there
  * is one, become those of least squares, so that the residual stream is again what it was in the model before. Where a norm stands between

@@ -9,9 +9,9 @@
 #define EXPERT_BYTES (256ull << 20) /* of the Gram matrices of experts that are watched at once */
 
 struct sequential {
+    const struct prune_walk *k;
     const struct prune_calibration *c;
     const struct prune_options *o;
-    struct stream_writer *out;
     struct prune_report *report;
     struct model *m;
     struct prune_plan plan;
@@ -246,7 +246,7 @@ static int write_part(struct sequential *q, int64_t layer, struct err *e) {
     size_t end = layer == to->n_layers ? model_slot_count(to) : model_slot_of_layer(to, (uint32_t)(layer + 1));
     int rc = 0;
     for (size_t i = first; !rc && i < end; i++)
-        rc = model_save_param(param_of(q, model_slot_at(to, i)), q->out, 0, &q->scratch, e);
+        rc = prune_write_param(q->k, &q->plan, param_of(q, model_slot_at(to, i)), &q->scratch, e);
     return rc;
 }
 
@@ -298,7 +298,7 @@ static int check_options(const struct sequential *q, struct err *e) {
 }
 
 int prune_weights(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) {
-    struct sequential q = {.c = k->c, .o = plan->o, .out = k->out, .report = k->report, .plan = *plan};
+    struct sequential q = {.k = k, .c = k->c, .o = plan->o, .report = k->report, .plan = *plan};
     struct model_changes how = {plan->o->reconstruct, visit, &q};
     q.m = model_layerwise_held(k->c->model);
     for (size_t i = 0; i < plan->n_slots; i++) q.has_ranks |= plan->sparse[i].rank != 0;

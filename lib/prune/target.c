@@ -90,13 +90,9 @@ int target_search(struct target *t, const struct target_cost *cost, struct err *
     return rc;
 }
 
-int target_none(struct target *t, struct err *e) {
-    double all;
-    for (uint32_t i = 0; i < t->n; i++) t->best[0].layers[i] = t->whole;
-    int rc = target_measure(t, t->best[0].layers, &all, e);
-    return rc ? rc
-              : err_set(e, ERR_USAGE, "no shape of this model is that small: the smallest has %.4g of %.4g %s",
-                        t->least, all, target_unit(t));
+int target_none(const struct target *t, struct err *e) {
+    return err_set(e, ERR_USAGE, "no shape of this model is that small: the smallest has %.4g of %.4g %s", t->least,
+                   t->all_size, target_unit(t));
 }
 
 static int search(struct prune_plan *p, const struct prune_shape **layers, struct err *e) {

@@ -31,6 +31,7 @@ struct target {
     double *all;              /* [n] what all of the layer counts */
     double *ffn_loss;         /* [n][ffn + 1] what is lost when so many channels stay */
     double *head_loss;        /* [n][groups + 1][each + 1] ... so many groups, and so many heads of each */
+    double all_size;          /* of the model as it is, as target_measure says */
     double limit;             /* of what target_measure says */
     double least;             /* measure of the smallest shape that loads */
     struct model_config trial;
@@ -68,6 +69,6 @@ int target_allocate(struct target *t, const struct target_cost *cost, struct pru
  * none for this target. */
 int target_search(struct target *t, const struct target_cost *cost, struct err *e) MUST_CHECK;
 /* ERR_USAGE: no shape is that small. */
-int target_none(struct target *t, struct err *e) MUST_CHECK;
+int target_none(const struct target *t, struct err *e) MUST_CHECK;
 
 #endif

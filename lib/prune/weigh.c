@@ -92,8 +92,9 @@ const char *target_unit(const struct target *t) {
 
 static int find_limit(struct target *t, struct err *e) {
     const struct prune_options *o = t->p->o;
-    double all;
+    double all = 0;
     int rc = measure(t, t->from, &all, e);
+    t->all_size = all;
     t->limit = o->target_size          ? (double)o->target_size
                : o->target_speedup > 0 ? all / o->target_speedup
                : o->target_share > 0   ? o->target_share * all

@@ -538,6 +538,33 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "the vocabulary goes first towards a target, and along with what is fitted to data" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    rill prune -q --vocab tokens.rill model.rill -o few.rill
+    left="$(rill ls few.rill | awk '$1 == "all" { print $2 }')"
+    # all that is to go is in the vocabulary: layers stay as they are
+    rill prune -q --vocab tokens.rill --target-params "$left" --stats g.stats.rill --no-provenance model.rill -o a.rill
+    rill prune -q --vocab tokens.rill --no-provenance model.rill -o b.rill
+    assert_same a.rill b.rill
+    for target in "--target-params $((left * 8 / 10))" "--target-size $((left * 4 * 8 / 10))"; do
+        # shellcheck disable=SC2086
+        rill prune -q --vocab tokens.rill $target --stats g.stats.rill --candidates 2 --data tokens.rill model.rill -o a.rill --force
+        after="$(rill ls a.rill | awk '$1 == "all" { print $2 }')"
+        [ "$after" -le $((left * 8 / 10)) ] && [ "$after" -gt $((left * 6 / 10)) ]
+        check_exit 0 sh -c "rill tokenize -q -m a.rill --lines prompts.txt | rill generate -q -m a.rill --max-new 2 --text"
+    done
+    for how in "--ffn 64 --reconstruct" "--sparsity 0.5 --method sparsegpt" "--sparsity 0.3 --method svd --reconstruct"; do
+        # shellcheck disable=SC2086
+        rill prune -q --vocab tokens.rill $how --data tokens.rill --no-provenance model.rill -o a.rill --force
+        # shellcheck disable=SC2086
+        rill prune -q $how --data tokens.rill model.rill | rill prune -q --vocab tokens.rill --no-provenance -o b.rill --force
+        check_exit 0 rill diff a.rill b.rill
+    done
+    check_exit 2 rill prune --vocab tokens.rill --hidden 48 --reconstruct --stats g.stats.rill --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "--hidden cannot be combined with other pruning with --data: use a separate run"
+    assert_no_file no.rill
+}
+
 @test "a share is a number or a percentage" {
     check_exit 0 rill prune -q --no-provenance --sparsity 50% model.rill -o a.rill
     check_exit 0 rill prune -q --no-provenance --sparsity 0.5 model.rill -o b.rill
