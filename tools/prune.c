@@ -82,7 +82,8 @@ static const struct cli_option options[] = {
      .max = 1e12,
      .needs = {"allocate=search|candidates"},
      .help = "evaluate candidates, sparsities or shapes, on the first whole sequences of --data that hold N positions; "
-             "0: on all. Memory is needed for the logits of each"},
+             "0: on all. With --reconstruct on half of the sequences at most, and candidates are fitted to the others. "
+             "Memory is needed for the logits of each"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,

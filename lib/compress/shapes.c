@@ -88,23 +88,38 @@ struct judging {
     struct prune_candidates *candidates;
     size_t number; /* of the candidate, from 1 on */
     struct compress_judged whole;
-    struct model_input said; /* of its tokens, those that candidates are judged on */
+    struct model_input said, fitted; /* of its tokens, those that candidates are judged on, and fitted to */
     struct judge_reference *of;
 };
 
-/* Whole sequences up to the one that reaches `limit` positions; 0: all. */
-static struct model_input first_of(const struct model_input *in, uint64_t limit) {
-    struct model_input out = *in;
-    out.n_seqs = 0, out.n_positions = 0;
-    while (out.n_seqs < in->n_seqs && (!limit || out.n_positions < limit)) out.n_positions += in->lengths[out.n_seqs++];
-    return out;
+/*
+ * Judged on: whole sequences up to the one that reaches search_tokens; 0: all. What is fitted to data is not judged on the same, which
+ * it remembers the better the more there is to be fitted: then they are half of the sequences at most, and the others are for the fit.
+ */
+static int divide(struct judging *j, struct err *e) {
+    const struct model_input *in = &j->whole.tokens.in;
+    size_t most = j->how.calibrated ? in->n_seqs / 2 : in->n_seqs;
+    uint64_t limit = j->o->options->search_tokens;
+    struct model_input *said = &j->said, *rest = &j->fitted;
+    if (!most) return err_set(e, ERR_USAGE, "--candidates with --reconstruct needs two sequences of --data at least");
+    *said = *rest = *in;
+    said->n_seqs = said->n_positions = 0;
+    while (said->n_seqs < most && (!limit || said->n_positions < limit))
+        said->n_positions += in->lengths[said->n_seqs++];
+    rest->n_seqs -= said->n_seqs;
+    rest->n_positions -= said->n_positions;
+    rest->tokens += said->n_positions;
+    rest->lengths += said->n_seqs;
+    rest->types = rest->types ? rest->types + said->n_positions : NULL;
+    rest->asked = rest->asked ? rest->asked + said->n_positions : NULL;
+    return 0;
 }
 
 /* The model pruned as j->how says, into a file in memory. */
 static int prune_candidate(struct judging *j, int fd, struct prune_report *r, struct err *e) {
     struct stream_reader *in;
     struct stream_writer *w = NULL;
-    struct prune_calibration p = {.scratch = j->whole.scratch, .in = &j->whole.tokens.in, .n = 1};
+    struct prune_calibration p = {.scratch = j->whole.scratch, .in = &j->fitted, .n = 1};
     int rc = session_file_again(j->o->model, STREAM_MODEL, &in, e);
     if (!rc) rc = stream_writer_open(&w, fd, "a candidate", NULL, e);
     if (!rc && j->how.calibrated) {
@@ -198,7 +213,7 @@ int compress_judge_shapes(const struct compress_judging *o, struct prune_candida
                                   session_weight_format(&by->how), e);
     if (!rc) rc = prune_candidates_new(out, whole->model, o->prune, by->candidates, e);
     j.candidates = *out;
-    j.said = first_of(&whole->tokens.in, by->search_tokens);
+    if (!rc) rc = divide(&j, e);
     if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &j.said, e);
     model_free(whole->model); /* before there are others */
     whole->model = NULL;

@@ -324,7 +324,7 @@ static int check_options(const struct structure *q, struct err *e) {
 int prune_structure(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) {
     struct model *m = model_layerwise_held(k->c->model);
     struct structure q = {.k = k, .c = k->c, .o = plan->o, .plan = plan, .m = m};
-    struct model_changes how = {true, visit, &q};
+    struct model_changes how = {.dense = true, .visit = visit, .ctx = &q, .in_order = true};
     q.sums = m->config.norm_place == NORM_PRE;
     for (size_t i = 0; i < k->c->n; i++) q.positions += k->c->in[i].n_positions;
     int rc = check_options(&q, e);

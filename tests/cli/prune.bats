@@ -272,20 +272,30 @@ setup() {
 
 @test "candidates are judged by the divergence of what they become" {
     rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
-    target="--target-params 70% --stats g.stats.rill --candidates 3 --data tokens.rill --search-tokens 0 --precision f32"
+    tail -n +2 text.txt | rill tokenize -q -m model.rill --context 32 -o first.rill --report r.json # the shorter
+    n="$(grep -o '"tokens":[0-9]*' r.json | head -1 | cut -d: -f2)"
+    head -n 1 text.txt | rill tokenize -q -m model.rill --context 32 -o second.rill
+    rill cat -q first.rill second.rill -o both.rill
+    target="--target-params 70% --stats g.stats.rill --candidates 3 --data both.rill --search-tokens $n --precision f32"
     for how in "" --reconstruct --per-layer; do
         # shellcheck disable=SC2086
         rill prune --no-provenance $target $how -j 1 model.rill -o a.rill --report r.json --force 2>said
         # shellcheck disable=SC2086
         rill prune -q --no-provenance $target $how -j 4 model.rill -o b.rill --force
         assert_same a.rill b.rill
+        if [ "$how" = --reconstruct ]; then # what is fitted to data is judged on other data
+            # shellcheck disable=SC2086
+            rill prune -q $target $how --dry-run model.rill -o plan.txt --force
+            rill prune -q --plan plan.txt $how --stats g.stats.rill --precision f32 --data second.rill model.rill -o a.rill --force
+        fi
         # what was said of the best is what eval says
         best="$(sed -n 's/^.*shape [0-9]*: .* divergence \([0-9.]*\)$/\1/p' said | sort -g | head -1)"
-        rill teacher-infer -q --precision f32 -m model.rill tokens.rill | rill eval -q -m a.rill --precision f32 --reference - --table >kld.txt
+        rill teacher-infer -q --precision f32 -m model.rill first.rill | rill eval -q -m a.rill --precision f32 --reference - --table >kld.txt
         awk -v best="$best" '$1 == "kld" { found = $2 > best * 0.98 - 1e-5 && $2 < best * 1.02 + 1e-5 } END { exit !found }' kld.txt
     done
-    # shellcheck disable=SC2086
-    check_exit 0 rill prune $target --dry-run model.rill -o plan.txt
+    printf once | rill tokenize -q -m model.rill -o one.rill
+    check_exit 2 rill prune --target-params 70% --stats g.stats.rill --candidates 3 --reconstruct --data one.rill model.rill -o no.rill
+    assert_stderr_line "--candidates with --reconstruct needs two sequences of --data at least"
     # shellcheck disable=SC2086
     check_exit 2 sh -c "cat model.rill | rill prune $target -o no.rill"
     assert_stderr_line "--candidates reads the model twice: give it as a file"
