@@ -104,7 +104,7 @@ int arch_copy_embedding(struct model *m, struct stream_reader *r, const struct m
 int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct model_head *like,
                      struct err *e) MUST_CHECK;
 
-/* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
+/* ---- export: fd is the caller's; it may be a pipe. A map is read by random access, a reader in order ------------- */
 
 /* GGUF v3 with the complete tokenizer, as llama.cpp loads it. Tensors are taken as they are, vectors as f32. A
  * model whose layers differ goes out as llama.cpp's architecture "deci". ERR_DATA for what llama.cpp cannot load. `name`: general.name, or NULL for the one
@@ -120,6 +120,17 @@ int gguf_export_parts(struct stream_map *m, const char *folder, uint64_t limit, 
  * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when transformers cannot load
  * the shape (target_check): layers that differ, for one. */
 int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
+/*
+ * The same from a stream that is read once, to its end: each tensor goes to its place in the result as it arrives, and needs no
+ * room elsewhere, except that a part of a GGUF is written twice. Where a header cannot be written last (fd is no regular file,
+ * or is appended to) or is known only with the types of all tensors (phi3, whose q, k and v share one tensor in a GGUF if
+ * they have one type), the model goes by way of a file in TMPDIR. Bytes are those of the functions above; only the header of
+ * safetensors ends in spaces unless there is a dtype. Also ERR_DATA: tensors that are fused there have different plain types.
+ */
+int gguf_export_stream(struct stream_reader *in, int fd, const char *name, struct err *e) MUST_CHECK;
+int gguf_export_stream_parts(struct stream_reader *in, const char *folder, uint64_t limit, const char *name,
+                             struct err *e) MUST_CHECK;
+int safetensors_export_stream(struct stream_reader *in, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
 /* One tensor to fd as .npy; types that NumPy does not have (bf16, quantized) become f32. `m` may be of any kind. */
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;
 /* All of them into a new folder, NAME.npy each. */

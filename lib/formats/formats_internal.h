@@ -220,6 +220,10 @@ void gguf_key_array(struct gguf_header *h, const char *key, enum gguf_type type,
 /* Describes a tensor, whose data comes after that of those before it; dims as in a tensor_desc. */
 void gguf_put_tensor(struct gguf_header *h, const char *name, unsigned rank, const uint64_t *dims, enum dtype as,
                      uint64_t bytes);
+uint64_t gguf_padded(uint64_t bytes);
+void gguf_put_split(struct gguf_header *h, uint32_t no, uint32_t count, uint32_t n_tensors);
+/* Bytes of what gguf_write_header writes. They do not depend on the types of the tensors, nor on values of fixed size. */
+uint64_t gguf_header_bytes(const struct gguf_header *keys, const struct gguf_header *infos);
 /* Keys and descriptions, which are headers apart, as the beginning of a file; then comes the data of each tensor. */
 int gguf_write_header(int fd, const struct gguf_header *keys, const struct gguf_header *infos,
                       struct err *e) MUST_CHECK;
@@ -466,8 +470,18 @@ int source_map(struct foreign_model *f, const char *path, const struct mapped_fi
 
 /* ---- a model stream on its way out (export.c) ------------------------------------------------------------------ */
 
+/* A tensor of the stream that is in memory. */
+struct export_held {
+    struct model_slot slot;
+    struct tensor_desc desc;
+    const void *data; /* NULL: this place is free */
+    struct buf copy;
+};
+#define EXPORT_MAX_HELD 16 /* as many tensors of a layer wait for others at a time: q, k, v, their biases, gate */
+
 struct export_source {
-    struct stream_map *map;
+    struct stream_map *map; /* NULL: tensors arrive one after another, and some are held */
+    struct export_held held[EXPORT_MAX_HELD];
     const cJSON *meta;
     struct model_config config;
     struct vocab *vocab; /* NULL: the stream has none */
@@ -477,6 +491,8 @@ struct export_source {
 };
 /* Reads the head and checks it against the tensors. export_release in any case. */
 int export_open(struct export_source *x, struct stream_map *m, struct err *e) MUST_CHECK;
+/* The same for a head whose tensors are yet to come; it must outlive x. */
+int export_open_arriving(struct export_source *x, const struct model_head *h, struct err *e) MUST_CHECK;
 void export_release(struct export_source *x);
 /* The tensor of a slot, checked for shape and type. */
 int export_find(struct export_source *x, struct model_slot s, struct stream_map_entry *entry, size_t *number,
@@ -484,6 +500,9 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
 /* Its data as another type; valid until the next call. */
 int export_data(struct export_source *x, size_t number, const struct tensor_desc *d, enum dtype as, const void **data,
                 struct err *e) MUST_CHECK;
+/* Makes *data, of this description, data of another type. */
+int export_convert(struct export_source *x, const struct tensor_desc *d, enum dtype as, const void **data,
+                   struct err *e) MUST_CHECK;
 const char *export_name(const struct export_source *x); /* of the model, or NULL */
 
 /* ---- a Hugging Face folder (hf_read.c) ------------------------------------------------------------------------- */
