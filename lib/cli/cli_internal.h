@@ -3,6 +3,7 @@
  *
  * The files in order; each calls only those before it (`make check-deps` verifies that there are no cycles):
  *     process, signals, text, idset, names     descriptors, signals, printing, sets, recorded names
+ *     shell                                    commands of the user
  *     hints, needs, options, common, help      the option table: parsed, checked, printed; names of other tools
  *     progress, context                        the bar; messages, exit code, command line
  *     stdin, overlap, file_out, settings       is it read; is an input an output; temporary files; effective options

@@ -14,21 +14,26 @@
  */
 struct foreign_model {
     struct model_config config;
-    struct vocab *vocab;  /* NULL: the source has no tokenizer; owned */
-    const char *format;   /* "gguf" or "safetensors" */
-    struct digest digest; /* of all files read: import's input digest */
-    cJSON *extra;         /* what else META should keep: "general" (name, license ...), "generation"; owned, or NULL */
+    struct vocab *vocab; /* NULL: the source has no tokenizer; owned */
+    const char *format;  /* "gguf" or "safetensors" */
+    cJSON *extra;        /* what else META should keep: "general" (name, license ...), "generation"; owned, or NULL */
     struct foreign_source *source;
     struct arena memory;
 };
-/* The tokenizer, if not the source's own. NULL means all zero. */
+/* Writes the file of this name, a shard that is not in the folder, to fd, a file without a name. Any error ends the import. */
+typedef int foreign_fetch(void *ctx, const char *name, int fd, struct err *e);
+/* The tokenizer, if not the source's own; absent shards. NULL means all zero. */
 struct foreign_options {
     bool no_tokenizer;     /* leave it out, also one that could not be read */
     const char *tokenizer; /* take this tokenizer.json or vocab.json, and the files beside it, instead */
+    foreign_fetch *fetch;  /* NULL: all shards are there */
+    void *fetch_ctx;
 };
 /* path: a Hugging Face folder (config.json, model.safetensors or its shards with the index, tokenizer.json), a
  * .safetensors beside its config.json, or a .gguf, of a split one the first part. ERR_DATA says what is missing or not supported (architecture,
- * rope type, pre-tokenizer). */
+ * rope type, pre-tokenizer). With a fetching function, shards that the folder's index names but that are not there come from it, one
+ * at a time, when a tensor of them is needed; in the order of layers, as transformers saves them, each comes once. They lie in
+ * TMPDIR, without a name. ERR_USAGE: there is no index. */
 int foreign_open(struct foreign_model **out, const char *path, const struct foreign_options *o,
                  struct err *e) MUST_CHECK;
 /* The tensor of a slot. *data is valid until the next call (mapped or in the source's scratch memory). Quantized
@@ -40,6 +45,8 @@ int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_d
 typedef void foreign_progress(void *ctx, size_t done, size_t total);
 int foreign_write(struct foreign_model *f, struct stream_writer *w, unsigned dtype, foreign_progress *progress,
                   void *ctx, struct err *e) MUST_CHECK;
+/* Of all files read so far, shards that were fetched among them: import's input digest once all is written. */
+struct digest foreign_digest(const struct foreign_model *f);
 void foreign_close(struct foreign_model *f);
 
 /* ---- what other programs can load (target.c) --------------------------------------------------------------------- */

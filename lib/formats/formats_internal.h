@@ -26,6 +26,8 @@ struct mapped_file {
 /* Maps a regular file, read-only. ERR_IO. As with any mmap, a file that is truncated while we read kills us by
  * SIGBUS. */
 int mapped_file_open(struct mapped_file *m, const char *path, struct err *e) MUST_CHECK;
+/* The same of an open one, which may have no name. */
+int mapped_file_of(struct mapped_file *m, int fd, struct err *e) MUST_CHECK;
 void mapped_file_close(struct mapped_file *m);
 bool file_exists(const char *path);
 /* "FOLDER/NAME" in the arena. */
@@ -46,6 +48,12 @@ struct raw_tensor {
     const unsigned char *data;      /* in the mapped file, aligned or not */
     uint64_t n_bytes;
     bool used; /* it has a role in the model */
+    /* Of one whose file may not be here (shards.c): */
+    uint32_t shard;      /* number from 1; 0: it is here all the time */
+    const char *indexed; /* its name in that file */
+    bool unknown;        /* of it only its name is known: the file was never here */
+    bool kept;           /* data are those of a copy */
+    size_t needed;       /* by slots up to this number, from 1; 0: by none */
 };
 struct raw_table {
     struct raw_tensor *items; /* sorted by name once raw_table_sort has run */
@@ -452,7 +460,8 @@ struct source_file {
 };
 struct foreign_source {
     struct source_file *files;
-    struct digest_state *digest; /* of the files in the order in which they were opened */
+    struct digest_state *digest; /* of the files but shards, in the order in which they were opened */
+    struct shards *shards;       /* NULL: the weights are in no shards */
     struct raw_table tensors;
     const struct arch_tensors *own, *common; /* names of its tensors */
     const char *const *unread;               /* see struct hf_side; or NULL */
@@ -465,8 +474,31 @@ struct foreign_source {
 /* From memory that outlives the model: `data` is a whole GGUF. */
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,
                       const struct foreign_options *o, struct err *e) MUST_CHECK;
-/* Maps a file for as long as the model is open, and adds it to the digest. */
+/* Maps a file for as long as the model is open. */
+int source_open(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) MUST_CHECK;
+/* The same, and adds it to the digest. */
 int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) MUST_CHECK;
+
+/* ---- shards (shards.c): those that are not in the folder are fetched when they are needed, and one is here at a time ---- */
+
+#define SHARD_INDEX "model.safetensors.index.json"
+struct shards;
+int shards_new(struct shards **out, const struct foreign_options *o, struct err *e) MUST_CHECK;
+void shards_free(struct shards *x);        /* NULL is fine */
+bool shards_fetch(const struct shards *x); /* is there a way to fetch one? */
+/* The next shard in the order of names: one that is there, by its digest; and one that is not, with the names of its n tensors. */
+int shards_add_known(struct shards *x, struct digest digest, struct err *e) MUST_CHECK;
+int shards_add_absent(struct foreign_model *f, const char *file, const char *const *names, size_t n,
+                      struct err *e) MUST_CHECK;
+#define NO_SLOT SIZE_MAX
+/*
+ * Makes t->data and what else is known of it valid, which may fetch its shard and let go of the one that was here: of that,
+ * copies are kept of the tensors that slots from `slot` to the end of its layer need (NO_SLOT: of none). They are let go
+ * of when a later slot is asked for. ERR_DATA: the shard is not what the index says. The errors of the fetching function.
+ */
+int shards_need(struct foreign_model *f, struct raw_tensor *t, size_t slot, struct err *e) MUST_CHECK;
+/* The digest of a source whose other files have this one: with those of all shards that were read. */
+struct digest shards_digest(const struct shards *x, struct digest others);
 
 /* ---- a model stream on its way out (export.c) ------------------------------------------------------------------ */
 
@@ -509,7 +541,8 @@ const char *export_name(const struct export_source *x); /* of the model, or NULL
 
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
-int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
+int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, const struct foreign_options *o,
+                  struct err *e) MUST_CHECK;
 /* The file that the folder's tokenizer begins with, the first of those in struct hf_tokenizer_files; *path is NULL when
  * it has none, ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;
