@@ -1,4 +1,4 @@
-/* Element by element, and the optimizer: each loop is cut in pieces of one size and a CPU path's loop runs on each. */
+/* Elementwise loops and optimizers: each loop is split into pieces of one size, which run the CPU path's loop. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
@@ -100,7 +100,7 @@ struct momentum {
     const float *g;
 };
 
-/* beta x + (1 - beta) g, g scaled */
+/* beta x + (1 - beta) g, with g scaled */
 static void blend(const struct momentum *c, float *x, size_t at, size_t n) {
     c->v->scale(x, n, c->how->beta);
     c->v->axpy(x, (1 - c->how->beta) * c->how->grad_scale, c->g + at, n);
@@ -151,7 +151,7 @@ static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
     const struct adamw *c = ctx;
     float m[WIDENED], v[WIDENED];
     uint32_t random[WIDENED];
-    for (size_t i = begin, n; i < end; i += n) { /* whole blocks of 64 elements, but the last */
+    for (size_t i = begin, n; i < end; i += n) { /* whole blocks of 64 elements, except the last */
         n = smaller(WIDENED, end - i);
         array_get(c->v, c->m, i, n, m);
         array_get(c->v, c->v2, i, n, v);
@@ -163,8 +163,8 @@ static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
 }
 
 /*
- * The bias corrections 1 - beta^t are the same for all elements: they become one step size and one factor of the
- * root.
+ * The bias corrections 1 - beta^t are the same for all elements, so they are folded into one step size and one factor
+ * of the root.
  */
 void kernel_adamw(const struct kernel_adamw *o, struct kernel_array w, struct kernel_array m, struct kernel_array v,
                   struct kernel_array g, size_t n) {
