@@ -188,6 +188,12 @@ int cli_stop_requested(void); /* the signal, or 0 */
 void cli_catch_usr1(void);
 bool cli_take_usr1(void); /* has one arrived since the last call? */
 
+/* ---- commands ---------------------------------------------------------------------------------------------------- */
+
+/* Runs a shell command with a variable in its environment, nothing on its standard input and its standard output going to fd. ERR_IO: it
+ * fails, with how it ended. */
+int cli_shell(const char *command, const char *variable, const char *value, int fd, struct err *e) MUST_CHECK;
+
 /* ---- progress and report ----------------------------------------------------------------------------------------- */
 
 /* Shows a bar with rate and remaining time on stderr if that is a terminal (or with --progress=always). total 0:

@@ -3,6 +3,7 @@
  *
  * The files in order; each calls only those before it (`make check-cycles` verifies it):
  *     process, signals, text, idset, names     descriptors, signals, printing, sets, recorded names
+ *     shell                                    commands of the user
  *     hints, needs, options, common, help      the option table: parsed, checked, printed; names of other tools
  *     progress, context                        the bar; messages, exit code, command line
  *     stdin, overlap, file_out, settings       is stdin read; input/output conflicts; temporary files; option values
