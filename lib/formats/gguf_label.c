@@ -76,7 +76,7 @@ uint32_t gguf_label_file_type(const struct gguf_label *l) {
     }
     if (is_k(best)) {
         for (best = DT_Q2_K; elems[best] < k / 4 || !elems[best];) best++;
-        /* Q4_0 is a fallback of Q3_K, not of larger types */
+        /* of the k-quants, only Q2_K and Q3_K fall back to Q4_0 */
         if (l->elems[1][DT_Q4_0] && best > DT_Q3_K) best = DT_Q3_K;
         return k_label(l, best);
     }
