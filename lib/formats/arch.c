@@ -155,7 +155,7 @@ int arch_check_rotation(const struct arch *a, const struct model_config *c, stru
                    c->head_dim, a->name);
 }
 
-/* ---- names for export ---- */
+/* ---- names for export -------------------------------------------------------------------------------------------- */
 
 static bool is_uneven(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++) {

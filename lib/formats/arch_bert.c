@@ -164,7 +164,7 @@ static int check(const struct model_config *c, struct err *e) {
     return check_heads(c, e);
 }
 
-/* ---- RoBERTa: positions start at the padding token's id + 1 ---- */
+/* ---- RoBERTa: positions start at the padding token's id + 1 ------------------------------------------------------ */
 
 static int check_gelu(const struct model_config *c, struct err *e) {
     if (c->output != OUTPUT_MASKED_LM || c->act == ACT_GELU) return 0;
@@ -328,7 +328,7 @@ static int gguf_check(const struct model_config *c, struct err *e) {
     return check_heads(c, e) ? err_set(e, ERR_DATA, "heads that are not as wide as llama.cpp's bert has them") : 0;
 }
 
-/* ---- registry entries ---- */
+/* ---- registry entries -------------------------------------------------------------------------------------------- */
 
 #define TRAITS                                                                                                         \
     .positions = POSITIONS_LEARNED, .embed_norm = true, .norm = NORM_LAYER, .norm_place = NORM_POST,                   \

@@ -74,7 +74,7 @@ static const struct hf_whole gemma3_whole = {
     .others = {"vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."},
 };
 
-/* ---- shared by Gemma 2 and 3 ---- */
+/* ---- shared by Gemma 2 and 3 ------------------------------------------------------------------------------------- */
 
 /* The N of a score scale of the form 1 / sqrt(N), N an integer. 0: the scale does not have this form. */
 static uint32_t scalar_of(const struct model_config *c) {
@@ -141,7 +141,7 @@ static bool write_both(cJSON *json, const struct model_config *c) {
            put_softcap(json, "final_logit_softcapping", c->logit_softcap);
 }
 
-/* ---- what other programs can load ---- */
+/* ---- what other programs can load -------------------------------------------------------------------------------- */
 
 static int check_both(const struct model_config *c, struct err *e) {
     uint32_t window;

@@ -41,7 +41,7 @@ static int read(struct model_config *c, const cJSON *json, struct err *e) {
     return rc ? rc : hf_read_uniform_window(c, json, 0, e);
 }
 
-/* ---- GGUF ------------------------------------------------------------------------------------------------------- */
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
 
 static const struct gguf_key gguf_keys[] = {
     {"attention.sliding_window", GGUF_READ, 0, NULL},

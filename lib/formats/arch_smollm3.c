@@ -1,5 +1,5 @@
-/* SmolLM3 (Bakouch et al. 2025): Llama in which every fourth layer has no rotary positions (NoPE) and may have a
- * window. */
+/* SmolLM3 (Bakouch et al. 2025): Llama in which every fourth layer has no rotary positions (NoPE)
+ * and may have a window. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {

@@ -298,7 +298,7 @@ int gguf_write_rope_tensors(const struct model_config *c, int fd, struct err *e)
     return rc;
 }
 
-/* ---- what llama.cpp can compute ---- */
+/* ---- what llama.cpp can compute ---------------------------------------------------------------------------------- */
 
 static int check_yarn(const struct model_rope *r, uint32_t dims, struct err *e) {
     double low, high;

@@ -174,8 +174,8 @@ static int read_ids(const struct gguf_file *g, const struct gguf_kind *k, struct
     return 0;
 }
 
-/* The file's list of end tokens if it has one, else all tokens with a known end text; in both cases those with a key of
- * their own. */
+/* The file's list of end tokens if it has one, else all tokens with a known end text; in both cases those
+ * with a key of their own. */
 static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *e) {
     static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     const struct gguf_kv *list = gguf_find(g, GGUF_ENDS_KEY);

@@ -36,8 +36,8 @@ static bool put(cJSON *to, const char *key, cJSON *value) {
     return false;
 }
 
-/* Copies what the outer configuration says about this part. For token ids, which matter only to generation, it takes
- * precedence. */
+/* Copies what the outer configuration says about this part. For token ids, which matter only to generation,
+ * it takes precedence. */
 static int put_outer(cJSON *part, const cJSON *config, struct err *e) {
     static const char *const keys[] = {"tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
                                        "_name_or_path"};

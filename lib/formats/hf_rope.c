@@ -267,7 +267,7 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *def
     return rc ? rc : read_homes(r, &(struct place){.json = json, .defaults = defaults, .a = a}, scaling, parameters, e);
 }
 
-/* ---- a rotation per layer type ---- */
+/* ---- a rotation per layer type ----------------------------------------------------------------------------------- */
 
 /* transformers 5 has an object per layer type in "rope_parameters", and would ignore keys beside them. */
 static int check_layer_types(const cJSON *parameters, struct err *e) {

@@ -24,8 +24,8 @@ static int config_template(struct vocab *spec, const cJSON *config, struct err *
     return spec->chat_template ? 0 : e->code;
 }
 
-/* tokenizer.json determines which tokens are put around a text, whatever this file says (as in transformers since
- * version 5). */
+/* tokenizer.json determines which tokens are put around a text, whatever this file says (as in
+ * transformers since version 5). */
 static int config_added(bool *add, const cJSON *config, const char *key, bool decided, struct err *e) {
     bool wanted = *add;
     int rc = json_opt_bool(config, key, &wanted, e);

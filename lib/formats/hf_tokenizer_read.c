@@ -105,8 +105,8 @@ static int check_bpe(struct vocab *spec, const cJSON *model, struct err *e) {
     return rc;
 }
 
-/* Ids may be in any order and have gaps, but must be below `limit`, so that the table is no larger than the text
- * justifies. */
+/* Ids may be in any order and have gaps, but must be below `limit`, so that the table is no larger
+ * than the text justifies. */
 static int read_id(const cJSON *number, uint64_t limit, uint32_t *id, struct err *e) {
     double v = cJSON_IsNumber(number) ? number->valuedouble : -1;
     if (!(v >= 0 && v < (double)limit) || v != (double)(uint64_t)v)

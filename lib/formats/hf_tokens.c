@@ -33,7 +33,7 @@ int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct 
     return 0;
 }
 
-/* ---- tokens by their text -------------------------------------------------------------------------------------- */
+/* ---- tokens by their text ---------------------------------------------------------------------------------------- */
 
 /* A hash table with open addressing over the ids of a draft. Its address is the seed, so that no file can provoke
  * collisions. A piece of the model and an added token may have the same bytes. */
@@ -74,7 +74,7 @@ static int names_build(struct names *names, const struct vocab *spec, uint64_t e
     return 0;
 }
 
-/* ---- joining --------------------------------------------------------------------------------------------------- */
+/* ---- joining ----------------------------------------------------------------------------------------------------- */
 
 struct joining {
     struct vocab *spec;
@@ -163,7 +163,7 @@ static int declare(struct joining *j, const struct declared *d, struct err *e) {
     return id == TOKEN_NONE ? declare_new(j, d, e) : declare_known(j, d, id, e);
 }
 
-/* ---- tokens with ids: added_tokens_decoder, added_tokens.json -------------------------------------------------- */
+/* ---- tokens with ids: added_tokens_decoder, added_tokens.json ---------------------------------------------------- */
 
 static int by_id(const void *a, const void *b) {
     const struct declared *x = a, *y = b;
@@ -221,7 +221,7 @@ static int declare_numbered(struct joining *j, const cJSON *list, bool decoder, 
     return rc;
 }
 
-/* ---- tokens by name: bos_token and others, extra special tokens ---- */
+/* ---- tokens by name: bos_token and others, extra special tokens -------------------------------------------------- */
 
 static bool ends_in_token(const char *key) {
     size_t n = strlen(key);
@@ -310,7 +310,7 @@ static bool is_named_special(const struct hf_token_files *f, const char *text) {
     return false;
 }
 
-/* ---- roles ----------------------------------------------------------------------------------------------------- */
+/* ---- roles ------------------------------------------------------------------------------------------------------- */
 
 static int set_role(struct joining *j, const char *key, uint32_t *id, struct err *e) {
     const char *file;
@@ -326,7 +326,7 @@ static int set_role(struct joining *j, const char *key, uint32_t *id, struct err
     return 0;
 }
 
-/* ---- all files ---- */
+/* ---- all files --------------------------------------------------------------------------------------------------- */
 
 static uint64_t count_declared(const struct hf_token_files *f) {
     const char *file, *key;

@@ -212,8 +212,8 @@ int imatrix_importance(void *imatrix, const struct model_config *c, struct model
 
 /* ---- writing ---- */
 
-/* Passed to each_entry, which calls `each` for every matrix with sums, once per tensor if several matrices share one
- * (q, k and v). */
+/* Passed to each_entry, which calls `each` for every matrix with sums, once per tensor if several matrices
+ * share one (q, k and v). */
 struct writing {
     const struct model_config *config;
     imatrix_sums_fn *sums;
