@@ -1,7 +1,7 @@
 /*
- * Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023, Li et al. 2023): attention and feed-forward part in parallel after
- * one LayerNorm, a rotation of only part of each head, biases everywhere, optionally a LayerNorm on each head of q and
- * k.
+ * Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023, Li et al. 2023): attention and feed-forward part in
+ * parallel after one LayerNorm, a rotation of only part of each head, biases everywhere, optionally a
+ * LayerNorm on each head of q and k.
  */
 #include "lib/formats/arch_internal.h"
 

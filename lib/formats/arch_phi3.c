@@ -1,7 +1,7 @@
 /*
- * Phi-3 mini and medium (Abdin et al. 2024) and Phi-4: Llama with q, k and v fused in one matrix, gate and up in
- * another, optionally a window and a rotation of only part of each head. Their long-context variants use rope type
- * longrope.
+ * Phi-3 mini and medium (Abdin et al. 2024) and Phi-4: Llama with q, k and v fused in one matrix, gate and
+ * up in another, optionally a window and a rotation of only part of each head. Their long-context variants
+ * use rope type longrope.
  */
 #include "lib/formats/arch_internal.h"
 

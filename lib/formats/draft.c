@@ -40,7 +40,7 @@ int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, ui
 int draft_step(struct vocab *spec, enum text_op op, uint32_t arg, struct span a, struct span b, struct err *e) {
     if (spec->n_steps == TEXT_MAX_STEPS)
         return err_set(e, ERR_DATA, "more than %u steps around the model", TEXT_MAX_STEPS);
-    struct text_step *steps = (struct text_step *)spec->steps; /* a draft's steps are never const */
+    struct text_step *steps = (struct text_step *)spec->steps; /* a draft owns its steps, so they are writable */
     if (!steps) spec->steps = steps = arena_array(&spec->memory, TEXT_MAX_STEPS, sizeof *steps, e);
     char *copy = steps ? arena_strndup(&spec->memory, a.s ? a.s : "", a.n, e) : NULL;
     char *copy_b = copy ? arena_strndup(&spec->memory, b.s ? b.s : "", b.n, e) : NULL;

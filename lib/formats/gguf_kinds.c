@@ -1,8 +1,8 @@
 /*
- * Tokenizers in GGUF by tokenizer.ggml.model, other than byte-level BPE: "llama", BPE over characters by score; "t5",
- * the unigram model; "bert", WordPiece. llama-vocab.cpp of llama.cpp defines how each runs. A vocabulary that llama.cpp
- * would run differently is refused with the step as the reason; if only text after added tokens differs, a warning is
- * logged.
+ * Tokenizers in GGUF by tokenizer.ggml.model, other than byte-level BPE: "llama", BPE over characters by score;
+ * "t5", the unigram model; "bert", WordPiece. llama-vocab.cpp of llama.cpp defines how each runs. A vocabulary that
+ * llama.cpp would run differently is refused with the step as the reason; if only text after added tokens differs,
+ * a warning is logged.
  */
 #include "lib/formats/formats_internal.h"
 

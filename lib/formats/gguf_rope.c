@@ -10,7 +10,7 @@ const char *const gguf_rope_tensors[] = {LLAMA3_TENSOR, LONG_TENSOR, SHORT_TENSO
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-#define LLAMA_CPP_THETA 10000 /* for all architectures */
+#define LLAMA_CPP_THETA 10000 /* llama.cpp's default for all architectures */
 
 /* Reads a number that export writes twice if f32 would round it: as the f32 that other programs read, and in full under
  * our own key. Both must round to the same f32. */

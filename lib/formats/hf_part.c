@@ -1,7 +1,7 @@
 /*
- * Extracts the language model from a class of several parts (Gemma3ForConditionalGeneration, which reads images). Its
- * configuration is "text_config", and its tensors have a prefix. The result is a model of the language model's own
- * class.
+ * Extracts the language model from a class of several parts (Gemma3ForConditionalGeneration, which reads
+ * images). Its configuration is "text_config", and its tensors have a prefix. The result is a model of the
+ * language model's own class.
  */
 #include "lib/formats/arch_internal.h"
 

@@ -1,10 +1,10 @@
 /*
- * llama.cpp's importance matrix, as llama-imatrix writes it and llama-quantize reads it: for each matrix the sums of
- * x^2 over its inputs, one per column, and the number of input rows. A GGUF of general.type "imatrix" (NAME.in_sum2,
- * NAME.counts), or the older .dat: i32 number of entries; per entry i32 length, name, i32 calls, i32 columns, f32
- * [columns] sums / rows x calls; optionally at the end i32 chunks, i32 length, name of the text. The experts of a layer
- * are one tensor with sums [experts][columns] and counts [experts]; the number of columns in a .dat then covers all
- * experts.
+ * llama.cpp's importance matrix, as llama-imatrix writes it and llama-quantize reads it: for each matrix the sums
+ * of x^2 over its inputs, one per column, and the number of input rows. A GGUF of general.type "imatrix"
+ * (NAME.in_sum2, NAME.counts), or the older .dat: i32 number of entries; per entry i32 length, name, i32 calls, i32
+ * columns, f32 [columns] sums / rows x calls; optionally at the end i32 chunks, i32 length, name of the text. The
+ * experts of a layer are one tensor with sums [experts][columns] and counts [experts]; the number of columns in a
+ * .dat then covers all experts.
  */
 #include <math.h>
 

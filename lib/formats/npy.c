@@ -1,7 +1,7 @@
 /*
- * NumPy's .npy, version 1.0: magic, version, u16 length of a Python dictionary padded so that the data begins at a
- * multiple of 64, then the data. NumPy has no bf16 or quantized types; these are written as f32, which represents them
- * exactly.
+ * NumPy's .npy, version 1.0: magic, version, u16 length of a Python dictionary padded so that the data begins at
+ * a multiple of 64, then the data. NumPy has no bf16 or quantized types; these are written as f32, which
+ * represents them exactly.
  */
 #include <inttypes.h>
 #include <unistd.h>
