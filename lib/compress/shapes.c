@@ -176,7 +176,7 @@ int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct
     const struct compress_prune_options *by = o->options;
     size_t n = 0;
     j.how.warn = NULL, j.how.sparse = NULL;
-    int rc = compress_judged_open(whole, o->c, "--candidates", by->data, by->max_tokens, &by->how,
+    int rc = compress_judged_open(whole, o->c, o->model, "--candidates", by->data, by->max_tokens, &by->how,
                                   session_weight_format(&by->how), e);
     if (!rc) rc = prune_target_shapes(whole->model, &j.how, by->candidates, &n, e);
     j.said = first_of(&whole->tokens.in, by->search_tokens);
