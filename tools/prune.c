@@ -82,7 +82,8 @@ static const struct cli_option options[] = {
      .max = 1e12,
      .needs = {"allocate=search|candidates"},
      .help = "evaluate candidates, sparsities or shapes, on the first whole sequences of --data that hold N positions; "
-             "0: on all. Memory is needed for the logits of each"},
+             "0: on all. With --reconstruct on half of the sequences at most, and candidates are fitted to the others. "
+             "Memory is needed for the logits of each"},
     {.name = "method",
      .type = CLI_CHOICE,
      .to = &o.method,
@@ -104,7 +105,7 @@ static const struct cli_option options[] = {
      .arg = "TOKENS",
      .completes_files = true,
      .needs =
-         {"!experts", "layer-score=divergence|allocate=search|candidates|!dry-run", "!vocab",
+         {"!experts", "layer-score=divergence|allocate=search|candidates|!dry-run",
           "method=wanda|method=sparsegpt|method=alps|method=svd|reconstruct|layer-score=divergence|allocate=search|"
           "candidates",
           "reconstruct|layer-score=divergence|!layers", "reconstruct|!drop-layers", "reconstruct|!ffn",
@@ -169,7 +170,9 @@ static const struct cli_option options[] = {
      .help =
          "prune layers, heads and channels to at most N parameters, or a share of them (60%). Tries all shapes with "
          "equal layers that programs can load wherever they load this model, and takes the one whose removed parts "
-         "matter least for the loss, by --stats with gradients; --dry-run prints it. 0: no target"},
+         "matter least for the loss, by --stats with gradients; --dry-run prints it. With --vocab the vocabulary is "
+         "pruned "
+         "first. 0: no target"},
     {.name = "target-speedup",
      .type = CLI_F64,
      .to = &o.target_speedup,
@@ -187,7 +190,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .max = 1e15,
      .needs = {"stats", "!target-params", "!target-speedup", "!layers", "!drop-layers", "!experts", "!ffn", "!heads",
-               "!kv-heads", "!hidden", "!plan", "!vocab"},
+               "!kv-heads", "!hidden", "!plan"},
      .help = "the same, to a model whose tensors take at most this many bytes in their types, without header and "
              "vocabulary, as quantize counts; 90M is 90 times 1048576"},
     {.name = "target-type",
@@ -210,9 +213,11 @@ static const struct cli_option options[] = {
      .arg = "N",
      .min = 1,
      .max = 64,
-     .needs = {"target-params|target-speedup|target-size", "data", "!vocab"},
-     .help = "prune to each of the N best shapes for the target, as the other options say, and take the one whose "
-             "next-token distributions on --data diverge least from the original's. MODEL must be a file"},
+     .needs = {"target-params|target-speedup|target-size", "data"},
+     .help = "prune to N shapes for the target, one after another, as the other options say, and take the one whose "
+             "next-token distributions on --data diverge least from the original's. The first are the best by --stats, "
+             "as they are and if heads, layers or channels mattered more; the others the best by what was measured. "
+             "MODEL must be a file"},
     {.name = "layers",
      .type = CLI_AMOUNT,
      .to = &o.layers,

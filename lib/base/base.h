@@ -264,8 +264,8 @@ struct out_id {
 };
 int out_check(const char *path, enum out_use use, struct out_id *id, struct err *e) MUST_CHECK;
 bool out_same(const struct out_id *a, const struct out_id *b);
-/* Opens an unnamed file in TMPDIR or /tmp; it disappears when its descriptor is closed. ERR_IO
- * on failure. */
+/* Opens an unnamed file in TMPDIR or /tmp; it disappears when its descriptor is closed.
+ * ERR_IO on failure. */
 int out_scratch(int *fd, struct err *e) MUST_CHECK;
 /* Removes all temporary files and folders. For the handler of a terminating signal: it makes only direct system calls,
  * no allocation and no locking. Other threads must have signals blocked. */

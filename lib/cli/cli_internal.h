@@ -126,8 +126,8 @@ void help_usage(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void help_options(FILE *f, const struct cli_args *a); /* the interface that scripts depend on, for tests/golden/cli */
 
-/* ---- complete.c: the table as shell completions: functions for bash and zsh, lines for fish; dispatch.c joins them
- * ---- */
+/* complete.c: the table as shell completions: functions for bash and zsh, lines for fish; dispatch.c joins those of all
+ * programs. */
 
 void complete_bash(FILE *f, const struct cli_program *p, const struct cli_args *a);
 void complete_zsh(FILE *f, const struct cli_program *p, const struct cli_args *a);

@@ -117,14 +117,14 @@ int compress_sizes_begin(struct compress_sizes *z, struct session_file *model, s
 int compress_bytes(void *sizes, const struct model_config *after, uint64_t *bytes, struct err *e) MUST_CHECK;
 void compress_sizes_release(struct compress_sizes *z);
 
-/* The best options->candidates shapes of the target of `prune` are pruned, one after another, and the model as it is judges them by the
- * divergence on options->search_tokens of the data. *best: for prune->target_nth. */
+/* Up to options->candidates shapes for the target of `prune` are pruned, one after another, all with the whole vocabulary, and the model as it
+ * is judges them by the divergence on options->search_tokens of the data. *out begins as NULL, for prune_candidates_free, on failure too. */
 struct compress_judging {
     struct cli *c;
     const struct compress_prune_options *options;
     const struct prune_options *prune;
     struct session_file *model;
 };
-int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct err *e) MUST_CHECK;
+int compress_judge_shapes(const struct compress_judging *o, struct prune_candidates **out, struct err *e) MUST_CHECK;
 
 #endif

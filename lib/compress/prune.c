@@ -16,6 +16,7 @@ struct pruning {
     uint32_t drop[MODEL_MAX_LAYERS];
     struct buf plan; /* a string */
     struct prune_allocation allocation;
+    struct prune_candidates *candidates;
     struct prune_report report;
 };
 
@@ -279,7 +280,9 @@ static int write_pruned(struct pruning *k, struct err *e) {
 
 static int choose_shape(struct pruning *k, struct err *e) {
     struct compress_judging j = {.c = k->c, .options = k->o, .prune = &k->how, .model = &k->model};
-    return compress_judge_shapes(&j, &k->how.target_nth, e);
+    int rc = compress_judge_shapes(&j, &k->candidates, e);
+    if (!rc) k->how.target_shape = prune_candidates_best(k->candidates);
+    return rc;
 }
 
 int compress_prune(struct cli *c, const struct compress_prune_options *o, struct err *e) {
@@ -297,6 +300,7 @@ int compress_prune(struct cli *c, const struct compress_prune_options *o, struct
     if (!rc) rc = report(&k, e);
     prune_report_release(&k.report);
     prune_allocation_release(&k.allocation);
+    prune_candidates_free(k.candidates);
     prune_tokens_release(&k.tokens);
     compress_calibration_release(&k.of);
     compress_sizes_release(&k.sizes);

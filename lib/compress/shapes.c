@@ -85,24 +85,41 @@ void compress_sizes_release(struct compress_sizes *z) {
 struct judging {
     const struct compress_judging *o;
     struct prune_options how;
+    struct prune_candidates *candidates;
+    size_t number; /* of the candidate, from 1 on */
     struct compress_judged whole;
-    struct model_input said; /* of its tokens, those that candidates are judged on */
+    struct model_input said, fitted; /* of its tokens, those that candidates are judged on, and fitted to */
     struct judge_reference *of;
 };
 
-/* Whole sequences up to the one that reaches `limit` positions; 0: all. */
-static struct model_input first_of(const struct model_input *in, uint64_t limit) {
-    struct model_input out = *in;
-    out.n_seqs = 0, out.n_positions = 0;
-    while (out.n_seqs < in->n_seqs && (!limit || out.n_positions < limit)) out.n_positions += in->lengths[out.n_seqs++];
-    return out;
+/*
+ * Judged on: whole sequences up to the one that reaches search_tokens; 0: all. What is fitted to data is not judged on the same, which
+ * it remembers the better the more there is to be fitted: then they are half of the sequences at most, and the others are for the fit.
+ */
+static int divide(struct judging *j, struct err *e) {
+    const struct model_input *in = &j->whole.tokens.in;
+    size_t most = j->how.calibrated ? in->n_seqs / 2 : in->n_seqs;
+    uint64_t limit = j->o->options->search_tokens;
+    struct model_input *said = &j->said, *rest = &j->fitted;
+    if (!most) return err_set(e, ERR_USAGE, "--candidates with --reconstruct needs two sequences of --data at least");
+    *said = *rest = *in;
+    said->n_seqs = said->n_positions = 0;
+    while (said->n_seqs < most && (!limit || said->n_positions < limit))
+        said->n_positions += in->lengths[said->n_seqs++];
+    rest->n_seqs -= said->n_seqs;
+    rest->n_positions -= said->n_positions;
+    rest->tokens += said->n_positions;
+    rest->lengths += said->n_seqs;
+    rest->types = rest->types ? rest->types + said->n_positions : NULL;
+    rest->asked = rest->asked ? rest->asked + said->n_positions : NULL;
+    return 0;
 }
 
 /* The model pruned as j->how says, into a file in memory. */
 static int prune_candidate(struct judging *j, int fd, struct prune_report *r, struct err *e) {
     struct stream_reader *in;
     struct stream_writer *w = NULL;
-    struct prune_calibration p = {.scratch = j->whole.scratch, .in = &j->whole.tokens.in, .n = 1};
+    struct prune_calibration p = {.scratch = j->whole.scratch, .in = &j->fitted, .n = 1};
     int rc = session_file_again(j->o->model, STREAM_MODEL, &in, e);
     if (!rc) rc = stream_writer_open(&w, fd, "a candidate", NULL, e);
     if (!rc && j->how.calibrated) {
@@ -124,13 +141,27 @@ static int judge_written(struct judging *j, int fd, double *kl, struct err *e) {
     int rc = stream_reader_open(&in, fd, "a candidate", STREAM_MODEL, e);
     if (!rc) rc = model_load(&m, kernel_cpu(), in, session_weight_format(&j->o->options->how), e);
     if (!rc) rc = judge_reference_compare(j->of, m, j->whole.scratch, kl, e);
-    if (!rc && !isfinite(*kl)) rc = err_set(e, ERR_DATA, "shape %zu: the divergence is %g", j->how.target_nth + 1, *kl);
+    if (!rc && !isfinite(*kl)) rc = err_set(e, ERR_DATA, "shape %zu: the divergence is %g", j->number, *kl);
     model_free(m);
     stream_reader_free(in);
     return rc;
 }
 
+/* "24 layers of 9 heads and 768 channels"; of layers that differ their number. */
+static void describe(const struct model_config *c, char *out, size_t n) {
+    const struct model_layer *l = &c->layers[0];
+    bool alike = true;
+    for (uint32_t i = 1; i < c->n_layers; i++)
+        alike &= c->layers[i].n_heads == l->n_heads && c->layers[i].n_kv_heads == l->n_kv_heads &&
+                 c->layers[i].ffn == l->ffn;
+    int at = snprintf(out, n, "%u layer%s", c->n_layers, c->n_layers == 1 ? "" : "s");
+    if (alike)
+        snprintf(out + at, n - (size_t)at, " of %u heads (%u key/value) and %u channels", l->n_heads, l->n_kv_heads,
+                 l->ffn);
+}
+
 static int report_shape(struct judging *j, const struct prune_report *r, double kl, struct err *e) {
+    char shape[128];
     cJSON *o = cJSON_CreateObject();
     bool ok = o && json_put_u64(o, "parameters", r->parameters_after) && json_put_u64(o, "layers", r->after.n_layers) &&
               json_put_f64(o, "divergence", kl) &&
@@ -139,8 +170,9 @@ static int report_shape(struct judging *j, const struct prune_report *r, double 
         cJSON_Delete(o);
         return err_nomem(e, "report");
     }
-    cli_say(j->o->c, "shape %zu: %.2f M parameters, %u layers: divergence %.5f", j->how.target_nth + 1,
-            (double)r->parameters_after / 1e6, r->after.n_layers, kl);
+    describe(&r->after, shape, sizeof shape);
+    cli_say(j->o->c, "shape %zu: %.2f M parameters, %s: divergence %.5f", j->number, (double)r->parameters_after / 1e6,
+            shape, kl);
     return 0;
 }
 
@@ -156,35 +188,37 @@ static int judge_shape(struct judging *j, double *kl, struct err *e) {
     return rc;
 }
 
-static int judge_all(struct judging *j, size_t n, size_t *best, struct err *e) {
-    double least = 0, kl;
-    cli_progress_begin(j->o->c, "shapes", n);
+static int judge_all(struct judging *j, size_t most, struct err *e) {
+    double kl;
     int rc = 0;
-    for (size_t i = 0; !rc && i < n; i++) {
-        j->how.target_nth = i;
+    cli_progress_begin(j->o->c, "shapes", most);
+    for (j->number = 1; !rc && j->number <= most; j->number++) {
+        rc = prune_candidates_next(j->candidates, &j->how.target_shape, e);
+        if (rc || !j->how.target_shape) break;
         rc = judge_shape(j, &kl, e);
-        if (!rc && (i == 0 || kl < least)) least = kl, *best = i;
-        if (!rc) cli_progress(j->o->c, i + 1, NULL);
+        if (!rc) prune_candidates_judged(j->candidates, kl);
+        if (!rc) cli_progress(j->o->c, j->number, NULL);
     }
     cli_progress_end(j->o->c);
     return rc;
 }
 
-int compress_judge_shapes(const struct compress_judging *o, size_t *best, struct err *e) {
+int compress_judge_shapes(const struct compress_judging *o, struct prune_candidates **out, struct err *e) {
     struct judging j = {.o = o, .how = *o->prune};
     struct compress_judged *whole = &j.whole;
     const struct compress_prune_options *by = o->options;
-    size_t n = 0;
     j.how.warn = NULL, j.how.sparse = NULL;
+    j.how.tokens = NULL, j.how.padding = false; /* to be compared token by token */
     int rc = compress_judged_open(whole, o->c, o->model, "--candidates", by->data, by->max_tokens, &by->how,
                                   session_weight_format(&by->how), e);
-    if (!rc) rc = prune_target_shapes(whole->model, &j.how, by->candidates, &n, e);
-    j.said = first_of(&whole->tokens.in, by->search_tokens);
+    if (!rc) rc = prune_candidates_new(out, whole->model, o->prune, by->candidates, e);
+    j.candidates = *out;
+    if (!rc) rc = divide(&j, e);
     if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &j.said, e);
     model_free(whole->model); /* before there are others */
     whole->model = NULL;
     if (!rc && !cJSON_AddArrayToObject(cli_report(o->c), "shapes")) rc = err_nomem(e, "report");
-    if (!rc) rc = judge_all(&j, n, best, e);
+    if (!rc) rc = judge_all(&j, by->candidates, e);
     judge_reference_free(j.of);
     compress_judged_release(whole);
     return rc;

@@ -9,7 +9,7 @@
  * Precision: DT_F32, or DT_BF16 for bf16 activations and products with f32 sums. Weights, their gradients and the
  * residual stream (embedding, results of grad_linear with a residual) are f32 in both; results of other operations have
  * the type of their inputs or, where weights meet f32 activations, the tape's. The gradient of a result has the type of
- * the result, except for norms, where the gradients of several linear maps are summed: f32.
+ * the result, except for grad_rmsnorm and grad_layernorm, where the gradients of several linear maps are summed: f32.
  *
  * Operations return NULL on failure (out of memory, shapes that do not fit) and keep the first error in the tape. NULL
  * inputs give NULL outputs, so a chain of operations needs no checks in between: call grad_error once at its end.

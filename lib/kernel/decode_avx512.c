@@ -2,7 +2,7 @@
  * Products of attention in generation for AVX-512: a few queries with many keys and values, which are bf16 in memory.
  * Scores use VDPBF16PS, or widen in registers. The order of a sum depends only on its length.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* The lower and upper halves of 16 pairs as f32. */

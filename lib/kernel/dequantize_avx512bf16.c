@@ -3,7 +3,7 @@
  * blocks. Codes of four and five bits index vectors of the 16 or 32 values that a scale allows. Two vectors are rounded
  * at once by an instruction that would flush subnormal numbers, but no f16 scale is that small.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 #define INLINE16 static inline __attribute__((always_inline)) TARGET_BF16

@@ -1,10 +1,11 @@
 /*
  * Selection of the CPU path: once, at the first use, because results must not change within a run.
  * RILL_CPU=portable|avx2|avx512|avx512bf16|amx overrides it, for tests and for comparing machines.
+ * A build with KERNEL_PORTABLE has the portable path alone, as on other architectures.
  */
 #include <pthread.h>
 #include <stdatomic.h>
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <cpuid.h>
 #endif
 
@@ -12,7 +13,7 @@
 
 static _Atomic(const struct simd *) selected;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 static bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
@@ -62,7 +63,7 @@ static void make_paths(void) {
 
 /* NULL if the name is unknown or the CPU does not support the path. */
 static const struct simd *by_name(const char *name) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
     static pthread_once_t paths_once = PTHREAD_ONCE_INIT;
     pthread_once(&paths_once, make_paths);
     if (strcmp(name, "amx") == 0) return has_avx512bf16() && amx_available() ? &amx : NULL;
@@ -75,7 +76,7 @@ static const struct simd *by_name(const char *name) {
 
 /* Is another path faster on this CPU, although it supports this one? */
 static bool is_slow(const char *name) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
     return strcmp(name, "avx512bf16") == 0 && has_slow_bf16();
 #else
     (void)name;
@@ -110,7 +111,7 @@ bool simd_select(const char *name) {
 struct kernel_backend kernel_backend(void) {
     const struct simd *v = simd();
     struct kernel_backend b = {.path = v->name, .f32 = v->name, .bf16 = v->bf16->name, .int8 = v->int8->name};
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
     if (v->gemm == gemm_avx512) b.f32 = avx512.name;
 #endif
     return b;

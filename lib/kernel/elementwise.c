@@ -54,12 +54,12 @@ void kernel_scale(struct kernel_array y, size_t n, float a) {
 
 static void add_piece(void *ctx, size_t begin, size_t end) {
     const struct arrays *c = ctx;
-    float y_room[WIDENED], x_room[WIDENED];
+    float y_scratch[WIDENED], x_scratch[WIDENED];
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        array_get(c->v, c->y, i, n, y_room);
-        c->v->add(array_target(c->y, i, y_room), array_get(c->v, c->x, i, n, x_room), n);
-        array_put(c->v, c->y, i, n, y_room);
+        array_get(c->v, c->y, i, n, y_scratch);
+        c->v->add(array_target(c->y, i, y_scratch), array_get(c->v, c->x, i, n, x_scratch), n);
+        array_put(c->v, c->y, i, n, y_scratch);
     }
 }
 
@@ -108,12 +108,12 @@ static void blend(const struct momentum *c, float *x, size_t at, size_t n) {
 
 static void momentum_piece(void *ctx, size_t begin, size_t end) {
     const struct momentum *c = ctx;
-    float room[WIDENED];
+    float scratch[WIDENED];
     uint32_t random[WIDENED];
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        array_get(c->v, c->m, i, n, room);
-        float *m = array_target(c->m, i, room);
+        array_get(c->v, c->m, i, n, scratch);
+        float *m = array_target(c->m, i, scratch);
         blend(c, m, i, n);
         memcpy(c->u + i, m, n * sizeof *m);
         blend(c, c->u + i, i, n);

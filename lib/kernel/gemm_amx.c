@@ -1,5 +1,5 @@
 /* The micro-kernel of gemm_amx_body.h on the CPU's tiles, and the request to the system for them. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>

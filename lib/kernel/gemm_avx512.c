@@ -9,7 +9,7 @@
  * An element of c is summed over k in order, by FMA, in blocks of KC: the order does not depend on where a tile begins
  * or ends.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */

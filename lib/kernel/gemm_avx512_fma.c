@@ -5,7 +5,7 @@
  *
  * An element of c is one sum over k in order, each product exact; subnormal numbers are kept.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */

@@ -2,7 +2,7 @@
  * The micro-kernel for AVX512-BF16: VDPBF16PS multiplies 32 pairs of bf16 and adds both products of a pair to a lane,
  * the odd one first, with each addition rounded to nearest; subnormal inputs and results count as zero.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */

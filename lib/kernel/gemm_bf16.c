@@ -40,7 +40,7 @@ struct tile {
     size_t k_block;      /* maximum k per micro-kernel call */
     const uint16_t *b;
     size_t stride; /* between panels */
-    uint16_t *a_room;
+    uint16_t *a_scratch;
     const uint16_t *transposed; /* the tile's rows in this strip, if a is transposed */
     float *sums;
 };
@@ -70,8 +70,8 @@ static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, 
     }
     *lda = p->lda ? p->lda : MAX_ROW_STRIDE;
     if (p->lda) return (const uint16_t *)p->a + row * p->lda + first;
-    for (size_t i = 0; i < rows; i++) copy_row(p, t->a_room + i * MAX_ROW_STRIDE, row + i, first, count);
-    return t->a_room;
+    for (size_t i = 0; i < rows; i++) copy_row(p, t->a_scratch + i * MAX_ROW_STRIDE, row + i, first, count);
+    return t->a_scratch;
 }
 
 /* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. */
@@ -151,9 +151,9 @@ static void run_tile(void *ctx, size_t i, int thread) {
     const struct product_bf16 *p = ctx;
     const struct panels *b = p->b;
     (void)thread;
-    _Alignas(64) uint16_t strip[STRIP], a_room[MAX_BLOCK * MAX_ROW_STRIDE];
+    _Alignas(64) uint16_t strip[STRIP], a_scratch[MAX_BLOCK * MAX_ROW_STRIDE];
     _Alignas(64) float sums[SUMS];
-    struct tile t = {.p = p, .micro = p->v->bf16, .a_room = a_room, .sums = sums};
+    struct tile t = {.p = p, .micro = p->v->bf16, .a_scratch = a_scratch, .sums = sums};
     t.row = i / p->tiles_n * p->tile_m;
     t.col = i % p->tiles_n * p->tile_n;
     t.rows = smaller(p->tile_m, p->m - t.row);

@@ -3,7 +3,7 @@
  * which codes of up to 7 bits cannot overflow (2 x 127 x 127 < 2^15); the eighth bit of a code is multiplied separately
  * (2 x 128 x 127).
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <immintrin.h>
 
 #include "lib/kernel/kernel_internal.h"

@@ -2,7 +2,7 @@
  * The micro-kernel for AVX512-VNNI: VPDPBUSD multiplies 64 unsigned codes by signed activations and adds four
  * neighboring products into a lane, all exactly.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <math.h>
 
 #include "lib/kernel/avx512.h"

@@ -2,7 +2,7 @@
  * Rows in 16 bits for AVX512-VNNI: VPDPWSSD multiplies 32 pairs and adds neighbors into a lane, twice the rate of fused
  * multiply-adds. Intermediate sums may wrap, which is harmless because the final sum fits (kernel.h).
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <float.h>
 #include <math.h>
 

@@ -50,7 +50,7 @@ enum gemm_form { GEMM_NT, GEMM_NN, GEMM_TN };
 /* c[m][n] (row stride ldc) = product + beta c, as kernel_matmul_* but with row strides. For use inside a task. */
 typedef void gemm_fn(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
                      size_t ldb, float beta, float *c, size_t ldc);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 gemm_fn gemm_avx512;
 #endif
 
@@ -101,7 +101,7 @@ static inline size_t row_block(const struct micro_bf16 *m, size_t rows, size_t n
 typedef bool dequantize_fn(enum dtype type, const void *blocks, uint16_t *to, size_t n);
 
 extern const struct micro_bf16 bf16_widened; /* multiplies in f32, by the path's own product */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 extern const struct micro_bf16 bf16_avx512, bf16_avx512_fma, bf16_amx;
 dequantize_fn dequantize_avx512bf16;
 bool amx_available(void); /* requests the tiles from the system */
@@ -114,7 +114,7 @@ typedef void decode_dots_fn(float *out, size_t ldo, const uint16_t *x, size_t n,
                             size_t k, const uint16_t *next);
 typedef void decode_mix_fn(float *y, const float *p, size_t ldp, size_t n, const uint16_t *values, size_t count,
                            size_t k, const uint16_t *next);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 decode_dots_fn decode_dots_avx512, decode_dots_avx512bf16;
 decode_mix_fn decode_mix_avx512;
 #endif
@@ -125,7 +125,7 @@ transpose_words_fn transpose_words_plain;
 /* y[c * ldy + r] = x[r * ldx + c], r < rows, c < cols */
 typedef void transpose_bf16_fn(uint16_t *y, size_t ldy, const uint16_t *x, size_t ldx, size_t rows, size_t cols);
 transpose_bf16_fn transpose_bf16_plain;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 transpose_words_fn transpose_words_avx512;
 transpose_bf16_fn transpose_bf16_avx512;
 #endif
@@ -196,7 +196,7 @@ struct micro_int8 {
 
 extern const struct micro_int8 int8_portable;
 round_int8_fn round_int8_portable;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 extern const struct micro_int8 int8_avx2, int8_vnni;
 #endif
 
@@ -219,7 +219,7 @@ struct micro_rows16 {
     void (*take)(size_t n, size_t rows, const float *x, size_t ld, float *scale, uint32_t *words);
     void (*add)(const struct block_rows16 *t);
 };
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 extern const struct micro_rows16 rows16_vnni;
 #endif
 
@@ -398,7 +398,7 @@ struct simd {
 };
 
 extern const struct simd simd_portable;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 extern const struct simd simd_avx2, simd_avx512, simd_avx512bf16;
 #endif
 

@@ -1,5 +1,5 @@
 /* Transposition of bf16 for AVX-512. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 TARGET void transpose_words_avx512(uint32_t *y, size_t ldy, const uint32_t *x, size_t ldx, size_t n, size_t k) {

@@ -1,5 +1,5 @@
 /* The path for x86-64 with AVX2 and FMA: eight lanes. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <immintrin.h>
 #include <math.h>
 

@@ -43,7 +43,7 @@ static void hadamard(float *x, size_t n) {
 struct store {
     float *x;
     unsigned char *blocks; /* [threads][row_bytes] */
-    float *turned;         /* [threads][cols] */
+    float *interleaved;    /* [threads][cols] */
     size_t cols, rotation, row_bytes;
     size_t head; /* size of the heads whose rotary pairs are interleaved; 0: none */
     enum dtype dtype;
@@ -69,7 +69,7 @@ static void rotate(const struct store *s, float *x) {
 
 static void store_row(void *ctx, size_t row, int thread) {
     const struct store *s = ctx;
-    float *x = s->x + row * s->cols, *y = s->head ? s->turned + (size_t)thread * s->cols : x;
+    float *x = s->x + row * s->cols, *y = s->head ? s->interleaved + (size_t)thread * s->cols : x;
     unsigned char *blocks = s->blocks + (size_t)thread * s->row_bytes;
     if (s->head) interleave(s, x, y, false);
     rotate(s, y);
@@ -83,8 +83,9 @@ static int store_rows(struct store *s, size_t rows, struct err *e) {
     struct arena a = {0};
     s->failed = arena_array(&a, rows, sizeof *s->failed, e);
     s->blocks = s->failed ? arena_array(&a, (size_t)parallel_threads(), s->row_bytes, e) : NULL;
-    s->turned = s->blocks ? arena_array(&a, (size_t)parallel_threads() * s->cols, sizeof *s->turned, e) : NULL;
-    int rc = s->turned ? 0 : e->code;
+    s->interleaved =
+        s->blocks ? arena_array(&a, (size_t)parallel_threads() * s->cols, sizeof *s->interleaved, e) : NULL;
+    int rc = s->interleaved ? 0 : e->code;
     if (!rc) parallel_for(rows, store_row, s);
     for (size_t i = 0; !rc && i < rows; i++)
         if (s->failed[i].code) *e = s->failed[i], rc = err_prefix(e, "position %zu", i);

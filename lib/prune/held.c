@@ -8,7 +8,25 @@ int prune_walk_begin(const struct prune_walk *k, const struct prune_plan *plan, 
     struct prune_report *r = k->report;
     int rc = prune_fill_report(r, plan, e);
     if (!rc) rc = prune_rename(m->meta, r->parameters_before, r->parameters_after, e);
-    return rc ? rc : model_head_write(k->out, &plan->to, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
+    const struct buf *vocab = plan->vocab.len ? &plan->vocab : &m->vocab_bytes;
+    return rc ? rc : model_head_write(k->out, &plan->to, vocab->data, vocab->len, m->meta, e);
+}
+
+int prune_write_param(const struct prune_walk *k, const struct prune_plan *plan, const struct model_param *p,
+                      struct buf *scratch, struct err *e) {
+    if (!plan->kept_tokens || model_role_info(p->slot.role)->rows != AXIS_VOCAB)
+        return model_save_param(p, k->out, 0, scratch, e);
+    struct model_param few = *p;
+    uint64_t cols = p->desc.rank == 2 ? p->desc.dims[1] : 1;
+    few.desc.dims[0] = plan->to.vocab_size;
+    few.n = few.desc.dims[0] * cols;
+    float *x = mem_array(few.n, sizeof *x, e);
+    if (!x) return err_prefix(e, "tensor '%s'", p->desc.name);
+    kernel_gather(kernel_f32(x), kernel_f32(model_host_value(p)), plan->kept_tokens, few.desc.dims[0], cols);
+    few.value = kernel_f32(x);
+    int rc = model_save_param(&few, k->out, 0, scratch, e);
+    mem_free(x);
+    return rc;
 }
 
 int prune_check_finite(const struct model *m, size_t first, size_t end, struct err *e) {

@@ -428,6 +428,14 @@ static int plan_ranks(struct prune_plan *p, struct err *e) {
 
 /* ---- all --------------------------------------------------------------------------------------------------------- */
 
+int prune_plan_begin(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
+                     struct err *e) {
+    *p = (struct prune_plan){.o = o, .from = &head->config};
+    int rc = o->stats ? stats_check(o->stats, &head->config, head->vocab_digest, e) : 0;
+    if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
+    return rc || (!o->tokens && !o->padding) ? rc : plan_vocab(p, head, e);
+}
+
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {
     *p = (struct prune_plan){.o = o, .from = &head->config};
     if (o->score == PRUNE_BY_COST && !(o->calibrated && o->reconstruct))
@@ -444,11 +452,9 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
             "the statistics have no signed sums, because an older version made them: run rill calibrate again");
     if (!(o->sparsity.share >= 0 && o->sparsity.share < 1))
         return err_set(e, ERR_USAGE, "sparsity %g is not in [0, 1)", o->sparsity.share);
-    int rc = o->stats ? stats_check(o->stats, &head->config, head->vocab_digest, e) : 0;
-    if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
+    int rc = prune_plan_begin(p, head, o, e);
     if (!rc && o->merge) rc = plan_merge(p, e);
     if (!rc) rc = o->plan ? prune_plan_read(p, e) : plan_structure(p, e);
-    if (!rc && (o->tokens || o->padding)) rc = plan_vocab(p, head, e);
     if (!rc && !o->plan) rc = prune_plan_sparse(p, e);
     if (!rc) rc = prune_check_sparse(p, e);
     if (!rc) rc = plan_ranks(p, e);

@@ -154,10 +154,30 @@ struct prune_divergence {
 int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uint32_t *layers, double *kl,
                                struct err *e) MUST_CHECK;
 
+/* What stays of a layer: key/value heads, query heads of each of these, feed-forward channels. groups 0: the layer goes. */
+struct prune_shape {
+    uint32_t groups, each, ffn;
+};
+
 struct prune_options;
-/* How many shapes a target leaves to choose from, up to `most`: what target_nth may be. ERR_USAGE: none. */
-int prune_target_shapes(const struct model *m, const struct prune_options *o, size_t most, size_t *n,
-                        struct err *e) MUST_CHECK;
+
+/*
+ * Shapes for a target (options->target_*), to be measured one after another, each chosen by the measurements before it. The first are the
+ * best by the sums of |w dL/dw|, and the best if heads, layers or channels counted three times as much. From then on the score is fitted to
+ * what was measured: how dear each axis is, and the power of the share that goes; and the next is the best by that of those not measured yet.
+ */
+struct prune_candidates;
+/* `most` of them at most. The options are the caller's and outlive it, the model need not. ERR_USAGE, ERR_DATA: as of prune_stream. */
+int prune_candidates_new(struct prune_candidates **out, const struct model *m, const struct prune_options *o,
+                         size_t most, struct err *e) MUST_CHECK;
+/* The next, [n_layers], as long as the candidates live; NULL: there is no other. Each but the last has been judged. ERR_USAGE: none is that
+ * small. */
+int prune_candidates_next(struct prune_candidates *c, const struct prune_shape **shape, struct err *e) MUST_CHECK;
+/* What the last came to. */
+void prune_candidates_judged(struct prune_candidates *c, double divergence);
+/* That of least divergence; NULL: none has been judged. */
+const struct prune_shape *prune_candidates_best(const struct prune_candidates *c);
+void prune_candidates_free(struct prune_candidates *c); /* NULL is fine */
 
 /* "3,10-14": the numbers of layers into out [MODEL_MAX_LAYERS]. ERR_USAGE. */
 int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) MUST_CHECK;
@@ -214,7 +234,8 @@ struct prune_options {
     /*
      * Instead of layers, heads and channels: what the model comes to, in parameters, as a number or as a share of them, as how many times
      * fewer products of weights a position takes, or in bytes. All layers get one shape, that whose parts that go count least together, by
-     * the sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. All 0: none.
+     * the sums of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. The vocabulary that `tokens` or `padding` leave
+     * counts. All 0: none.
      */
     uint64_t target_params, target_size;
     double target_share, target_speedup;
@@ -223,7 +244,8 @@ struct prune_options {
     void *bytes_ctx;
     bool
         target_uneven; /* each layer gets its own shape, one step after another that loses least for what it saves; loads is not asked */
-    size_t target_nth; /* the shape after so many better ones (prune_target_shapes) */
+    const struct prune_shape
+        *target_shape; /* [n_layers] for the target, chosen already (prune_candidates_best); NULL: none */
     /* Will programs load this shape, if they load the one before? NULL: nobody asks. Of warn_ctx. */
     bool (*loads)(void *ctx, const struct model_config *before, const struct model_config *after);
     struct prune_amount layers; /* that stay, by layer_score (needs stats) ... */
@@ -283,7 +305,8 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
  * matrix's inputs.
  *
  * Single weights of the matrices in layers, in the order q, k, v; o; gate, up; down; or structure: layers, heads and channels, to
- * reconstruct; or the width of the residual stream, to reconstruct. Two of these at once are ERR_USAGE, as are experts and vocabulary.
+ * reconstruct; or the width of the residual stream, to reconstruct. Two of these at once are ERR_USAGE, as are experts. Tokens that go (not
+ * with a narrower stream) are there as long as the data goes through the model.
  *
  * Of structure, o and down of each layer are fitted, from the first that something went from on: their weights, and their bias where there
  * is one, become those of least squares, so that the residual stream is again what it was in the model before. Where a norm stands between

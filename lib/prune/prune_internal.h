@@ -1,7 +1,7 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, name, sparsity, norms, mask, layer, narrow, plan_text, those of target.h, plan, report,
+ * Order of files, each calling only those before it: choose, map, name, sparsity, norms, mask, layer, narrow, plan_text, those of target.h, plan, candidates, report,
  * lowrank, factors, prune; the others of second_order.h; divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
@@ -29,6 +29,9 @@ struct prune_plan {
 /* As o->plan says (plan_text.c): layers, widths, experts, and p->sparse. ERR_DATA names file and line. */
 int prune_plan_read(struct prune_plan *p, struct err *e) MUST_CHECK;
 int prune_plan_write(const struct prune_plan *p, struct buf *out, struct err *e) MUST_CHECK;
+/* What the rest of a plan counts with: p->from, a copy of it in p->to, and the vocabulary that stays. */
+int prune_plan_begin(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
+                     struct err *e) MUST_CHECK;
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                     struct err *e) MUST_CHECK;
 /* For o->target_*: which layers go, gone [n_layers], and the shape of those that stay, in p->to.layers [n_layers] (target.c). */

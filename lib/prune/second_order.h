@@ -65,6 +65,9 @@ struct prune_walk {
 };
 /* Report, name and the head of the output. */
 int prune_walk_begin(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) MUST_CHECK;
+/* A tensor as model_save_param writes it, without the rows of tokens that go. */
+int prune_write_param(const struct prune_walk *k, const struct prune_plan *plan, const struct model_param *p,
+                      struct buf *scratch, struct err *e) MUST_CHECK;
 /* Single weights (sequential.c), or layers, heads and channels (structure.c): ERR_USAGE when the plan asks for what cannot be done so. */
 int prune_weights(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) MUST_CHECK;
 int prune_structure(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) MUST_CHECK;

@@ -9,9 +9,9 @@
 #define EXPERT_BYTES (256ull << 20) /* of the Gram matrices of experts that are watched at once */
 
 struct sequential {
+    const struct prune_walk *k;
     const struct prune_calibration *c;
     const struct prune_options *o;
-    struct stream_writer *out;
     struct prune_report *report;
     struct model *m;
     struct prune_plan plan;
@@ -137,6 +137,8 @@ static int prune_matrix(const struct shared *h, size_t slot, struct err *e) {
     int rc = gram_of(h) && !was ? e->code : 0;
     if (was) memcpy(was, w.x, p->n * sizeof *was);
     if (!rc) rc = carry_out(h, p, &w, q->plan.sparse[slot], e);
+    if (!rc && !t.rank)
+        rc = prune_round(p, &q->scratch, e); /* what comes after sees what a reader of the file will have */
     if (!rc && was) rc = prune_output_error(&w, gram_of(h), was, &t.output_error, e);
     t.has_error = was != NULL;
     mem_free(was);
@@ -246,16 +248,7 @@ static int write_part(struct sequential *q, int64_t layer, struct err *e) {
     size_t end = layer == to->n_layers ? model_slot_count(to) : model_slot_of_layer(to, (uint32_t)(layer + 1));
     int rc = 0;
     for (size_t i = first; !rc && i < end; i++)
-        rc = model_save_param(param_of(q, model_slot_at(to, i)), q->out, 0, &q->scratch, e);
-    return rc;
-}
-
-/* The layer goes on with what a reader of the file will have. */
-static int round_part(struct sequential *q, struct err *e) {
-    int rc = 0;
-    for (size_t i = q->held.first; !rc && i < q->held.end; i++)
-        if (prune_is_sparse(q->plan.sparse[i]) && !q->plan.sparse[i].rank)
-            rc = prune_round(&q->m->params[i], &q->scratch, e);
+        rc = prune_write_param(q->k, &q->plan, param_of(q, model_slot_at(to, i)), &q->scratch, e);
     return rc;
 }
 
@@ -277,7 +270,6 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     if (!rc) rc = prune_check_finite(q->m, q->held.first, q->held.end, e);
     if (!rc && is_layer && q->o->reconstruct) rc = keep_sparse(q, e);
     for (size_t i = 0; !rc && is_layer && i < COUNT_OF(points); i++) rc = prune_point(q, points[i], (uint32_t)layer, e);
-    if (!rc) rc = round_part(q, e);
     if (!rc) rc = write_part(q, layer, e);
     release_factors(q);
     stats_part_release(&q->held);
@@ -298,8 +290,8 @@ static int check_options(const struct sequential *q, struct err *e) {
 }
 
 int prune_weights(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) {
-    struct sequential q = {.c = k->c, .o = plan->o, .out = k->out, .report = k->report, .plan = *plan};
-    struct model_changes how = {plan->o->reconstruct, visit, &q};
+    struct sequential q = {.k = k, .c = k->c, .o = plan->o, .report = k->report, .plan = *plan};
+    struct model_changes how = {.dense = plan->o->reconstruct, .visit = visit, .ctx = &q, .in_order = true};
     q.m = model_layerwise_held(k->c->model);
     for (size_t i = 0; i < plan->n_slots; i++) q.has_ranks |= plan->sparse[i].rank != 0;
     for (size_t i = 0; i < k->c->n; i++) q.positions += k->c->in[i].n_positions;

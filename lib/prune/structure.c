@@ -306,7 +306,7 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
         rc = prune_one(q, (uint32_t)layer, e);
     } else {
         for (size_t i = q->held.first; !rc && i < q->held.end; i++)
-            rc = model_save_param(&q->m->params[i], q->k->out, 0, &q->scratch, e);
+            rc = prune_write_param(q->k, q->plan, &q->m->params[i], &q->scratch, e);
     }
     stats_part_release(&q->held);
     if (!rc && is_layer && q->c->progress) q->c->progress(q->c->progress_ctx, (uint32_t)layer + 1);
@@ -316,16 +316,15 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
 static int check_options(const struct structure *q, struct err *e) {
     if (!q->o->reconstruct)
         return err_set(e, ERR_USAGE, "pruning layers, heads or channels with --data needs --reconstruct");
-    if (q->plan->kept_tokens || q->plan->kept_experts)
-        return err_set(e, ERR_USAGE,
-                       "experts and vocabulary cannot be pruned with --data: prune them in a separate run");
+    if (q->plan->kept_experts)
+        return err_set(e, ERR_USAGE, "experts cannot be pruned with --data: prune them in a separate run");
     return 0;
 }
 
 int prune_structure(const struct prune_walk *k, const struct prune_plan *plan, struct err *e) {
     struct model *m = model_layerwise_held(k->c->model);
     struct structure q = {.k = k, .c = k->c, .o = plan->o, .plan = plan, .m = m};
-    struct model_changes how = {true, visit, &q};
+    struct model_changes how = {.dense = true, .visit = visit, .ctx = &q, .in_order = true};
     q.sums = m->config.norm_place == NORM_PRE;
     for (size_t i = 0; i < k->c->n; i++) q.positions += k->c->in[i].n_positions;
     int rc = check_options(&q, e);

@@ -53,11 +53,14 @@ static int weigh_heads(struct target *t, uint32_t layer, struct arena *a, struct
     return 0;
 }
 
-double target_lost(const struct target *t, const struct shape *s, uint32_t layer, double power) {
+double target_lost(const struct target *t, const struct prune_shape *s, uint32_t layer,
+                   const struct target_cost *cost) {
     size_t heads = ((size_t)layer * (t->whole.groups + 1) + s->groups) * (t->whole.each + 1) + s->each;
-    if (!s->groups || t->all[layer] <= 0) return t->all[layer];
-    double sum = t->ffn_loss[(size_t)layer * (t->whole.ffn + 1) + s->ffn] + t->head_loss[heads];
-    return sum > 0 ? t->all[layer] * pow(sum / t->all[layer], power) : 0;
+    double all = t->all[layer];
+    if (!s->groups || all <= 0) return cost->layers * all;
+    double sum =
+        cost->channels * t->ffn_loss[(size_t)layer * (t->whole.ffn + 1) + s->ffn] + cost->heads * t->head_loss[heads];
+    return sum > 0 ? all * pow(sum / all, cost->power) : 0;
 }
 
 /* ---- what it comes to ------------------------------------------------------------------------------------------------------ */
@@ -89,8 +92,9 @@ const char *target_unit(const struct target *t) {
 
 static int find_limit(struct target *t, struct err *e) {
     const struct prune_options *o = t->p->o;
-    double all;
+    double all = 0;
     int rc = measure(t, t->from, &all, e);
+    t->all_size = all;
     t->limit = o->target_size          ? (double)o->target_size
                : o->target_speedup > 0 ? all / o->target_speedup
                : o->target_share > 0   ? o->target_share * all
@@ -98,7 +102,7 @@ static int find_limit(struct target *t, struct err *e) {
     return rc;
 }
 
-int target_measure(struct target *t, const struct shape *layers, double *size, struct err *e) {
+int target_measure(struct target *t, const struct prune_shape *layers, double *size, struct err *e) {
     t->trial.n_layers = 0;
     for (uint32_t i = 0; i < t->n; i++) {
         if (!layers[i].groups) continue;
@@ -113,14 +117,14 @@ int target_measure(struct target *t, const struct shape *layers, double *size, s
 
 /* ---- the best -------------------------------------------------------------------------------------------------------------- */
 
-bool target_same(const struct target *t, const struct shape *a, const struct shape *b) {
+bool target_same(const struct target *t, const struct prune_shape *a, const struct prune_shape *b) {
     for (uint32_t i = 0; i < t->n; i++)
         if (a[i].groups != b[i].groups || (a[i].groups && (a[i].each != b[i].each || a[i].ffn != b[i].ffn)))
             return false;
     return true;
 }
 
-void target_keep(struct target *t, const struct shape *layers, double loss) {
+void target_keep(struct target *t, const struct prune_shape *layers, double loss) {
     size_t at = t->n_best;
     if (at == t->most && loss >= t->best[at - 1].loss) return;
     if (at == t->most) at--;
@@ -155,7 +159,7 @@ static int allocate(struct target *t, struct arena *a, struct err *e) {
     t->best = t->head_loss ? arena_array(a, t->most, sizeof *t->best, e) : NULL;
     for (size_t i = 0; t->best && i < t->most; i++)
         if (!(t->best[i].layers = arena_array(a, t->n, sizeof *t->best[i].layers, e))) return e->code;
-    return t->best ? model_config_copy(&t->trial, t->from, a, e) : e->code;
+    return t->best ? model_config_copy(&t->trial, &t->p->to, a, e) : e->code;
 }
 
 int target_begin(struct target *t, struct prune_plan *p, size_t most, struct err *e) {
@@ -163,7 +167,7 @@ int target_begin(struct target *t, struct prune_plan *p, size_t most, struct err
     struct arena a = {0};
     *t = (struct target){.p = p, .from = p->from, .n = p->from->n_layers, .most = most, .least = INFINITY};
     if (check_layers(t, e)) return e->code;
-    t->whole = (struct shape){l->n_kv_heads, l->n_heads / l->n_kv_heads, l->ffn};
+    t->whole = (struct prune_shape){l->n_kv_heads, l->n_heads / l->n_kv_heads, l->ffn};
     t->unit = l->ffn >= 8 * 256 ? 256 : l->ffn >= 8 * 64 ? 64 : l->ffn >= 64 ? 32 : 1;
     int rc = allocate(t, &p->memory, e);
     for (uint32_t i = 0; !rc && i < t->n; i++) {

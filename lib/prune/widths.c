@@ -7,32 +7,32 @@ enum step { CHANNELS, GROUP, HEAD_OF_EACH, REST, STEPS };
 
 struct allocation {
     struct target *t;
-    double power;
-    struct shape *layers;
+    const struct target_cost *cost;
+    struct prune_shape *layers;
     double size;   /* now */
     uint32_t left; /* layers */
     /* Of each layer the best step, taken as its price, loss by size; stale: to be found again. */
-    struct shape *to;
+    struct prune_shape *to;
     double *price;
     unsigned char *stale;
 };
 
 /* A smaller shape; false: there is none this way. */
-static bool shrink(const struct allocation *a, enum step k, const struct shape *s, struct shape *to) {
+static bool shrink(const struct allocation *a, enum step k, const struct prune_shape *s, struct prune_shape *to) {
     uint32_t unit = a->t->unit;
     *to = *s;
     switch (k) {
     case CHANNELS: return (to->ffn = (s->ffn - 1) / unit * unit) > 0;
     case GROUP: return --to->groups > 0;
     case HEAD_OF_EACH: return --to->each > 0;
-    case REST: return *to = (struct shape){0}, a->left > 1;
+    case REST: return *to = (struct prune_shape){0}, a->left > 1;
     case STEPS: break;
     }
     return false;
 }
 
-static bool grow(const struct allocation *a, enum step k, const struct shape *s, struct shape *to) {
-    const struct shape *whole = &a->t->whole;
+static bool grow(const struct allocation *a, enum step k, const struct prune_shape *s, struct prune_shape *to) {
+    const struct prune_shape *whole = &a->t->whole;
     uint32_t unit = a->t->unit, ffn = s->ffn - s->ffn % unit + unit;
     *to = *s;
     switch (k) {
@@ -46,8 +46,8 @@ static bool grow(const struct allocation *a, enum step k, const struct shape *s,
 }
 
 /* How much larger the model becomes when this layer has that shape. */
-static int difference(struct allocation *a, uint32_t layer, const struct shape *to, double *by, struct err *e) {
-    struct shape was = a->layers[layer];
+static int difference(struct allocation *a, uint32_t layer, const struct prune_shape *to, double *by, struct err *e) {
+    struct prune_shape was = a->layers[layer];
     double size;
     a->layers[layer] = *to;
     int rc = target_measure(a->t, a->layers, &size, e);
@@ -57,15 +57,15 @@ static int difference(struct allocation *a, uint32_t layer, const struct shape *
 }
 
 static int find_step(struct allocation *a, uint32_t layer, struct err *e) {
-    const struct shape *s = &a->layers[layer];
-    double now = target_lost(a->t, s, layer, a->power), by;
+    const struct prune_shape *s = &a->layers[layer];
+    double now = target_lost(a->t, s, layer, a->cost), by;
     a->price[layer] = INFINITY;
     a->stale[layer] = 0;
     for (enum step k = 0; s->groups && k < STEPS; k++) {
-        struct shape to;
+        struct prune_shape to;
         if (!shrink(a, k, s, &to)) continue;
         if (difference(a, layer, &to, &by, e)) return e->code;
-        double price = by < 0 ? (target_lost(a->t, &to, layer, a->power) - now) / -by : INFINITY;
+        double price = by < 0 ? (target_lost(a->t, &to, layer, a->cost) - now) / -by : INFINITY;
         if (price < a->price[layer]) a->price[layer] = price, a->to[layer] = to;
     }
     return 0;
@@ -90,13 +90,13 @@ static int step_down(struct allocation *a, bool *done, struct err *e) {
 static int step_up(struct allocation *a, bool *done, struct err *e) {
     uint32_t best = 0;
     double gain = 0, by;
-    struct shape to, best_to = {0};
+    struct prune_shape to, best_to = {0};
     for (uint32_t i = 0; i < a->t->n; i++)
         for (enum step k = 0; a->layers[i].groups && k < STEPS; k++) {
             if (!grow(a, k, &a->layers[i], &to)) continue;
             if (difference(a, i, &to, &by, e)) return e->code;
             if (by <= 0 || a->size + by > a->t->limit) continue;
-            double g = (target_lost(a->t, &a->layers[i], i, a->power) - target_lost(a->t, &to, i, a->power)) / by;
+            double g = (target_lost(a->t, &a->layers[i], i, a->cost) - target_lost(a->t, &to, i, a->cost)) / by;
             if (g > gain) gain = g, best = i, best_to = to;
         }
     *done = gain > 0;
@@ -105,9 +105,10 @@ static int step_up(struct allocation *a, bool *done, struct err *e) {
     return target_measure(a->t, a->layers, &a->size, e);
 }
 
-int target_allocate(struct target *t, double power, struct shape *layers, bool *fits, struct err *e) {
+int target_allocate(struct target *t, const struct target_cost *cost, struct prune_shape *layers, bool *fits,
+                    struct err *e) {
     struct arena memory = {0};
-    struct allocation a = {.t = t, .power = power, .layers = layers, .left = t->n};
+    struct allocation a = {.t = t, .cost = cost, .layers = layers, .left = t->n};
     bool done = true;
     a.to = arena_array(&memory, t->n, sizeof *a.to, e);
     a.price = a.to ? arena_array(&memory, t->n, sizeof *a.price, e) : NULL;

@@ -174,8 +174,7 @@ int text_form(enum text_op form, const unsigned char *text, size_t n, struct buf
     return 0;
 }
 
-/* ---- white space and word characters, like \s and \w of Rust's regex crate: for the surroundings of added tokens
- * ---- */
+/* ---- white space and word characters next to added tokens, like \s and \w of Rust's regex crate ---- */
 
 /* Unicode's White_Space: in practice unchanged since version 6.3. */
 bool char_is_space(int32_t c) {

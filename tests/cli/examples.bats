@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # The recipes in examples/ run, on small models so that it takes seconds.
+# takes long
 load common
 
 golden() { echo "$ROOT/tests/golden/$1"; }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # No option is ignored: alone and beside each other one it has an effect or is refused (tests/cli/option-pairs).
+# takes long
 load common
 
 setup_file() {

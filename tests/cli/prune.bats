@@ -275,20 +275,30 @@ setup() {
 
 @test "candidates are judged by the divergence of what they become" {
     rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
-    target="--target-params 70% --stats g.stats.rill --candidates 3 --data tokens.rill --search-tokens 0 --precision f32"
+    tail -n +2 text.txt | rill tokenize -q -m model.rill --context 32 -o first.rill --report r.json # the shorter
+    n="$(grep -o '"tokens":[0-9]*' r.json | head -1 | cut -d: -f2)"
+    head -n 1 text.txt | rill tokenize -q -m model.rill --context 32 -o second.rill
+    rill cat -q first.rill second.rill -o both.rill
+    target="--target-params 70% --stats g.stats.rill --candidates 3 --data both.rill --search-tokens $n --precision f32"
     for how in "" --reconstruct --per-layer; do
         # shellcheck disable=SC2086
         rill prune --no-provenance $target $how -j 1 model.rill -o a.rill --report r.json --force 2>said
         # shellcheck disable=SC2086
         rill prune -q --no-provenance $target $how -j 4 model.rill -o b.rill --force
         assert_same a.rill b.rill
+        if [ "$how" = --reconstruct ]; then # what is fitted to data is judged on other data
+            # shellcheck disable=SC2086
+            rill prune -q $target $how --dry-run model.rill -o plan.txt --force
+            rill prune -q --plan plan.txt $how --stats g.stats.rill --precision f32 --data second.rill model.rill -o a.rill --force
+        fi
         # what was said of the best is what eval says
         best="$(sed -n 's/^.*shape [0-9]*: .* divergence \([0-9.]*\)$/\1/p' said | sort -g | head -1)"
-        rill teacher-infer -q --precision f32 -m model.rill tokens.rill | rill eval -q -m a.rill --precision f32 --reference - --table >kld.txt
+        rill teacher-infer -q --precision f32 -m model.rill first.rill | rill eval -q -m a.rill --precision f32 --reference - --table >kld.txt
         awk -v best="$best" '$1 == "kld" { found = $2 > best * 0.98 - 1e-5 && $2 < best * 1.02 + 1e-5 } END { exit !found }' kld.txt
     done
-    # shellcheck disable=SC2086
-    check_exit 0 rill prune $target --dry-run model.rill -o plan.txt
+    printf once | rill tokenize -q -m model.rill -o one.rill
+    check_exit 2 rill prune --target-params 70% --stats g.stats.rill --candidates 3 --reconstruct --data one.rill model.rill -o no.rill
+    assert_stderr_line "--candidates with --reconstruct needs two sequences of --data at least"
     # shellcheck disable=SC2086
     check_exit 2 sh -c "cat model.rill | rill prune $target -o no.rill"
     assert_stderr_line "--candidates reads the model twice: give it as a file"
@@ -545,6 +555,33 @@ setup() {
     check_exit 3 rill prune --vocab model.stats.rill model.rill -o no.rill
     check_exit 3 rill calibrate -m model.rill after.rill -o no.rill
     assert_stderr_line "*disagree: vocabulary xxh3:*against xxh3:*"
+    assert_no_file no.rill
+}
+
+@test "the vocabulary goes first towards a target, and along with what is fitted to data" {
+    rill calibrate -q -m model.rill --precision f32 --gradients tokens.rill -o g.stats.rill
+    rill prune -q --vocab tokens.rill model.rill -o few.rill
+    left="$(rill ls few.rill | awk '$1 == "all" { print $2 }')"
+    # all that is to go is in the vocabulary: layers stay as they are
+    rill prune -q --vocab tokens.rill --target-params "$left" --stats g.stats.rill --no-provenance model.rill -o a.rill
+    rill prune -q --vocab tokens.rill --no-provenance model.rill -o b.rill
+    assert_same a.rill b.rill
+    for target in "--target-params $((left * 8 / 10))" "--target-size $((left * 4 * 8 / 10))"; do
+        # shellcheck disable=SC2086
+        rill prune -q --vocab tokens.rill $target --stats g.stats.rill --candidates 2 --data tokens.rill model.rill -o a.rill --force
+        after="$(rill ls a.rill | awk '$1 == "all" { print $2 }')"
+        [ "$after" -le $((left * 8 / 10)) ] && [ "$after" -gt $((left * 6 / 10)) ]
+        check_exit 0 sh -c "rill tokenize -q -m a.rill --lines prompts.txt | rill generate -q -m a.rill --max-new 2 --text"
+    done
+    for how in "--ffn 64 --reconstruct" "--sparsity 0.5 --method sparsegpt" "--sparsity 0.3 --method svd --reconstruct"; do
+        # shellcheck disable=SC2086
+        rill prune -q --vocab tokens.rill $how --data tokens.rill --no-provenance model.rill -o a.rill --force
+        # shellcheck disable=SC2086
+        rill prune -q $how --data tokens.rill model.rill | rill prune -q --vocab tokens.rill --no-provenance -o b.rill --force
+        check_exit 0 rill diff a.rill b.rill
+    done
+    check_exit 2 rill prune --vocab tokens.rill --hidden 48 --reconstruct --stats g.stats.rill --data tokens.rill model.rill -o no.rill
+    assert_stderr_line "--hidden cannot be combined with other pruning with --data: use a separate run"
     assert_no_file no.rill
 }
 

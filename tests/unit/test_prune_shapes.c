@@ -2,7 +2,7 @@
 #include "tests/unit/golden_samples.h"
 #include "tests/unit/prune_samples.h"
 
-#include "lib/prune/prune_internal.h"
+#include "lib/prune/target.h"
 
 static bool loads_even(void *ctx, const struct model_config *before, const struct model_config *after) {
     (void)ctx, (void)before;
@@ -66,7 +66,6 @@ static void each_layer_gets_what_it_needs(void **state) {
     struct err e;
     struct model *m = imported("tests/golden/tiny-llama"), *p;
     struct prune_report r;
-    size_t shapes;
     uint64_t target = model_parameters(&m->config) - 3 * (CHANNELS / 2) * 64;
     for (uint32_t idle = 0; idle < 2; idle++) {
         struct model *one = imported("tests/golden/tiny-llama");
@@ -87,46 +86,114 @@ static void each_layer_gets_what_it_needs(void **state) {
             prune_report_release(&r);
             model_free(p);
         }
-        OK(prune_target_shapes(one, &o, 10, &shapes, &e));
-        assert_true(shapes >= 1 && shapes <= 6);
-        o.target_nth = shapes;
-        assert_int_equal(pruned(one, &o, &p, &r, &e), ERR_USAGE);
-        assert_non_null(strstr(e.msg, "shapes for this target"));
-        prune_report_release(&r);
         stats_free(s);
         model_free(one);
     }
     model_free(m);
 }
 
-/* Shapes come in the order of what they lose, each once, and each within the target. */
-static void shapes_come_in_order(void **state) {
+/* What a shape would lose if the parts of the model counted so. */
+static double lost_by(const struct target *t, const struct target_cost *cost, const struct prune_shape *layers) {
+    double loss = 0;
+    for (uint32_t i = 0; i < t->n; i++) loss += target_lost(t, &layers[i], i, cost);
+    return loss;
+}
+
+/* Candidates come each once, within the target, the best by the score first, until there is no other. */
+static void candidates_come_once_each(void **state) {
     (void)state;
+    enum { MOST = 200 };
     struct err e;
     struct model *m = imported("tests/golden/tiny-llama"), *p;
     struct stats *s = golden_stats(m);
     struct prune_report r;
-    size_t shapes;
     for (int uneven = 0; uneven < 2; uneven++) {
         struct prune_options o = {.score = PRUNE_BY_TAYLOR, .stats = s, .target_share = 0.7, .target_uneven = uneven};
-        char seen[8][PRUNE_LAYERS_TEXT + 64] = {{0}};
-        OK(prune_target_shapes(m, &o, COUNT_OF(seen), &shapes, &e));
-        assert_true(shapes > (uneven ? 0 : 2));
-        for (o.target_nth = 0; o.target_nth < shapes; o.target_nth++) {
+        struct prune_candidates *c;
+        char seen[MOST][PRUNE_LAYERS_TEXT + 64] = {{0}};
+        size_t n = 0;
+        OK(prune_candidates_new(&c, m, &o, MOST, &e));
+        assert_null(prune_candidates_best(c));
+        while (true) {
+            OK(prune_candidates_next(c, &o.target_shape, &e));
+            if (!o.target_shape) break;
             char gone[PRUNE_LAYERS_TEXT];
+            assert_true(n < MOST);
             OK(pruned(m, &o, &p, &r, &e));
             assert_true(10 * r.parameters_after <= 7 * r.parameters_before);
-            int at = snprintf(seen[o.target_nth], sizeof *seen, "%s:", prune_layers_text(&r, gone));
+            int at = snprintf(seen[n], sizeof *seen, "%s:", prune_layers_text(&r, gone));
             for (uint32_t l = 0; l < p->config.n_layers; l++)
-                at += snprintf(seen[o.target_nth] + at, sizeof *seen - (size_t)at, " %u %u %u",
-                               p->config.layers[l].n_heads, p->config.layers[l].n_kv_heads, p->config.layers[l].ffn);
-            for (size_t k = 0; k < o.target_nth; k++) assert_string_not_equal(seen[k], seen[o.target_nth]);
+                at += snprintf(seen[n] + at, sizeof *seen - (size_t)at, " %u %u %u", p->config.layers[l].n_heads,
+                               p->config.layers[l].n_kv_heads, p->config.layers[l].ffn);
+            for (size_t k = 0; k < n; k++) assert_string_not_equal(seen[k], seen[n]);
             prune_report_release(&r);
             model_free(p);
+            prune_candidates_judged(c, n == 1 ? 0.5 : 1 + (double)n);
+            n++;
         }
+        assert_true(n > (uneven ? 1 : 5) && n < MOST);
+        o.target_shape = prune_candidates_best(c);
+        OK(pruned(m, &o, &p, &r, &e)); /* the second */
+        assert_true(p->config.n_layers && strstr(seen[1], ":"));
+        prune_report_release(&r);
+        model_free(p);
+        prune_candidates_free(c);
+        o = (struct prune_options){.score = PRUNE_BY_TAYLOR, .stats = s, .target_params = 1, .target_uneven = uneven};
+        OK(prune_candidates_new(&c, m, &o, 2, &e));
+        assert_int_equal(prune_candidates_next(c, &o.target_shape, &e), ERR_USAGE);
+        assert_non_null(strstr(e.msg, "the smallest has"));
+        prune_candidates_free(c);
     }
     stats_free(s);
     model_free(m);
+}
+
+/* Where parts count otherwise than the score says, a few measurements are enough for the shape that is best by what they do count. */
+static void the_score_learns_what_parts_are_worth(void **state) {
+    (void)state;
+    enum { MEASURED = 8 };
+    static const struct target_cost truths[] = {{5, 1, 1, 2}, {0.2, 1, 1, 2}, {1, 1, 0.2, 2}, {1, 1, 4, 1.5}};
+    struct err e;
+    struct arena a = {0};
+    struct model_config config = sample_config(&a);
+    config.n_layers = 6;
+    config.layers = arena_array(&a, config.n_layers, sizeof *config.layers, &e);
+    assert_non_null(config.layers);
+    for (uint32_t i = 0; i < config.n_layers; i++) config.layers[i] = (struct model_layer){6, 3, 256};
+    struct model *m = sample_model(&config, 5);
+    struct stats *s = golden_stats(m);
+    struct model_head head = {.config = m->config};
+    struct prune_options o = {.score = PRUNE_BY_TAYLOR, .stats = s, .target_share = 0.6};
+    int otherwise = 0;
+    for (size_t i = 0; i < COUNT_OF(truths); i++) {
+        struct prune_plan plan;
+        struct target t;
+        struct prune_candidates *c;
+        const struct prune_shape *shape;
+        double first = 0, least;
+        OK(prune_plan_begin(&plan, &head, &o, &e));
+        OK(target_begin(&t, &plan, 1, &e));
+        OK(target_search(&t, &truths[i], &e));
+        least = t.best[0].loss;
+        OK(prune_candidates_new(&c, m, &o, MEASURED, &e));
+        for (int n = 0; n < MEASURED; n++) {
+            OK(prune_candidates_next(c, &shape, &e));
+            assert_non_null(shape);
+            double loss = lost_by(&t, &truths[i], shape);
+            if (n == 0) first = loss;
+            prune_candidates_judged(c, 1e-3 * loss);
+        }
+        OK(prune_candidates_next(c, &shape, &e));
+        assert_null(shape);
+        otherwise += first > least * 1.001;
+        assert_true(lost_by(&t, &truths[i], prune_candidates_best(c)) <= least * (1 + 1e-9));
+        prune_candidates_free(c);
+        prune_plan_release(&plan);
+    }
+    assert_true(otherwise >= 2); /* or there was nothing to learn */
+    stats_free(s);
+    model_free(m);
+    arena_release(&a);
 }
 
 /* Channels of the stream that nothing writes can go; as many as that keeps. */
@@ -197,7 +264,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_target_is_met_by_what_counts_least),
         cmocka_unit_test(each_layer_gets_what_it_needs),
-        cmocka_unit_test(shapes_come_in_order),
+        cmocka_unit_test(candidates_come_once_each),
+        cmocka_unit_test(the_score_learns_what_parts_are_worth),
         cmocka_unit_test(an_idle_part_of_the_stream_goes),
         cmocka_unit_test(the_stream_is_narrowed_as_by_the_formulas),
     };
