@@ -334,7 +334,8 @@ static const struct cli_option options[] = {
                "layers|experts|hidden|method=wanda|compensate|target-params|target-speedup|target-size|allocate=owl|"
                "allocate=search|!score=weights"},
      .completes_files = true,
-     .help = "activation statistics of this model, from rill calibrate"},
+     .help = "activation statistics of this model, from rill calibrate; for wanda and --allocate also an importance "
+             "matrix of llama.cpp"},
     {0},
 };
 
