@@ -37,12 +37,13 @@ endif
 # Objects of different flags never mix: the folder's name is a digest of everything that reaches the compiler.
 BUILD ?= build
 comma := ,
-flavour := $(shell printf '%s' '$(CC) $(OPT) $(SAN_FLAGS) $(COV_FLAGS) $(CFLAGS) $(CPPFLAGS) $(LDFLAGS) $(DEVELOPER) $(shell $(CC) -dumpfullversion -dumpversion 2>/dev/null)' | cksum | cut -d' ' -f1)
+flavour := $(shell printf '%s' '$(CC) $(OPT) $(SAN_FLAGS) $(COV_FLAGS) $(CFLAGS) $(CPPFLAGS) $(LDFLAGS) $(DEVELOPER) $(MODULES) $(shell $(CC) -dumpfullversion -dumpversion 2>/dev/null)' | cksum | cut -d' ' -f1)
 OBJ := $(BUILD)/obj-$(notdir $(CC))$(if $(SANITIZER),-$(subst $(comma),-,$(SANITIZER)))$(if $(COVERAGE),-coverage)-$(flavour)
 # Only the plain build owns build/bin; the others keep their programs beside their objects.
 BIN := $(if $(SANITIZER)$(COVERAGE),$(OBJ)/bin,$(BUILD)/bin)
 
-LIB_SRC := $(wildcard lib/*/*.c)
+# MODULES="base text": of the library only these
+LIB_SRC := $(wildcard $(if $(MODULES),$(MODULES:%=lib/%/*.c),lib/*/*.c))
 TOOL_SRC := $(wildcard tools/*.c)
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
@@ -84,6 +85,8 @@ $(BIN)/rill: $(OBJ)/tools/rill.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
 $(BIN)/rill-%: $(OBJ)/tools/%.o $(OBJ)/librill.a $(BIN)/.flavour-$(flavour)
 	$(call run,LD,$@) $(CC) -o $@ $< $(OBJ)/librill.a $(LDFLAGS_ALL) $(LDLIBS)
 
+# The library is what is tested: its tests are compiled with what optimization is quick and debuggers like.
+$(OBJ)/tests/unit/%.o: CFLAGS_ALL += $(if $(COVERAGE),,-Og)
 $(OBJ)/unit/%: $(OBJ)/tests/unit/%.o $(OBJ)/librill.a
 	@mkdir -p $(@D)
 	$(call run,LD,$@) $(CC) -o $@ $^ $(LDFLAGS_ALL) $(LDLIBS) -lcmocka
@@ -130,9 +133,15 @@ $(OBJ)/faults.so: tests/faults/faults.c
 deps: ## install what is missing (Debian, Ubuntu; elsewhere it prints the packages)
 	@CC='$(CC)' tests/install-deps
 
-# The fuzz targets run under the sanitizers, built without much optimization and with line numbers alone: it is compiled once and
-# runs for seconds.
-fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) $(if $(SANITIZER),,OPT='-O1 -g1')
+# The fuzz targets run under the sanitizers, with the modules that they link and the kernel's portable path: the sanitizer sees each of
+# its accesses, and none of the masked ones of the wide paths. This is compiled once and runs for seconds, so that only what runs for
+# more than one is optimized, and it has line numbers alone.
+FUZZED := base tensor stream text chat kernel grad model knowledge metrics formats recipe cli
+fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) \
+    $(if $(SANITIZER),,OPT='-O0 -g1' CPPFLAGS='$(CPPFLAGS) -DKERNEL_PORTABLE' MODULES='$(FUZZED)')
+ifdef MODULES
+$(OBJ)/lib/base/%.o $(OBJ)/lib/text/%.o: CFLAGS_ALL += -O1
+endif
 # With no -j of the user's, all cores.
 submake = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 

@@ -1,4 +1,4 @@
-/* rill cat: concatenates streams, whole or in part, encoded anew or as they are. */
+/* rill cat: concatenates streams or selected tensors of them, re-encoded or unchanged. */
 #include <fnmatch.h>
 
 #include "lib/cli/cli.h"
@@ -24,7 +24,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* Keeps all that match, not only the first. */
+/* Marks all globs that match, not only the first, so that unused ones can be reported. */
 static bool matches(const struct cli_list *globs, bool *used, const char *name) {
     bool any = false;
     for (size_t i = 0; i < globs->n; i++)

@@ -1,4 +1,4 @@
-/* rill check: reads everything, verifies everything. */
+/* rill check: reads whole streams and verifies everything in them. */
 #include <inttypes.h>
 
 #include "lib/cli/cli.h"
@@ -16,7 +16,7 @@ static const struct cli_option options[] = {
 
 enum { PIECE = 1 << 20 };
 
-/* In pieces. Compressed data is decoded, too: its checksum does not cover that. */
+/* Reads in pieces. Compressed data is decompressed, too, because checksums are of the compressed bytes. */
 static int check_tensor(struct stream_reader *r, const struct tensor_desc *d, unsigned char *piece, struct err *e) {
     const struct dtype_info *t = dtype_info(d->dtype);
     size_t want = PIECE / t->block_bytes * t->block_bytes, got = 1;

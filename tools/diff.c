@@ -1,4 +1,4 @@
-/* rill diff: how far two streams are from each other, tensor by tensor. */
+/* rill diff: measures how far two streams are apart, tensor by tensor. */
 #include <inttypes.h>
 #include <math.h>
 
@@ -32,11 +32,11 @@ static const struct cli_option options[] = {
 struct comparison {
     struct cli *cli;
     FILE *out;
-    bool tolerant; /* a limit was given: only it decides */
+    bool tolerant; /* a limit was given; then only limits decide */
     uint64_t pairs, different, outside;
-    uint64_t listed, compared;      /* pairs with a line of their own; pairs whose values were compared */
-    struct tensor_difference total; /* over those that were compared */
-    double total_bits;              /* what their elements take in B */
+    uint64_t listed, compared;      /* pairs with their own line; pairs whose values were compared */
+    struct tensor_difference total; /* over all compared tensors */
+    double total_bits;              /* size of their elements in B */
 };
 
 static bool is_outside(const struct comparison *k, const struct stream_pair *p, bool different) {
@@ -53,13 +53,13 @@ static const char *describe(const struct tensor_desc *d, char *out, size_t size)
     return out;
 }
 
-/* Bits an element takes in B, scales of blocks included. */
+/* Returns the bits per element in B, including block scales. */
 static double bits_of(const struct tensor_desc *b) {
     uint64_t n = tensor_elems(b);
     return n ? 8.0 * (double)tensor_bytes(b) / (double)n : 0;
 }
 
-static bool put_measures(cJSON *j, const struct tensor_difference *d, double bits) { /* an infinite one is null */
+static bool put_measures(cJSON *j, const struct tensor_difference *d, double bits) { /* infinite values become null */
     return json_put_u64(j, "different", d->n_different) && json_put_f64_or_null(j, "max_abs", d->max_abs) &&
            json_put_f64_or_null(j, "mean_abs", tensor_difference_mean_abs(d)) &&
            json_put_f64_or_null(j, "rmse", tensor_difference_rmse(d)) &&
@@ -109,7 +109,7 @@ static int put_pair(void *ctx, const struct stream_pair *p, struct err *e) {
     return 0;
 }
 
-/* The last line: all tensors that were compared, equal ones too, as if they were one. */
+/* Prints the last line: all compared tensors, including equal ones, as if they were one. */
 static int put_total(const struct comparison *k, struct err *e) {
     const struct tensor_difference *d = &k->total;
     if (!k->listed || !d->n) return 0;
@@ -124,7 +124,7 @@ static int put_total(const struct comparison *k, struct err *e) {
     return 0;
 }
 
-/* The differences of two descriptions, leaf by leaf; NULL is absent. */
+/* Prints the differences between two META members, leaf by leaf; NULL means absent. */
 static int put_meta(struct comparison *k, const char *path, const cJSON *a, const cJSON *b, struct err *e) {
     const cJSON *x;
     char deeper[512];

@@ -1,4 +1,4 @@
-/* rill distill: trains a student on what a teacher says. */
+/* rill distill: trains a student on a teacher's predictions. */
 #include <string.h>
 
 #include "lib/job/job.h"
@@ -8,7 +8,7 @@ static double price;
 
 static struct cli_option options[] = {
     SESSION_MODEL(o.student, "STUDENT", true, "the student to start from"),
-    {.name = "loss", .type = CLI_LIST, .to = &o.losses, .arg = "LOSS"}, /* choices and help: the table's, see main */
+    {.name = "loss", .type = CLI_LIST, .to = &o.losses, .arg = "LOSS"}, /* choices and help are set in main */
     {.name = "list-losses",
      .type = CLI_FLAG,
      .prints = loss_print_table,
@@ -367,7 +367,7 @@ static struct cli_option options[] = {
     {0},
 };
 
-/* The machine's speed is asked for only when there is a report. */
+/* Measures the machine's peak only if there is a report. */
 static int report(struct cli *c, const struct job *j, const struct distill_run *done, struct err *e) {
     cJSON *to = cli_report(c);
     const struct trainer *t = job_trainer(j);
@@ -383,7 +383,7 @@ static int train(struct cli *c, struct job *j, struct err *e) {
     return cli_close_output(c, e);
 }
 
-/* --plan: a line of JSON instead of a model. */
+/* --plan: prints a line of JSON instead of writing a model. */
 static int predict(struct cli *c, struct job *j, struct err *e) {
     struct distill_forecast f;
     FILE *out;

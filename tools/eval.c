@@ -68,7 +68,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* With --reference or --task there need not be a stream. */
+/* With --reference or --task a token stream is optional. */
 static bool wants_tokens(const struct cli *c) {
     return cli_operands(c) || cli_wants_stdin(c);
 }

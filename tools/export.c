@@ -62,6 +62,11 @@ static int check_usage(struct cli *c, struct err *e) {
     return err_set(e, ERR_USAGE, "--to %s writes a folder: name it with -o", to);
 }
 
+static unsigned dtype_wanted(void) {
+    const struct dtype_info *type = dtype_by_name(dtype_name); /* NULL: keep */
+    return type ? type->dtype : 0;
+}
+
 static int write_file(struct cli *c, struct stream_map *m, struct err *e) {
     int fd;
     if (cli_binary(c, &fd, e)) return e->code;
@@ -69,18 +74,25 @@ static int write_file(struct cli *c, struct stream_map *m, struct err *e) {
 }
 
 static int write_folder(struct cli *c, struct stream_map *m, struct err *e) {
-    const struct dtype_info *type = dtype_by_name(dtype_name); /* NULL: keep */
     if (strcmp(to, "npy") == 0) return npy_export_all(m, cli_output_path(c), e);
     if (split_size) return gguf_export_parts(m, cli_output_path(c), split_size, name, e);
-    return safetensors_export(m, cli_output_path(c), type ? type->dtype : 0, e);
+    return safetensors_export(m, cli_output_path(c), dtype_wanted(), e);
+}
+
+/* A model from a pipe: its tensors go to the result as they arrive. */
+static int write_arriving(struct cli *c, struct err *e) {
+    struct stream_reader *in;
+    int fd;
+    if (cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &in, e)) return e->code;
+    if (strcmp(to, "safetensors") == 0) return safetensors_export_stream(in, cli_output_path(c), dtype_wanted(), e);
+    if (split_size) return gguf_export_stream_parts(in, cli_output_path(c), split_size, name, e);
+    return cli_binary(c, &fd, e) ? e->code : gguf_export_stream(in, fd, name, e);
 }
 
 /* A pipe on stdin is copied to a temporary file without a name, which allows random access and vanishes with the
  * process. */
 static int spool_stdin(struct err *e) {
     static char block[1 << 20];
-    struct stat st;
-    if (fstat(STDIN_FILENO, &st) == 0 && S_ISREG(st.st_mode)) return 0;
     int fd;
     if (out_scratch(&fd, e)) return e->code;
     int rc = 0;
@@ -113,10 +125,12 @@ static int write_imatrix(struct cli *c, struct err *e) {
 
 static int run(struct cli *c, struct err *e) {
     if (strcmp(to, "imatrix") == 0) return write_imatrix(c, e);
-    enum stream_kind kind = strcmp(to, "npy") == 0 ? STREAM_ANY : STREAM_MODEL;
+    bool npy = strcmp(to, "npy") == 0, file = cli_is_file(cli_input_path(c, 0));
+    enum stream_kind kind = npy ? STREAM_ANY : STREAM_MODEL;
     struct stream_map *m;
     int rc = check_usage(c, e);
-    if (!rc && strcmp(cli_input_path(c, 0), "-") == 0) rc = spool_stdin(e);
+    if (!rc && !file && !npy) return write_arriving(c, e);
+    if (!rc && !file && strcmp(cli_input_path(c, 0), "-") == 0) rc = spool_stdin(e);
     if (!rc) rc = cli_open_map(c, cli_input_path(c, 0), "model", kind, &m, e);
     if (rc) return rc;
     return makes_folder() ? write_folder(c, m, e) : write_file(c, m, e);
@@ -132,9 +146,11 @@ int main(int argc, char **argv) {
         .writes_text = true,
         .makes_folder = makes_folder,
         .description =
-            "These formats list all shapes before the first weight, so the model needs random access: a file is read "
-            "in place, a pipe is copied first to a temporary file in TMPDIR (or /tmp), which takes as much space as "
-            "the model.\n\nAn output folder must not exist yet, not even with --force, and appears complete or not at "
+            "Reads a file in place. From a pipe, the tensors of a model go straight to their places in the result, "
+            "which "
+            "can be larger than memory. Where that is not possible (the result goes to a pipe, too; --to npy; the "
+            "architecture phi3 as a GGUF), the model is copied first to a temporary file in TMPDIR (or /tmp).\n\nAn "
+            "output folder must not exist yet, not even with --force, and appears complete or not at "
             "all. Hugging Face's config.json cannot describe a model whose layers differ in shape, as pruning may "
             "leave them; GGUF can: it becomes the architecture deci, which llama.cpp runs as a llama with a shape for "
             "each layer.\n\n--to imatrix converts statistics, as rill calibrate writes them, instead of a model.",

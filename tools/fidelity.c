@@ -1,4 +1,5 @@
-/* rill fidelity: what encodings of a teacher's answers cost, and what a student's gradient keeps of them. */
+/* rill fidelity: measures what encodings of a teacher's predictions cost, and how well they keep a student's
+ * gradient. */
 #include "lib/metrics/metrics.h"
 #include "lib/session/session.h"
 
@@ -54,7 +55,7 @@ static void show(void *ctx) {
     cli_progress(w->c, fidelity_positions(w->f), NULL);
 }
 
-/* ---- results ----------------------------------------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 static int put_tsv(struct cli *c, const cJSON *results, struct err *e) {
     const cJSON *row, *cell;
@@ -71,7 +72,7 @@ static int put_tsv(struct cli *c, const cJSON *results, struct err *e) {
     return 0;
 }
 
-/* The results as they are printed, and in the report with their speed. */
+/* Adds results to the printed output, and with their speed to the report. */
 static int put_results(struct work *w, cJSON *printed, cJSON *reported, struct err *e) {
     for (size_t i = 0; i < w->n; i++) {
         cJSON *one = fidelity_json(w->f, i, e);

@@ -153,7 +153,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* The widths of the base; what has none is refused before anything is said of the model. */
+/* Reads the widths of the base model. A student that does not support muP is rejected before anything is printed. */
 static int read_base(struct cli *c, const struct model_config *config, struct model_mup *base, struct err *e) {
     struct stream_reader *r;
     struct model_head head = {0};

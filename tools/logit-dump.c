@@ -1,4 +1,4 @@
-/* rill logit-dump: encodes a teacher's knowledge compactly, or shows some of it as a table. */
+/* rill logit-dump: encodes a teacher's knowledge compactly, or prints some of it as a table. */
 #include <stdio.h>
 #include <string.h>
 
@@ -133,7 +133,7 @@ static int load_vocab(struct cli *c, struct work *w, struct err *e) {
     if (!how.model) return 0;
     int rc = session_load_vocab(c, &how, &w->vocab, NULL, e);
     if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
-    if (!rc) knowledge_cut_padding(&w->in.format, w->vocab->n_unpadded); /* encoded shares have it, and keep it */
+    if (!rc) knowledge_cut_padding(&w->in.format, w->vocab->n_unpadded); /* for dense knowledge only */
     return rc;
 }
 
@@ -143,7 +143,7 @@ static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
     return vocab_spell(v, id, out, e);
 }
 
-/* "FIRST:N" */
+/* Parses "FIRST:N". */
 static int parse_positions(uint64_t *first, uint64_t *n, struct err *e) {
     char copy[64];
     snprintf(copy, sizeof copy, "%s", positions);

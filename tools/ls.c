@@ -1,4 +1,4 @@
-/* rill ls: lists what is in a stream, one line for each part. */
+/* rill ls: lists the contents of a stream, one line per item. */
 #include "lib/cli/cli.h"
 #include "lib/view/view.h"
 
@@ -13,7 +13,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* Several files are told apart by a line before each. */
+/* With several files, prints a line with the name before each. */
 static int put_name(FILE *out, const char *name, bool first, struct err *e) {
     if (how.json) {
         cJSON *j = cJSON_CreateObject();

@@ -1,4 +1,4 @@
-/* rill mix: what several teachers say about the same tokens becomes one answer. */
+/* rill mix: mixes the predictions of several teachers for the same tokens. */
 #include <stdio.h>
 #include <string.h>
 

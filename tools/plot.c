@@ -66,7 +66,7 @@ static int draw(struct cli *c, struct plot_table *t, size_t n, struct err *e) {
     if (!rc) rc = plot_script(&curves, &script, e);
     if (!rc) rc = plot_draw(&script, &svg, e);
     if (!rc) rc = cli_text(c, &out, e);
-    if (!rc) fwrite(svg.data, 1, svg.len, out); /* an error is found when the cli closes it */
+    if (!rc) fwrite(svg.data, 1, svg.len, out); /* the cli reports errors on closing */
     buf_release(&script);
     buf_release(&svg);
     return rc;

@@ -1,4 +1,4 @@
-/* rill realign: knowledge of a teacher with another tokenizer becomes knowledge of the student's tokens. */
+/* rill realign: translates knowledge from the tokens of one tokenizer to those of the student's. */
 #include <string.h>
 
 #include "lib/align/align.h"

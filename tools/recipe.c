@@ -13,7 +13,8 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* Without --target: the name it was written under if the operand still has that name, in any folder; else the operand. */
+/* Without --target: the name in the provenance if the operand still has that base name, in any directory; else the
+ * operand. */
 static int run(struct cli *c, struct err *e) {
     struct stream_reader *r;
     FILE *out;

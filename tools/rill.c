@@ -1,4 +1,4 @@
-/* rill: the dispatcher. `rill NAME ...` runs rill-NAME; lib/cli/dispatch.c says where it is looked for. */
+/* rill: the dispatcher. `rill NAME ...` runs rill-NAME; lib/cli/dispatch.c defines the search path. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 

@@ -60,7 +60,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* A tensor or batch that was asked for but does not exist is an error. */
+/* ERR_USAGE: a requested tensor or batch does not exist. */
 static int check_found(const struct cli *c, const struct view_found *found, struct err *e) {
     if (found->tensor) return 0;
     if (cli_given(c, "batch") && found->batches <= batch)

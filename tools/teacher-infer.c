@@ -1,4 +1,4 @@
-/* rill teacher-infer: runs a teacher over tokens and writes its distribution at each position. */
+/* rill teacher-infer: runs a teacher over tokens and records its prediction at each position. */
 #include <stdio.h>
 #include <string.h>
 
@@ -106,7 +106,7 @@ struct work {
     struct stream_writer *out;
 };
 
-/* What the knowledge will be. The digest of the teacher is not known yet. */
+/* Sets the format of the knowledge, except the teacher's digest, which is not known yet. */
 static int choose_format(struct work *w, struct err *e) {
     const struct model *m = session_teacher_model(w->teacher);
     struct knowledge_format *f = &w->format;

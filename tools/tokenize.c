@@ -180,7 +180,7 @@ static const struct cli_option options[] = {
     {0},
 };
 
-/* What the options say of the text. */
+/* Checks the options for the text, and converts them to corpus options. */
 static int read_options(struct err *e) {
     struct corpus_options *t = &o.corpus;
     if (t->separator && (!*t->separator || strpbrk(t->separator, "\r\n")))

@@ -1,11 +1,11 @@
-/* Translates the teacher's rows of a sequence at the bytes that both tokenizations share. */
+/* Translates the teacher's rows of a sequence at the byte offsets that both tokenizations share. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/align/align_internal.h"
 
-#define ALIGN_BLOCK 16 /* dense rows at a time */
+#define ALIGN_BLOCK 16 /* dense rows per step */
 
 struct entry {
     uint32_t id;
@@ -16,23 +16,22 @@ struct align {
     struct align_options o;
     uint32_t *map; /* [teacher's tokens] */
     struct align_counts counts;
-    struct knowledge_rows rows, other; /* whole and open sequences of the teacher, and of the student's tokens */
+    struct knowledge_rows rows, other; /* complete and open sequences of the teacher; of the student's tokens */
     struct batch batch, other_batch;
     bool ended, other_ended;
-    /* Of a sequence: */
+    /* For the current sequence: */
     struct spans teacher, student;
-    struct buf tokens, mask; /* the student's: u32, u8 */
-    struct buf counted;      /* u8: which of its positions count */
-    struct buf pair;         /* size_t: the teacher's row for each of the student's */
-    struct buf next; /* f32: of each of the teacher's rows, the probability of its next token; below 0: not known */
-    struct buf row_entries,
-        row_offset;    /* struct entry, size_t [teacher's rows + 1]: of the teacher's rows that are asked for */
-    struct buf wanted; /* u8 [teacher's rows] */
-    struct buf x, sum, top, values; /* f32 [block][columns], f32 [student's tokens], u32 and f32 [entries + 1] */
-    struct buf offset, ids, probs;  /* u64, u32, f32: what the encoder gets */
+    struct buf tokens, mask;            /* of the student: u32, u8 */
+    struct buf counted;                 /* u8: which positions of the student are trained on */
+    struct buf pair;                    /* size_t: the teacher's row for each position of the student */
+    struct buf next;                    /* f32 [teacher's rows]: probability of the next token; negative: unknown */
+    struct buf row_entries, row_offset; /* struct entry, size_t [teacher's rows + 1]: the wanted rows, translated */
+    struct buf wanted;                  /* u8 [teacher's rows] */
+    struct buf x, sum, top, values;     /* f32 [block][columns], f32 [student's tokens], u32 and f32 [entries + 1] */
+    struct buf offset, ids, probs;      /* u64, u32, f32: input of the encoder */
 };
 
-/* ---- the format -------------------------------------------------------------------------------------------------------------- */
+/* ---- the format -------------------------------------------------------------------------------------------------- */
 
 int align_format(const struct align_options *o, struct knowledge_format *out, struct err *e) {
     const struct knowledge_format *f = o->from;
@@ -95,9 +94,9 @@ struct align_counts align_counts(const struct align *a) {
     return a->counts;
 }
 
-/* ---- the teacher's rows, in the student's tokens ------------------------------------------------------------------------------- */
+/* ---- the teacher's rows, translated to the student's tokens ---- */
 
-/* Descending, ties by number. */
+/* Descending; ties by id. */
 static int by_probability(const void *a, const void *b) {
     const struct entry *x = a, *y = b;
     if (x->p != y->p) return x->p > y->p ? -1 : 1;
@@ -113,7 +112,7 @@ static uint32_t mapped(const struct align *a, uint32_t id) {
     return id < a->o.teacher->n_tokens ? a->map[id] : TOKEN_NONE;
 }
 
-/* Keeps one entry more than will be written: the product of a chain may take the place of its first token. */
+/* Keeps one entry more than is written: a chain's product may replace its first token. */
 static size_t entries_kept(const struct align *a) {
     size_t n = a->o.student->n_unpadded;
     return a->o.entries < n ? (size_t)a->o.entries + 1 : n;
@@ -147,7 +146,7 @@ static int translate_sparse(struct align *a, size_t row, struct err *e) {
     size_t end = a->row_entries.len / sizeof *x;
     if (begin == end) return 0;
     qsort(x + begin, end - begin, sizeof *x, by_id);
-    for (size_t i = begin; i < end; i++) /* several tokens of the teacher may be one of the student's */
+    for (size_t i = begin; i < end; i++) /* several tokens of the teacher may map to one of the student's */
         if (made > begin && x[made - 1].id == x[i].id)
             x[made - 1].p += x[i].p;
         else
@@ -164,7 +163,7 @@ static float sparse_probability(const struct knowledge_rows *k, size_t row, uint
     return -1;
 }
 
-/* Row `at` of the sequence; x: its log-probabilities, of dense answers. */
+/* Translates row `at` of the sequence; x is its log-probabilities if predictions are dense. */
 static int translate_row(struct align *a, size_t at, size_t n, const float *x, size_t columns, struct err *e) {
     float *next = (float *)a->next.data;
     size_t *offset = (size_t *)a->row_offset.data;
@@ -193,7 +192,7 @@ static int translate_rows(struct align *a, size_t n, struct err *e) {
     *(size_t *)a->row_offset.data = 0;
     for (size_t at = 0; at < n; at += ALIGN_BLOCK) {
         size_t block = n - at < ALIGN_BLOCK ? n - at : ALIGN_BLOCK;
-        struct kernel_target target; /* whose log-probabilities are in x, of dense answers */
+        struct kernel_target target; /* for dense predictions, their log-probabilities are in x */
         knowledge_target(&a->rows, f, f->temperature, at, block, x, &target);
         for (size_t i = 0; i < block; i++)
             if (translate_row(a, at + i, n, dense ? x + i * columns : NULL, columns, e)) return e->code;
@@ -201,17 +200,17 @@ static int translate_rows(struct align *a, size_t n, struct err *e) {
     return 0;
 }
 
-/* ---- the student's rows ---------------------------------------------------------------------------------------------------------- */
+/* ---- the student's rows ------------------------------------------------------------------------------------------ */
 
-/* The teacher's tokens after row i, up to that which ends at byte `end`, if they are several: the product of their probabilities, each given
- * those before it; below 0 where that is not known. */
+/* If the text from row i to byte `end` is several tokens of the teacher: the product of their conditional
+ * probabilities. Negative if it is not, or if one is unknown. */
 static double chain(const struct align *a, size_t i, size_t n, uint64_t end) {
     const uint64_t *ends = align_ends(&a->teacher);
     const float *next = (const float *)a->next.data;
     double product = 1;
     size_t length = 0;
     for (; i + 1 < n && ends[i] < end; i++, length++) {
-        if (ends[i + 1] == ends[i] || next[i] < 0) return -1; /* a control token between */
+        if (ends[i + 1] == ends[i] || next[i] < 0) return -1; /* a control token between them */
         product *= next[i];
     }
     return ends[i] == end && length > 1 ? product : -1;
@@ -240,7 +239,7 @@ static int put_entries(struct align *a, struct entry *x, size_t n, uint32_t labe
     return 0;
 }
 
-/* The student's position j of m; the teacher's sequence has n. */
+/* Writes the entries of the student's position j of m; the teacher's sequence has n positions. */
 static int align_position(struct align *a, size_t j, size_t m, size_t n, struct entry *scratch, struct err *e) {
     size_t i = ((const size_t *)a->pair.data)[j];
     a->counts.positions += a->counted.data[j];
@@ -288,7 +287,7 @@ static int lay_out(struct align *a, size_t n, size_t m, struct err *e) {
     return 0;
 }
 
-/* The first sequence of the queue, whose tokens of the student are in a->tokens; the teacher's are n. */
+/* Aligns the first sequence in the queue, n tokens of the teacher; the student's tokens are in a->tokens. */
 static int align_sequence(struct align *a, uint64_t number, size_t n, struct knowledge_encoder *k, struct err *e) {
     size_t m = a->tokens.len / sizeof(uint32_t);
     uint64_t zero = 0;
@@ -314,9 +313,9 @@ static int align_sequence(struct align *a, uint64_t number, size_t n, struct kno
     return rc;
 }
 
-/* ---- streams ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- streams ----------------------------------------------------------------------------------------------------- */
 
-/* Reads until a sequence is whole, or the stream ends. */
+/* Reads until there is a complete sequence, or the stream ends. */
 static int refill(struct stream_reader *r, const struct knowledge_format *f, struct batch *b, struct knowledge_rows *k,
                   bool *ended, struct err *e) {
     bool more;
@@ -329,7 +328,7 @@ static int refill(struct stream_reader *r, const struct knowledge_format *f, str
     return 0;
 }
 
-/* The student's tokens of the teacher's first sequence into a->tokens and a->mask. */
+/* Sets a->tokens and a->mask to the student's tokens for the teacher's first sequence. */
 static int take_tokens(struct align *a, const struct align_tokens *given, struct err *e) {
     size_t n = a->rows.lengths[0];
     a->tokens.len = a->mask.len = 0;

@@ -1,4 +1,4 @@
-/* Which token of the student's vocabulary says the same as one of the teacher's, or begins it. */
+/* Maps tokens of the teacher to equivalent tokens of the student, or to those that begin them. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +10,7 @@ struct text {
     bool added;
 };
 
-/* By bytes; of equal ones an ordinary token before an added one, then by number. */
+/* By bytes; of equal ones ordinary tokens before added ones, then by id. */
 static int by_text(const void *a, const void *b) {
     const struct text *x = a, *y = b;
     int order = memcmp(x->bytes, y->bytes, x->n < y->n ? x->n : y->n);
@@ -47,7 +47,7 @@ static uint32_t find_text(const struct text *all, size_t n, const unsigned char 
     return same ? all[low].id : TOKEN_NONE;
 }
 
-/* A control token: by its part, else by how it is spelled. */
+/* Finds a control token by its role, or else by its spelling. */
 static uint32_t find_control(const struct vocab *teacher, const struct vocab *student, uint32_t id) {
     if (id == teacher->bos && student->bos != TOKEN_NONE) return student->bos;
     if (id == teacher->eos && student->eos != TOKEN_NONE) return student->eos;
@@ -58,12 +58,12 @@ static uint32_t find_control(const struct vocab *teacher, const struct vocab *st
 
 int align_encode_text(const struct vocab *student, const void *text, size_t n, bool first, struct text_ids *ids,
                       struct err *e) {
-    /* NFC would change the text; the other normalisers spell spaces, and are needed */
+    /* NFC would change the text; the other normalisers encode spaces, and are needed */
     struct text_encode_options how = {.plain_specials = true, .no_normalise = student->nfc, .continues = !first};
     return text_encode(student, text, n, &how, ids, e);
 }
 
-/* The student's token with which a text begins that it has no token for. */
+/* Finds the first token in the student's encoding of a text for which it has no single token. */
 static int find_beginning(const struct vocab *student, const unsigned char *bytes, uint32_t n, struct text_ids *ids,
                           uint32_t *out, struct err *e) {
     uint32_t n_first;
@@ -76,7 +76,7 @@ static int find_beginning(const struct vocab *student, const unsigned char *byte
     return 0;
 }
 
-/* Tokens that have text, and are no token of the student. */
+/* Does this for all tokens with text that have no equivalent. */
 static int find_beginnings(const struct vocab *teacher, const struct vocab *student, uint32_t *to, uint64_t *begun,
                            struct err *e) {
     struct text_ids ids = {0};

@@ -1,4 +1,4 @@
-/* Two tokenizations of a text, laid over its bytes. */
+/* The byte offsets of two tokenizations of a text. */
 #include <string.h>
 
 #include "lib/align/align_internal.h"
@@ -20,7 +20,7 @@ void align_spans_release(struct spans *s) {
     buf_release(&s->ends);
 }
 
-/* A space that stands in front. */
+/* Removes a leading space. */
 static void drop_space(struct spans *s) {
     uint64_t *ends = (uint64_t *)s->ends.data;
     s->text.len--;
@@ -48,9 +48,9 @@ void align_pair(const struct spans *a, size_t n, const struct spans *b, size_t m
     }
 }
 
-/* ---- the student's tokens for a text of the teacher's ------------------------------------------------------------------------- */
+/* ---- the student's tokens for a text of the teacher ---- */
 
-/* The text of tokens between control tokens. */
+/* Encodes the text of tokens between control tokens. */
 static int encode_text(const struct vocab *teacher, const struct vocab *student, const uint32_t *tokens, size_t n,
                        bool first, struct text_ids *ids, struct err *e) {
     struct buf text = {0};
@@ -61,7 +61,7 @@ static int encode_text(const struct vocab *teacher, const struct vocab *student,
     return rc;
 }
 
-/* A token of the student is masked when all tokens of the teacher that it shares a byte with are. */
+/* A token of the student is masked if all tokens of the teacher that share a byte with it are. */
 static int encode_mask(const struct vocab *teacher, const struct vocab *student, const uint32_t *tokens,
                        const uint8_t *mask, size_t n, const uint32_t *ids, size_t m, struct buf *out, struct err *e) {
     struct spans a = {0}, b = {0};

@@ -1,5 +1,6 @@
 /*
- * Private to lib/base: the memory budget, and which sanitizer this build carries (gcc and clang say it differently).
+ * Private to lib/base: the memory budget, hooks of the profile, and which sanitizer this build has (gcc and clang
+ * announce it differently).
  *
  * Order of files, each calling only those before it: string, err, budget, mem, buf, digest, fd, json_scan, json,
  * json_text, log, rng, profile, parallel, out.
@@ -9,14 +10,15 @@
 
 #include "lib/base/base.h"
 
-#define MEM_LARGE ((uint64_t)64 << 20) /* less is asked of the system without looking at what there is */
-/* Is there a --max-memory? */
+#define MEM_LARGE ((uint64_t)64 << 20) /* smaller allocations skip the check of what is left */
+/* Did mem_set_limit set a limit? */
 bool mem_limit_is_set(void);
-/* Counts what mem_alloc has handed out, and taken back. */
+/* Count bytes allocated and freed by mem_alloc and mem_free. */
 void budget_take(uint64_t bytes);
 void budget_give(uint64_t bytes);
 
-/* For loops of several threads: is a profile kept, and what a thread has waited or worked since then. */
+/* For parallel loops: is profiling on; a monotonic clock in nanoseconds; add the time since `from` as waiting of the
+ * profiled thread, or as work of another thread. */
 bool profile_is_on(void);
 uint64_t profile_clock(void);
 void profile_add_wait(uint64_t from);

@@ -1,4 +1,4 @@
-/* How much memory this process may take: what the machine, the control group and the process limit leave of it. */
+/* How much memory this process may use: what the machine, the control group and the process limit leave. */
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -21,7 +21,8 @@ uint64_t mem_in_use(void) {
     return atomic_load_explicit(&in_use, memory_order_relaxed);
 }
 
-/* The number after `key` in a file of "key: number" lines, or the first one where key is NULL. False without one. */
+/* Reads the number after `key` from a file of "key: number" lines, or the number at its start if key is NULL. Returns
+ * false if there is none. */
 static bool number_in(const char *path, const char *key, uint64_t *out) {
     char line[256];
     bool found = false;
@@ -39,7 +40,7 @@ static bool number_in(const char *path, const char *key, uint64_t *out) {
     return found;
 }
 
-/* Free pages, and those of files that can be dropped. */
+/* Memory that can be allocated without reclaiming more than file caches, plus free swap. */
 static uint64_t available(void) {
     uint64_t kib, swap = 0;
     if (number_in("/proc/meminfo", "MemAvailable:", &kib)) {
@@ -50,7 +51,7 @@ static uint64_t available(void) {
     return sysinfo(&s) == 0 ? (uint64_t)s.freeram * s.mem_unit : UINT64_MAX;
 }
 
-/* What the control group `dir` leaves: its limit minus what is in use, of which file caches can be dropped. */
+/* What the control group `dir` leaves: its limit less its usage, not counting file caches, which can be dropped. */
 static uint64_t group_leaves(const char *dir, const char *limit_name, const char *use_name, const char *cache) {
     char path[4096 + 64];
     uint64_t limit, use = 0, dropped = 0;
@@ -63,7 +64,7 @@ static uint64_t group_leaves(const char *dir, const char *limit_name, const char
     return limit > use ? limit - use : 0;
 }
 
-/* The least of the group and those above it. `root` is where the tree is mounted. */
+/* The minimum over the group and its ancestors. `root` is the mount point of the hierarchy. */
 static uint64_t groups_leave(const char *root, const char *group, bool v2) {
     char dir[4096];
     uint64_t least = UINT64_MAX;
@@ -79,7 +80,7 @@ static uint64_t groups_leave(const char *root, const char *group, bool v2) {
     return least;
 }
 
-/* Lines of /proc/self/cgroup: "0::/GROUP" of version 2, "N:memory:/GROUP" of version 1. */
+/* Parses /proc/self/cgroup: "0::/GROUP" is a version 2 line, "N:memory:/GROUP" one of version 1. */
 static uint64_t control_group(void) {
     char line[4096];
     uint64_t least = UINT64_MAX;
@@ -98,7 +99,6 @@ static uint64_t control_group(void) {
     return least;
 }
 
-/* What RLIMIT_AS leaves of the address space. */
 uint64_t mem_address_space(void) {
     struct rlimit limit;
     uint64_t pages = 0;

@@ -1,4 +1,4 @@
-/* Growable bytes. */
+/* Growable byte buffer. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,7 +10,7 @@ int buf_reserve(struct buf *b, size_t extra, struct err *e) {
     uint64_t need;
     if (!u64_add(b->len, extra, &need) || need > PTRDIFF_MAX)
         return err_set(e, ERR_IO, "out of memory: %zu bytes after %zu", extra, b->len);
-    /* Doubling keeps appending linear; from 1 GiB on, half as much again keeps the waste bounded. */
+    /* Doubling makes appends amortized linear; from 1 GiB on, growing by half bounds the waste. */
     size_t cap = b->cap < 64 ? 64 : b->cap < ((size_t)1 << 30) ? 2 * b->cap : b->cap + b->cap / 2;
     if (cap < need) cap = need;
     unsigned char *data = mem_alloc(cap, e);
@@ -37,7 +37,7 @@ int buf_printf(struct buf *b, struct err *e, const char *fmt, ...) {
     int n = vsnprintf(NULL, 0, fmt, args);
     int rc = n < 0 ? err_set(e, ERR_IO, "cannot format text") : buf_reserve(b, (size_t)n + 1, e);
     if (!rc) {
-        vsnprintf((char *)b->data + b->len, (size_t)n + 1, fmt, again); /* its NUL is written but not counted */
+        vsnprintf((char *)b->data + b->len, (size_t)n + 1, fmt, again); /* writes a NUL that is not counted */
         b->len += (size_t)n;
     }
     va_end(again);

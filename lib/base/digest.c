@@ -1,4 +1,4 @@
-/* XXH3-128: not cryptographic, but as fast as memory; it finds accidents, not forgeries. */
+/* XXH3-128 digests: not cryptographic, but as fast as memory; they detect accidents, not forgeries. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,7 +21,7 @@ struct digest digest_bytes(const void *data, size_t n) {
 }
 
 struct digest_state *digest_new(struct err *e) {
-    struct digest_state *s = mem_zalloc(sizeof *s, e); /* XXH3 wants a zeroed state */
+    struct digest_state *s = mem_zalloc(sizeof *s, e); /* XXH3 needs a zeroed state */
     if (s) XXH3_128bits_reset(&s->xxh);
     return s;
 }
@@ -38,12 +38,12 @@ void digest_free(struct digest_state *s) {
     mem_free(s);
 }
 
-/* The order of xxhsum -H128: the high half first. */
+/* High half first, as xxhsum -H128 prints it. */
 void digest_text(struct digest d, char out[DIGEST_TEXT_SIZE]) {
     snprintf(out, DIGEST_TEXT_SIZE, "xxh3:%016" PRIx64 "%016" PRIx64, d.hi, d.lo);
 }
 
-/* Lower case only: a digest has one spelling, so texts can be compared. */
+/* Lower case only: a digest has one spelling, so that its text can be compared. */
 bool digest_parse(const char *text, struct digest *out) {
     if (strlen(text) != DIGEST_TEXT_SIZE - 1 || memcmp(text, "xxh3:", 5) != 0) return false;
     uint64_t half[2] = {0, 0};

@@ -1,12 +1,12 @@
-/* Errors as values: one line of text and a pinned code. */
+/* Errors as values: a one-line message and a fixed code. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/base/base.h"
 
-/* Sets the escaped text as the message. `wanted`: its length before it was cut to sizeof e->msg; a UTF-8 sequence
- * that was cut in two is dropped. */
+/* Stores the escaped text as the message. `wanted` is its length before it was truncated to sizeof e->msg; if that
+ * split a UTF-8 sequence, the incomplete sequence is dropped. */
 static void put_message(struct err *e, const char *text, size_t wanted) {
     size_t n = strlen(text), start = n;
     if (wanted >= sizeof e->msg) {
@@ -32,7 +32,7 @@ int err_set(struct err *e, int code, const char *fmt, ...) {
     return e->code = code;
 }
 
-/* Puts a prefix before the old message. */
+/* Appends ": rest" to the message. */
 static void append_message(struct err *e, const char *rest) {
     char text[sizeof e->msg];
     int n = snprintf(text, sizeof text, "%s: %s", e->msg, rest);

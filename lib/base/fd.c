@@ -1,4 +1,4 @@
-/* fd: the read and the write that everything else goes through: complete, not interrupted, waiting where they must. */
+/* fd: the read and write calls that all I/O goes through: they retry when interrupted and wait when non-blocking. */
 #include <errno.h>
 #include <poll.h>
 #include <sys/uio.h>
@@ -6,9 +6,9 @@
 
 #include "lib/base/base.h"
 
-#define ONE_CALL_BYTES ((size_t)1 << 30) /* Linux moves at most 2 GiB a call */
+#define ONE_CALL_BYTES ((size_t)1 << 30) /* Linux transfers at most 2 GiB per call */
 
-/* After a failed call: may it be tried again? */
+/* After a failed call: may it be retried? Waits for the descriptor if it is non-blocking. */
 static bool wait_for(int fd, short events) {
     if (errno == EINTR) return true;
     if (errno != EAGAIN && errno != EWOULDBLOCK) return false;

@@ -1,7 +1,7 @@
 /*
- * Reading JSON. cJSON builds the tree; before it, json_scan.c checks the text against RFC 8259 and our limits, because
- * cJSON lets a good deal through ("01", "1.", invalid UTF-8, "\u0000"); after it, check_tree finds duplicate keys, which
- * have to be compared as they read after unescaping.
+ * Reading JSON. cJSON builds the tree. Before that, json_scan.c checks the text against RFC 8259 and our limits,
+ * because cJSON is lenient ("01", "1.", invalid UTF-8, "\u0000"); after it, json_check_tree finds duplicate keys, which
+ * must be compared unescaped.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 
 /* ---- duplicate keys ---- */
 
-#define FEW_KEYS 16 /* up to here comparing all pairs is faster than a table */
+#define FEW_KEYS 16 /* up to here comparing all pairs is faster than a hash table */
 
 static const cJSON *find_duplicate_of_few(const cJSON *object) {
     for (const cJSON *a = object->child; a; a = a->next)
@@ -23,7 +23,7 @@ static const cJSON *find_duplicate_of_few(const cJSON *object) {
     return NULL;
 }
 
-/* Open addressing in a table at most half full. The seed is an address, so that no file can provoke collisions. */
+/* Open addressing, at most half full. The hash is seeded with an address, so that a file cannot provoke collisions. */
 static int find_duplicate_of_many(const cJSON *object, size_t n, const cJSON **found, struct err *e) {
     size_t size = 64;
     while (size < 2 * n) size *= 2;
@@ -70,7 +70,7 @@ int json_check_tree(const cJSON *value, int depth, struct err *e) {
 cJSON *json_parse(const char *text, size_t len, struct err *e) {
     if (json_scan(text, len, e) != 0) return NULL;
     cJSON *value = cJSON_ParseWithLength(text, len);
-    if (!value) { /* the text is valid, so it can only be out of memory */
+    if (!value) { /* the text is valid, so this can only be lack of memory */
         err_set(e, ERR_IO, "out of memory: json of %zu bytes", len);
         return NULL;
     }
@@ -93,7 +93,7 @@ static const char *kind_of(const cJSON *item) {
                                   : "nothing";
 }
 
-/* The member, or NULL with *e set; for the optional forms NULL with *e alone and *rc 0 means absent. */
+/* Returns the member. NULL with *rc set: an error; NULL with *rc 0: an optional member is absent or null. */
 static const cJSON *find(const cJSON *object, const char *key, bool optional, int *rc, struct err *e) {
     *rc = 0;
     if (!cJSON_IsObject(object)) {
@@ -119,7 +119,7 @@ static int get_u64(const cJSON *object, const char *key, bool optional, uint64_t
     double v = item->valuedouble;
     if (!(v >= 0) || v != floor(v))
         return err_set(e, ERR_DATA, "json: key \"%s\" is %.17g, expected a whole number", key, v);
-    /* From 2^53 on the double may stand for another integer than the text said. */
+    /* From 2^53 on the double may differ from the integer in the text. */
     if (v > (double)JSON_MAX_INTEGER || (uint64_t)v < min || (uint64_t)v > max)
         return err_set(e, ERR_DATA, "json: key \"%s\" is %.17g, expected %llu to %llu", key, v, (unsigned long long)min,
                        (unsigned long long)(max < JSON_MAX_INTEGER ? max : JSON_MAX_INTEGER));

@@ -1,4 +1,5 @@
-/* The grammar of RFC 8259, without building anything: one pass, a byte of state per level of nesting. */
+/* Checks text against the grammar of RFC 8259 without building a tree: one pass, one byte of state per nesting
+ * level. */
 #include <string.h>
 
 #include "lib/base/base.h"
@@ -6,7 +7,7 @@
 
 struct scan {
     const char *begin, *at, *end;
-    const char *problem; /* what is wrong at `at`; NULL while all is well */
+    const char *problem; /* the error at `at`; NULL if there is none */
 };
 
 static bool fail(struct scan *s, const char *problem) {
@@ -34,7 +35,7 @@ static bool skip_digits(struct scan *s) {
     return s->at > start;
 }
 
-/* cJSON reads a number through a buffer of 64 bytes; longer ones are refused here, so that what it refuses is memory. */
+/* cJSON copies a number into a buffer of 64 bytes; refuse longer ones here, so that cJSON can only fail for memory. */
 #define MAX_NUMBER 62
 
 static bool scan_number(struct scan *s) {
@@ -56,7 +57,7 @@ static bool scan_literal(struct scan *s, const char *word) {
     return true;
 }
 
-/* The four digits of a \u escape, or -1. */
+/* Returns the value of the four digits of a \u escape, or -1. */
 static int scan_hex4(struct scan *s) {
     int v = 0;
     for (int i = 0; i < 4; i++, s->at++) {
@@ -68,7 +69,7 @@ static int scan_hex4(struct scan *s) {
     return v;
 }
 
-/* After "\u". A NUL would end the C string early, and half a surrogate pair is not a character. */
+/* Scans what follows "\u". A NUL would end the C string early; a lone surrogate is not a character. */
 static bool scan_unicode_escape(struct scan *s) {
     int c = scan_hex4(s);
     if (c < 0) return fail(s, "expected four hexadecimal digits");
@@ -97,7 +98,7 @@ static bool scan_string(struct scan *s) {
     }
 }
 
-/* A key and its colon. */
+/* Scans a key and its colon. */
 static bool scan_key(struct scan *s) {
     if (peek(s) != '"') return fail(s, "expected a key");
     if (!scan_string(s)) return false;
@@ -119,8 +120,8 @@ static bool scan_scalar(struct scan *s) {
     }
 }
 
-/* Closes all containers that end here, up to a comma (true: another value follows) or the end of the outermost
- * (*depth 0). */
+/* Closes all containers that end here. Stops after a comma (and, in an object, the next key), where another value
+ * follows, or at the end of the outermost container (*depth 0). Returns false on an error. */
 static bool scan_closings(struct scan *s, const char *closer, int *depth) {
     while (*depth > 0) {
         skip_space(s);
@@ -157,7 +158,7 @@ static bool scan_value(struct scan *s) {
 }
 
 int json_scan(const char *text, size_t len, struct err *e) {
-    if (!len) text = ""; /* an empty buffer is NULL, to which no offset may be added */
+    if (!len) text = ""; /* an empty buffer may be NULL, to which no offset may be added */
     struct scan s = {.begin = text, .at = text, .end = text + len};
     skip_space(&s);
     if (scan_value(&s)) {

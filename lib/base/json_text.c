@@ -1,7 +1,7 @@
 /*
- * Writing JSON. cJSON prints doubles with up to 17 digits through the locale and turns NaN into null; files that are
- * compared by their bytes need one spelling for each value. Numbers and strings look as RFC 8785 (JSON Canonicalization
- * Scheme) wants them, which is ECMAScript's form, except that -0 keeps its sign; keys keep their order.
+ * Writing JSON. cJSON prints doubles with up to 17 digits in the current locale and turns NaN into null; files that are
+ * compared byte by byte need one spelling per value. Numbers and strings follow RFC 8785 (JSON Canonicalization
+ * Scheme), which is ECMAScript's form, except that -0 keeps its sign; keys keep their order.
  */
 #include <locale.h>
 #include <math.h>
@@ -24,14 +24,14 @@ static int put_string(struct buf *b, const char *s, struct err *e) {
         while (s < end && (unsigned char)*s >= 0x20 && *s != '"' && *s != '\\') s++;
         rc = buf_append(b, run, (size_t)(s - run), e);
         if (rc || s == end) break;
-        const char *found = strchr("\"\"\\\\\bb\ff\nn\rr\tt", *s); /* pairs: the character, what stands for it */
+        const char *found = strchr("\"\"\\\\\bb\ff\nn\rr\tt", *s); /* pairs: the character, its escape letter */
         rc = found ? buf_printf(b, e, "\\%c", found[1]) : buf_printf(b, e, "\\u%04x", (unsigned)*s);
     }
     return rc ? rc : put(b, "\"", e);
 }
 
-/* Does the text read as v? If not, does the next decimal above it? The interval that reads as a power of two reaches
- * twice as far up as down, so the nearest 16 digits of 2^-24 miss it while the next above hit. */
+/* Does the text read as v, or else the next larger 16-digit decimal, which is then stored? The interval that rounds to
+ * a power of two extends twice as far up as down, so the nearest 16 digits of 2^-24 miss it while the next ones hit. */
 static bool reads_back(char *text, int n_digits, double v) {
     if (strtod(text, NULL) == v) return true;
     if (n_digits != 16 || text[n_digits] == '9') return false;
@@ -39,9 +39,10 @@ static bool reads_back(char *text, int n_digits, double v) {
     return strtod(text, NULL) == v;
 }
 
-/* The fewest significant digits that read back as v > 0, without trailing zeros; v = 0.d1d2d3... * 10^point. */
+/* Finds the fewest significant digits that read back as v > 0, without trailing zeros; v = 0.d1d2d3... * 10^point. */
 static void shortest_digits(double v, char digits[24], int *point) {
-    /* Every decimal of 15 digits survives a normal double, so fewer need no trial: the zeros are cut off below. */
+    /* A normal double is determined by any decimal of 15 digits that it came from, so shorter ones need no trial:
+     * trailing zeros are cut off below. */
     char text[40];
     for (int n = isnormal(v) ? 15 : 1; n <= 17; n++) {
         snprintf(text, sizeof text, "%.*e", n - 1, v);
@@ -85,7 +86,7 @@ static int put_members(struct buf *b, const cJSON *container, bool is_object, st
     return rc ? rc : put(b, is_object ? "}" : "]", e);
 }
 
-/* "30.0", the only raw text in the tree: json_put_float adds it */
+/* Is it of the form "30.0", the only raw text that json_put_float adds? */
 static bool is_float(const char *text) {
     text += *text == '-';
     size_t digits = strspn(text, "0123456789");
@@ -103,11 +104,11 @@ static int put_value(struct buf *b, const cJSON *value, struct err *e) {
     return err_set(e, ERR_DATA, "json: a value to be written is of no JSON type");
 }
 
-/* Outside strings canonical text is printable ASCII, so whatever is escaped is inside a string. */
+/* Outside strings canonical text is printable ASCII, so anything escaped is inside a string. */
 char *json_text_shown(const cJSON *value, struct err *e) {
     char *text = json_text(value, e);
     if (!text) return NULL;
-    size_t n = strlen(text), size = 6 * n + 1; /* \u007f of one byte */
+    size_t n = strlen(text), size = 6 * n + 1; /* the longest escape of one byte is \u007f */
     char *shown = mem_alloc(size, e);
     if (shown) escape_text(shown, size, text, n);
     mem_free(text);
@@ -115,14 +116,14 @@ char *json_text_shown(const cJSON *value, struct err *e) {
 }
 
 char *json_text(const cJSON *value, struct err *e) {
-    /* What json_parse would refuse is not written. */
+    /* Refuse to write what json_parse would not read. */
     if (json_check_tree(value, 1, e) != 0) return NULL;
     locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     if (!c) {
         err_nomem(e, "the C locale");
         return NULL;
     }
-    locale_t before = uselocale(c); /* of this thread only: with a decimal point */
+    locale_t before = uselocale(c); /* the C locale's decimal point, in this thread only */
     struct buf b = {0};
     int rc = put_value(&b, value, e);
     if (!rc) rc = buf_append(&b, "", 1, e);

@@ -1,11 +1,11 @@
-/* Log lines, passed to whoever installed a sink. */
+/* Log lines, passed to the installed sink. */
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 
 #include "lib/base/base.h"
 
-/* Lines come from any thread, and a sink need not be thread-safe. */
+/* Any thread may log, and a sink need not be thread-safe. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static log_sink *installed;
 static void *installed_ctx;

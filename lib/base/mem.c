@@ -1,4 +1,4 @@
-/* Aligned memory and the arena. */
+/* Aligned memory allocation and the arena. */
 #include <inttypes.h>
 #include <malloc.h>
 #include <stdarg.h>
@@ -17,12 +17,12 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-#define ALIGN     64 /* a cache line, and the widest vector register */
+#define ALIGN     64 /* a cache line, and the width of the widest vector register */
 #define HUGE_PAGE ((size_t)2 << 20)
 
 /* ---- the allocator ---- */
 
-static atomic_uint_fast64_t countdown; /* allocations until the one that fails; 0: off */
+static atomic_uint_fast64_t countdown; /* allocations until one fails; 0: off */
 
 void mem_fail_at(uint64_t n) {
     atomic_store(&countdown, n);
@@ -35,13 +35,13 @@ static bool must_fail(void) {
     return false;
 }
 
-/* Touching a weight's 4 KiB pages for the first time takes longer than reading it from a file: ask for huge ones. What is
-   smaller than two of them is left alone: it would be mostly edges, and is soon used again. */
+/* Faulting in a weight's 4 KiB pages takes longer than reading it from a file, so ask for huge pages. Blocks of less
+ * than two huge pages would gain little and are soon reused. */
 static void ask_for_huge_pages(void *p, size_t size) {
     if (size < 2 * HUGE_PAGE) return;
     uintptr_t begin = ((uintptr_t)p + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
     uintptr_t end = ((uintptr_t)p + size) & ~(HUGE_PAGE - 1);
-    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* advice: failing changes nothing */
+    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* only advice: failure is harmless */
 }
 
 void *mem_alloc(size_t size, struct err *e) {
@@ -86,18 +86,18 @@ void mem_free(void *p) {
     free(p);
 }
 
-/* ---- the arena: a list of blocks, the newest first, each filled from the front ---- */
+/* ---- the arena: a list of blocks, newest first, each filled from the front ---- */
 
 #define BLOCK_MIN ((size_t)16 << 10)
 #define BLOCK_MAX ((size_t)1 << 20) /* blocks double up to here; a larger object gets a block of its own size */
 
 struct arena_block {
     _Alignas(ALIGN) struct arena_block *next;
-    size_t used, size; /* of data */
+    size_t used, size; /* bytes of data */
     _Alignas(ALIGN) unsigned char data[];
 };
 
-/* A fresh block in front, with room for `need` bytes. */
+/* Adds a new block at the head of the list, with room for `need` bytes. */
 static struct arena_block *add_block(struct arena *a, size_t need, struct err *e) {
     size_t size = a->head ? a->head->size : BLOCK_MIN / 2;
     size = size < BLOCK_MAX / 2 ? 2 * size : BLOCK_MAX;
@@ -118,7 +118,7 @@ void *arena_alloc(struct arena *a, size_t size, struct err *e) {
     }
     struct arena_block *b = a->head;
     size_t start = b ? (b->used + align - 1) & ~(align - 1) : 0;
-    size_t take = size ? size : 1; /* an empty object has an address of its own */
+    size_t take = size ? size : 1; /* an empty object has a unique address, too */
     if (!b || start > b->size || take > b->size - start) {
         b = add_block(a, take, e);
         if (!b) return NULL;
@@ -172,11 +172,11 @@ char *arena_printf(struct arena *a, struct err *e, const char *fmt, ...) {
 }
 
 static void free_block(struct arena_block *b) {
-    ASAN_UNPOISON_MEMORY_REGION(b->data, b->size); /* the allocator below may reuse it unpoisoned */
+    ASAN_UNPOISON_MEMORY_REGION(b->data, b->size); /* malloc may reuse it */
     mem_free(b);
 }
 
-/* The largest block stays: an arena that is reset per record soon allocates nothing at all. */
+/* Keep the largest block: an arena that is reset for each record soon stops allocating. */
 void arena_reset(struct arena *a) {
     struct arena_block *keep = a->head;
     for (struct arena_block *b = a->head; b; b = b->next)

@@ -1,6 +1,6 @@
 /*
- * out: files and folders that appear under their name complete, on disk, or not at all. Work goes to a temporary name
- * in the same folder, which is synced and renamed at the end, and removed on failure and on a signal.
+ * out: files and folders that appear under their name complete and synced, or not at all. They are written under a
+ * temporary name in the same folder, which is renamed at the end, or removed on failure or by a signal.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -14,9 +14,9 @@
 
 #include "lib/base/base.h"
 
-#define MAX_LINKS 40 /* as the kernel has it */
+#define MAX_LINKS 40 /* the kernel's limit */
 
-/* ---- temporary names, known to a signal's handler -------------------------------------------------------------- */
+/* ---- temporary names, for the signal handler ---- */
 
 #define MAX_TEMPORARY 64
 static struct {
@@ -24,12 +24,13 @@ static struct {
     bool folder;
 } temporary[MAX_TEMPORARY];
 
-/* Removes a folder of files. No allocation, no locks: this runs in a signal's handler. `dir` is its descriptor, which is closed; -1:
- * there is none, and when none is to be had the folder may still be empty. */
+/* Removes a folder that contains only files. Runs in signal handlers, so it neither allocates nor locks. `dir` is its
+ * open descriptor, which is closed; with -1 the folder is opened here. If that fails, it may still be empty and
+ * removable. */
 static void remove_folder(const char *path, int dir) {
     _Alignas(struct dirent64) char entries[4096];
     if (dir < 0) dir = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    for (bool removed = dir >= 0; removed && lseek(dir, 0, SEEK_SET) == 0;) { /* again: removing may hide others */
+    for (bool removed = dir >= 0; removed && lseek(dir, 0, SEEK_SET) == 0;) { /* again: removing may skip some */
         ssize_t n;
         removed = false;
         while ((n = getdents64(dir, entries, sizeof entries)) > 0) {
@@ -62,7 +63,8 @@ static void forget_temporary(const char *name) {
         if (temporary[i].name == name) temporary[i].name = NULL;
 }
 
-/* Creates the file or folder of p->tmp's pattern. Until it is in the list no signal may end the program. */
+/* Creates a file or folder from the pattern in p->tmp. Signals stay blocked until it is in the list of temporary
+ * names. */
 static int make_temporary(struct out_place *p, bool folder, int *fd, struct err *e) {
     sigset_t all, old;
     size_t slot = 0;
@@ -96,7 +98,7 @@ static char *print_path(struct err *e, int n, const char *folder, const char *na
     return (char *)b.data;
 }
 
-/* What the links at the end of `path` lead to, which need not exist. */
+/* Resolves the symbolic links at the end of `path`; the target need not exist. Caller frees. */
 static char *follow_links(const char *path, struct err *e) {
     char link[PATH_MAX], *at = mem_strdup(path, e);
     for (int i = 0; at; i++) {
@@ -115,7 +117,7 @@ static char *follow_links(const char *path, struct err *e) {
     return NULL;
 }
 
-/* "DIR/NAME.tmp.XXXXXX"; a name near the file system's limit is shortened. */
+/* Returns "DIR/NAME.tmp.XXXXXX", with NAME shortened to stay below the file system's limit. Caller frees. */
 static char *temporary_name(const char *target, struct err *e) {
     char name[NAME_MAX + 1];
     int folder = folder_length(target);
@@ -140,7 +142,7 @@ static int refuse_folder(const char *path, struct err *e) {
     return err_set(e, ERR_USAGE, "%s exists (a folder is not replaced: remove it, or name another)", path);
 }
 
-/* Checks now that the rename at the end can succeed. */
+/* Checks in advance that the final rename can succeed. */
 static int check_replaceable(const struct out_place *p, const struct stat *st, struct err *e) {
     struct stat folder;
     struct statx x;
@@ -148,7 +150,7 @@ static int check_replaceable(const struct out_place *p, const struct stat *st, s
     bool sticky = folder.st_mode & S_ISVTX && geteuid() != 0 && geteuid() != st->st_uid && geteuid() != folder.st_uid;
     if (sticky)
         return err_set(e, ERR_IO, "%s belongs to someone else, and its folder lets only the owner replace it", p->path);
-    if (statx(AT_FDCWD, p->target, 0, STATX_BASIC_STATS, &x)) return 0; /* an old kernel: the rename will tell */
+    if (statx(AT_FDCWD, p->target, 0, STATX_BASIC_STATS, &x)) return 0; /* old kernel: leave it to the rename */
     if (x.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND))
         return err_set(e, ERR_IO, "%s is marked as one not to be replaced (lsattr)", p->path);
     if (x.stx_attributes & STATX_ATTR_MOUNT_ROOT)
@@ -157,8 +159,8 @@ static int check_replaceable(const struct out_place *p, const struct stat *st, s
     return 0;
 }
 
-/* *in_place: a device or a FIFO, which is written directly. Else *mode is the mode of the file to be replaced, or
- * -1, and p->target is set. */
+/* Sets *in_place for a device or a FIFO, which is written directly. Otherwise sets p->target, and *mode to the mode of
+ * the file to be replaced or -1 if there is none. */
 static int find_file(struct out_place *p, bool overwrite, bool *in_place, long *mode, struct err *e) {
     struct stat st, again;
     size_t n = strlen(p->path);
@@ -188,7 +190,7 @@ static void place_release(struct out_place *p) {
     *p = (struct out_place){0};
 }
 
-/* So that the new name survives a power failure. Best effort: not every file system can sync a folder. */
+/* Makes the new name survive a power failure. Best effort: not every file system can sync a folder. */
 static void sync_folder(const char *target) {
     char folder[PATH_MAX];
     int n = folder_length(target);
@@ -211,7 +213,7 @@ static int make_file(struct out_file *f, long mode, struct err *e) {
     f->place.tmp = temporary_name(f->place.target, e);
     if (!f->place.tmp || make_temporary(&f->place, false, &f->fd, e)) return e->code;
     if (fchmod(f->fd, mode >= 0 ? (mode_t)mode : 0666 & ~file_mode_mask())) {
-        /* a file system without modes */
+        /* the file system has no modes: harmless */
     }
     return 0;
 }
@@ -235,7 +237,7 @@ int out_file_sync(struct out_file *f, struct err *e) {
     return rc;
 }
 
-/* Another process may have made the file while we worked: without `overwrite` it stays. */
+/* Renames p->tmp to p->target. Another process may have created the file meanwhile: without `overwrite` it stays. */
 static int give_name(const struct out_place *p, bool overwrite, struct err *e) {
     if (overwrite) return rename(p->tmp, p->target) ? err_sys(e, errno, "%s", p->path) : 0;
     if (renameat2(AT_FDCWD, p->tmp, AT_FDCWD, p->target, RENAME_NOREPLACE) == 0) return 0;
@@ -312,7 +314,7 @@ int out_folder_begin(struct out_folder *f, const char *path, struct err *e) {
     *f = OUT_FOLDER_NONE;
     if (!*path) return err_set(e, ERR_USAGE, "the output's name is empty");
     if (!(p->path = mem_strdup(path, e))) return e->code;
-    for (size_t n = strlen(p->path); n > 1 && p->path[n - 1] == '/'; n--) p->path[n - 1] = 0; /* "out/" is "out" */
+    for (size_t n = strlen(p->path); n > 1 && p->path[n - 1] == '/'; n--) p->path[n - 1] = 0; /* "out/" names "out" */
     if (!(p->target = follow_links(p->path, e))) return e->code;
     if (lstat(p->target, &st) == 0) return refuse_folder(p->path, e);
     if (errno != ENOENT) return err_sys(e, errno, "%s", p->path);
@@ -341,7 +343,7 @@ int out_folder_write(struct out_folder *f, const char *name, const void *data, s
     return e->code;
 }
 
-/* RENAME_NOREPLACE where the file system knows it: an empty folder of that name may have appeared meanwhile. */
+/* Uses RENAME_NOREPLACE where the file system supports it: plain rename would replace a new empty folder. */
 static int rename_new(const char *from, const char *to) {
     int rc = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
     return rc != 0 && (errno == EINVAL || errno == ENOSYS) ? rename(from, to) : rc;
@@ -360,7 +362,7 @@ int out_folder_commit(struct out_folder *f, struct err *e) {
 
 void out_folder_release(struct out_folder *f) {
     if (!f->committed && f->place.tmp) {
-        remove_folder(f->place.tmp, f->dir); /* without a further descriptor: they may be used up */
+        remove_folder(f->place.tmp, f->dir); /* needs no new descriptor: they may be used up */
         forget_temporary(f->place.tmp);
     } else if (f->dir >= 0) {
         close(f->dir);
@@ -376,7 +378,8 @@ int out_scratch(int *fd, struct err *e) {
     sigset_t all, old;
     if ((*fd = open(folder, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600)) >= 0) return 0;
     char *path =
-        print_path(e, (int)strlen(folder), folder, "/rill.tmp.XXXXXX", ""); /* a file system without O_TMPFILE */
+        /* for file systems without O_TMPFILE */
+        print_path(e, (int)strlen(folder), folder, "/rill.tmp.XXXXXX", "");
     if (!path) return e->code;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &old);

@@ -1,8 +1,8 @@
 /*
- * The only place that makes threads. A pool of our own rather than OpenMP: programs of a pipeline share the cores, and a
- * runtime whose idle threads spin takes them from the neighbour that has work (libgomp by default spins for milliseconds at
- * every join; two pipelines on two cores ran four times slower). Here a thread that waits spins for some microseconds, the gap
- * between two loops of a forward pass, and then sleeps.
+ * The only place that creates threads. A pool of our own rather than OpenMP: the programs of a pipeline share the
+ * cores, and a runtime whose idle threads spin takes CPU time from the process that has work (libgomp by default spins
+ * for milliseconds at every join; two pipelines on two cores ran four times slower). Here a waiting thread spins for
+ * some microseconds, the gap between two loops of a forward pass, and then sleeps.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -13,23 +13,24 @@
 #include "lib/base/base_internal.h"
 
 #define MAX_THREADS 1024
-#define SPINS       500 /* pauses; 15 to 50 us */
+#define SPINS       500 /* pause instructions; 15 to 50 us */
 
 static atomic_int wanted_threads;   /* 0: the default */
-static _Thread_local bool inside;   /* this thread runs a body: calls from it are serial */
-static _Thread_local int my_thread; /* its number in the loop */
+static _Thread_local bool inside;   /* this thread is running a body: nested calls are serial */
+static _Thread_local int my_thread; /* its number in the current loop */
 
-/* The one loop that runs at a time. A worker joins under the lock while the loop is open; one that comes late finds it closed
- * and goes back to wait, so that a loop never waits for a thread that the system has not woken. */
+/* The loop that is running; there is at most one. A worker joins under the lock while the loop is open. A late one
+ * finds it closed and goes back to waiting, so that a loop never waits for a thread that the system has not woken
+ * up. */
 static struct {
-    pthread_mutex_t busy; /* held by the thread whose loop it is */
-    pthread_mutex_t lock; /* over what follows */
+    pthread_mutex_t busy; /* held by the thread that started the loop */
+    pthread_mutex_t lock; /* protects what follows */
     pthread_cond_t wake, left;
-    int workers; /* threads made so far, this one not counted */
+    int workers; /* threads created so far, not counting the caller */
     bool open;
-    int seats, taken;       /* how many workers may join, and did: each gets a number of its own */
-    atomic_int running;     /* of those, still in the loop */
-    atomic_uint generation; /* number of the loop */
+    int seats, taken;       /* workers that may join, and have joined; the latter numbers them */
+    atomic_int running;     /* workers still in the loop */
+    atomic_uint generation; /* counts loops */
     parallel_body *body;
     void *ctx;
     size_t n, chunk;
@@ -45,7 +46,7 @@ static void relax(void) {
 #endif
 }
 
-/* One thread's part: takes pieces of the range until none are left. */
+/* One thread's share of the loop: takes chunks of the range until none are left. */
 static void run_share(int thread) {
     inside = true;
     my_thread = thread;
@@ -84,8 +85,8 @@ static void *work(void *arg) {
     return NULL;
 }
 
-/* Starts as many workers as asked for, or as the system allows: the result is the same with fewer. Signals are for
- * the main thread. */
+/* Creates workers up to the given number, or as many as the system allows: the result does not depend on it. They block
+ * signals, which are for the main thread. */
 static void hire(int workers) {
     sigset_t all, before;
     sigfillset(&all);
@@ -111,7 +112,7 @@ static void open_loop(size_t n, parallel_body *body, void *ctx, int threads) {
     pool.body = body;
     pool.ctx = ctx;
     pool.n = n;
-    /* About 16 pieces per thread: enough to balance unequal bodies, few enough that the counter costs nothing. */
+    /* About 16 chunks per thread: enough to balance uneven bodies, few enough that the counter costs nothing. */
     pool.chunk = n / ((size_t)threads * 16);
     if (pool.chunk < 1) pool.chunk = 1;
     atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
@@ -123,7 +124,7 @@ static void open_loop(size_t n, parallel_body *body, void *ctx, int threads) {
     pthread_mutex_unlock(&pool.lock);
 }
 
-/* Closes the loop and waits for those who joined. */
+/* Closes the loop and waits for the workers that joined. */
 static void close_loop(void) {
     pthread_mutex_lock(&pool.lock);
     pool.open = false;
@@ -139,8 +140,8 @@ static void close_loop(void) {
 void parallel_for(size_t n, parallel_body *body, void *ctx) {
     int threads = parallel_threads();
     if ((size_t)threads > n) threads = (int)n;
-    /* A nested call keeps its thread's number, so that scratch indexed by it stays private. A second thread of the
-     * program that comes while a loop runs does its own serially. */
+    /* A nested call keeps its thread's number, so that scratch memory indexed by it stays private. A loop of another
+     * thread of the program, while one is running, runs serially. */
     if (threads <= 1 || inside || pthread_mutex_trylock(&pool.busy) != 0) {
         for (size_t i = 0; i < n; i++) body(ctx, i, my_thread);
         return;
@@ -164,7 +165,7 @@ int parallel_threads(void) {
 }
 
 int parallel_default_threads(void) {
-    /* The mask must be as large as the kernel's: grow until it fits. */
+    /* The mask must be at least as large as the kernel's: try larger ones until it fits. */
     for (int cpus = 1024; cpus <= 1 << 20; cpus *= 4) {
         cpu_set_t *set = CPU_ALLOC((size_t)cpus);
         if (!set) break;

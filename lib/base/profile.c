@@ -1,4 +1,4 @@
-/* Where the time of the thread that began the profile goes, and how long the others had nothing to do. */
+/* Profile: where the time of the profiled thread goes, and how long the other threads were idle. */
 #include <stdatomic.h>
 #include <time.h>
 
@@ -7,15 +7,15 @@
 static struct {
     bool on;
     uint64_t began;                 /* nanoseconds */
-    uint64_t part[PROFILE_PARTS];   /* of the profiled thread */
-    uint64_t waited;                /* of it, for the others at the end of a loop */
-    atomic_uint_fast64_t elsewhere; /* all other threads' time in loops */
+    uint64_t part[PROFILE_PARTS];   /* nanoseconds of the profiled thread */
+    uint64_t waited;                /* of these, waiting for other threads at the end of loops */
+    atomic_uint_fast64_t elsewhere; /* time of all other threads in loops */
 } profile;
 
-/* Only one thread's parts are counted: those of two that overlap would be no shares of the whole. */
+/* Parts are counted for one thread only: those of overlapping threads would not add up to a whole. */
 static _Thread_local bool counted;
-static enum profile_part current = PROFILE_PARTS; /* where that thread is; PROFILE_PARTS: elsewhere */
-static uint64_t since;                            /* when it came there */
+static enum profile_part current = PROFILE_PARTS; /* of that thread; PROFILE_PARTS: none */
+static uint64_t since;                            /* when it entered `current` */
 
 uint64_t profile_clock(void) {
     struct timespec t;
@@ -32,7 +32,7 @@ bool profile_is_on(void) {
     return profile.on;
 }
 
-/* The thread has been in `current` until now. */
+/* Adds the time since `since` to the current part and switches to `part`. */
 static void go_to(enum profile_part part) {
     uint64_t now = profile_clock();
     if (current != PROFILE_PARTS) profile.part[current] += now - since;

@@ -1,5 +1,5 @@
-/* Philox4x32-10 and a sequence on top of it. Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
- * SC 2011, section 4.3; constants from table 2 of Random123. */
+/* The random number generator Philox4x32-10 and a sequence on top of it. Salmon, Moraes, Dror, Shaw: "Parallel random
+ * numbers: as easy as 1, 2, 3", SC 2011, section 4.3; constants from table 2 of Random123. */
 #include <math.h>
 
 #include "lib/base/base.h"
@@ -48,8 +48,8 @@ static uint64_t next_u64(struct rng *r) {
     return u64_of(low, rng_u32(r));
 }
 
-/* The high word of n * u64 is nearly uniform; drawing again below 2^64 mod n makes it exactly so (Lemire, "Fast random
- * integer generation in an interval", 2019). */
+/* The high word of n * u64 is nearly uniform; rejecting low words below 2^64 mod n makes it exactly so (Lemire, "Fast
+ * random integer generation in an interval", 2019). */
 uint64_t rng_below(struct rng *r, uint64_t n) {
     unsigned __int128 m = (unsigned __int128)next_u64(r) * n;
     if ((uint64_t)m < n)
@@ -62,7 +62,7 @@ double rng_f64(struct rng *r) {
     return philox_f64(words);
 }
 
-/* Box and Muller 1958, the cosine half only, so that the sequence has no hidden second value. */
+/* Box and Muller, 1958. Uses the cosine half only, so that the generator need not store a second value. */
 double rng_normal(struct rng *r) {
     double u = 1.0 - rng_f64(r); /* (0, 1]: log never sees 0 */
     double angle = 6.283185307179586476925 * rng_f64(r);

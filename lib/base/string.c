@@ -1,4 +1,4 @@
-/* Text: UTF-8, names and numbers. Nothing here looks at the locale. */
+/* Text: UTF-8, names and numbers, independent of the locale. */
 #include <locale.h>
 #include <math.h>
 #include <stdio.h>
@@ -9,7 +9,7 @@
 
 #include "lib/base/base.h"
 
-/* How many bytes at the front are ASCII: nearly all of them, so eight at a time. */
+/* Number of ASCII bytes at the start. Most text is ASCII, so eight bytes are tested at a time. */
 static size_t ascii_run(const char *s, size_t n) {
     size_t i = 0;
     for (uint64_t word; n - i >= sizeof word; i += sizeof word) {
@@ -60,7 +60,7 @@ static void escape_code(utf8proc_int32_t c, char out[ESCAPE_MAX]) {
         snprintf(out, ESCAPE_MAX, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
     else if (c < 0x10000)
         snprintf(out, ESCAPE_MAX, "\\u%04x", (unsigned)c & 0xffff);
-    else /* as JSON spells it: a surrogate pair */
+    else /* a surrogate pair, as in JSON */
         snprintf(out, ESCAPE_MAX, "\\ud%03x\\ud%03x", (0x800 | (unsigned)(c - 0x10000) >> 10) & 0xfff,
                  0xc00 | ((unsigned)c & 0x3ff));
 }
@@ -113,8 +113,8 @@ bool parse_u64(const char *s, uint64_t *out) {
     return true;
 }
 
-/* [+-] digits [. digits] [e [+-] digits], with a digit on one side of the point: what strtod takes, without its
- * hexadecimal, its "inf" and "nan" and its leading white space. */
+/* [+-] digits [. digits] [e [+-] digits], with a digit on at least one side of the point: what strtod accepts, less
+ * hexadecimal numbers, "inf", "nan" and leading white space. */
 static bool is_decimal(const char *s) {
     if (*s == '+' || *s == '-') s++;
     size_t digits = 0;

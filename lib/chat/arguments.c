@@ -1,4 +1,4 @@
-/* Arguments of calls: by position or by name, checked for their type. */
+/* Arguments of calls: found by position or name, and checked for their type. */
 #include "lib/chat/chat_internal.h"
 
 const struct value *arg_find(const struct call_args *a, size_t i, const char *name) {
@@ -8,7 +8,7 @@ const struct value *arg_find(const struct call_args *a, size_t i, const char *na
     return NULL;
 }
 
-/* Is `name` one of the words in `names`? */
+/* Is `name` one of the space-separated words in `names`? */
 static bool is_word_of(struct str name, const char *names) {
     while (*names) {
         size_t n = strcspn(names, " ");

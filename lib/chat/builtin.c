@@ -1,4 +1,4 @@
-/* The filters and tests of Jinja that templates of chat models use. */
+/* The Jinja filters and tests that chat templates use. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -8,7 +8,7 @@
 
 typedef bool filter_fn(struct render *r, const struct value *v, const struct call_args *a, struct value *out);
 
-/* A method of strings as a filter, of what the value prints as. */
+/* Applies a string method as a filter, to the printed value. */
 static bool as_method(struct render *r, struct str name, const struct value *v, const struct call_args *a,
                       struct value *out) {
     struct method m = {.name = name, .self = {.kind = V_STR}};
@@ -193,7 +193,7 @@ static bool filter_abs(struct render *r, const struct value *v, const struct cal
     return true;
 }
 
-/* select, reject, selectattr, rejectattr: the items for which a test holds, or does not. */
+/* select, reject, selectattr, rejectattr: keeps the items for which a test holds, or does not. */
 static bool select_items(struct render *r, const struct value *v, const struct call_args *a, bool attribute,
                          bool wanted, struct value *out) {
     struct list *l;
@@ -265,9 +265,9 @@ static bool filter_unique(struct render *r, const struct value *v, const struct 
     return true;
 }
 
-/* ---- filters that order ---- */
+/* ---- filters that compare ---- */
 
-/* What an item is ordered by: itself or its attribute, strings in lower case unless the case counts. */
+/* The sort key of an item: itself or its attribute; strings in lower case unless case_counts. */
 static bool order_key(struct render *r, const struct value *v, struct str attribute, bool case_counts,
                       struct value *out) {
     struct value of;
@@ -287,7 +287,7 @@ static bool order_options(struct render *r, const struct call_args *a, size_t at
     return !memchr(attribute->p, ',', attribute->n) || chat_fail(r, "an order by several attributes");
 }
 
-/* Python's min and max: the first of equal ones. */
+/* Python's min and max: of equal items the first. */
 static bool extreme(struct render *r, const struct value *v, const struct call_args *a, const char *op,
                     struct value *out) {
     struct list *l;
@@ -311,7 +311,7 @@ static bool filter_max(struct render *r, const struct value *v, const struct cal
     return extreme(r, v, a, ">", out);
 }
 
-/* By insertion, so that equal ones stay in order, backwards too; each comparison is a step. */
+/* Insertion sort, so that equal items keep their order, even in reverse; each comparison counts as a step. */
 static bool sort_items(struct render *r, struct list *items, struct list *keys, bool reverse) {
     for (size_t i = 1; i < items->n; i++) {
         struct value item = items->items[i], key = keys->items[i];
@@ -345,7 +345,7 @@ static bool filter_sort(struct render *r, const struct value *v, const struct ca
     return sort_items(r, out->list, keys.list, reverse && value_truth(reverse));
 }
 
-/* Pairs of a dictionary in the order of keys, or of values. */
+/* Pairs of a dictionary, sorted by key or by value. */
 static bool filter_dictsort(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
     const struct value *flag = arg_find(a, 0, "case_sensitive"), *reverse = arg_find(a, 2, "reverse");
     struct str by, none = {NULL, 0};
@@ -363,7 +363,7 @@ static bool filter_dictsort(struct render *r, const struct value *v, const struc
     return sort_items(r, out->list, keys.list, reverse && value_truth(reverse));
 }
 
-/* Lines but the first (and empty ones) moved to the right. */
+/* Indents all lines except the first and empty ones. */
 static bool filter_indent(struct render *r, const struct value *v, const struct call_args *a, struct value *out) {
     int64_t width;
     const struct value *first = arg_find(a, 1, "first"), *blank = arg_find(a, 2, "blank");
@@ -391,7 +391,7 @@ static const struct {
     const char *name;
     filter_fn *run;
     size_t max;
-    const char *names; /* of its arguments */
+    const char *names; /* names of its arguments */
 } filters[] = {
     {"abs", filter_abs, 0, ""},
     {"capitalize", filter_capitalize, 0, ""},
@@ -477,7 +477,7 @@ enum test {
 static const struct {
     const char *name;
     enum test test;
-    size_t n; /* arguments */
+    size_t n; /* number of arguments */
 } tests[] = {
     {"boolean", TEST_BOOLEAN, 0},
     {"callable", TEST_CALLABLE, 0},

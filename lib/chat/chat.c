@@ -1,4 +1,4 @@
-/* Templates, renderings of conversations, and which part of the text the assistant says. */
+/* Makes templates, renders conversations, and locates the assistant's text. */
 #include "lib/chat/chat_internal.h"
 
 int chat_template_new(struct chat_template **out, const char *text, size_t n, struct err *e) {
@@ -41,7 +41,7 @@ void chat_text_release(struct chat_text *c) {
 struct conversation {
     const struct chat_template *t;
     const struct chat_options *o;
-    struct render in; /* its memory holds the values below */
+    struct render in; /* its memory has the values below */
     struct value messages, tools, documents, further;
 };
 
@@ -63,7 +63,7 @@ static bool define_all(struct render *r, const struct conversation *c, const str
     return true;
 }
 
-/* The first n messages into out (replaced), the generation blocks in it into spans. */
+/* Renders the first n messages into out (replaced), and the spans of generation blocks into spans. */
 static int render(struct conversation *c, size_t n, bool prompt, struct buf *out, struct buf *spans, struct err *e) {
     struct render r = {.o = c->o, .out = out, .text = out, .spans = spans, .line = 1, .e = e};
     struct list first = {.items = c->messages.list->items, .n = n, .cap = n};
@@ -76,13 +76,13 @@ static int render(struct conversation *c, size_t n, bool prompt, struct buf *out
     return ok ? 0 : e->code;
 }
 
-/* ---- what the assistant says ---- */
+/* ---- the assistant's text ---- */
 
 static bool begins_with(const struct buf *text, const struct buf *start, size_t n) {
     return n <= text->len && (!n || !memcmp(text->data, start->data, n));
 }
 
-/* `part` as a beginning of the text; *n its length, without the end of a document that only the end has. */
+/* Is `part` a prefix of the text? *n is its length, without an end-of-document token that only `part` has. */
 static bool is_beginning(const struct conversation *c, const struct buf *text, const struct buf *part, size_t *n) {
     size_t n_eos = c->o->eos ? strlen(c->o->eos) : 0;
     *n = part->len;
@@ -93,7 +93,7 @@ static bool is_beginning(const struct conversation *c, const struct buf *text, c
     return begins_with(text, part, *n);
 }
 
-/* The last (or first) place of `what` in text from byte `from` on, or text->len. */
+/* Returns the last (or first) position of `what` in text from byte `from` on, or text->len. */
 static size_t find_text(const struct buf *text, size_t from, struct str what, bool last) {
     size_t found = text->len;
     while (from <= text->len && what.n <= text->len - from) {
@@ -106,7 +106,7 @@ static size_t find_text(const struct buf *text, size_t from, struct str what, bo
     return found;
 }
 
-/* What a message says in the end: its content, after any thoughts in it. */
+/* The final content of a message: after any reasoning in it. */
 static struct str last_words(struct render *r, const struct value *message) {
     const struct value *v = dict_get(r, message->dict, STR("content"));
     struct str s = v && v->kind == V_STR ? v->s : STR("");
@@ -116,8 +116,8 @@ static struct str last_words(struct render *r, const struct value *message) {
     return str_strip(s, NULL, STRIP_LEFT | STRIP_RIGHT);
 }
 
-/* Templates that leave out the thoughts of earlier turns: a turn then ends where its words do, with what closes it
- * when nothing follows (in `part`). */
+/* For templates that omit the reasoning of earlier turns: a turn ends with its final content and the text that closes
+ * it when nothing follows (in `part`). */
 static bool find_end(struct conversation *c, size_t i, const struct buf *text, const struct buf *part, size_t n_part,
                      size_t start, size_t *end) {
     struct str words = last_words(&c->in, &c->messages.list->items[i]);
@@ -138,7 +138,7 @@ static int refuse_turn(size_t i, const char *what, struct err *e) {
                    i + 1, what);
 }
 
-/* The answer that is message i: between two beginnings of the text. */
+/* Finds the answer in message i, between two prefixes of the text. */
 static int find_turn(struct conversation *c, size_t i, const struct buf *text, struct buf *part, struct buf *unused,
                      struct buf *spans, struct err *e) {
     struct chat_span span = {.start =
@@ -152,7 +152,7 @@ static int find_turn(struct conversation *c, size_t i, const struct buf *text, s
     if (rc) return err_prefix(e, "the conversation up to message %zu", i + 1);
     if (!is_beginning(c, text, part, &span.end) && !find_end(c, i, text, part, span.end, start, &span.end))
         return refuse_turn(i, "it", e);
-    if (i + 1 == c->messages.list->n) span.end = text->len; /* the end of the document is the answer's */
+    if (i + 1 == c->messages.list->n) span.end = text->len; /* the end of the document belongs to the answer */
     if (start < span.start) return refuse_turn(i, "what comes before it", e);
     span.start = start;
     return span.end > span.start ? buf_append(spans, &span, sizeof span, e) : 0;
@@ -175,8 +175,7 @@ static int find_turns(struct conversation *c, const struct buf *text, struct buf
 
 /* ---- the conversation ---- */
 
-/* As transformers does: what a message calls "thinking" or "reasoning" is its reasoning_content too, and the other
- * way. */
+/* Like transformers, makes "thinking" or "reasoning" of a message available as reasoning_content, and vice versa. */
 static bool name_reasoning(struct render *r, struct value *message) {
     const struct str names[] = {STR("reasoning_content"), STR("thinking"), STR("reasoning")};
     const struct value *found = NULL;

@@ -1,12 +1,12 @@
 /*
- * What the files of lib/chat share: tokens, the syntax tree, values, and the state of a rendering. The files in order; each
- * calls only those before it:
+ * What the files of lib/chat share: tokens, the syntax tree, values, and the state of a rendering. The files in order;
+ * each calls only those before it:
  *     lex                                      template to tokens
  *     value, json, operator, arguments         values, their text, operators, arguments of calls
  *     method, builtin                          methods, attributes and functions; filters and tests
  *     parse                                    tokens to syntax tree
  *     eval, statement                          expressions, statements
- *     chat                                     a conversation rendered
+ *     chat                                     rendering a conversation
  */
 #ifndef RILL_CHAT_INTERNAL_H
 #define RILL_CHAT_INTERNAL_H
@@ -52,7 +52,7 @@ struct chat_token {
     int64_t i;
     double f;
 };
-/* A growing array in `memory`, ended by T_END. */
+/* Splits a template into tokens, an array in `memory` that ends with T_END. ERR_DATA names the line. */
 int chat_lex(struct arena *memory, struct str source, struct chat_token **out, struct err *e) MUST_CHECK;
 /* Appends a code point as UTF-8 (1 to 4 bytes) and returns its length. */
 size_t chat_put_utf8(char *to, uint32_t c);
@@ -75,17 +75,17 @@ enum node_type {
     N_SLICE,  /* a[b:c:d], each may be NULL */
     N_CALL,   /* a(args, names[i]=kwargs[i]) */
     N_FILTER, /* a | s(args) */
-    N_TEST,   /* a is s(args) */
+    N_TEST,   /* a is s(args); flag: is not */
     N_NOT,
     N_NEGATE,
     N_PLUS,
     N_AND,
     N_OR,
     N_BINARY,  /* a s b: arithmetic, and ~ */
-    N_COMPARE, /* a s b; in, not in */
-    N_CHAIN,   /* args: comparisons of neighbours; 1 < x < 3 */
+    N_COMPARE, /* a s b; also in, not in */
+    N_CHAIN,   /* args: comparisons of adjacent operands; 1 < x < 3 */
     N_COND,    /* b if a else c (c may be NULL) */
-    /* statements; `next` links a body */
+    /* statements; `next` links the statements of a body */
     N_TEXT,
     N_PRINT,      /* a */
     N_IF,         /* a: condition, body, orelse */
@@ -101,7 +101,7 @@ enum node_type {
 struct node {
     enum node_type type;
     int line;
-    bool flag; /* N_TEST: is not; N_CONST_BOOL: the value */
+    bool flag; /* N_TEST: negated; N_CONST_BOOL: the value */
     struct str s, attribute;
     int64_t i;
     double f;
@@ -125,11 +125,11 @@ int chat_parse(struct chat_template *t, struct chat_token *tokens, struct err *e
 enum kind { V_UNDEFINED, V_NONE, V_BOOL, V_INT, V_FLOAT, V_STR, V_LIST, V_DICT, V_LOOP, V_MACRO, V_FUNCTION, V_METHOD };
 struct value {
     enum kind kind;
-    bool flag; /* V_BOOL: the value. V_LIST: a tuple. V_DICT: a namespace */
+    bool flag; /* V_BOOL: the value; V_LIST: is a tuple; V_DICT: is a namespace */
     union {
         int64_t i;
         double f;
-        struct str s; /* V_STR; V_UNDEFINED: what was looked for; V_FUNCTION: its name */
+        struct str s; /* V_STR; V_UNDEFINED: what is undefined; V_FUNCTION: its name */
         struct list *list;
         struct dict *dict;
         struct loop *loop;
@@ -141,7 +141,7 @@ struct list {
     struct value *items;
     size_t n, cap;
 };
-struct dict { /* in order of insertion; keys are strings, numbers, booleans or none */
+struct dict { /* in insertion order; keys are strings, numbers, booleans or none */
     struct value *keys, *values;
     size_t n, cap;
 };
@@ -152,8 +152,8 @@ struct loop {
 };
 struct macro {
     const struct node *node;
-    struct frame *frame; /* it was defined in */
-    /* statement.c's: evaluating a call executes the macro's statements */
+    struct frame *frame; /* where it was defined */
+    /* set by statement.c, because a call executes statements */
     bool (*call)(struct render *r, const struct macro *m, const struct call_args *a, struct value *out);
 };
 struct method {
@@ -184,27 +184,28 @@ struct render {
     struct arena memory;
     size_t used;
     uint64_t steps;
-    int depth, loops; /* of evaluations in each other; of loops */
-    int line;         /* of the node being evaluated: for messages */
+    int depth, loops; /* depth of nested evaluations; of nested loops */
+    int line;         /* of the node being evaluated, for messages */
     const struct chat_options *o;
-    struct buf *out;   /* where text goes now */
-    struct buf *text;  /* the rendering itself, as opposed to a macro's or a block's */
-    struct buf *spans; /* of struct chat_span: {% generation %} blocks */
+    struct buf *out;   /* current output */
+    struct buf *text;  /* output of the rendering, as opposed to that of a macro or block */
+    struct buf *spans; /* struct chat_span: {% generation %} blocks */
     struct frame *frame;
     struct err *e;
 };
-/* Functions on a rendering return false with *r->e set. */
-bool chat_fail(struct render *r, const char *fmt, ...) PRINTF_LIKE(2, 3); /* ERR_DATA at r->line */
-bool chat_enter(struct render *r);                                        /* one deeper: r->depth-- on the way back */
-bool chat_step(struct render *r, size_t bytes);                           /* counts work done on so many bytes */
-void *chat_alloc(struct render *r, size_t n, size_t size);                /* zeroed, counted; NULL: failed */
+/* Functions on a rendering return false with *r->e set on failure. */
+bool chat_fail(struct render *r, const char *fmt, ...) PRINTF_LIKE(2, 3); /* ERR_DATA with r->line */
+/* one level deeper; the caller decrements r->depth */
+bool chat_enter(struct render *r);
+bool chat_step(struct render *r, size_t bytes);            /* counts a step on this many bytes */
+void *chat_alloc(struct render *r, size_t n, size_t size); /* zeroed, counted; NULL on failure */
 bool chat_copy(struct render *r, const void *p, size_t n, struct str *out);
 
 const char *value_kind(const struct value *v); /* for messages, "a list" */
 bool value_truth(const struct value *v);
-/* Counts its steps. Over the limit it says false, and the next chat_step fails. */
+/* Counts its steps. Beyond the limit it returns false, and the next chat_step fails. */
 bool value_equal(struct render *r, const struct value *a, const struct value *b, int depth);
-bool value_is_number(const struct value *v); /* Python's: booleans too */
+bool value_is_number(const struct value *v); /* as in Python, also for booleans */
 double value_number(const struct value *v);
 bool value_print(struct render *r, const struct value *v, struct buf *out);  /* str(v) */
 bool value_string(struct render *r, const struct value *v, struct str *out); /* the same as a string of the rendering */
@@ -214,7 +215,7 @@ bool dict_new(struct render *r, struct value *out);
 bool dict_set(struct render *r, struct dict *d, struct value key, struct value v);
 const struct value *dict_find(struct render *r, const struct dict *d, const struct value *key);
 const struct value *dict_get(struct render *r, const struct dict *d, struct str key);
-/* Items of a list, keys of a dict, characters of a string, nothing of undefined. */
+/* Lists the items of a list, keys of a dict or characters of a string; nothing for undefined. */
 bool value_items(struct render *r, const struct value *v, struct list **out);
 bool value_contains(struct render *r, const struct value *item, const struct value *in, bool *out);
 struct json_style {
@@ -223,16 +224,16 @@ struct json_style {
     struct str item, key; /* separators */
 };
 bool value_json(struct render *r, const struct value *v, const struct json_style *style, struct buf *out);
-size_t str_length(struct str s); /* code points */
+size_t str_length(struct str s); /* in code points */
 struct str str_slice(struct str s, size_t first, size_t n);
-bool chat_is_space(int32_t c); /* str.isspace() */
+bool chat_is_space(int32_t c); /* Python's str.isspace() */
 enum letter_case { UPPER, LOWER, TITLE, TITLE_FILTER, CAPITALIZE };
-/* One character for each: ligatures and the like stay single characters, where Python makes two of them. */
+/* Maps each character to one: ligatures and the like stay single, although Python may expand them. */
 bool chat_change_case(struct render *r, struct str s, enum letter_case how, struct value *out);
 enum { STRIP_LEFT = 1, STRIP_RIGHT = 2 };
 struct str str_strip(struct str s, const struct str *chars, int sides); /* chars NULL: white space */
 
-/* The value of a text that json_parse has accepted: it tells 1 from 1.0, which cJSON does not (json.c). */
+/* Converts JSON text that json_parse has accepted. Distinguishes 1 from 1.0, which cJSON does not (json.c). */
 bool chat_read_json(struct render *r, const char *json, size_t n, struct value *out);
 
 struct call_args {
@@ -242,9 +243,9 @@ struct call_args {
     const struct value *kwargs;
     size_t n_kwargs;
 };
-/* Argument `i` or the one named so; NULL when it is not given. */
+/* Returns argument `i`, or the one with this name; NULL if it is not given. */
 const struct value *arg_find(const struct call_args *a, size_t i, const char *name);
-/* No more than `max` positional arguments, and none of a name that is not in `names` (separated by spaces). */
+/* Checks that there are at most `max` positional arguments, and no names except those in `names` (space-separated). */
 bool call_check(struct render *r, const struct call_args *a, const char *what, struct str name, size_t max,
                 const char *names);
 bool arg_str(struct render *r, const struct call_args *a, size_t i, const char *name, struct str fallback,
@@ -264,7 +265,7 @@ bool chat_has_function(const struct render *r, struct str name);
 bool chat_binary(struct render *r, struct str op, const struct value *a, const struct value *b, struct value *out);
 bool chat_compare(struct render *r, struct str op, const struct value *a, const struct value *b, bool *out);
 bool chat_slice(struct render *r, const struct value *v, const struct value part[3], struct value *out);
-/* The items printed, `between` them. */
+/* Joins the printed items with `between`. */
 bool chat_join(struct render *r, const struct list *items, struct str between, struct value *out);
 bool chat_eval(struct render *r, const struct node *n, struct value *out); /* eval.c */
 bool chat_execute(struct render *r, const struct node *body);              /* statement.c */

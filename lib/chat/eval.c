@@ -1,4 +1,4 @@
-/* Evaluates expressions: a node of the tree to a value. */
+/* Evaluates expressions: nodes of the syntax tree to values. */
 #include "lib/chat/chat_internal.h"
 
 /* ---- names ---- */
@@ -63,7 +63,7 @@ static bool eval_test(struct render *r, const struct node *n, struct value *out)
     return true;
 }
 
-/* ---- the rest ---- */
+/* ---- other expressions ---- */
 
 static bool eval_list(struct render *r, const struct node *n, struct value *out) {
     struct value v;

@@ -1,4 +1,4 @@
-/* JSON into values. json_parse has checked the text, so nothing here can be malformed. */
+/* Converts JSON to values. json_parse has checked the text, so nothing is malformed. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -14,7 +14,7 @@ static uint32_t read_hex(const char *p) {
     return (uint32_t)strtoul(digits, NULL, 16);
 }
 
-/* From after the quote. A character takes no more bytes than its escape. */
+/* Reads a string from after its opening quote. A character never takes more bytes than its escape. */
 static bool read_string(struct render *r, const char **at, struct value *out) {
     const char *p = *at, *end = p;
     while (*end != '"') end += *end == '\\' ? 2 : 1;
@@ -101,7 +101,7 @@ static bool read_value(struct render *r, const char **at, struct value *out) {
 }
 
 bool chat_read_json(struct render *r, const char *json, size_t n, struct value *out) {
-    struct str text; /* with a NUL, which ends every run of characters here */
+    struct str text; /* NUL-terminated, which ends every scan here */
     const char *at;
     if (!chat_copy(r, json, n, &text)) return false;
     at = text.p;

@@ -1,4 +1,4 @@
-/* Template text to tokens: where tags begin and end, which white space around them goes, and what stands in them. */
+/* Splits template text into tokens: finds tags, removes white space around them, and lexes their contents. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -10,7 +10,7 @@ struct lexer {
     int line;
     struct chat_token *tokens;
     size_t n, cap;
-    bool line_start; /* the text before ended a line, or there is none */
+    bool line_start; /* the preceding text ended a line, or there is none */
     struct err *e;
 };
 
@@ -71,7 +71,7 @@ static int hex_value(const char *p, size_t n, const char *end, uint32_t *out) {
     return 0;
 }
 
-/* One escape after its backslash, as in Python's string literals; an unknown one stays as it is. */
+/* Converts an escape after its backslash, as in Python's string literals; an unknown one is kept. */
 static int unescape(struct lexer *x, const char **at, const char *end, char **to) {
     static const char from[] = "abfnrtv\\'\"", into[] = "\a\b\f\n\r\t\v\\'\"";
     char c = *(*at)++;
@@ -162,7 +162,7 @@ static int lex_operator(struct lexer *x, int *brackets) {
     return rc;
 }
 
-/* From after the opening of a tag to after its end, {close}. */
+/* Lexes from after the opening of a tag to after its closing. */
 static int lex_tag(struct lexer *x, const char *close, enum token_type type) {
     for (int brackets = 0; x->p < x->end;) {
         size_t left = (size_t)(x->end - x->p);
@@ -212,7 +212,7 @@ static int lex_comment(struct lexer *x) {
     return 0;
 }
 
-/* ---- text, up to the next tag ---- */
+/* ---- text before the next tag ---- */
 
 static const char *find_tag(const struct lexer *x) {
     const char *p = x->p;
@@ -220,12 +220,12 @@ static const char *find_tag(const struct lexer *x) {
     return p + 1 < x->end ? p : x->end;
 }
 
-/* What of text[0..n) stays in front of a tag: `sign` is - or + after its opening. */
+/* Length of text[0..n) that is kept before a tag; `sign` is the - or + after its opening. */
 static size_t text_kept(const struct lexer *x, const char *text, size_t n, char kind, char sign) {
     size_t kept = n;
     while (kept && is_space(text[kept - 1]) && (sign == '-' || text[kept - 1] != '\n')) kept--;
     if (sign == '-') return kept;
-    bool alone = kept ? text[kept - 1] == '\n' : x->line_start; /* nothing but white space before it on its line */
+    bool alone = kept ? text[kept - 1] == '\n' : x->line_start; /* only white space precedes the tag on its line */
     return sign != '+' && kind != '{' && alone ? kept : n;
 }
 
@@ -233,7 +233,7 @@ int chat_lex(struct arena *memory, struct str source, struct chat_token **out, s
     struct lexer x = {
         .memory = memory, .p = source.p, .end = source.p + source.n, .line = 1, .line_start = true, .e = e};
     int rc = 0;
-    if (source.n && source.p[source.n - 1] == '\n') x.end--; /* as Jinja does: one line end at the end goes */
+    if (source.n && source.p[source.n - 1] == '\n') x.end--; /* like Jinja, remove one final line end */
     while (!rc && x.p < x.end) {
         const char *tag = find_tag(&x), *text = x.p;
         size_t n = (size_t)(tag - text);

@@ -1,4 +1,4 @@
-/* Attributes and subscripts, the methods of strings and dictionaries, and the functions that templates may call. */
+/* Attributes and subscripts, methods of strings and dictionaries, and the functions that templates may call. */
 #include <stdio.h>
 #include <time.h>
 
@@ -26,13 +26,13 @@ static bool str_rstrip(struct render *r, const struct method *m, const struct ca
     return strip(r, m, a, out, STRIP_RIGHT);
 }
 
-/* Where `what` is in s from `at` on, or s.n. */
+/* Returns the position of `what` in s from `at` on, or s.n. */
 static size_t find(struct str s, size_t at, struct str what) {
     const char *p = what.n <= s.n - at ? memmem(s.p + at, s.n - at, what.p, what.n) : NULL;
     return p ? (size_t)(p - s.p) : s.n;
 }
 
-/* At white space: runs of it are one separator, and none at the ends. */
+/* Splits at runs of white space, ignoring it at the ends. */
 static bool split_words(struct render *r, struct str s, int64_t max, struct list *to) {
     s = str_strip(s, NULL, STRIP_LEFT);
     while (s.n && max-- != 0) {
@@ -82,7 +82,7 @@ static bool str_splitlines(struct render *r, const struct method *m, const struc
     return true;
 }
 
-/* Does s begin (or end) with the string v, or one of a tuple of them? */
+/* Does s begin (or end) with the string v, or with one of a tuple? */
 static bool has_edge(struct render *r, struct str s, const struct value *v, bool end, bool *out) {
     *out = false;
     if (v->kind == V_LIST) {
@@ -166,7 +166,7 @@ bool chat_change_case(struct render *r, struct str s, enum letter_case how, stru
         utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)s.p + at, (utf8proc_ssize_t)(s.n - at), &c);
         if (n <= 0) break;
         bool upper = how == UPPER || (how != LOWER && begins);
-        /* The filter knows words by what stands before them, the method by what letters are. */
+        /* The filter starts words after certain characters, the method after anything but a letter. */
         if (how == TITLE_FILTER)
             begins = chat_is_space(c) || (c < 0x80 && strchr("-({[<", (char)c));
         else
@@ -202,13 +202,13 @@ static bool str_join(struct render *r, const struct method *m, const struct call
     return value_items(r, &a->args[0], &items) && chat_join(r, items, m->self.s, out);
 }
 
-/* Python's str.format with the fields "{}" and "{0}", without names, conversions and formats. */
+/* Python's str.format with the fields "{}" and "{0}", without names, conversions or formats. */
 static bool put_field(struct render *r, struct str field, size_t counts[2], const struct call_args *a, struct buf *to) {
     size_t i = 0, digits = 0;
     for (; digits < field.n && digits < 3 && field.p[digits] >= '0' && field.p[digits] <= '9'; digits++)
         i = 10 * i + (size_t)(field.p[digits] - '0');
     if (digits < field.n) return chat_fail(r, "format with more than the number of an argument");
-    counts[field.n != 0]++; /* without a number, and with one */
+    counts[field.n != 0]++; /* without a number; with one */
     if (counts[0] && counts[1]) return chat_fail(r, "format with numbers for some arguments only");
     if (!field.n) i = counts[0] - 1;
     return i < a->n ? value_print(r, &a->args[i], to) : chat_fail(r, "format asks for an argument that is not there");
@@ -227,7 +227,7 @@ static bool str_format(struct render *r, const struct method *m, const struct ca
         at += n;
         if (!ok || at == s.n) break;
         const char *end = memchr(s.p + at, '}', s.n - at);
-        if (at + 1 < s.n && s.p[at + 1] == s.p[at]) { /* doubled: itself */
+        if (at + 1 < s.n && s.p[at + 1] == s.p[at]) { /* a doubled brace is literal */
             part = str_value((struct str){s.p + at, 1});
             ok = value_print(r, &part, &text);
             at += 2;
@@ -435,7 +435,7 @@ static bool call_strftime(struct render *r, const struct call_args *a, struct va
     char text[256];
     if (!arg_str(r, a, 0, "format", STR(""), &format) || !chat_copy(r, format.p, format.n, &copy)) return false;
     if (!read_date(r->o->date, &t)) return chat_fail(r, "the date is not YYYY-MM-DD");
-    size_t n = strftime(text, sizeof text, copy.p, &t); /* the C locale: no program here sets another */
+    size_t n = strftime(text, sizeof text, copy.p, &t); /* in the C locale: no program here sets another */
     if (!n && copy.n) return chat_fail(r, "strftime_now with a format that is too long");
     out->kind = V_STR;
     return chat_copy(r, text, n, &out->s);

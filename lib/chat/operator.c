@@ -1,4 +1,4 @@
-/* Operators on values, comparisons and slices, as Python has them. */
+/* Operators, comparisons and slices of values, with Python's semantics. */
 #include <math.h>
 
 #include "lib/chat/chat_internal.h"
@@ -35,7 +35,7 @@ static bool repeat_string(struct render *r, struct str s, int64_t times, struct 
     return true;
 }
 
-/* Python's // and %: toward minus infinity, the sign of the divisor. */
+/* Python's // and %: round toward minus infinity; the remainder has the sign of the divisor. */
 static bool whole_numbers(struct render *r, char op, int64_t a, int64_t b, struct value *out) {
     int64_t v = 0;
     bool overflow = false;
@@ -120,7 +120,7 @@ bool chat_compare(struct render *r, struct str op, const struct value *a, const 
 
 /* ---- slices ---- */
 
-/* A bound of a slice, as Python clips it. */
+/* Clips a bound of a slice like Python. */
 static bool slice_bound(struct render *r, const struct value *v, int64_t n, int64_t step, int64_t missing,
                         int64_t *out) {
     *out = missing;

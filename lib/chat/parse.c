@@ -1,4 +1,4 @@
-/* Tokens to a syntax tree, by recursive descent; the precedence of operators is Jinja's. */
+/* Parses tokens to a syntax tree by recursive descent, with Jinja's operator precedence. */
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -15,7 +15,7 @@ static struct node *parse_expression(struct parser *p);
 static struct node *parse_unary(struct parser *p, bool with_filter);
 static struct node *parse_body(struct parser *p, const char *const *ends);
 
-/* ---- help ---- */
+/* ---- helpers ---- */
 
 static void *fail(struct parser *p, const char *fmt, ...) PRINTF_LIKE(2, 3);
 static void *fail(struct parser *p, const char *fmt, ...) {
@@ -28,7 +28,7 @@ static void *fail(struct parser *p, const char *fmt, ...) {
     return NULL;
 }
 
-/* "expected X, found 'y'" */
+/* Fails with "expected X, found 'y'". */
 static void *unexpected(struct parser *p, const char *expected) {
     static const char *const names[] = {
         [T_TEXT] = "text",    [T_OPEN] = "{{",     [T_CLOSE] = "}}", [T_BLOCK] = "{%",
@@ -89,7 +89,7 @@ static bool enter(struct parser *p) {
     return false;
 }
 
-/* Growing arrays of a node. */
+/* Growable arrays of a node. */
 static bool grow(struct parser *p, void **array, size_t n, size_t size) {
     if (n & (n - 1)) return true; /* full at powers of two */
     void *grown = arena_array(&p->t->memory, n ? 2 * n : 1, size, p->e);
@@ -147,7 +147,7 @@ static struct node *parse_dict(struct parser *p) {
     return n;
 }
 
-/* Behind "(": an expression, or a tuple. */
+/* After "(": an expression or a tuple. */
 static struct node *parse_parenthesis(struct parser *p) {
     struct node *tuple = new_node(p, N_TUPLE), *first;
     if (!tuple || take_op(p, ")")) return tuple;
@@ -161,7 +161,7 @@ static struct node *parse_string(struct parser *p) {
     struct node *n = new_node(p, N_CONST_STR);
     if (!n) return NULL;
     n->s = p->at++->s;
-    while (p->at->type == T_STRING) { /* neighbours are one string */
+    while (p->at->type == T_STRING) { /* adjacent strings are concatenated */
         char *joined = arena_alloc(&p->t->memory, n->s.n + p->at->s.n + 1, p->e);
         if (!joined) return NULL;
         memcpy(joined, n->s.p, n->s.n);
@@ -206,7 +206,7 @@ static struct node *parse_primary(struct parser *p) {
     return n && parse_list(p, n, "]") ? n : NULL;
 }
 
-/* Behind "(": arguments into n. */
+/* After "(": parses arguments into n. */
 static bool parse_arguments(struct parser *p, struct node *n) {
     for (bool first = true; !take_op(p, ")"); first = false) {
         if (!first && !need_op(p, ",")) return false;
@@ -222,7 +222,7 @@ static bool parse_arguments(struct parser *p, struct node *n) {
     return true;
 }
 
-/* Behind "[". */
+/* After "[". */
 static struct node *parse_subscript(struct parser *p, struct node *of) {
     struct node *part[3] = {NULL}, *n;
     int i = 0;
@@ -274,7 +274,7 @@ static struct node *parse_postfix(struct parser *p, struct node *n) {
         else if (take_op(p, "("))
             n = parse_call(p, n);
         if (p->at == start) break;
-        if (n && !enter(p)) return NULL; /* a chain is as deep as it is long */
+        if (n && !enter(p)) return NULL; /* the tree of a chain is as deep as the chain is long */
     }
     p->depth = before;
     return n;
@@ -330,7 +330,7 @@ static struct node *parse_filters(struct parser *p, struct node *n) {
     return n;
 }
 
-/* ---- operators, from tight to loose ---- */
+/* ---- operators, in order of decreasing precedence ---- */
 
 static struct node *parse_unary(struct parser *p, bool with_filter) {
     struct node *n;
@@ -378,7 +378,7 @@ static struct node *parse_sum(struct parser *p) {
     return parse_chain(p, parse_concatenation, " + - ");
 }
 
-/* The comparison that begins here, or an empty one. */
+/* Takes the comparison operator that begins here; an empty string if there is none. */
 static struct str take_comparison(struct parser *p) {
     static const char *const ops[] = {"==", "!=", "<", ">", "<=", ">="};
     for (size_t i = 0; i < COUNT_OF(ops); i++)
@@ -462,11 +462,11 @@ static struct node *parse_tuple(struct parser *p, parse_level *item) {
 
 /* ---- statements ---- */
 
-/* Stands the parser in front of the name of a tag {% NAME? */
+/* Is the next tag {% NAME? */
 static bool at_tag(const struct parser *p, const char *name) {
     return p->at->type == T_BLOCK && p->at[1].type == T_NAME && str_is(p->at[1].s, name);
 }
-/* {% NAME %} */
+/* Takes {% NAME %}. */
 static bool need_end(struct parser *p, const char *name) {
     if (!at_tag(p, name)) return unexpected(p, name);
     p->at += 2;
@@ -484,7 +484,7 @@ static struct node *parse_if(struct parser *p) {
         p->at += 2;
         struct node *other = new_node(p, N_IF);
         if (!other || !(other->a = parse_expression(p)) || !need_block_end(p)) return NULL;
-        other->flag = true; /* tells it from an if at the start of an else */
+        other->flag = true; /* distinguishes it from an if at the start of an else */
         last->orelse = other;
         last = other;
     }
@@ -538,7 +538,7 @@ static struct node *parse_set_block(struct parser *p, struct node *n) {
     return !p->e->code && need_end(p, "endset") ? n : NULL;
 }
 
-/* {% filter a | b %}: what the body prints, filtered, is printed. A set block without a target. */
+/* {% filter a | b %} prints its filtered body: a set block without a target. */
 static struct node *parse_filter_block(struct parser *p) {
     struct node *n = new_node(p, N_SET_BLOCK);
     do {
@@ -561,7 +561,7 @@ static struct node *parse_set(struct parser *p) {
     return (n->a = parse_tuple(p, parse_expression)) && need_block_end(p) ? n : NULL;
 }
 
-/* Behind "(": parameters into names, and the expressions of their defaults (or NULL) into kwargs. */
+/* After "(": parses parameters into names, and their default expressions (or NULL) into kwargs. */
 static bool parse_parameters(struct parser *p, struct node *n) {
     bool defaults = false;
     while (!take_op(p, ")")) {
@@ -580,7 +580,7 @@ static bool parse_parameters(struct parser *p, struct node *n) {
     return true;
 }
 
-/* What a macro runs is a call of its own: break and continue do not reach the loop around its definition. */
+/* A macro's body is executed by a call: break and continue do not reach the loop around its definition. */
 static struct node *parse_macro_body(struct parser *p, struct node *n, const char *end) {
     int loops = p->loops;
     if (!need_block_end(p)) return NULL;
@@ -618,7 +618,7 @@ static struct node *parse_jump(struct parser *p, enum node_type type) {
     return n && need_block_end(p) ? n : NULL;
 }
 
-/* Behind "{%". */
+/* After "{%". */
 static struct node *parse_statement(struct parser *p) {
     if (take_word(p, "if")) return parse_if(p);
     if (take_word(p, "for")) return parse_for(p);
@@ -651,7 +651,7 @@ static struct node *parse_item(struct parser *p) {
     }
 }
 
-/* Up to a tag whose name is in `ends`, or the end of the template when there are none. NULL may be an empty body. */
+/* Parses up to a tag named in `ends`; NULL: up to the end of the template. NULL may be an empty body, see p->e. */
 static struct node *parse_body(struct parser *p, const char *const *ends) {
     struct node *first = NULL, **last = &first;
     if (!enter(p)) return NULL;
@@ -670,7 +670,7 @@ static struct node *parse_body(struct parser *p, const char *const *ends) {
 }
 
 int chat_parse(struct chat_template *t, struct chat_token *tokens, struct err *e) {
-    struct err found = {0}; /* an empty body is NULL, too: this tells */
+    struct err found = {0}; /* an empty body is NULL, too, so the error code decides */
     struct parser p = {.t = t, .at = tokens, .e = &found};
     t->body = parse_body(&p, NULL);
     if (found.code) *e = found;

@@ -1,4 +1,4 @@
-/* Executes statements: they print text and set variables. */
+/* Executes statements, which print text and set variables. */
 #include "lib/chat/chat_internal.h"
 
 enum flow { FLOW_FAIL, FLOW_ON, FLOW_BREAK, FLOW_CONTINUE };
@@ -18,7 +18,7 @@ static bool push_frame(struct render *r, struct frame *parent) {
     return true;
 }
 
-/* What a body prints, as a string. */
+/* Returns what a body prints, as a string. */
 static bool capture(struct render *r, const struct node *body, struct value *out) {
     struct buf text = {0}, *before = r->out;
     r->out = &text;
@@ -32,7 +32,7 @@ static bool capture(struct render *r, const struct node *body, struct value *out
 
 /* ---- set ---- */
 
-/* Items for several targets. */
+/* Assigns a value to the target, or its items to several targets. */
 static bool assign(struct render *r, const struct node *n, const struct value *v) {
     struct list *items;
     if (n->n_names == 1) return dict_set(r, &r->frame->vars, str_value(n->names[0]), *v);
@@ -81,7 +81,7 @@ static bool execute_set(struct render *r, const struct node *n) {
 
 /* ---- for ---- */
 
-/* The items for which the loop's condition holds: the loop counts only these. */
+/* Keeps the items for which the loop's condition holds: the loop counts only these. */
 static bool filter_items(struct render *r, const struct node *n, struct list **items) {
     struct value kept, holds;
     struct frame *outer = r->frame;
@@ -178,7 +178,7 @@ static bool make_macro(struct render *r, const struct node *n, struct value *out
     return true;
 }
 
-/* {% call f(x) %}body{% endcall %} prints f(x), in which caller() is the body. */
+/* {% call f(x) %}body{% endcall %} prints f(x), where caller() prints the body. */
 static bool execute_call_block(struct render *r, const struct node *n) {
     struct value f, v, *args = chat_alloc(r, n->a->n_args + n->a->n_names + 1, sizeof *args);
     struct str *names = chat_alloc(r, n->a->n_names + 1, sizeof *names);
@@ -197,7 +197,7 @@ static bool execute_call_block(struct render *r, const struct node *n) {
     return call_macro(r, f.macro, &a, &v) && value_print(r, &v, r->out);
 }
 
-/* ---- the rest ---- */
+/* ---- other statements ---- */
 
 static bool execute_generation(struct render *r, const struct node *n) {
     struct chat_span span = {.start = r->out->len};

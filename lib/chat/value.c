@@ -1,6 +1,5 @@
-/* Values of a rendering: what they equal, contain and print as. As Python has them, for that is what templates
- * were made
- * with. */
+/* Values of a rendering: equality, containment and printing, with Python's semantics, for which templates are
+ * written. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,7 +9,7 @@
 
 #include "lib/chat/chat_internal.h"
 
-/* ---- failing, counting, memory ---- */
+/* ---- failure, counting, memory ---- */
 
 bool chat_fail(struct render *r, const char *fmt, ...) {
     char text[600];
@@ -116,7 +115,7 @@ bool dict_set(struct render *r, struct dict *d, struct value key, struct value v
     return true;
 }
 
-/* ---- what values are ---- */
+/* ---- properties of values ---- */
 
 const char *value_kind(const struct value *v) {
     static const char *const names[] = {"undefined", "none",   "a boolean",  "an integer", "a number",   "a string",
@@ -162,7 +161,7 @@ static bool dicts_equal(struct render *r, const struct dict *a, const struct dic
 }
 
 bool value_equal(struct render *r, const struct value *a, const struct value *b, int depth) {
-    if (depth > CHAT_MAX_NESTING || ++r->steps > CHAT_MAX_STEPS) return false; /* the next step fails */
+    if (depth > CHAT_MAX_NESTING || ++r->steps > CHAT_MAX_STEPS) return false; /* then the next step fails */
     if (value_is_number(a) && value_is_number(b)) {
         bool whole = a->kind != V_FLOAT && b->kind != V_FLOAT;
         int64_t i = a->kind == V_BOOL ? a->flag : a->i, j = b->kind == V_BOOL ? b->flag : b->i;
@@ -423,7 +422,7 @@ static bool json_list(struct render *r, const struct list *l, const struct json_
     return json_break(r, style, depth, out) && put_text(r, out, "]");
 }
 
-/* The smallest key greater than the one before, or any when `before` is NULL: keys in order without sorting them. */
+/* The smallest key greater than *before, or of all if `before` is NULL: visits keys in order without sorting them. */
 static size_t next_key(const struct dict *d, const struct str *before) {
     size_t best = d->n;
     for (size_t i = 0; i < d->n; i++) {

@@ -1,4 +1,4 @@
-/* The options that programs share, as rows of the option table. */
+/* The options that all programs share, as rows of the option table. */
 #include "lib/cli/cli_internal.h"
 
 #define FORCE_HELP "replace an output file that exists; let binary output go to a terminal"

@@ -1,16 +1,17 @@
-/* complete: the option table as completions for bash, zsh and fish. A shell's script of rill is made of those of the programs. */
+/* complete: the option table as completions for bash, zsh and fish. The script for rill is composed of those of the
+ * programs. */
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/cli/cli_internal.h"
 
-/* What the shell offers for an option's value, words between bars; NULL: nothing that is known. */
+/* The words, separated by bars, to offer for an option's value; NULL: unknown. */
 static const char *offered(const struct cli_option *o) {
     return o->choices ? o->choices : o->suggests;
 }
 
-/* The words with blanks between them. */
+/* Writes the words separated by blanks. */
 static void put_words(FILE *f, const char *words, const char *escaped) {
     for (const char *s = words; *s; s++) {
         if (strchr(escaped, *s)) fputc('\\', f);
@@ -18,14 +19,14 @@ static void put_words(FILE *f, const char *words, const char *escaped) {
     }
 }
 
-/* _rill_teacher_infer */
+/* Writes e.g. _rill_teacher_infer. */
 static void put_function(FILE *f, const char *program) {
     fputs("_rill_", f);
     for (const char *s = program; *s; s++) fputc(*s == '-' ? '_' : *s, f);
 }
 
-/* The first clause of a help text, which fits a line beside the option, between single quotes already: a shell's own
- * special characters are escaped. */
+/* Writes the first clause of a help text, short enough for a line, inside single quotes, with the shell's special
+ * characters escaped. */
 static void put_clause(FILE *f, const char *text, const char *escaped) {
     enum { MOST = 72 };
     size_t n = 0, space = 0;
@@ -83,7 +84,7 @@ void complete_bash(FILE *f, const struct cli_program *p, const struct cli_args *
 
 /* ---- zsh: _arguments --------------------------------------------------------------------------------------------- */
 
-/* '(-o --output)'{-o+,--output=}'[write FILE]:FILE:_files', a line each. A list may be repeated: '*'. */
+/* One line per option: '(-o --output)'{-o+,--output=}'[write FILE]:FILE:_files'. '*' lets a list be repeated. */
 static void zsh_option(FILE *f, const struct cli_option *o) {
     const char *value = option_takes_value(o) ? "=" : "";
     fputs(" \\\n        ", f);
@@ -136,7 +137,7 @@ static void fish_option(FILE *f, const char *program, const struct cli_option *o
         fputs(" -x", f);
     }
     fputs(" -d '", f);
-    /* fish knows \' within single quotes, and closing, escaping, opening as well */
+    /* inside single quotes fish accepts \' as well as closing, escaping and reopening */
     put_clause(f, o->help, "\\");
     fputs("'\n", f);
 }

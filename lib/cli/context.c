@@ -1,4 +1,4 @@
-/* What all parts ask of the running program: messages, exit codes, the command line, where the output goes. */
+/* Services of the running program that all parts use: messages, exit codes, the command line, the output's name. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /*
- * dispatch: `rill NAME ...` becomes rill-NAME, found beside this program, in ../libexec/rill, or on PATH, so that a
- * third-party program needs nothing but its name. (`eval` is a shell builtin and `import` is ImageMagick's: hence one
- * prefix for all.)
+ * dispatch: `rill NAME ...` execs rill-NAME, found beside this program, in ../libexec/rill or on PATH, so that a
+ * third-party program needs nothing but its name. (All have a prefix because `eval` is a shell builtin and `import`
+ * belongs to ImageMagick.)
  */
 #include <dirent.h>
 #include <errno.h>
@@ -19,8 +19,8 @@
 
 struct programs {
     struct arena arena;
-    const char *folder[MAX_FOLDERS]; /* where to look, in this order */
-    size_t n_folders, n_ours;        /* the first n_ours hold programs of this release */
+    const char *folder[MAX_FOLDERS]; /* where to look, in order */
+    size_t n_folders, n_ours;        /* the first n_ours have the programs of this release */
     const char *name[MAX_PROGRAMS], *path[MAX_PROGRAMS];
     bool ours[MAX_PROGRAMS];
     size_t n;
@@ -54,7 +54,8 @@ static bool is_program(const char *path) {
     return stat(path, &st) == 0 && S_ISREG(st.st_mode) && access(path, X_OK) == 0;
 }
 
-/* In the build tree the programs lie beside rill; installed, beside it lies all of /usr/bin and ours are in libexec. */
+/* In the build tree the programs are beside rill; when installed they are in libexec, and all of /usr/bin is beside
+ * it. */
 static int find_folders(struct programs *p, struct err *e) {
     char self[PATH_MAX], installed[PATH_MAX + 24];
     struct stat st;
@@ -114,8 +115,7 @@ static int list_folders(struct programs *p, struct err *e) {
 
 /* ---- listing ----------------------------------------------------------------------------------------------------- */
 
-/* The output of one of our programs for a hidden option. Other programs are not run: we cannot know what they would
- * do. */
+/* Copies what one of our programs prints for a hidden option. Other programs are not run: they might do anything. */
 static void copy_answer(const char *path, const char *option, FILE *out) {
     char line[512];
     int fd[2];
@@ -167,13 +167,13 @@ static void put_names(const struct programs *p, FILE *f) {
         if (p->ours[i]) fprintf(f, " %s", p->name[i]);
 }
 
-/* What there is to read after "help". */
+/* The words that may follow "help". */
 static void put_pages(const struct programs *p, FILE *f) {
     put_names(p, f);
     for (const struct cli_topic *t = p->topics; t->name; t++) fprintf(f, " %s", t->name);
 }
 
-/* What our programs answer, one after another. */
+/* Copies the answers of all our programs. */
 static void put_answers(const struct programs *p, const char *option, FILE *f) {
     for (size_t i = 0; i < p->n; i++)
         if (p->ours[i]) copy_answer(p->path[i], option, f);
@@ -254,8 +254,8 @@ static int unknown_program(const struct programs *p, const char *name) {
     return 2;
 }
 
-/* Execs rill-NAME, the first in the folders' order, with the given arguments; returns only on failure. The folders, of which /usr/bin
- * may be one, are not listed unless there is none of that name. */
+/* Execs the first rill-NAME found, with the given arguments; returns only on failure. The folders, which may be as
+ * large as /usr/bin, are listed only if there is no such program. */
 static int become(struct programs *p, const char *name, char **argv, struct err *e) {
     char path[PATH_MAX + 300], text[PATH_MAX + 500];
     for (size_t i = 0; i < p->n_folders && *name && !strchr(name, '/'); i++) {
@@ -270,7 +270,7 @@ static int become(struct programs *p, const char *name, char **argv, struct err 
     return list_folders(p, e) ? e->code : unknown_program(p, name);
 }
 
-/* The help of rill itself. */
+/* Answers the options of rill itself. */
 static int answer(const struct programs *p, const char *option, bool verbose) {
     struct err e;
     FILE *out = text_open(STDOUT_FILENO);
@@ -307,7 +307,7 @@ static int answer_topic(const struct cli_topic *t) {
     return 1;
 }
 
-/* The exit code, or a negative error. */
+/* Returns the exit code, or a negative error. */
 static int dispatch(struct programs *p, int argc, char **argv, struct err *e) {
     static const char *const options[] = {"help",        "--help",     "-h",          "--version",  "-V",
                                           "--help-bash", "--help-zsh", "--help-fish", "--help-man", "--help-summary"};

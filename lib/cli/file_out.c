@@ -1,4 +1,4 @@
-/* Output files: written under a temporary name, renamed when complete. */
+/* Output files: written under a temporary name and renamed when complete. */
 #include "lib/cli/cli_internal.h"
 
 int file_out_create(struct cli *c, const char *path, bool overwrite, struct cli_out_file **out, struct err *e) {

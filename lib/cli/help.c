@@ -1,4 +1,4 @@
-/* help: the option table and the program's texts as --help and as a man page (mdoc). */
+/* help: prints the option table and the program's texts as --help and as a man page (mdoc). */
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,11 +7,11 @@
 
 #define WIDTH       80
 #define TEXT_COLUMN 27
-#define HELP_TEXT   2048 /* room for an option's help, or for what it needs; tests/cli/every.bats finds what is cut */
+#define HELP_TEXT   2048 /* size for an option's help or condition; tests/cli/every.bats notices truncation */
 
-/* ---- what both say about an option ------------------------------------------------------------------------------- */
+/* ---- facts about an option, for both formats ---- */
 
-/* "one of raw, zstd; default: raw", "required", "may be repeated", "" */
+/* Writes e.g. "one of raw, zstd; default: raw", "required", "may be repeated" or "". */
 static void option_facts(const struct cli_option *o, char *out, size_t size) {
     char choices[HELP_TEXT] = "", range[96] = "", needs[HELP_TEXT];
     if (o->choices) {
@@ -33,12 +33,13 @@ static void option_facts(const struct cli_option *o, char *out, size_t size) {
     for (size_t i = 0; i < COUNT_OF(part); i++)
         if (*part[i] && n < size) n += (size_t)snprintf(out + n, size - n, "%s%s", n ? "; " : "", part[i]);
     if (o->fallback && n < size) n += (size_t)snprintf(out + n, size - n, "%sdefault: %s", n ? "; " : "", o->fallback);
-    if (n >= size || strlen(needs) + 1 == sizeof needs) snprintf(out + size - 4, 4, "..."); /* seen by every.bats */
+    /* every.bats notices this */
+    if (n >= size || strlen(needs) + 1 == sizeof needs) snprintf(out + size - 4, 4, "...");
 }
 
 /* ---- --help ------------------------------------------------------------------------------------------------------ */
 
-/* Fills the words of `text` to WIDTH; the first line starts at `column` already. */
+/* Wraps the words of `text` at WIDTH, indented to `column`, where the first line already is. */
 static void fill(FILE *f, const char *text, int column) {
     int at = column;
     for (const char *s = text; *s;) {
@@ -58,7 +59,7 @@ static void fill(FILE *f, const char *text, int column) {
     fputc('\n', f);
 }
 
-/* A line is a paragraph, and is filled; lines that begin with a space stay as they are. */
+/* Each line is a paragraph and is wrapped, except lines that begin with a space. */
 static void fill_paragraphs(FILE *f, const char *text) {
     char paragraph[4096];
     bool text_before = false;
@@ -115,7 +116,7 @@ static void print_options(FILE *f, const struct cli_args *a, size_t from, size_t
     "\nExit status: 0 success, 1 I/O error or out of resources, 2 wrong usage, 3 malformed or\n"                       \
     "mismatched input, 4 a requested check failed.\n"
 
-/* Common options whose text or conditions are this program's own are explained with it, the others by `rill help common`. */
+/* Does a common option have a text or condition specific to this program? Others are left to `rill help common`. */
 static bool is_special(const struct cli_program *p, const struct cli_option *o) {
     return (p->force_help && !strcmp(o->name, "force")) || (p->seed_needs[0] && !strcmp(o->name, "seed"));
 }
@@ -186,7 +187,7 @@ void help_text(FILE *f, const struct cli_program *p, const struct cli_args *a) {
 
 /* ---- --help-man -------------------------------------------------------------------------------------------------- */
 
-/* Text for a roff line: no escapes, no control lines, one sentence per line as mandoc wants it. */
+/* Escapes text for roff: backslashes, control lines; one sentence per line, as mandoc wants it. */
 static void roff_text(FILE *f, const char *s, size_t n, bool sentences) {
     for (size_t i = 0; i < n; i++) {
         bool first = i == 0 || (sentences && s[i - 1] == '\n');
@@ -207,7 +208,7 @@ static void roff_text(FILE *f, const char *s, size_t n, bool sentences) {
     if (sentences) fputc('\n', f);
 }
 
-/* Capital + full stop, so that an option's text reads as prose. */
+/* Adds a capital and a full stop, so that an option's text reads as prose. */
 static void roff_sentence(FILE *f, const char *text) {
     char copy[3 * HELP_TEXT];
     size_t n = (size_t)snprintf(copy, sizeof copy - 2, "%s", text);
@@ -324,8 +325,8 @@ void help_man(FILE *f, const struct cli_program *p, const struct cli_args *a) {
 
 /* ---- --help-options ---------------------------------------------------------------------------------------------- */
 
-/* One line for each option: letter, name, type, range or choices, default, and what it needs. A test compares them with
- * what was released. */
+/* Prints one line per option: letter, name, type, range or choices, default, needs. A test compares it with the
+ * released interface. */
 void help_options(FILE *f, const struct cli_args *a) {
     static const char *const type[] = {"flag", "string", "integer", "number", "share", "amount", "choice", "list"};
     for (size_t i = 0; i < a->n_rows; i++) {

@@ -1,9 +1,10 @@
-/* hints: what options, values and programs of other tools are called here, for the message about an unknown one. */
+/* hints: maps options, values and programs of other tools to ours, for the message about an unknown one. */
 #include <string.h>
 
 #include "lib/cli/cli_internal.h"
 
-/* transformers, TRL and llama.cpp; words are compared with '_' read as '-'. The first of our names that the program has is the one. */
+/* Options of transformers, TRL and llama.cpp, compared with '_' read as '-'. The first of `ours` that the program has
+ * is the equivalent. */
 static const struct {
     const char *theirs, *ours[2];
 } options[] = {
@@ -67,7 +68,7 @@ static const struct {
     {"warmup-steps", {"warmup"}},
 };
 
-/* What an option of theirs is no option for. */
+/* Options that have no equivalent option. */
 static const struct {
     const char *program, *theirs, *advice;
 } advices[] = {

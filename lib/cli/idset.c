@@ -1,4 +1,4 @@
-/* A set of strings, for ids of provenance entries. */
+/* A set of strings, for the ids of provenance entries. */
 #include <string.h>
 
 #include "lib/cli/cli_internal.h"

@@ -1,6 +1,6 @@
 /*
- * input: streams, maps and foreign files, each recorded for the provenance. The rest that a program did not read is
- * read at the end, because the digest covers the whole and truncation must be noticed.
+ * input: opens streams, maps and foreign files, and records each for the provenance. The part that a program did not
+ * read is read at the end, because the digest covers everything and truncation must be noticed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,14 +19,14 @@ static int add_input(struct cli *c, const char *role, struct cli_input **out, st
     in->fd = -1;
     in->role = arena_strdup(&c->arena, role, e);
     if (!in->role) return e->code;
-    struct cli_input **last = &c->inputs; /* the order of opening is the order in the provenance */
+    struct cli_input **last = &c->inputs; /* the provenance lists inputs in the order of opening */
     while (*last) last = &(*last)->next;
     *last = in;
     *out = in;
     return 0;
 }
 
-/* `path` lives as long as the cli. */
+/* `path` must live as long as the cli. */
 static int name_input(struct cli *c, struct cli_input *in, const char *path, struct err *e) {
     const char *name;
     if (names_recorded(&c->arena, path, &name, e)) return e->code;
@@ -52,7 +52,7 @@ static int check_kind_of_file(struct cli *c, int fd, const char *name, struct er
     return check_not_output(c, &st, name, e);
 }
 
-/* Checks operands too: a program may open them after its output. */
+/* Also checks operands: a program may open them after its output. */
 int check_inputs_not_output(struct cli *c, struct err *e) {
     struct stat st;
     for (size_t i = 0; i < c->args.n_operands; i++)
@@ -65,7 +65,7 @@ int check_inputs_not_output(struct cli *c, struct err *e) {
     return 0;
 }
 
-/* Opens the input, records path and role, returns the descriptor and a name for messages. */
+/* Opens the input, records path and role, and returns the descriptor and a name for messages. */
 static int open_input(struct cli *c, const char *path, const char *role, struct cli_input **out, int *fd,
                       const char **name, struct err *e) {
     struct cli_input *in;
@@ -106,7 +106,7 @@ int cli_open_map(struct cli *c, const char *path, const char *role, enum stream_
     if (add_input(c, role, &in, e)) return e->code;
     if (is_dash(path)) {
         if (take_stdin(c, in, e)) return e->code;
-        path = "/dev/stdin"; /* opens a regular file again; messages still say standard input */
+        path = "/dev/stdin"; /* reopens a regular file; messages still say standard input */
     } else {
         const char *copy = arena_strdup(&c->arena, path, e);
         if (!copy || name_input(c, in, copy, e)) return e->code;

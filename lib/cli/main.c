@@ -1,6 +1,6 @@
 /*
- * main: what happens around every program's run(). In order: process set-up, options, help or usage, run, and then
- * either everything is written, synced and renamed, or no file that looks valid is left.
+ * main: the code around every program's run(). In order: process set-up, options, help or usage, run(), and then either
+ * everything is written, synced and renamed, or no file is left that looks valid.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -11,7 +11,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* -v counts even after --version, where parsing stopped. */
+/* Honours -v after --version, too, where parsing stopped. */
 static bool asks_more(const struct cli *c) {
     for (int i = 1; i < c->argc; i++)
         if (strcmp(c->argv[i], "--verbose") == 0 ||
@@ -62,7 +62,7 @@ static void on_log(void *ctx, enum log_level level, const char *line) {
         cli_message(c, "debug: ", line);
 }
 
-/* ---- the frame around run() -------------------------------------------------------------------------------------- */
+/* ---- around run() ---- */
 
 static int check_common(struct cli *c, struct err *e) {
     if (c->output_path && !*c->output_path) return err_set(e, ERR_USAGE, "--output: the name is empty");
@@ -84,8 +84,8 @@ static int start(struct cli *c, struct err *e) {
     return outputs_check(c, e) ? e->code : report_begin(c, e);
 }
 
-/* A failed check is a result too: what was written about it stays. The output gets its name last, so that its
- * existence means success. */
+/* A failed check is also a result, so its output is kept. The output is renamed last, so that its existence means
+ * success. */
 static int finish(struct cli *c, int code, struct err *e) {
     struct err late;
     cli_progress_end(c);
@@ -99,7 +99,7 @@ static int finish(struct cli *c, int code, struct err *e) {
 }
 
 static void abandon(struct cli *c, int code, const struct err *e) {
-    struct err ignored; /* the first error is the one to report */
+    struct err ignored; /* the first error is the one reported */
     cli_progress_end(c);
     output_abort(c, e->msg);
     if (report_finish(c, code, e->msg, &ignored) || report_commit(c, &ignored)) report_retract(c);
@@ -112,7 +112,7 @@ static int run_program(struct cli *c, struct err *e) {
     if (code == 0 || (code == ERR_CHECK && !c->writer_open)) code = finish(c, code, e);
     if (code != 0 && code != ERR_CHECK) abandon(c, code, e);
     profile_print(c);
-    /* programs such as diff have printed on stdout what does not hold, and set no message */
+    /* programs such as diff print on stdout what does not hold, and set no message */
     if (code != 0 && (*e->msg || code != ERR_CHECK))
         cli_message(c, "", *e->msg ? e->msg : "failed, and did not say why");
     return cli_exit_code(code);

@@ -1,4 +1,4 @@
-/* Names of files as the provenance records them: relative to the working folder, in UTF-8. */
+/* Names of files as recorded in the provenance: relative to the working directory, in UTF-8. */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -39,7 +39,7 @@ int names_relative(struct arena *a, const char *path, const char **out, struct e
     if (!realpath(*dir ? dir : ".", folder) || !getcwd(cwd, sizeof cwd) || cwd[0] != '/') return 0;
     const char *full = arena_printf(a, e, "%s/%s", strcmp(folder, "/") == 0 ? "" : folder, base);
     if (!full) return e->code;
-    size_t common = 0, i = 1; /* both begin with a slash; `common` is the position of the last slash that they share */
+    size_t common = 0, i = 1; /* both begin with a slash; `common` is the index of the last slash that they share */
     for (; cwd[i] && full[i] && cwd[i] == full[i]; i++)
         if (cwd[i] == '/') common = i;
     if (!cwd[i] && full[i] == '/') common = i;
@@ -68,7 +68,7 @@ int names_fd_path(struct arena *a, int fd, const char **out, struct err *e) {
     ssize_t n = readlink(link, path, sizeof path - 1);
     if (n <= 0) return 0;
     path[n] = 0;
-    /* the link of a deleted file reads "NAME (deleted)", which may even exist */
+    /* the link of a deleted file reads "NAME (deleted)", which might even exist */
     if (stat(path, &of_path) || of_path.st_dev != of_fd.st_dev || of_path.st_ino != of_fd.st_ino) return 0;
     return names_in_json(path) ? names_relative(a, path, out, e) : 0;
 }

@@ -1,13 +1,16 @@
 /*
- * needs: which options have an effect only with or without others. A row of the option table has clauses, all of which must hold when the option is given; one check refuses options that would be ignored, and help prints the same clauses.
+ * needs: which options have an effect only with, or only without, others. A row of the option table has clauses, all of
+ * which must hold when the option is given. One check refuses options that would be ignored; help prints the same
+ * clauses.
  *
- *     clause = term { "|" term }            one of them holds
+ *     clause = term { "|" term }            at least one holds
  *     term   = ["!"] NAME ["=" VALUE]
  *
- * NAME holds when that option is given with another value than its default; NAME=VALUE when its value, given or not,
- * is VALUE. A VALUE with a colon stands for all that begin so: "sample:N" for sample:50. A negated term of the option
- * itself restricts the clause to that value: "!score=activations|stats" of --score asks for --stats with activations.
- * The VALUE of a share or an amount is a number, never a percentage.
+ *
+ * NAME holds if that option was given with a value other than its default; NAME=VALUE if its value, given or default,
+ * is VALUE. A VALUE with a colon matches all values with the prefix up to the colon: "sample:N" matches sample:50. A
+ * negated term of the option itself restricts the clause to that value: "!score=activations|stats" of --score means
+ * that activations needs --stats. The VALUE of a share or an amount is a number, never a percentage.
  */
 #include <string.h>
 
@@ -18,7 +21,7 @@ struct term {
     char name[32], value[48]; /* value "": none */
 };
 
-/* Reads the next term of *s and advances it; false at the end of the clause. */
+/* Parses the next term of *s and advances *s; false at the end of the clause. */
 static bool next_term(const char **s, struct term *t) {
     if (!**s) return false;
     size_t n = strcspn(*s, "|");
@@ -71,7 +74,7 @@ static bool holds(const struct cli_args *a, const struct term *t) {
     return t->negated;
 }
 
-/* ---- in words --------------------------------------------------------------------------------------------------- */
+/* ---- descriptions ---- */
 
 struct words {
     char *out;
@@ -88,7 +91,8 @@ static void add_option(struct words *w, const char *name, const char *value) {
     if (*value) add(w, " "), add(w, value);
 }
 
-/* "--a, --b VALUE or --c": the negated terms, or the others, without those about the option itself. */
+/* Writes "--a, --b VALUE or --c": either the negated terms or the others, except those of the option itself. Returns
+ * their number; w NULL: only counts. */
 static size_t add_terms(struct words *w, const char *clause, const char *self, bool negated, const char *last) {
     struct term t;
     size_t total = 0, i = 0;
@@ -102,7 +106,7 @@ static size_t add_terms(struct words *w, const char *clause, const char *self, b
     return total;
 }
 
-/* The value of the option itself that a clause applies to; "": any. */
+/* The term that restricts a clause to a value of the option itself; value "": any. */
 static struct term of_self(const char *clause, const char *self) {
     struct term t;
     for (const char *s = clause; next_term(&s, &t);)
@@ -137,7 +141,7 @@ int needs_check(const struct cli_args *a, struct err *e) {
     return 0;
 }
 
-/* "with --tsv" and "not with --a, --b" for whole clauses, "VALUE: with ..." for those of a value. */
+/* Writes "with --tsv" or "not with --a, --b" for unrestricted clauses, "VALUE: with ..." for those of a value. */
 void needs_describe(const struct cli_option *o, char *out, size_t size) {
     struct words w = {.out = out, .size = size};
     bool first = true;
@@ -146,7 +150,7 @@ void needs_describe(const struct cli_option *o, char *out, size_t size) {
         const char *clause = o->needs[k];
         size_t wants = add_terms(NULL, clause, o->name, false, ""), beside = add_terms(NULL, clause, o->name, true, "");
         struct term self = of_self(clause, o->name);
-        if (!wants && !*self.value && beside == 1) continue; /* printed together below */
+        if (!wants && !*self.value && beside == 1) continue; /* combined below */
         if (!first) add(&w, "; ");
         first = false;
         if (*self.value) add(&w, self.value), add(&w, ": ");

@@ -1,6 +1,6 @@
 /*
  * options: the parser. No abbreviations (git and GNU guess, and scripts break when an option is added), no repetition,
- * any order; every error names the nearest option.
+ * any order; errors suggest the nearest option.
  */
 #include <ctype.h>
 #include <math.h>
@@ -24,7 +24,7 @@ bool option_is_hidden(const struct cli_option *o) {
 
 /* ---- nearest name ------------------------------------------------------------------------------------------------ */
 
-/* Damerau-Levenshtein distance (optimal string alignment); `limit` + 1 when a word is too long to be compared. */
+/* Damerau-Levenshtein distance (optimal string alignment); `limit` + 1 if a word is too long to compare. */
 static size_t edit_distance(const char *a, const char *b, size_t limit) {
     enum { MAX = 64 };
     size_t n = strlen(a), m = strlen(b), d[3][MAX + 1];
@@ -51,14 +51,14 @@ const char *cli_nearest(const char *word, const char *const *names, size_t n) {
     const char *best = NULL;
     size_t length = strlen(word), limit = length < 4 ? 1 : length / 3 + 1, found = limit + 1;
     for (size_t i = 0; i < n; i++) {
-        /* An abbreviation is not a spelling mistake, but the same hint helps. */
+        /* An abbreviation is not a spelling mistake, but deserves the same hint. */
         size_t d = length > 1 && strncmp(names[i], word, length) == 0 ? 1 : edit_distance(word, names[i], limit);
         if (d < found && d < strlen(names[i])) found = d, best = names[i];
     }
     return best;
 }
 
-/* Programs that change a model take it as their input, those that run one take it by -m: told to who mixes them up. */
+/* Programs that change a model read it as their input, programs that run one take it by -m: explains a mix-up. */
 static bool is_model_operand(const struct cli_program *p, const char *written) {
     return p->operands && (strstr(p->operands, "MODEL") || strstr(p->operands, "PATH")) &&
            (!strncmp(written, "-m", 2) || !strncmp(written, "--model", 7));
@@ -103,7 +103,7 @@ static int bad_choice(const struct cli_option *o, const char *text, struct err *
     return err_set(e, ERR_USAGE, "--%s: '%.80s' is not one of %s", o->name, text, o->choices);
 }
 
-/* *out points into the table, so that programs may keep the pointer. */
+/* Stores `text` itself, which is in argv or the option table, so that programs may keep the pointer. */
 static int set_choice(const struct cli_option *o, const char *text, struct err *e) {
     size_t length = strlen(text);
     for (const char *s = o->choices; *s;) {
@@ -117,7 +117,7 @@ static int set_choice(const struct cli_option *o, const char *text, struct err *
     return bad_choice(o, text, e);
 }
 
-/* "50%" is 0.5. False if it is not a percentage. */
+/* "50%" gives 0.5. Returns false if it is not a percentage. */
 static bool parse_percentage(const char *text, double *out) {
     char number[64];
     size_t n = strlen(text);
@@ -142,7 +142,7 @@ static int set_amount(const struct cli_option *o, const char *text, struct err *
     return 0;
 }
 
-/* A bound as people write it: 4096, 0.999999. */
+/* Writes a bound as people do: 4096, 0.999999. */
 static void limit_text(double v, char *out, size_t size) {
     snprintf(out, size, v == floor(v) && fabs(v) < 1e17 ? "%.0f" : "%.10g", v);
 }
@@ -159,7 +159,7 @@ static int set_number(const struct cli_option *o, const char *text, struct err *
                                : "number");
     double v = whole ? (double)u : f;
     if (!isfinite(v)) return err_set(e, ERR_USAGE, "--%s: '%.80s' is not a finite number", o->name, text);
-    if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not store it */
+    if (whole && u > JSON_MAX_INTEGER) /* provenance and report could not represent it */
         return err_set(e, ERR_USAGE, "--%s: %.80s is above %llu", o->name, text, (unsigned long long)JSON_MAX_INTEGER);
     if ((has_min && v < o->min) || (has_max && v > o->max)) {
         char low[32], high[32];
@@ -183,7 +183,7 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
     case CLI_STRING: *(const char **)o->to = text; return 0;
     case CLI_CHOICE: return set_choice(o, text, e);
     case CLI_LIST: {
-        struct cli_list *list = o->to; /* args_parse has made room for all of argv */
+        struct cli_list *list = o->to; /* args_parse has allocated enough for all of argv */
         list->items[list->n++] = text;
         return 0;
     }
@@ -195,7 +195,7 @@ static int set_value(const struct cli_option *o, const char *text, struct err *e
     return err_set(e, ERR_USAGE, "--%s: unknown type of option", o->name);
 }
 
-/* ---- the loop ---------------------------------------------------------------------------------------------------- */
+/* ---- the loop over argv ---- */
 
 struct parse {
     struct cli_args *a;
@@ -220,13 +220,13 @@ static void keep(struct parse *p, const char *token) {
     p->a->kept[p->a->n_kept++] = token;
 }
 
-/* The same for a word that is or ends with the name of a file: `file` points into it. NULL: it has none. */
+/* The same for a word that is, or ends with, a file name: `file` points into it; NULL: none. */
 static void keep_file(struct parse *p, const char *token, const char *file) {
     p->a->kept_file[p->a->n_kept] = file ? (size_t)(file - token) + 1 : 0;
     keep(p, token);
 }
 
-/* The word after an option that takes one. Another option's name is more likely a forgotten value than a value. */
+/* Takes the word after an option as its value. If it is the name of an option, the value was probably forgotten. */
 static int next_value(struct parse *p, const struct cli_option *o, const char **value) {
     const char *v = p->at < p->argc ? p->argv[p->at] : NULL;
     if (!v) return err_set(p->e, ERR_USAGE, "--%s needs a value (%s)", o->name, option_arg(o));
@@ -247,7 +247,7 @@ static int take(struct parse *p, size_t i, const char *value) {
     }
     if (p->a->values[i].given && o->type != CLI_LIST) return err_set(p->e, ERR_USAGE, "--%s is given twice", o->name);
     if (o->type == CLI_LIST && !p->a->values[i].given)
-        ((struct cli_list *)o->to)->n = 0; /* the first value given replaces the default */
+        ((struct cli_list *)o->to)->n = 0; /* the first given value replaces the default */
     p->a->values[i].given = true;
     return set_value(o, value, p->e);
 }
@@ -269,7 +269,7 @@ static int parse_long(struct parse *p, const char *token) {
     return take(p, (size_t)i, value);
 }
 
-/* -j4, -j 4, -qv. The record spells them out, because a bundle may mix options that change the result with others. */
+/* Parses -j4, -j 4, -qv. Letters are recorded separately, because a bundle may mix transient options with others. */
 static int parse_letters(struct parse *p, const char *token) {
     static const char spelled[][3] = {"-h", "-V", "-v", "-q", "-o", "-j", "-m", "-n"};
     for (const char *s = token + 1; *s; s++) {
@@ -353,7 +353,7 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     static const struct cli_option none[] = {{0}};
     const struct cli_option *own = p->options ? p->options : none;
     size_t n_words = 1;
-    for (int i = 1; i < argc; i++) n_words += 1 + strlen(argv[i]); /* -abc is kept as three words */
+    for (int i = 1; i < argc; i++) n_words += 1 + strlen(argv[i]); /* -abc is recorded as three words */
     *a = (struct cli_args){.program = p};
     while (own[a->n_own].name) a->n_own++;
     a->n_rows = a->n_own + n_common;
@@ -376,9 +376,9 @@ int args_parse(struct cli_args *a, struct arena *arena, const struct cli_program
     return parse_all(&parse);
 }
 
-/* ---- what the provenance remembers ------------------------------------------------------------------------------- */
+/* ---- the recorded command ---- */
 
-/* Number of words of `kept` from i on that make up this long option and its value; 0: another option. */
+/* Number of words from kept[i] on that make up this long option and its value; 0: a different option. */
 static size_t words_of_option(const struct cli_args *a, size_t i, const char *option) {
     const char *word = a->kept[i];
     size_t length = strlen(option);

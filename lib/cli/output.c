@@ -1,4 +1,4 @@
-/* output: the program's result, a stream or text, to standard output or to -o FILE; and further files. */
+/* output: the program's result, a stream or text, to standard output or -o FILE. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,8 +8,8 @@
 
 /* ---- the program's output ---------------------------------------------------------------------------------------- */
 
-/* The name of the output in the recipe: the same for -o FILE and > FILE, because the recipe uses one of them and the
- * bytes must not differ. A file that is appended to has other contents as well, so it gets no name. */
+/* Determines the output's name for the recipe: the same for -o FILE and > FILE, since the recipe uses only one of them
+ * and the bytes must not differ. A file that is appended to has other contents as well, so it gets no name. */
 static int record_output(struct cli *c, struct err *e) {
     const char *name;
     if (!output_is_stdout(c)) {
@@ -61,7 +61,7 @@ int cli_close_output(struct cli *c, struct err *e) {
 int cli_text(struct cli *c, FILE **out, struct err *e) {
     int fd;
     if (!c->text) {
-        /* results and a progress bar on the same terminal do not mix */
+        /* do not mix results with a progress bar on the same terminal */
         if (output_is_stdout(c) && isatty(STDOUT_FILENO))
             c->progress.enabled &= strcmp(c->progress_mode, "always") == 0;
         if (open_place(c, false, &fd, e)) return e->code;
@@ -72,7 +72,7 @@ int cli_text(struct cli *c, FILE **out, struct err *e) {
     return 0;
 }
 
-/* Documents keep their lines and columns. A character that is split between two batches is shown as bytes. */
+/* Keeps line ends and tabs. A character split between two calls is shown as bytes. */
 static void put_document(FILE *out, const char *text, size_t n) {
     char shown[ESCAPE_MAX];
     for (size_t took; n; text += took, n -= took) {
@@ -109,7 +109,7 @@ int output_commit(struct cli *c, struct err *e) {
 }
 
 void output_abort(struct cli *c, const char *why) {
-    /* not needed in a temporary file that nobody will read */
+    /* not needed in a temporary file that is removed anyway */
     bool seen = !c->output || !c->output->file.place.tmp;
     if (c->writer_open && seen && !c->hands_off) stream_writer_abort(c->writer, why);
     c->writer_open = false;

@@ -1,6 +1,6 @@
 /*
- * overlap: checks the outputs before the work begins. Each can be written where its option says, no two are the same
- * file, and none is a file that is read.
+ * overlap: checks the outputs before the work begins: each can be written as its option requires, no two are the same
+ * file, and none is an input.
  */
 #include <errno.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* ---- a stream that is written to standard output --------------------------------------------------------------- */
+/* ---- a stream written to standard output ---- */
 
 static bool writes_stdout(const struct cli *c) {
     return (c->program->writes_stream || c->program->writes_text) && output_is_stdout(c);
@@ -49,7 +49,7 @@ static bool is_file(const struct stat *st, const struct out_id *id) {
     return id->known && id->file && S_ISREG(st->st_mode) && st->st_dev == id->file_dev && st->st_ino == id->file;
 }
 
-/* Files in a folder that is an input are inputs, too. */
+/* The files in a folder that is an input are inputs, too. */
 static bool is_in_folder(const struct stat *st, const struct out_id *id) {
     return id->known && id->file && S_ISDIR(st->st_mode) && st->st_dev == id->dev && st->st_ino == id->folder;
 }
@@ -64,7 +64,7 @@ static int check_path(const struct named *n, const char *input, struct err *e) {
     return input && stat(input, &st) == 0 ? refuse_input(n, &st, input, e) : 0;
 }
 
-/* -o FILE --force on an input is allowed: it is replaced after it has been read. */
+/* -o FILE --force may name an input: it is replaced after it was read. */
 static int check_inputs(const struct cli *c, const struct named *n, struct err *e) {
     struct stat st;
     if (n->option->writes == CLI_RESULT) return 0;

@@ -1,4 +1,4 @@
-/* process: sets up the process before a program does anything. Separate from main.c because the dispatcher needs no
+/* process: sets up the process before a program does anything. Separate from main.c for the dispatcher, which needs no
  * streams. */
 #include <errno.h>
 #include <fcntl.h>
@@ -9,7 +9,8 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* With `>&-` the next file opened would become standard output. The wrong mode makes its use fail, as it should. */
+/* With `>&-` the next file opened would become standard output. Opening /dev/null in the wrong mode makes its use fail,
+ * as it should. */
 static void occupy_descriptors(void) {
     static const int mode[] = {O_WRONLY, O_RDONLY, O_RDONLY};
     for (int fd = 0; fd < 3; fd++)
@@ -19,13 +20,13 @@ static void occupy_descriptors(void) {
 void cli_process_setup(void) {
     occupy_descriptors();
     signal(SIGPIPE, SIG_DFL); /* some parents leave it ignored, and filters would keep running without a reader */
-    signal(SIGXFSZ, SIG_IGN); /* exceeding the file size limit is an error with a message */
+    signal(SIGXFSZ, SIG_IGN); /* makes exceeding the file size limit an error with a message */
     setlocale(LC_ALL, "C");
 }
 
-#define STACK ((size_t)4 << 20) /* upper bound for the main thread: blocked kernels keep their scratch there */
+#define STACK ((size_t)4 << 20) /* upper bound for the main thread: blocked kernels keep scratch memory there */
 
-/* Touches the lowest byte only: the pages between are allocated on use. */
+/* Touches only the lowest byte: pages above it are allocated on use. */
 static __attribute__((noinline)) void touch_stack(void) {
     char deep[STACK];
     *(volatile char *)deep = 0;

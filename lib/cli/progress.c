@@ -1,7 +1,7 @@
 /*
- * progress: one line on stderr, at most ten times a second on a terminal, gone at the end. In a pipeline only the last
- * program shows one (several would overwrite each other). Without a terminal whole lines are written: every two seconds
- * with --progress=always, every half minute with -v.
+ * progress: one line on stderr, updated at most ten times a second on a terminal and erased at the end. In a pipeline
+ * only the last program shows one (several would overwrite each other). Without a terminal it prints whole lines: every
+ * two seconds with --progress=always, every half minute with -v.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -38,7 +38,7 @@ void progress_setup(struct cli *c) {
         p->enabled = p->terminal ? !c->quiet && !pipe_behind && in_foreground() : c->verbose;
 }
 
-/* 999, 1.2k, 34.5M: three digits and a letter are enough to see whether it moves. */
+/* 999, 1.2k, 34.5M: three digits and a letter suffice to see progress. */
 static void short_number(double v, char out[16]) {
     static const char unit[] = " kMGTPE";
     size_t i = 0;
@@ -57,7 +57,7 @@ static void short_time(double seconds, char out[24]) {
         snprintf(out, 24, "%lu:%02lu", s / 60, s % 60);
 }
 
-/* "12.3/s", or where that is less than one "3.2 s/step": `unit` is a plural. */
+/* "12.3/s", or if below one "3.2 s/step": `unit` is a plural. */
 static void rate_text(double per_second, const char *unit, char out[64]) {
     char number[24];
     size_t n = strlen(unit);
@@ -70,7 +70,7 @@ static void rate_text(double per_second, const char *unit, char out[64]) {
              (int)(n && unit[n - 1] == 's' ? n - 1 : n), unit);
 }
 
-/* Built in a buffer of its own, then cut to the terminal's width: a wrapped line cannot be erased. */
+/* Truncated to the terminal's width: a wrapped line cannot be erased. */
 void progress_format(const struct progress *p, double seconds, int width, char *out, size_t size) {
     char done[16], total[16], rate[64], left[24], bar[24], line[512];
     int n = 0;
@@ -103,7 +103,7 @@ static int terminal_width(void) {
 }
 
 static void put(const char *text, size_t n) {
-    (void)fd_write(STDERR_FILENO, text, n); /* failing to show a bar is no reason to stop */
+    (void)fd_write(STDERR_FILENO, text, n); /* failing to show progress is no reason to stop */
 }
 
 static void set_shown(struct progress *p, bool shown) {
@@ -162,7 +162,7 @@ void cli_progress_end(struct cli *c) {
     if (!p->running) return;
     if (p->terminal) {
         progress_hide(c);
-    } else { /* in a log, the last line says how it ended; with -v only of what took long enough for one before */
+    } else { /* in a log, end with a last line; with -v only if it ran long enough for one before */
         clock_gettime(CLOCK_MONOTONIC, &now);
         if (p->period < VERBOSE_PERIOD || since(&p->start, &now) >= p->period) draw(c, &now);
     }

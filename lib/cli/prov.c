@@ -1,7 +1,7 @@
 /*
- * prov: who made this, from what, with which arguments. One entry per program run, the entries of all inputs before it,
- * each once; ids are digests of the entries, so that merging is a union of sets. No time, no host, no thread count:
- * the same command over the same inputs writes the same bytes.
+ * prov: records what made an output, from which inputs and with which arguments. One entry per program run, after the
+ * entries of all inputs without duplicates; ids are digests of the entries, so that merging is a set union. Time, host
+ * and thread count are not recorded: the same command on the same inputs writes the same bytes.
  */
 #include <string.h>
 
@@ -13,7 +13,7 @@ static const char *entry_id(const cJSON *entry) {
     return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(entry, "id"));
 }
 
-/* Adds all parents that an entry names to the set. */
+/* Adds the parents that an entry names to the set. */
 static int add_parents(struct idset *set, const cJSON *entry, struct err *e) {
     const cJSON *input, *parent;
     bool added;
@@ -66,15 +66,14 @@ static int put_input(cJSON *inputs, const struct cli_input *in, struct err *e) {
     }
     digest_text(in->digest, digest);
     bool ok = json_put_str(o, "role", in->role) && put_path(o, "path", in->path);
-    if (in->is_stdin) ok = ok && json_put_bool(o, "stdin", true); /* else it stands among the arguments */
+    if (in->is_stdin) ok = ok && json_put_bool(o, "stdin", true); /* else it is among the arguments */
     ok = ok && json_put_str(o, "digest", digest);
     cJSON *parents = ok ? cJSON_AddArrayToObject(o, "parents") : NULL;
     if (!parents) return err_nomem(e, "provenance");
     return prov_heads(input_prov(in), parents, e);
 }
 
-/* A word of the command line; one that is or ends with the name of a file is recorded under the name that inputs
- * have. */
+/* A recorded word of the command line; a file name in it is recorded in the same form as the paths of inputs. */
 static int kept_word(struct cli *c, size_t i, const char **out, struct err *e) {
     const char *word = c->args.kept[i], *file, *name;
     if (c->args.kept_file[i]) {
@@ -103,7 +102,7 @@ static int put_settings(struct cli *c, cJSON *entry, struct err *e) {
         return err_nomem(e, "provenance");
     }
     const cJSON *item;
-    cJSON_ArrayForEach(item, c->settings) { /* what the program resolved replaces what was given */
+    cJSON_ArrayForEach(item, c->settings) { /* resolved values replace given ones */
         cJSON_DeleteItemFromObjectCaseSensitive(settings, item->string);
         copy = cJSON_Duplicate(item, true);
         if (!copy || !cJSON_AddItemToObject(settings, item->string, copy)) {
@@ -116,7 +115,7 @@ static int put_settings(struct cli *c, cJSON *entry, struct err *e) {
 
 static int fill_entry(struct cli *c, cJSON *entry, struct err *e) {
     char id[DIGEST_TEXT_SIZE];
-    digest_text((struct digest){0}, id); /* placeholder: the id comes first and is computed last */
+    digest_text((struct digest){0}, id); /* placeholder: the id comes first but is computed last */
     bool ok = json_put_str(entry, "id", id) && json_put_str(entry, "tool", c->program->name) &&
               json_put_str(entry, "version", RILL_VERSION);
     if (!ok) return err_nomem(e, "provenance");

@@ -1,4 +1,4 @@
-/* report: --report FILE, what was done as one JSON object, written when the program ends, also when it fails. */
+/* report: implements --report FILE: one JSON object on the run, written when the program ends, even if it fails. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "lib/cli/cli_internal.h"
 #include "lib/kernel/kernel.h"
 
-/* Early, so that a missing folder is noticed before an hour of work. */
+/* Created early, so that a missing folder is noticed before hours of work. */
 int report_begin(struct cli *c, struct err *e) {
     if (!c->report_path) return 0;
     return file_out_create(c, c->report_path, true, &c->report_file, e);
@@ -31,7 +31,7 @@ static double seconds_of(struct timeval t) {
     return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
 }
 
-/* Which code ran: results of another CPU path differ in the last bits. */
+/* Records which code ran: other CPU paths differ in the last bits. */
 static bool put_backend(cJSON *o) {
     struct kernel_backend b = kernel_backend();
     cJSON *to = cJSON_AddObjectToObject(o, "backend");
@@ -39,7 +39,7 @@ static bool put_backend(cJSON *o) {
            json_put_str(to, "bf16", b.bf16) && json_put_str(to, "int8", b.int8) && json_put_str(to, "blas", "none");
 }
 
-/* Shares of the time of the thread that runs the program, and of all threads' time that passed idle. */
+/* Shares of the main thread's time, and the idle share of all threads' time. */
 static bool put_profile(cJSON *o) {
     struct profile_shares shares;
     if (!profile_read(&shares, parallel_threads())) return true;
@@ -142,7 +142,7 @@ static int write_report(struct cli *c, const char *text, struct err *e) {
     return rc ? rc : out_file_sync(&c->report_file->file, e);
 }
 
-/* Writes and syncs; report_commit renames it, when the output has its name. */
+/* Writes and syncs it; report_commit renames it once the output is complete. */
 int report_finish(struct cli *c, int code, const char *message, struct err *e) {
     if (!c->report_file || c->report_file->file.fd < 0 || !c->report) return 0;
     cJSON *o = cJSON_CreateObject();
@@ -169,7 +169,7 @@ int report_commit(struct cli *c, struct err *e) {
     return c->report_file ? out_file_commit(&c->report_file->file, e) : 0;
 }
 
-/* Removes a report of success after a later step has failed. */
+/* Removes a report of success if a later step failed. */
 void report_retract(struct cli *c) {
     if (!c->report_file || c->report_file->file.fd >= 0) return;
     const struct out_file *f = &c->report_file->file;

@@ -1,7 +1,7 @@
-/* The effective value of every option, as provenance and report record it. */
+/* The effective value of every option, for provenance and report. */
 #include "lib/cli/cli_internal.h"
 
-/* The text given to an option as it is recorded; *out NULL: JSON cannot hold it. */
+/* Converts an option's value to its recorded form; *out NULL: JSON cannot represent it. False: out of memory. */
 static bool setting_text(struct cli *c, const struct cli_option *o, const char *text, const char **out) {
     struct err e;
     *out = text;

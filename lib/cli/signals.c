@@ -1,19 +1,18 @@
 /*
- * signals: every signal that would end the program removes its temporary files first; the program still dies of it, so
- * that the shell sees the signal. A program may handle SIGINT, SIGTERM and SIGUSR1 itself. Worker threads block all
- * signals (lib/base/parallel.c): handlers run in the main thread.
+ * signals: a signal that ends the program first removes its temporary files; the program still dies of the signal, so
+ * that the shell sees it. A program may handle SIGINT, SIGTERM and SIGUSR1 itself. Worker threads block all signals
+ * (lib/base/parallel.c), so handlers run in the main thread.
  */
 #include <signal.h>
 #include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
 
-static volatile sig_atomic_t stop_signal;    /* the signal that asked to stop; 0: none */
-static volatile sig_atomic_t line_is_open;   /* on stderr: what comes next would continue it */
-static volatile sig_atomic_t usr1_requested; /* SIGUSR1 has come since cli_take_usr1 */
+static volatile sig_atomic_t stop_signal;    /* the signal that requested a stop; 0: none */
+static volatile sig_atomic_t line_is_open;   /* stderr has an unfinished line */
+static volatile sig_atomic_t usr1_requested; /* SIGUSR1 arrived since the last cli_take_usr1 */
 
-/* Re-raises the signal for the parent to see. It is blocked while its handler runs and takes effect when that
- * returns. */
+/* Re-raises the signal for the parent to see. It is blocked while its handler runs and takes effect on return. */
 static void die_of(int sig) {
     if (line_is_open) (void)fd_write(STDERR_FILENO, "\n", 1);
     out_remove_temporaries();
@@ -33,7 +32,7 @@ static void note_usr1(int sig) {
     usr1_requested = 1;
 }
 
-/* A signal that is ignored on purpose (nohup, background jobs) stays ignored, and a sanitizer or profiler keeps its
+/* A signal that is deliberately ignored (nohup, background jobs) stays ignored, and a sanitizer or profiler keeps its
  * handler. */
 static void catch_signal(int sig, void (*handler)(int), void (*instead_of)(int)) {
     struct sigaction sa = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
@@ -42,7 +41,7 @@ static void catch_signal(int sig, void (*handler)(int), void (*instead_of)(int))
     sigaction(sig, &sa, NULL);
 }
 
-/* Is the default action to do nothing, or to stop or continue the process? */
+/* Does the default action neither terminate the process nor dump core? */
 static bool is_harmless(int sig) {
     switch (sig) {
     case SIGCHLD:

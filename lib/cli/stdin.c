@@ -1,11 +1,11 @@
-/* Whether standard input is read, and whether it is a file. */
+/* Whether standard input is read, and whether it is a regular file. */
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
 
-/* Is one of the options "a|b" given? */
+/* Was one of the options "a|b" given? */
 static bool any_given(const struct cli *c, const char *names) {
     for (const char *s = names; s && *s;) {
         char name[64];
@@ -21,7 +21,7 @@ static bool is_dash(const char *value) {
     return value && strcmp(value, "-") == 0;
 }
 
-/* Does an option name standard input? */
+/* Does an option read standard input? */
 static bool option_takes_stdin(const struct cli *c) {
     for (const struct cli_option *o = c->program->options; o && o->name; o++) {
         if (o->type == CLI_STRING && o->completes_files && is_dash(*(const char **)o->to)) return true;

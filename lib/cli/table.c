@@ -1,6 +1,6 @@
 /*
- * table: results, flat JSON objects, as lines for programs and as a table for people. Consecutive objects with the same
- * keys become rows under one head; a single object becomes a line for each member.
+ * table: prints results, flat JSON objects, as lines for programs or as a table for people. Consecutive objects with
+ * the same keys become rows under one header; a single object becomes one line per member.
  */
 #include <errno.h>
 #include <math.h>
@@ -9,7 +9,7 @@
 
 #include "lib/cli/cli_internal.h"
 
-/* Flushes: the next result may be hours away. */
+/* Flush every result: the next one may be hours away. */
 static int flush_text(const struct cli *c, FILE *f, struct err *e) {
     bool to_file = c->output_path && strcmp(c->output_path, "-") != 0;
     if (fflush(f) == 0 && !ferror(f)) return 0;
@@ -73,7 +73,7 @@ static void put_sideways(FILE *f, const cJSON *object) {
     }
 }
 
-/* Over member i of the objects [first, end), and its key. */
+/* The width of column i, including its key, over the objects [first, end). */
 static int column_width(const cJSON *first, const cJSON *end, int i) {
     char cell[CELL_SIZE];
     int width = characters(cJSON_GetArrayItem(first, i)->string);
@@ -86,7 +86,7 @@ static int column_width(const cJSON *first, const cJSON *end, int i) {
 
 #define MAX_COLUMNS 128
 
-/* Numbers are aligned to the right of their column, the rest to the left. */
+/* Numbers are right-aligned, everything else left-aligned. */
 static void put_rows(FILE *f, const cJSON *first, const cJSON *end) {
     char cell[CELL_SIZE];
     int width[MAX_COLUMNS], n = cJSON_GetArraySize(first), i = 0;

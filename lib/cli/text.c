@@ -1,4 +1,4 @@
-/* Prints text for people and JSON for programs, escaped where it comes from outside. */
+/* Prints text for people and JSON for programs; escapes what comes from outside. */
 #include <errno.h>
 #include <stdint.h>
 #include <unistd.h>
@@ -6,7 +6,7 @@
 #include "lib/cli/cli_internal.h"
 
 static ssize_t put(void *cookie, const char *data, size_t n) {
-    return fd_write((int)(intptr_t)cookie, data, n) ? (ssize_t)n : 0; /* 0: failed, errno is set */
+    return fd_write((int)(intptr_t)cookie, data, n) ? (ssize_t)n : 0; /* 0: failed, with errno set */
 }
 
 FILE *text_open(int fd) {
@@ -15,7 +15,7 @@ FILE *text_open(int fd) {
     return f;
 }
 
-/* fclose alone reports only its own failure, not an earlier one. */
+/* fclose alone does not report earlier failures. */
 int text_close(FILE *f, const char *name, struct err *e) {
     bool failed = fflush(f) != 0 || ferror(f);
     int saved = errno;
@@ -35,7 +35,7 @@ void cli_put(FILE *out, const char *text) {
 }
 
 int cli_put_json(FILE *out, cJSON *j, bool complete, struct err *e) {
-    complete = complete && j; /* a NULL is a duplicate that ran out of memory */
+    complete = complete && j; /* NULL: duplicating it ran out of memory */
     char *text = complete ? json_text_shown(j, e) : NULL;
     if (text) fprintf(out, "%s\n", text);
     cJSON_Delete(j);
@@ -54,8 +54,8 @@ static void put_fact(FILE *out, const char *of, const char *key, const char *val
     cli_put(out, value);
 }
 
-/* Does the object before `object` in `parent` have that key, too, as rope and local_rope have theta? Looks at a few
- * keys only: a hostile file may have millions. */
+/* Does the sibling before `object` in `parent` have that key, too, as rope and local_rope have theta? Looks at the
+ * first keys only: a hostile file may have millions. */
 static bool is_repeated(const cJSON *parent, const cJSON *object, const char *key) {
     if (!parent || object == parent->child) return false;
     const cJSON *x = cJSON_IsObject(object->prev) ? object->prev->child : NULL;
@@ -68,8 +68,8 @@ static void put_number(FILE *out, double v) {
     fprintf(out, "%.10g", v);
 }
 
-/* "5,3,0", equal neighbours with a count: "5x512,0"; of more than MOST_RUNS the first three, and how many numbers there
- * are. False if it is not a list of at most 4096 numbers. */
+/* Writes "5,3,0", runs as "5x512,0"; if there are more than MOST_RUNS runs, the first three and the number of elements.
+ * Returns false if it is not a list of 1 to 4096 numbers. */
 static bool put_list(FILE *out, const char *of, const char *key, const cJSON *list) {
     enum { MOST_RUNS = 16 };
     size_t n = 0, runs = 0;
@@ -94,14 +94,14 @@ static bool put_list(FILE *out, const char *of, const char *key, const cJSON *li
     return true;
 }
 
-/* Multi-line or long text is not a plain fact. */
+/* Skips strings that are long or have several lines. */
 static void put_facts(FILE *out, const cJSON *parent, const cJSON *object) {
     const cJSON *x;
     char number[32];
     cJSON_ArrayForEach(x, object) {
         if (!name_valid(x->string, strlen(x->string))) continue;
         const char *of = is_repeated(parent, object, x->string) ? object->string : NULL;
-        if (cJSON_IsObject(x)) put_facts(out, object, x); /* the depth is limited by json_parse */
+        if (cJSON_IsObject(x)) put_facts(out, object, x); /* json_parse limits the depth */
         if (cJSON_IsArray(x)) put_list(out, of, x->string, x);
         if (cJSON_IsString(x) && name_valid(x->valuestring, strlen(x->valuestring)))
             put_fact(out, of, x->string, x->valuestring);

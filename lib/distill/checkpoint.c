@@ -1,6 +1,6 @@
 /*
- * A training run as a stream: META says where it is, with which options and by which plan, then comes what
- * lib/train keeps of each parameter, in the model's order.
+ * Checkpoints: META holds the position of the run, its options and its plan; then come the tensors that lib/train keeps
+ * for each parameter, in the model's order.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -8,14 +8,14 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- what must be the same --------------------------------------------------------------------------------------- */
+/* ---- options that must not change -------------------------------------------------------------------------------- */
 
-/* Each loss by its name in the log. */
+/* Writes each loss under its name in the log. */
 static bool put_losses(cJSON *to, const struct loss_list *l) {
     char key[LOSS_NAME + 8], text[LOSS_TEXT];
     bool ok = true;
     for (size_t i = 0; ok && i < l->n; i++) {
-        if (l->items[i].measured) continue; /* no bytes depend on it */
+        if (l->items[i].measured) continue; /* only measured: the result does not depend on it */
         snprintf(key, sizeof key, "loss %s", l->items[i].column);
         ok = json_put_str(to, key, loss_text(&l->items[i], text));
     }
@@ -32,7 +32,7 @@ static bool put_heads(cJSON *to, const struct distill_options *o) {
     return ok;
 }
 
-/* All that the bytes of a run depend on but the plan, under the names of the options where there are any. */
+/* Writes everything but the plan that the result depends on, under the names of the options if there are any. */
 static bool put_same(cJSON *to, const struct trainer *t) {
     const struct distill_options *o = &t->o;
     char encoding[64], student[DIGEST_TEXT_SIZE];
@@ -46,7 +46,7 @@ static bool put_same(cJSON *to, const struct trainer *t) {
            (!o->mixture || mixture_put(to, o->mixture)) && train_options_put(to, &t->set) && evaluation_put_same(to, t);
 }
 
-/* An option as it was then and is now; one that is not there was not in use. */
+/* Compares an option then and now; a missing one was not in use. */
 static int check_option(const cJSON *then, const cJSON *now, const char *name, struct err *e) {
     char text[2][48] = {"none", "none"};
     const cJSON *both[] = {then, now};
@@ -89,7 +89,7 @@ static bool put_values(cJSON *meta, const struct distill_progress *p) {
     return values && distill_put_losses(values, p);
 }
 
-/* The last step as it was: the log is known by it, and the report of a run that has no step left to take says it. */
+/* The values of the last step identify the log, and are reported by a run that has no steps left to take. */
 static bool put_progress(cJSON *meta, const struct distill_progress *p) {
     return json_put_u64(meta, "step", p->step) && json_put_u64(meta, "epoch", p->epoch) &&
            json_put_u64(meta, "positions", p->positions) && put_values(meta, p) &&
@@ -106,7 +106,7 @@ static bool put_group_norms(cJSON *meta, const struct trainer *t) {
     return ok;
 }
 
-/* What decides over the bits of training; products of integers have no part in it. */
+/* What the bits of floating-point training depend on; integer kernels do not matter. */
 #define BACKEND_TEXT 96
 
 static const char *backend_text(char out[BACKEND_TEXT]) {
@@ -173,7 +173,7 @@ static int get_group_norms(struct trainer *t, const cJSON *meta, struct err *e) 
     return 0;
 }
 
-/* Updates that the moments have had, some of them in another run. */
+/* Reads the number of updates of the moments, which may include those of another run. */
 static int get_updates(struct trainer *t, const cJSON *meta, struct err *e) {
     uint64_t updates = t->progress.step;
     if (json_opt_u64(meta, "optimizer_updates", t->progress.step, JSON_MAX_INTEGER, &updates, e)) return e->code;
@@ -191,8 +191,7 @@ static int get_data(struct trainer *t, const cJSON *meta, struct err *e) {
     return t->data_known ? get_digest(meta, "data_digest", &t->data_digest, e) : 0;
 }
 
-/* Another path through the kernels rounds otherwise: the run is as good, but its bytes are not those of an
- * uninterrupted one. */
+/* Other kernels round differently: the result is as good, but not the same bytes as an uninterrupted run's. */
 static int check_backend(const cJSON *meta, struct err *e) {
     char now[BACKEND_TEXT];
     const char *then;
@@ -222,7 +221,7 @@ static int read_meta(struct trainer *t, const cJSON *meta, struct err *e) {
 
 static int restore(struct trainer *t, struct stream_reader *r, struct err *e) {
     struct stream_item item;
-    if (read_meta(t, stream_reader_meta(r), e) || stream_next(r, &item, e)) return e->code; /* the item of META */
+    if (read_meta(t, stream_reader_meta(r), e) || stream_next(r, &item, e)) return e->code; /* skips META */
     if (train_restore(&t->set, r, e)) return e->code;
     t->restored = true;
     return stream_drain(r, e);

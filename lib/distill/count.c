@@ -1,14 +1,14 @@
-/* What an epoch of the data makes, from the lengths of its sequences alone. */
+/* Computes the extent of an epoch from the lengths of its sequences alone. */
 #include <string.h>
 
 #include "lib/distill/distill_internal.h"
 
-/* The rules of trainer_step and knowledge_next_pass, one sequence after another. */
+/* Applies the rules of trainer_step and knowledge_next_pass, one sequence at a time. */
 struct counter {
     const struct distill_options *o;
     struct distill_extent *x;
-    uint64_t step, pass, open; /* positions in the step, the pass and the open sequence under way */
-    uint64_t most, pack;       /* of the data's packs, 0: it has none; in the one under way */
+    uint64_t step, pass, open; /* positions of the current step, pass and open sequence */
+    uint64_t most, pack;       /* pack size of the data, 0: no packs; positions of the current pack */
 };
 
 static void end_pass(struct counter *c) {
@@ -59,7 +59,7 @@ int distill_count(struct stream_reader *r, const struct distill_options *o, stru
         rc = stream_load_tensor(r, &lengths, e);
         if (rc) break;
         if (item.desc.dtype == DT_U32 && lengths.len == head.n_seqs * sizeof(uint32_t))
-            count_batch(&c, &head, (const uint32_t *)lengths.data); /* what is wrong, training will say */
+            count_batch(&c, &head, (const uint32_t *)lengths.data); /* errors are reported by training */
     }
     buf_release(&lengths);
     if (rc) return rc;

@@ -1,6 +1,6 @@
 /*
- * Evaluation while training: the student as it would be saved now, over a held-out stream, and what follows from its
- * values: which state is the best, and how long there has been none better.
+ * Evaluation during training: runs the student as it would be saved now over a held-out stream, and keeps track of the
+ * best state and of how long there has been no improvement.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -9,16 +9,16 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- the stream, pass after pass --------------------------------------------------------------------------------- */
+/* ---- the passes of a stream -------------------------------------------------------------------------------------- */
 
-/* A forward pass over the first sequences of the queue. */
+/* Processes the first sequences of the queue. */
 typedef int pass_fn(struct trainer *t, size_t n_seqs, size_t n_positions, struct err *e);
 
 static bool asked_to_stop(const struct trainer *t) {
     return t->stop && t->stop(t->stop_ctx);
 }
 
-/* A teacher layer by layer runs over whatever there is. */
+/* A layerwise teacher runs over all queued sequences. */
 static size_t pass_ahead(const struct trainer *t, const struct teacher_ahead *a, size_t seq, uint64_t taken,
                          size_t *n_positions, bool *full) {
     (void)taken;
@@ -55,7 +55,7 @@ static int stream_passes(struct trainer *t, struct knowledge_stream *data, pass_
     return asked_to_stop(t) ? 0 : knowledge_decode_end(&v->rows, e);
 }
 
-/* The whole stream, unless the trainer is told to stop. */
+/* Processes the whole stream, unless the trainer is told to stop. */
 static int all_passes(struct trainer *t, pass_fn *pass, struct err *e) {
     struct evaluation *v = t->eval;
     struct knowledge_stream data = {.meta = t->o.eval.format, .format = &v->format};
@@ -63,7 +63,7 @@ static int all_passes(struct trainer *t, pass_fn *pass, struct err *e) {
     int rc = stream_passes(t, &data, pass, e);
     knowledge_stream_release(&data);
     if (rc) return err_prefix(e, "evaluation");
-    /* a reading that was broken off has left rows, and the next one begins anew */
+    /* a reading that was stopped leaves rows behind; the next one starts again */
     if (asked_to_stop(t)) knowledge_rows_release(&v->rows), v->rows = (struct knowledge_rows){0};
     return 0;
 }
@@ -90,7 +90,7 @@ static int look_at(struct trainer *t, size_t n_seqs, size_t n_positions, struct 
     return 0;
 }
 
-/* What is wrong with the stream is said before the first step is taken. */
+/* Reads the stream before the first step, so that errors in it are reported early. */
 static int read_through(struct trainer *t, struct err *e) {
     struct evaluation *v = t->eval;
     v->seen = digest_new(e);
@@ -102,14 +102,14 @@ static int read_through(struct trainer *t, struct err *e) {
                    v->extent.positions ? "has no position with a label" : "holds no sequences");
 }
 
-/* kl where someone teaches, and ce. */
+/* The metrics are kl, if there is a teacher, and ce. */
 static int bind_metrics(struct trainer *t, struct err *e) {
     struct evaluation *v = t->eval;
     const struct model *teacher = teacher_model(&t->o.teacher);
     struct loss_setting s = {.student = &t->m->config, .data = &v->format, .live = teacher ? &teacher->config : NULL};
     bool answers = v->format.encoding != KNOW_NONE || teacher;
     if ((answers && loss_list_add(&v->losses, "kl", e)) || loss_list_add(&v->losses, "ce", e)) return e->code;
-    if (loss_list_bind(&v->losses, &s, &t->set, e)) return e->code; /* neither has parameters of its own */
+    if (loss_list_bind(&v->losses, &s, &t->set, e)) return e->code; /* they have no parameters */
     v->live = loss_list_uses(&v->losses, LOSS_TEACHER_LIVE);
     return 0;
 }
@@ -121,7 +121,7 @@ static int name_values(struct trainer *t, struct err *e) {
     p->n = l->n;
     for (size_t i = 0; i < l->n; i++)
         snprintf(p->values[i].name, sizeof p->values[i].name, "eval_%s", l->items[i].column);
-    p->metric = 0; /* kl where there is one */
+    p->metric = 0; /* kl comes first if there is one */
     while (metric && p->metric < l->n && strcmp(l->items[p->metric].type->name, metric) != 0) p->metric++;
     if (p->metric < l->n) return 0;
     return err_set(e, ERR_USAGE,
@@ -167,7 +167,7 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struc
                           .final = logits[0],
                           .live = v->live ? logits[1] : kernel_none(DT_F32),
                           .ema = kernel_none(DT_F32),
-                          .final_slope = dlogits[0]};
+                          .final_dlogits = dlogits[0]};
     return loss_list_block(&v->losses, &r, e);
 }
 
@@ -185,7 +185,7 @@ int evaluation_pass(struct trainer *t, size_t n_seqs, size_t n_positions, struct
     return grad_error(v->tape, e);
 }
 
-/* The best state so far, and the evaluations since the last one that was better by more than min_delta. */
+/* Updates the best state, and the number of evaluations since the last improvement by more than min_delta. */
 static void judge(struct trainer *t, bool first) {
     struct distill_evaluation *p = &t->progress.eval;
     double value = p->values[p->metric].value;
@@ -231,9 +231,9 @@ bool trainer_waited_enough(const struct trainer *t) {
     return t->o.eval.patience && t->progress.eval.wait >= t->o.eval.patience;
 }
 
-/* ---- in a checkpoint ----------------------------------------------------------------------------------------------- */
+/* ---- in a checkpoint --------------------------------------------------------------------------------------------- */
 
-/* Of an evaluation that only measures no bytes depend. */
+/* The result does not depend on an evaluation that only measures. */
 bool evaluation_put_same(cJSON *to, const struct trainer *t) {
     const struct distill_eval *o = &t->o.eval;
     const struct distill_evaluation *p = &t->progress.eval;
@@ -259,7 +259,7 @@ bool evaluation_put(cJSON *meta, const struct trainer *t) {
     return ok;
 }
 
-/* From the beginning, with less patience, the run would have stopped before. */
+/* With less patience, an uninterrupted run would have stopped earlier. */
 static int check_patience(const struct trainer *t, struct err *e) {
     const struct distill_evaluation *p = &t->progress.eval;
     uint64_t patience = t->o.eval.patience;
@@ -270,7 +270,7 @@ static int check_patience(const struct trainer *t, struct err *e) {
                    patience, p->longest_wait);
 }
 
-/* A run that only measures may go on with another stream or metric: then its values are no news of this one. */
+/* A run that only measures may resume with another stream or metric; the old values then do not apply. */
 static bool is_of(const cJSON *o, const struct trainer *t) {
     const struct distill_evaluation *p = &t->progress.eval;
     const char *data = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "data"));

@@ -1,4 +1,4 @@
-/* Where the student has further heads: --exit N,N,... */
+/* Parses --exit N,N,...: where the student has additional heads. */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,11 +1,11 @@
-/* What a run will take, from one of its passes: time, memory, bytes; and what the machine could do at best. */
+/* Forecasts time, memory and size of a run by measuring one of its passes; and measures the machine's peak. */
 #include <stdlib.h>
 #include <sys/resource.h>
 
 #include "lib/distill/distill_internal.h"
 
-#define ENOUGH_SECONDS 0.5 /* of measuring one thing */
-#define FEW_REPEATS    3   /* that a median needs; fewer when they take longer than ... */
+#define ENOUGH_SECONDS 0.5 /* to spend on one measurement */
+#define FEW_REPEATS    3   /* repeats for a median, unless they take longer than MOST_SECONDS */
 #define MOST_SECONDS   20
 #define MOST_REPEATS   200
 
@@ -13,7 +13,7 @@
 
 #define SIDE 512
 
-/* Best of some products of two [SIDE][SIDE] matrices, as layers multiply them. */
+/* Returns the best rate over several products of two [SIDE][SIDE] matrices, made the way layers do. */
 static double peak_of(struct kernel_array memory, struct kernel_array packed, enum dtype precision) {
     size_t n = (size_t)SIDE * SIDE;
     struct kernel_array a = memory, b = kernel_part(memory, n), c = kernel_part(memory, 2 * n);
@@ -44,8 +44,9 @@ int distill_peak(struct kernel_device *d, enum dtype precision, double *flops, s
     return ok ? 0 : e->code;
 }
 
-/* Forward is a product with each matrix; backward one for its input, and one for it if it is trained. Of
- * attention, two products of each position with the (sequence + 1) / 2 before it, three times. */
+/* Each matrix takes one product in forward, one in backward for its input, and one for its own gradient if it is
+ * trained. Attention takes two products of each position with (sequence + 1) / 2 positions on average, in forward and
+ * twice in backward. */
 double distill_flops(const struct trainer *t, double mean_context) {
     const struct model_config *c = &t->m->config;
     double flops = 0;
@@ -63,18 +64,18 @@ double distill_flops(const struct trainer *t, double mean_context) {
 /* ---- measuring a run --------------------------------------------------------------------------------------------- */
 
 struct measured {
-    uint64_t steps;              /* of the run */
-    double positions;            /* of the pass that was measured */
-    double pass, update;         /* seconds of each, warm: medians */
-    double first;                /* seconds that the first step takes more: memory is touched, buffers grow */
-    double read, read_positions; /* seconds of reading and decoding so many */
-    double ahead;                /* seconds a position of a teacher layer by layer, which runs over a step at once */
-    double eval_pass, eval_positions; /* of a pass of an evaluation; 0: there is none */
-    double eval_ahead;                /* as `ahead`, for evaluations */
+    uint64_t steps;                   /* of the run */
+    double positions;                 /* of the measured pass */
+    double pass, update;              /* seconds, warm: medians */
+    double first;                     /* additional seconds of the first step, which touches memory and grows buffers */
+    double read, read_positions;      /* seconds of reading and decoding that many */
+    double ahead;                     /* seconds per position of a layerwise teacher, which runs over a whole step */
+    double eval_pass, eval_positions; /* of one pass; 0: no evaluation */
+    double eval_ahead;                /* like `ahead`, for evaluations */
 };
 
-/* A teacher layer by layer once more over the same positions, warm; the first time took `ran`. One that comes through a pipe can be read
- * for one step alone. */
+/* Runs a layerwise teacher again over the same positions, now warm; the first run took `ran` seconds. A teacher from a
+ * pipe can be read only for one step, so then the first run is used. */
 static int measure_ahead(struct trainer *t, struct measured *m, bool last, double ran, struct err *e) {
     bool ready;
     m->ahead = ran / (double)t->ahead;
@@ -88,7 +89,7 @@ static int measure_ahead(struct trainer *t, struct measured *m, bool last, doubl
     return 0;
 }
 
-/* Feeds rows until there is a pass, and all that a teacher runs over at once. */
+/* Feeds rows until there is a pass, and all that the teacher runs over at once. */
 static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *m, size_t *n_seqs, size_t *n_positions,
                      struct err *e) {
     struct knowledge_stream data = {.meta = &d->format, .format = trainer_format(t)};
@@ -119,7 +120,7 @@ static int feed_pass(struct trainer *t, struct distill_run *d, struct measured *
     return rc || *n_seqs ? rc : err_set(e, ERR_DATA, "the data holds no sequences");
 }
 
-/* How long something took each time. */
+/* Durations of repeated measurements. */
 struct times {
     double seconds[MOST_REPEATS], sum;
     int n;
@@ -140,17 +141,17 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Others that run beside it make some longer, and few of them much. */
+/* The median, because other processes delay some repeats, a few of them by much. */
 static double median(struct times *x) {
     qsort(x->seconds, (size_t)x->n, sizeof *x->seconds, ascending);
     return (x->seconds[(x->n - 1) / 2] + x->seconds[x->n / 2]) / 2;
 }
 
-/* A pass and an update, as a step has them: losses with their weights, and weights that have just changed. */
+/* Runs a pass and an update as in a step: with weighted losses, and with weights that have just changed. */
 static int measure_step(struct trainer *t, size_t n_seqs, size_t n_positions, struct times *pass, struct times *update,
                         struct err *e) {
     loss_list_begin_step(&t->losses, t->progress.step + 1, train_schedule_at(&t->o.plan, t->progress.step + 1)->steps);
-    t->ahead_at = 0; /* the same positions again */
+    t->ahead_at = 0; /* reuse the same positions */
     double begin = trainer_now();
     if (trainer_run_micro(t, n_seqs, n_positions, e)) return e->code;
     note(pass, begin);
@@ -160,11 +161,11 @@ static int measure_step(struct trainer *t, size_t n_seqs, size_t n_positions, st
     return 0;
 }
 
-/* The first one is longer: pages are touched. */
+/* Measures a pass and an update. The first one takes longer because pages are touched. */
 static int measure(struct trainer *t, size_t n_seqs, size_t n_positions, struct measured *m, struct err *e) {
     struct times first = {.n = 0}, pass = {.n = 0}, update = {.n = 0};
     m->positions = (double)n_positions;
-    t->o.plan.now.lr = t->o.plan.now.lr_min = 0; /* so often the same positions: nothing is to be learnt from them */
+    t->o.plan.now.lr = t->o.plan.now.lr_min = 0; /* the same positions are repeated, so nothing should be learned */
     if (measure_step(t, n_seqs, n_positions, &first, &first, e)) return e->code;
     while (wants_more(&pass))
         if (measure_step(t, n_seqs, n_positions, &pass, &update, e)) return e->code;
@@ -192,7 +193,7 @@ static int feed_evaluation(struct trainer *t, size_t *n_seqs, size_t *n_position
     return rc;
 }
 
-/* The first pass of the held-out stream. */
+/* Measures the first pass of the held-out stream. */
 static int measure_evaluation(struct trainer *t, struct measured *m, struct err *e) {
     size_t n_seqs = 0, n_positions = 0;
     struct times pass = {.n = 0};
@@ -225,7 +226,7 @@ static double model_bytes(const struct model *m) {
     return bytes;
 }
 
-/* Steps that the run has, of the data that it has. */
+/* Counts steps, positions, passes and evaluations that this run has left. */
 static void count(const struct trainer *t, const struct distill_run *d, const struct distill_extent *x,
                   struct distill_forecast *f) {
     double of_data = (double)x->steps * (double)d->epochs, share;
@@ -235,12 +236,12 @@ static void count(const struct trainer *t, const struct distill_run *d, const st
     double per_step = 1 / (double)x->steps;
     f->positions = (double)f->steps * (double)x->positions * per_step;
     f->passes = (double)f->steps * (double)x->passes * per_step;
-    /* after every so many steps, and after the last one */
+    /* one every `every` steps, and one at the end */
     uint64_t every = t->o.eval.every, first = t->progress.step, last = first + f->steps;
     if (t->eval) f->evaluations = last / every - first / every + (last % every != 0);
 }
 
-/* Activations grow with the positions of a pass: from those of the one that was measured to those of the largest. */
+/* Scales activations, which are proportional to the positions of a pass, to the largest pass. */
 static void grow(struct distill_memory *m, double by, const struct trainer *t) {
     m->values *= by;
     m->value_gradients *= by;
@@ -260,7 +261,7 @@ int distill_predict(struct trainer *t, struct distill_run *d, const struct disti
     *f = (struct distill_forecast){0};
     count(t, d, x, f);
     m.steps = f->steps;
-    t->skip = 0; /* any of the data will do */
+    t->skip = 0; /* any part of the data will do */
     if (feed_pass(t, d, &m, &n_seqs, &n_positions, e) || measure(t, n_seqs, n_positions, &m, e) ||
         measure_evaluation(t, &m, e))
         return e->code;

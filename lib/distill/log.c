@@ -1,7 +1,7 @@
 /*
- * The log of a run: a line of names, then a line for each step. A resumed run goes on in the log of the one before: it finds
- * the line of the checkpoint's step, and what comes after it goes before the first new line is written. A line that a
- * killed run wrote in part goes with them.
+ * The log of a run: a line of names, then a line per step. A resumed run continues the log: it finds the line of the
+ * checkpoint's step, and truncates the file after it before writing the first new line. That also removes a partial
+ * line that a killed run left.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 
 #include "lib/distill/distill_internal.h"
 
-/* Names and values of evaluations come last: of a step's line, what is before them is the same with one and without. */
+/* Values of evaluations come last, so that the rest of a step's line is the same with and without them. */
 static int put_names(struct buf *b, const struct step_log *l, struct err *e) {
     const struct distill_progress *p = l->names;
     int rc = buf_printf(b, e, "step\t");
@@ -45,7 +45,7 @@ static int put_evaluation(struct buf *b, const struct distill_progress *p, struc
     return rc ? rc : buf_append(b, "\n", 1, e);
 }
 
-/* ---- the place of a restored run --------------------------------------------------------------------------------- */
+/* ---- resuming ---------------------------------------------------------------------------------------------------- */
 
 static int read_file(const char *path, struct buf *b, struct err *e) {
     ssize_t n = 1;
@@ -60,21 +60,21 @@ static int read_file(const char *path, struct buf *b, struct err *e) {
     return rc;
 }
 
-/* Length of the line at the front of the text, with its end; of what there is when it has none. */
+/* Returns the length of the first line, with its newline; of the whole text if there is none. */
 static size_t line_length(const char *text, size_t n) {
     const char *end = n ? memchr(text, '\n', n) : NULL;
     return end ? (size_t)(end - text) + 1 : n;
 }
 
-/* The number that a line begins with; a line torn within it has another one, and is not found. */
+/* Does the line begin with this number? A line torn within the number does not match. */
 static bool is_line_of(const char *text, size_t n, uint64_t step) {
     char number[32];
     size_t length = (size_t)snprintf(number, sizeof number, "%" PRIu64 "\t", step);
     return n >= length && memcmp(text, number, length) == 0;
 }
 
-/* *keep is where the step's own part of its line ends, which must be `line`: what an evaluation after the checkpoint has added
- * is cut off. *found: there is one. A file without any step is begun with the next one. */
+/* Sets *keep to the end of the step's own part of its line, which must equal `line`: the values of an evaluation after
+ * the checkpoint are cut off. *found: the line exists. A file without any complete line is started again. */
 static int find_place(const char *path, const struct buf *file, uint64_t step, const struct buf *names,
                       const struct buf *line, uint64_t *keep, bool *found, struct err *e) {
     const char *text = (const char *)file->data;
@@ -171,10 +171,10 @@ int step_log_put(struct step_log *l, const struct distill_progress *p, struct er
 int step_log_amend(struct step_log *l, const struct distill_progress *p, struct err *e) {
     if (l->fd < 0) return 0;
     if (l->begun && !l->regular) return step_log_put(l, p, e);
-    /* A kill between the two leaves the step's part, by which a checkpoint knows the line. */
+    /* A kill between truncating and writing leaves the step's own part, by which a checkpoint finds the line. */
     if (l->begun) return cut(l, l->evaluation, e) ? e->code : write_evaluation(l, p, e);
     if (!l->rest.len) return 0;
-    l->rest.len = 0; /* it will be written so */
+    l->rest.len = 0; /* begin() will write it with the new values */
     return put_evaluation(&l->rest, p, e);
 }
 

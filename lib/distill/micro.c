@@ -1,13 +1,13 @@
-/* A micro-batch: forward through the student and who teaches it, losses, and backward. */
+/* Runs a micro-batch: forward through the student and its teachers, losses, and backward. */
 #include <string.h>
 
 #include "lib/distill/distill_internal.h"
 
-/* What the callback of grad_heads needs to know; heads are the student's last one, its exits, and teachers in the process. */
+/* Context of the callback of grad_heads. Heads are the student's last one, its exits, and teachers in the process. */
 struct micro {
     struct trainer *t;
     struct grad_head_input heads[3 + LOSS_MAX_EXITS];
-    size_t n_heads, live, ema; /* live, ema: the teachers', or 0 */
+    size_t n_heads, live, ema; /* live, ema: indices of the teachers' heads, or 0 */
 };
 
 static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
@@ -24,12 +24,12 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struc
                           .exits = logits + 1,
                           .live = m->live ? logits[m->live] : kernel_none(DT_F32),
                           .ema = m->ema ? logits[m->ema] : kernel_none(DT_F32),
-                          .final_slope = dlogits[0],
-                          .exit_slopes = dlogits + 1};
+                          .final_dlogits = dlogits[0],
+                          .exit_dlogits = dlogits + 1};
     return loss_list_block(&t->losses, &r, e);
 }
 
-/* The student's heads: all have the weight of the last one, and the norm before it. */
+/* Adds the student's heads: all share the weight of the last one, and the norm before it. */
 static int make_heads(struct trainer *t, const struct model_input *in, struct grad_var *h, struct micro *m,
                       struct err *e) {
     struct grad_head head = model_logits_head(t->m, t->tape);
@@ -42,24 +42,24 @@ static int make_heads(struct trainer *t, const struct model_input *in, struct gr
     return 0;
 }
 
-/* A point of the teacher beside the student, or the rows of a field of the data for this micro-batch. */
+/* Context for losses that request points of the teacher, which come from the online teacher or a field of the data. */
 struct asked {
     struct trainer *t;
     const struct model_input *in;
     uint8_t *sampled; /* [n_positions], or NULL */
-    long held;        /* the field whose rows are in t->field, or -1: losses that follow one another ask for the same */
+    long held;        /* the field that t->field holds, or -1: consecutive losses often request the same */
 };
 
-/* Rows that some of n positions from number `at` on have, `made` of them, to their places; the others are 0. */
+/* Moves `made` rows, which belong to some of the n positions from `at` on, to their places; the others become 0. */
 static void spread(const uint64_t *before, size_t at, size_t n, size_t made, size_t cols, float *out) {
-    for (size_t i = n; before && i-- > 0;) /* from the back: a row never moves forward past its place */
+    for (size_t i = n; before && i-- > 0;) /* backwards, because rows only move towards the end */
         if (before[at + i + 1] > before[at + i])
             memmove(out + i * cols, out + --made * cols, cols * sizeof *out);
         else
             memset(out + i * cols, 0, cols * sizeof *out);
 }
 
-/* The rows of a field for this micro-batch, zeros where it has none. */
+/* Loads the rows of a field for this micro-batch, with zeros where it has none. */
 static int read_field(const struct asked *a, size_t field, struct err *e) {
     struct trainer *t = a->t;
     size_t first, n = knowledge_feature_span(&t->rows, field, t->used_seqs, a->in->n_seqs, &first);
@@ -101,7 +101,7 @@ static int teacher_pairs(void *ctx, uint32_t layer, size_t seq, size_t first, si
     return 0;
 }
 
-/* Which positions of the micro-batch the data has in fields that are sampled. */
+/* Marks the positions of the micro-batch that are in sampled fields. */
 static int find_sampled(struct trainer *t, struct asked *a, struct err *e) {
     const uint64_t *before = t->rows.sampled;
     if (!before) return 0;
@@ -127,7 +127,7 @@ static int run_points(struct trainer *t, const struct model_input *in, struct er
     float *row_weight = (float *)t->row_weight.data;
     uint32_t *starts = (uint32_t *)t->starts.data;
     for (size_t s = 0, i = 0; s < in->n_seqs; s++)
-        for (uint32_t k = 0; k < in->lengths[s]; k++, i++) { /* a label of a sequence counts for all of its positions */
+        for (uint32_t k = 0; k < in->lengths[s]; k++, i++) { /* a sequence's label is spread over its positions */
             bool whole = t->format.target == TARGET_SEQUENCE;
             uint32_t label = t->rows.labels[whole ? t->used_seqs + s : t->used_positions + i];
             row_weight[i] = label == UINT32_MAX ? 0 : whole ? 1 / (float)in->lengths[s] : 1;
@@ -157,7 +157,7 @@ int trainer_run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, stru
         if (loss_list_uses(&t->losses, LOSS_TEACHER_LIVE)) m.live = m.n_heads++;
     }
     if (t->ema_tape) {
-        t->m->masters = true; /* what teaches need not be quantized */
+        t->m->masters = true; /* a teacher need not be quantized */
         int rc = trainer_forward_averages(t, t->ema_tape, &in, &m.heads[m.n_heads], e);
         t->m->masters = false;
         if (rc) return rc;

@@ -1,4 +1,4 @@
-/* Training data in another order than that of a file: shuffled, and drawn from several files by weight. */
+/* The order of training data: shuffled, and drawn from several files by weight. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,11 +9,11 @@
 
 struct file {
     char *name;
-    double weight[2]; /* of the two stages */
+    double weight[2]; /* in the two stages */
     struct knowledge_units units;
-    uint32_t *order; /* [units.n] of this time through the file; NULL: as it is */
-    uint64_t at, times;
-    uint64_t drawn, sequences, positions; /* positions in this stage; in all: draws, positions */
+    uint32_t *order;                      /* [units.n] order of the current pass; NULL: as in the file */
+    uint64_t at, times;                   /* units of the current pass; passes completed */
+    uint64_t drawn, sequences, positions; /* positions in this stage; units and positions in total */
 };
 struct mixture {
     bool shuffle, has_decay;
@@ -23,8 +23,8 @@ struct mixture {
 
     const struct train_plan *plan;
     uint64_t batch_tokens;
-    uint64_t step, step_positions; /* steps that have all they take; what the next one has */
-    bool decay, ended;             /* the stage; the epoch */
+    uint64_t step, step_positions; /* completed steps; positions of the next one so far */
+    bool decay, ended;             /* in the decay stage; the epoch has ended */
     const struct knowledge_format *format;
 };
 
@@ -88,7 +88,7 @@ bool mixture_has_decay(const struct mixture *m) {
     return m->has_decay;
 }
 
-/* ---- the order --------------------------------------------------------------------------------------------------- */
+/* ---- drawing ----------------------------------------------------------------------------------------------------- */
 
 static void shuffle(const struct mixture *m, size_t number) {
     struct file *f = m->files[number];
@@ -129,7 +129,7 @@ static void end_step(struct mixture *m) {
     m->step_positions = 0;
 }
 
-/* The next unit. False: the epoch is over. */
+/* Draws the next unit. False: the epoch is over. */
 static bool draw(struct mixture *m, struct file **from, size_t *unit) {
     if (m->ended) return false;
     see_stage(m);
@@ -167,7 +167,7 @@ void mixture_begin(struct mixture *m, const struct train_plan *plan, uint64_t ba
         f->at = f->times = f->drawn = f->sequences = f->positions = 0;
         shuffle(m, i);
     }
-    /* A checkpoint may lie about the epoch, but not about more steps than the plan has. */
+    /* A checkpoint may claim any epoch, so replay at most the steps of the plan. */
     for (uint64_t i = 0; i < epoch && (!plan || m->step <= plan->now.steps); i++) {
         while ((!plan || m->step <= plan->now.steps) && draw(m, &f, &unit)) {
         }
@@ -188,7 +188,7 @@ struct knowledge_source mixture_source(struct mixture *m, const struct knowledge
     return (struct knowledge_source){next, m, format};
 }
 
-/* Passes as if a pack was one sequence. */
+/* Counts passes as if each pack were one sequence. */
 static void count_epoch(struct mixture *m, const struct distill_options *o, struct distill_extent *x) {
     struct file *f;
     size_t unit;
@@ -216,7 +216,7 @@ uint64_t mixture_count(struct mixture *m, const struct distill_options *o, uint6
     return m->step;
 }
 
-/* ---- what is said of it ------------------------------------------------------------------------------------------ */
+/* ---- checkpoint and report --------------------------------------------------------------------------------------- */
 
 bool mixture_put(cJSON *to, const struct mixture *m) {
     char key[48], digest[DIGEST_TEXT_SIZE];

@@ -1,4 +1,4 @@
-/* Gradients into weights: the mean over the step, clipping, the optimizer. */
+/* The optimizer step: mean gradient, clipping, update; and what is recorded of it. */
 #include <math.h>
 #include <string.h>
 
@@ -13,7 +13,7 @@ void trainer_note_losses(struct trainer *t) {
     }
 }
 
-/* What the log says of the gradient. */
+/* Records the gradient's values for the log. */
 static void note_gradient(struct trainer *t, double norm, double labelled, double scale) {
     struct distill_progress *p = &t->progress;
     p->grad_norm = norm;

@@ -1,4 +1,4 @@
-/* What is said of a run: members of its report and of its plan, and words. */
+/* Reports of a run: members of its JSON report and plan, and messages. */
 #include <math.h>
 #include <stdio.h>
 
@@ -28,7 +28,7 @@ bool distill_put_run(cJSON *to, const struct trainer *t, const struct distill_ru
            json_put_f64(to, "tokens_per_second", r->tokens_per_second) && put_evaluation(to, t, r);
 }
 
-/* The losses with all their keys. */
+/* Writes the losses with all their keys. */
 static bool put_loss_texts(cJSON *settings, const struct loss_list *l) {
     cJSON *list = cJSON_AddArrayToObject(settings, "loss");
     bool ok = list != NULL;
@@ -41,7 +41,7 @@ static bool put_loss_texts(cJSON *settings, const struct loss_list *l) {
 bool distill_put_settings(cJSON *to, const struct trainer *t) {
     const struct train_schedule *now = &t->o.plan.now;
     const struct distill_evaluation *v = &t->progress.eval;
-    if (t->set.kept && !json_put_u64(to, "best-step", v->best_step)) return false; /* what is written is of this step */
+    if (t->set.kept && !json_put_u64(to, "best-step", v->best_step)) return false; /* the step of the saved weights */
     return json_put_u64(to, "steps", now->steps) && json_put_u64(to, "warmup", now->warmup) &&
            json_put_f64(to, "lr-min", now->lr_min) && put_loss_texts(to, &t->losses);
 }

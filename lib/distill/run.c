@@ -1,4 +1,4 @@
-/* A whole run: the data, as often as it is to be read, into steps, with the log and the times to save. */
+/* Runs a whole training: reads the data for all epochs, takes steps, and writes log and checkpoints. */
 #include <inttypes.h>
 #include <string.h>
 #include <time.h>
@@ -9,8 +9,8 @@ struct run {
     struct trainer *t;
     struct distill_run *d;
     struct step_log log;
-    bool saved;     /* the state as it is */
-    uint64_t steps; /* of this run */
+    bool saved;     /* the current state has been saved */
+    uint64_t steps; /* in this run */
     double started;
     uint64_t started_positions;
 };
@@ -29,7 +29,7 @@ static int save(struct run *r, struct err *e) {
     return 0;
 }
 
-/* Time that it takes is no time of training. */
+/* Time spent here does not count as training. */
 static int evaluate(struct run *r, struct err *e) {
     double begin = trainer_now();
     int rc = trainer_evaluate(r->t, e);
@@ -64,9 +64,9 @@ static int after_step(struct run *r, struct err *e) {
     return wanted || p->step % d->save_every == 0 ? save(r, e) : 0;
 }
 
-/* ---- the data into steps ----------------------------------------------------------------------------------------- */
+/* ---- from data to steps ------------------------------------------------------------------------------------------ */
 
-/* To be stopped is asked for once and then remembered: both ways to it must agree. */
+/* The answer is remembered, so that distill_run and the trainer see the same one. */
 static bool stopped(void *ctx) {
     struct run *r = ctx;
     if (!r->d->stopped && r->d->stop_wanted) r->d->stopped = r->d->stop_wanted(r->d->ctx);
@@ -78,7 +78,7 @@ static bool done(struct run *r) {
     return r->t->progress.step == r->t->o.plan.now.steps || r->d->stopped_early || stopped(r);
 }
 
-/* All steps that the queue is good for. */
+/* Takes all steps for which data is queued. */
 static int take_steps(struct run *r, bool last, struct err *e) {
     for (bool stepped = true; stepped && !done(r);)
         if (trainer_step(r->t, last, &stepped, e) || (stepped && after_step(r, e))) return e->code;
@@ -87,7 +87,7 @@ static int take_steps(struct run *r, bool last, struct err *e) {
 
 static int run_epoch(struct run *r, const struct knowledge_source *data, struct err *e) {
     for (bool more = true; !done(r);) {
-        /* Ctrl-C in a pipeline ends the one who writes the data, too: its cut stream is no news then. */
+        /* Ctrl-C in a pipeline also ends the program that writes the data: ignore its truncated stream then. */
         if (trainer_feed(r->t, data, &more, e)) return stopped(r) ? 0 : e->code;
         if (!more) break;
         if (take_steps(r, false, e)) return e->code;
@@ -110,7 +110,7 @@ static int run_stream(struct run *r, struct err *e) {
     return rc;
 }
 
-/* With other data in the decay, how often the first file is gone through says nothing: the plan's steps do. */
+/* With decay weights the passes over the first file do not matter: the plan's steps end the run. */
 static uint64_t most_epochs(const struct trainer *t, const struct distill_run *d) {
     return t->o.mixture && mixture_has_decay(t->o.mixture) ? UINT64_MAX : d->epochs;
 }
@@ -130,20 +130,20 @@ static int run_epochs(struct run *r, struct err *e) {
     return r->t->o.mixture ? run_mixture(r, e) : run_stream(r, e);
 }
 
-/* A model trained for longer than was asked for would be called what it is not. */
+/* Otherwise the model would have been trained for longer than requested. */
 static int check_epoch(const struct trainer *t, uint64_t epochs, struct err *e) {
     uint64_t begun = t->progress.epoch + (t->saved.sequences > 0);
     if (begun <= epochs) return 0;
     return err_set(e, ERR_USAGE, "the checkpoint is in epoch %" PRIu64 ", this run has %" PRIu64, begun, epochs);
 }
 
-/* A checkpoint that was written while its evaluation was stopped. */
+/* Makes the evaluation that was due at the checkpoint's step, if it was interrupted then. */
 static int catch_up(struct run *r, struct err *e) {
     if (!trainer_evaluation_due(r->t)) return 0;
     return evaluate(r, e) ? e->code : step_log_amend(&r->log, &r->t->progress, e);
 }
 
-/* The last step has no evaluation of its own: this one is in no checkpoint, because a longer run has none here. */
+/* Evaluates after the last step. The result is not in a checkpoint, because a longer run has no evaluation here. */
 static int evaluate_end(struct run *r, struct err *e) {
     const struct distill_progress *p = &r->t->progress;
     if (!r->t->eval || !p->step || p->eval.step == p->step || stopped(r)) return 0;

@@ -1,5 +1,5 @@
-/* A teacher beside the student: each micro-batch goes through it too, and nothing that it says is kept, except the states of a
- * teacher that is read layer by layer, once for the micro-batches of a step. */
+/* An online teacher: every micro-batch goes through it, too, and nothing is kept, except the states of a layerwise
+ * teacher, which runs once for all micro-batches of a step. */
 #include <string.h>
 
 #include "lib/distill/distill_internal.h"
@@ -28,9 +28,9 @@ int teacher_check(const struct distill_teacher *d, const struct model *student, 
     return 0;
 }
 
-/* ---- its points ------------------------------------------------------------------------------------------------------ */
+/* ---- points ------------------------------------------------------------------------------------------------------ */
 
-/* Layer by layer: the rows of a point come in order, some sequences at a time. */
+/* Collects points of a layerwise teacher, whose rows arrive in order, some sequences at a time. */
 static int tap(void *ctx, const struct model_seen *s, struct err *e) {
     struct trainer *t = ctx;
     for (size_t i = 0; i < t->losses.n_of_teacher; i++)
@@ -39,7 +39,7 @@ static int tap(void *ctx, const struct model_seen *s, struct err *e) {
     return 0;
 }
 
-/* As many positions as have states and tapped rows that fit an eighth of the free memory. */
+/* Limits the run to as many positions as have states and tapped rows within an eighth of the free memory. */
 static void limit_run_ahead(struct trainer *t) {
     const struct model_config *c = &teacher_model(&t->o.teacher)->config;
     double floats = c->hidden;
@@ -86,7 +86,7 @@ bool teacher_point(const struct trainer *t, enum model_point p, uint32_t layer, 
     return false;
 }
 
-/* ---- a forward pass ---------------------------------------------------------------------------------------------------- */
+/* ---- a forward pass ---------------------------------------------------------------------------------------------- */
 
 static int forward_resident(struct trainer *t, const struct model_input *in, struct grad_var **h, struct err *e) {
     grad_reset(t->teacher_tape);

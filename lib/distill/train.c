@@ -1,11 +1,11 @@
-/* The trainer: sequences in, optimizer steps out. */
+/* The trainer: turns sequences into optimizer steps. */
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
 #include "lib/distill/distill_internal.h"
 
-/* ---- making ------------------------------------------------------------------------------------------------------ */
+/* ---- construction ------------------------------------------------------------------------------------------------ */
 
 static int check_options(const struct distill_options *o, struct err *e) {
     if (!o->batch_tokens || !o->micro_tokens)
@@ -13,7 +13,7 @@ static int check_options(const struct distill_options *o, struct err *e) {
     return train_plan_check(&o->plan, e);
 }
 
-/* Configuration and weights. */
+/* Digests configuration and weights. */
 static int digest_student(const struct model *m, struct digest *out, struct err *e) {
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
@@ -33,7 +33,7 @@ static int check_exits(const struct trainer *t, struct err *e) {
     return 0;
 }
 
-/* The losses against what there is; and the points that they want, as the graphs take them. */
+/* Binds the losses to the setting, and lists the points that they need for the graphs. */
 static int bind_losses(struct trainer *t, struct err *e) {
     const struct model *teacher = teacher_model(&t->o.teacher);
     struct loss_list *l = &t->losses;
@@ -73,7 +73,7 @@ static int begin(struct trainer *t, struct err *e) {
     return 0;
 }
 
-/* Plain tokens have labels for what comes next alone; a live teacher needs none. */
+/* Plain tokens have labels only for the target `next`; with an online teacher labels are not needed. */
 static int check_labels(const struct trainer *t, const struct knowledge_format *f, struct err *e) {
     enum stream_target target = model_predicts(&t->m->config);
     if (f->encoding != KNOW_NONE || f->target == target || teacher_model(&t->o.teacher)) return 0;
@@ -122,7 +122,7 @@ void trainer_free(struct trainer *t) {
     mem_free(t);
 }
 
-/* All that a tape has had in use. */
+/* Returns all memory that a tape has used. */
 static double tape_bytes(const struct grad_tape *t) {
     struct grad_memory m = t ? grad_memory(t) : (struct grad_memory){0};
     return (double)m.values + (double)m.gradients + (double)m.scratch;
@@ -152,7 +152,7 @@ void trainer_use_seq(struct trainer *t, size_t i) {
     t->sequences++;
 }
 
-/* After a restore: whole sequences at the front of the queue that were trained on before. */
+/* After a restore: skips complete sequences at the front of the queue that were trained on before. */
 static int skip_trained(struct trainer *t, struct err *e) {
     while (t->skip && t->used_seqs < knowledge_whole_seqs(&t->rows)) {
         trainer_use_seq(t, t->used_seqs);
@@ -163,8 +163,8 @@ static int skip_trained(struct trainer *t, struct err *e) {
     return 0;
 }
 
-/* Where packs begin among the sequences that have become whole: with those that a mixture gave at a time, else by the rule of
- * struct knowledge_format. */
+/* Marks where packs begin among the sequences that have become complete: a mixture delivers one unit at a time;
+ * otherwise struct knowledge_format has the rule. */
 static int find_packs(struct trainer *t, struct err *e) {
     size_t from = t->begins.len, whole = knowledge_whole_seqs(&t->rows);
     if (!t->packs || from == whole) return 0;
@@ -177,7 +177,7 @@ static int find_packs(struct trainer *t, struct err *e) {
     return 0;
 }
 
-/* Forgets what was used. */
+/* Drops used sequences from the queue. */
 static void drop_used(struct trainer *t) {
     knowledge_drop(&t->rows, &t->format, t->used_seqs);
     if (t->packs && t->used_seqs) {
@@ -203,8 +203,8 @@ int trainer_feed(struct trainer *t, const struct knowledge_source *from, bool *m
     return skip_trained(t, e);
 }
 
-/* The queue holds all that is left of the data: how its last steps are cut depends on this end. Epochs of a mixture differ,
- * and its files have been looked at before the first one. */
+/* Checks the end of the data, when the queue holds all that is left: the last steps depend on where it is. Not for
+ * mixtures, whose epochs differ and whose files were checked before the first. */
 static int see_end(struct trainer *t, struct err *e) {
     if (t->o.mixture) return 0;
     uint64_t n = t->sequences + t->rows.n_seqs - t->used_seqs;
@@ -265,8 +265,8 @@ static int run_micro(struct trainer *t, size_t n_seqs, size_t n_positions, struc
     return 0;
 }
 
-/* As knowledge_next_pass from sequence `first` on, in a step of so many positions before it, but the step ends with a pack, which shows
- * when the next one begins: *full. */
+/* Like knowledge_next_pass from sequence `first` on, in a step that already has `before` positions, except that steps
+ * end between packs. *full: the step is complete, which shows only when the next pack begins. */
 static size_t next_pass_of_packs(const struct trainer *t, size_t first, uint64_t before, bool last, size_t *n_positions,
                                  bool *full) {
     size_t whole = knowledge_whole_seqs(&t->rows), i = first;
@@ -281,7 +281,7 @@ static size_t next_pass_of_packs(const struct trainer *t, size_t first, uint64_t
     return last ? i - first : 0;
 }
 
-/* A pass of the step after `taken` positions more than it has had. */
+/* Returns the step's next pass after `taken` further positions. */
 static size_t pass_after(const struct trainer *t, size_t seq, uint64_t taken, bool last, size_t *n_positions,
                          bool *full) {
     uint64_t before = t->step_positions + taken, most = t->o.batch_tokens;
@@ -295,7 +295,7 @@ size_t trainer_next_pass(const struct trainer *t, bool last, size_t *n_positions
     return pass_after(t, t->used_seqs, 0, last, n_positions, &full);
 }
 
-/* Does the step have all that it takes? */
+/* Is the step complete? */
 static bool step_is_full(const struct trainer *t) {
     if (t->step_positions < t->o.batch_tokens) return false;
     return !t->packs || (t->used_seqs < knowledge_whole_seqs(&t->rows) && t->begins.data[t->used_seqs]);

@@ -1,4 +1,4 @@
-/* An evaluation as rill eval carries it out: each measure reads its data and adds a result. */
+/* An evaluation as rill eval runs it: each measure reads its data and adds a result. */
 #include "lib/evaluation/evaluation.h"
 
 #include "lib/metrics/metrics.h"
@@ -8,13 +8,13 @@ struct eval {
     struct cli *c;
     struct model *m;
     struct stream_totals totals; /* of the model's stream */
-    cJSON *results;              /* array; belongs to the report */
+    cJSON *results;              /* array, owned by the report */
     struct perplexity *p;
     struct labelling *l;
     struct divergence *d;
 };
 
-/* What every result says of the model, so that lines of several models can be told apart and compared by size. */
+/* Adds the model to a result, so that lines of several models can be told apart and compared by size. */
 static bool put_model(cJSON *o, const struct eval *v) {
     char digest[DIGEST_TEXT_SIZE];
     const char *path = v->o->model->model;
@@ -42,7 +42,7 @@ static void show_perplexity(void *ctx) {
     if (perplexity_scored(v->p)) cli_progress(v->c, perplexity_scored(v->p), "perplexity %.4g", perplexity_value(v->p));
 }
 
-/* Documents that tokenize has kept apart are not joined here. */
+/* Documents that tokenize kept apart (packs) must not be joined here. */
 static int choose_protocol(const struct eval *v, const struct session_data *in, struct perplexity_options *o,
                            struct err *e) {
     const char *name = v->o->protocol;
@@ -71,7 +71,7 @@ static int eval_tokens(struct eval *v, double *value, struct err *e) {
     return rc;
 }
 
-/* ---- masked tokens and classes ------------------------------------------------------------------------------------------- */
+/* ---- masked tokens and classes ----------------------------------------------------------------------------------- */
 
 static void show_labels(void *ctx) {
     const struct eval *v = ctx;
@@ -79,7 +79,7 @@ static void show_labels(void *ctx) {
         cli_progress(v->c, labelling_scored(v->l), "perplexity %.4g", labelling_perplexity(v->l));
 }
 
-/* The model is one of masked tokens, or a classifier: its data holds the labels, and no protocol is needed. */
+/* For models of masked tokens and classifiers: the data holds the labels, so no protocol is needed. */
 static int eval_labels(struct eval *v, double *value, struct err *e) {
     static const char *const unused[] = {"protocol", "context", "stride", "max-windows"};
     struct session_data in = {0};
@@ -98,7 +98,7 @@ static int eval_labels(struct eval *v, double *value, struct err *e) {
     return rc;
 }
 
-/* ---- divergence ------------------------------------------------------------------------------------------------------------- */
+/* ---- divergence -------------------------------------------------------------------------------------------------- */
 
 static void show_divergence(void *ctx) {
     const struct eval *v = ctx;
@@ -154,9 +154,9 @@ static int eval_tasks(struct eval *v, struct err *e) {
     return rc;
 }
 
-/* ---- the table ---------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
-/* Percentiles and the digest are for programs, and for those who ask. */
+/* Percentiles and the digest are shown only with --verbose. */
 static bool is_detail(const char *key) {
     return metrics_is_percentile(key) || !strcmp(key, "model_digest");
 }
@@ -175,7 +175,7 @@ static int put_table(const struct eval *v, struct err *e) {
     return rc;
 }
 
-/* ---- all of it --------------------------------------------------------------------------------------------------- */
+/* ---- the whole evaluation ---------------------------------------------------------------------------------------- */
 
 int evaluation_run(struct cli *c, const struct evaluation_options *o, double *perplexity, struct err *e) {
     struct eval v = {.o = o, .c = c, .results = cJSON_AddArrayToObject(cli_report(c), "results")};

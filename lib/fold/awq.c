@@ -1,13 +1,13 @@
-/* Scales by the mean magnitude of activations, as AWQ has them. */
+/* AWQ: scales derived from the mean magnitude of activations. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/fold/fold_internal.h"
 
 #define GRID    20   /* ratios 0, 1/20 .. 19/20 */
-#define MIN_RAW 1e-4 /* the least power of a channel's magnitude */
+#define MIN_RAW 1e-4 /* lower limit for the power of a channel's magnitude */
 
-/* One matrix that reads from the pair, and the memory to try scales on it. */
+/* A matrix that reads the pair's output; and the memory for trying scales on it. */
 struct reader {
     const struct model_param *param;
     enum dtype to;
@@ -17,21 +17,21 @@ struct reader {
 struct search {
     const struct fold_scaling *s;
     const struct fold_pair *p;
-    struct reader *readers; /* [n]: of quantized types */
+    struct reader *readers; /* [n], those that will be quantized */
     size_t n;
     float *scaled, *product; /* [largest matrix] */
     float *importance, *scratch;
     unsigned char *packed;
 };
 
-/* ---- the error of scales ----------------------------------------------------------------------------------------------- */
+/* ---- the error of a scale ---------------------------------------------------------------------------------------- */
 
 struct errors {
     const struct search *k;
     const struct reader *r;
     const float *scale;
-    float *back; /* [rows][cols]: w scale, as it is stored; becomes the error in w */
-    double *sum; /* [rows], by the squares of the inputs; NULL: not wanted */
+    float *back; /* [rows][cols]: w scale, rounded; becomes the error in w */
+    double *sum; /* [rows], weighted by the squares of the inputs */
 };
 
 static void error_row(void *ctx, size_t row, int thread) {
@@ -47,7 +47,7 @@ static void error_row(void *ctx, size_t row, int thread) {
     j->sum[row] = sum;
 }
 
-/* sum over positions of |(Q(W s) / s - W) x|^2: by x x^T, or without it as if inputs were uncorrelated. */
+/* sum over positions of |(Q(W s) / s - W) x|^2, computed from x x^T; without it, inputs are taken as uncorrelated. */
 static int output_error(const struct search *k, const struct reader *r, const float *scale, double *out,
                         struct err *e) {
     struct errors j = {k, r, scale, k->scaled, mem_array(r->rows, sizeof *j.sum, e)};
@@ -63,7 +63,7 @@ static int output_error(const struct search *k, const struct reader *r, const fl
     return 0;
 }
 
-/* As quantize will weigh them, by the mean square of what comes in then. NULL: it will not. */
+/* Returns the weights that quantize will use, the mean squares of the scaled inputs; NULL: it will use none. */
 static const float *importance_of(const struct search *k, const struct reader *r, const float *scale) {
     bool any = false;
     for (size_t i = 0; i < r->cols; i++) {
@@ -98,9 +98,9 @@ static int try_scale(const struct search *k, const float *scale, double *error, 
     return rc;
 }
 
-/* ---- the search -------------------------------------------------------------------------------------------------------- */
+/* ---- the search -------------------------------------------------------------------------------------------------- */
 
-/* s = mean|x|^ratio, not below MIN_RAW, over sqrt(max s min s). */
+/* s = max(mean|x|^ratio, MIN_RAW) / sqrt(max s min s). */
 static void make_scale(const double *magnitude, size_t n, double ratio, float *scale) {
     double low = INFINITY, high = 0;
     for (size_t i = 0; i < n; i++) {
@@ -115,7 +115,7 @@ static void make_scale(const double *magnitude, size_t n, double ratio, float *s
     }
 }
 
-/* Of each factor: of the columns that share it, the mean. */
+/* Computes the mean magnitude for each factor, over the columns that share it. */
 static void magnitudes(const struct fold_pair *p, const struct fold_inputs *in, double *out) {
     memset(out, 0, p->n * sizeof *out);
     for (size_t i = 0; i < in->cols; i++) out[fold_pair_factor(p, i)] += in->abs[i] / in->n / (double)p->share;
@@ -143,7 +143,7 @@ static int choose(const struct search *k, const struct fold_inputs *in, struct f
     return rc;
 }
 
-/* ---- readers ----------------------------------------------------------------------------------------------------------- */
+/* ---- matrices that read a pair ----------------------------------------------------------------------------------- */
 
 static bool takes_part(const struct search *k, const struct model_param *p, struct reader *r) {
     const struct fold_scaling *s = k->s;

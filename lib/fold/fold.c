@@ -1,4 +1,4 @@
-/* A model layer by layer through one of the rewritings. */
+/* Applies one of the rewritings to a model, layer by layer. */
 #include <string.h>
 
 #include "lib/fold/fold_internal.h"
@@ -10,11 +10,11 @@ struct fold {
     fold_report_fn *report;
     void *ctx;
     struct model *m;
-    struct model_config after; /* of what is written: tied or not; the rest is m's */
+    struct model_config after; /* of the output: differs from m's in `tied` only */
     struct fold_watch watch;
     struct fold_scaling scaling;
     struct fold_rotation r1;
-    struct buf head; /* f32: that of a model that was tied */
+    struct buf head; /* f32: the head of a model that was tied */
     struct buf scratch;
 };
 
@@ -26,7 +26,7 @@ static int tell(const struct fold *k, const struct fold_report *r, struct err *e
     return k->report ? k->report(k->ctx, r, e) : 0;
 }
 
-/* ---- scales ------------------------------------------------------------------------------------------------------------- */
+/* ---- scales ------------------------------------------------------------------------------------------------------ */
 
 static int scale_pair(struct fold *k, const struct fold_pair *p, struct err *e) {
     struct fold_report r = {.layer = p->from.layer,
@@ -49,7 +49,7 @@ static int scale_layer(struct fold *k, uint32_t layer, struct err *e) {
     return rc;
 }
 
-/* ---- rotations ---------------------------------------------------------------------------------------------------------- */
+/* ---- rotations --------------------------------------------------------------------------------------------------- */
 
 static int rotate_layer(struct fold *k, uint32_t layer, struct err *e) {
     bool r2 = k->o->method == FOLD_R2;
@@ -71,7 +71,7 @@ static int rotate_head(struct fold *k, struct err *e) {
     return fold_r1_head(k->m, &k->r1, tied, k->scaling.changed, e);
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 static int write_head(struct fold *k, struct err *e) {
     struct model_slot s = {.role = ROLE_HEAD};
@@ -114,7 +114,7 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     return rc ? rc : write_part(k, first, end, e);
 }
 
-/* ---- the whole ----------------------------------------------------------------------------------------------------------- */
+/* ---- the whole model --------------------------------------------------------------------------------------------- */
 
 static int prepare_types(struct fold *k, struct err *e) {
     struct quant_plan *plan = &k->scaling.plan;

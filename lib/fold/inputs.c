@@ -1,4 +1,4 @@
-/* What comes into the matrices of a layer: from statistics, or out of a run of the layer over the data. */
+/* Inputs of a layer's matrices: from statistics, or from a run of the layer over the data. */
 #include <math.h>
 #include <string.h>
 
@@ -20,7 +20,7 @@ static size_t count_sums(const struct fold_watch *w) {
     return POINTS + (size_t)w->config->layers[w->layer].experts * EXPERT_POINTS;
 }
 
-/* The sums of a point; NULL: nothing is kept of it. */
+/* Returns the sums of a point; NULL: none are kept. */
 static struct fold_sums *sums_at(const struct fold_watch *w, enum model_point p, uint32_t expert) {
     for (size_t i = 0; i < POINTS; i++)
         if (points[i] == p) return &w->sums[i];
@@ -29,7 +29,7 @@ static struct fold_sums *sums_at(const struct fold_watch *w, enum model_point p,
     return NULL;
 }
 
-/* ---- a run -------------------------------------------------------------------------------------------------------- */
+/* ---- running a layer --------------------------------------------------------------------------------------------- */
 
 static void add_row(struct fold_sums *s, const float *x) {
     for (size_t j = 0; j < s->cols; j++) {
@@ -94,9 +94,9 @@ int fold_watch_layer(struct fold_watch *w, const struct fold_model *m, uint32_t 
     return rc ? rc : model_layerwise_watch(m->model, STATES_NOW, NULL, see, w, e);
 }
 
-/* ---- asking -------------------------------------------------------------------------------------------------------- */
+/* ---- queries ----------------------------------------------------------------------------------------------------- */
 
-/* By a matrix that reads there. */
+/* Returns a matrix that reads at the point; statistics are stored by matrix. */
 static struct model_slot reader_of(enum model_point p, uint32_t layer, uint32_t expert) {
     struct model_slot s = {.layer = layer, .expert = expert};
     switch (p) {

@@ -1,23 +1,22 @@
-/* Which outputs of a layer take a factor, and who reads them. */
+/* The outputs of a layer that can be scaled, and the tensors that read them. */
 #include "lib/fold/fold_internal.h"
 
-/* What follows from the forward pass (lib/model/graph.c): who makes what is seen at a point, channel by channel. */
+/* Producers of the channels observed at each point, as the forward pass determines them (lib/model/graph.c). */
 static const struct maker {
     enum model_role role, bias;
     enum model_point point;
     bool is_norm;
-    bool
-        through_act; /* what an activation makes of it is read, unless another factor is multiplied with that of the activation */
+    bool through_act; /* read after an activation or a product with one */
 } makers[] = {
     {ROLE_ATTN_NORM, ROLE_ATTN_NORM_BIAS, POINT_ATTN_IN, true, false},
-    {ROLE_V, ROLE_V_BIAS, POINT_O_IN, false, false}, /* attention sums values with weights that do not depend on them */
+    {ROLE_V, ROLE_V_BIAS, POINT_O_IN, false, false}, /* attention weights do not depend on values */
     {ROLE_FFN_NORM, ROLE_FFN_NORM_BIAS, POINT_FFN_IN, true, false},
     {ROLE_UP, ROLE_UP_BIAS, POINT_DOWN_IN, false, true},
-    {ROLE_EXPERT_UP, 0, POINT_EXPERT_DOWN_IN, false, true}, /* one for each expert, after all others */
+    {ROLE_EXPERT_UP, 0, POINT_EXPERT_DOWN_IN, false, true}, /* for each expert, after all others */
 };
 #define OF_LAYER (COUNT_OF(makers) - 1)
 
-/* Does a factor pass the activation? act(gate) * up, or max(0, up). */
+/* Does scaling commute with the activation? It does in act(gate) * up and in max(0, up). */
 static bool passes(const struct model_config *c) {
     return c->ffn_kind == FFN_GATED || c->act == ACT_RELU;
 }
@@ -46,7 +45,7 @@ bool fold_pair_at(const struct model_config *c, uint32_t layer, size_t i, struct
     return true;
 }
 
-/* The point at which its input is seen, all positions together. */
+/* Returns the point at which the role's input is observed for all positions together. */
 static enum model_point input_of(const struct model_config *c, enum model_role role) {
     enum model_point p = model_role_info(role)->input;
     if (p == POINT_EXPERT_IN) p = POINT_FFN_IN;
@@ -62,7 +61,7 @@ size_t fold_pair_factor(const struct fold_pair *p, size_t column) {
     return column / (p->run * p->share) * p->run + column % p->run;
 }
 
-/* ---- weights --------------------------------------------------------------------------------------------------------- */
+/* ---- weights ----------------------------------------------------------------------------------------------------- */
 
 int fold_take(const struct model_param *p, struct buf *out, float **x, struct err *e) {
     out->len = 0;
@@ -77,7 +76,8 @@ void fold_put(struct model *m, struct model_param *p, const float *x, bool *chan
     changed[p - m->params] = true;
 }
 
-/* Rows of a matrix, or elements of a vector, over their factors. A factor of 0 is the gain of a norm, whose readers get zeros. */
+/* Divides rows of a matrix, or elements of a vector, by their factors. A factor of 0 is a norm's gain: its readers'
+ * weights become 0, so the gain can be 1. */
 static void divide(float *x, const struct model_param *p, const float *scale) {
     size_t rows = p->desc.dims[0], cols = p->n / rows;
     for (size_t r = 0; r < rows; r++)

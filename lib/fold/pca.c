@@ -1,10 +1,10 @@
-/* The principal axes of the residual stream, as the norms see it. */
+/* PCA: the principal axes of the residual stream as seen by the norms. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/fold/fold_internal.h"
 
-/* ---- what comes out of norms, less their gains --------------------------------------------------------------------------- */
+/* ---- outputs of norms without their gains ------------------------------------------------------------------------ */
 
 struct sums {
     const struct fold_model *f;
@@ -41,9 +41,9 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     return 0;
 }
 
-/* ---- axes ------------------------------------------------------------------------------------------------------------------- */
+/* ---- axes -------------------------------------------------------------------------------------------------------- */
 
-/* Row k of v becomes column k of r; the sign is that which makes its largest element positive. */
+/* Transposes v, so that row k becomes column k, with the sign that makes its largest element positive. */
 static void arrange(const double *v, double *r, size_t n) {
     for (size_t k = 0; k < n; k++) {
         size_t top = 0;

@@ -1,16 +1,16 @@
-/* The residual stream rotated (R1), and the values of heads (R2): what makes them, and what reads them. */
+/* Rotates the residual stream (R1) or the values of heads (R2): both their producers and their readers. */
 #include <string.h>
 
 #include "lib/fold/fold_internal.h"
 
-/* ---- a matrix, run by run of the rotation's width ---------------------------------------------------------------------- */
+/* ---- rotating a matrix, run by run of the rotation's width ------------------------------------------------------- */
 
 struct job {
     const struct fold_rotation *r;
     float *x;
-    size_t cols, runs; /* runs: of a row, or of a column */
+    size_t cols, runs; /* runs per row or column */
     double *scratch;   /* [threads][n + m] */
-    bool down;         /* columns are rotated */
+    bool down;         /* rotate columns */
 };
 
 static void rotate_line(void *ctx, size_t line, int thread) {
@@ -41,7 +41,7 @@ int fold_rotate_columns(const struct fold_rotation *r, float *x, size_t rows, si
     return rotate(r, x, rows, cols, true, e);
 }
 
-/* A tensor of the model: `down`, what it gives is rotated; else what it takes. A vector that is given or taken is one column or row. */
+/* Rotates a tensor of the model: its output if `down`, otherwise its input. A vector is a single column or row. */
 static int rotate_param(struct model *m, struct model_param *p, const struct fold_rotation *r, bool down, bool *changed,
                         struct err *e) {
     struct buf copy = {0};
@@ -55,7 +55,7 @@ static int rotate_param(struct model *m, struct model_param *p, const struct fol
     return rc;
 }
 
-/* ---- R1 ---------------------------------------------------------------------------------------------------------------- */
+/* ---- R1 ---------------------------------------------------------------------------------------------------------- */
 
 static const char *why_not(const struct model_config *c) {
     if (c->layer_kind != LAYER_TRANSFORMER) return "its layers are LSTMs";
@@ -73,7 +73,7 @@ int fold_check_r1(const struct model_config *c, struct err *e) {
     return why ? err_set(e, ERR_DATA, "the residual stream of this model cannot be rotated: %s", why) : 0;
 }
 
-/* The gain of a norm into the matrices that read what it gives; then it is 1. */
+/* Folds the gain of a norm into the matrices that read it; the gain becomes 1. */
 static int fold_gain(struct model *m, const struct fold_pair *p, bool *changed, struct err *e) {
     struct buf gain = {0};
     float *g;
@@ -83,7 +83,7 @@ static int fold_gain(struct model *m, const struct fold_pair *p, bool *changed, 
     return rc;
 }
 
-/* What a tensor of a layer has to do with the stream. */
+/* How a tensor of a layer relates to the residual stream. */
 enum part { NO_PART, TAKES, GIVES };
 static enum part part_of(const struct model_config *c, uint32_t layer, struct model_slot s) {
     const struct model_role_info *role = model_role_info(s.role);
@@ -117,7 +117,7 @@ int fold_r1_embed(struct model *m, const struct fold_rotation *r, bool *changed,
     return rc;
 }
 
-/* head diag(g) R, and the gain becomes 1. */
+/* The head becomes head diag(g) R, and the gain of the final norm 1. */
 int fold_r1_head(struct model *m, const struct fold_rotation *r, float *tied_head, bool *changed, struct err *e) {
     struct model_param *norm = model_param(m, ROLE_NORM, 0), *head = model_param(m, ROLE_HEAD, 0);
     struct buf gain = {0}, copy = {0};
@@ -135,7 +135,7 @@ int fold_r1_head(struct model *m, const struct fold_rotation *r, float *tied_hea
     return rc;
 }
 
-/* ---- R2 ---------------------------------------------------------------------------------------------------------------- */
+/* ---- R2 ---------------------------------------------------------------------------------------------------------- */
 
 int fold_r2_layer(struct model *m, uint32_t layer, uint64_t seed, bool *changed, struct err *e) {
     struct fold_rotation r = {0};

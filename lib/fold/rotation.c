@@ -1,4 +1,5 @@
-/* Orthogonal matrices: random ones that are cheap to apply, Hadamard's and where the width is odd a small dense one; or any. */
+/* Orthogonal matrices: random ones that are cheap to apply (a Hadamard matrix, and a small dense one if the width is
+ * not a power of two), or any given one. */
 #include <math.h>
 #include <string.h>
 
@@ -10,8 +11,8 @@ static double dot(const double *a, const double *b, size_t n) {
     return sum;
 }
 
-/* The orthogonal factor of a Gaussian matrix, with positive diagonal elements in the other (so it is uniform: Mezzadri 2007): Gram and
- * Schmidt, twice for accuracy. */
+/* Computes the orthogonal factor of a Gaussian matrix, with positive diagonal elements in the other factor, so that it
+ * is uniformly distributed (Mezzadri 2007): Gram-Schmidt, applied twice for accuracy. */
 static void orthonormal_rows(double *q, size_t m, struct rng *rng) {
     for (size_t i = 0; i < m * m; i++) q[i] = rng_normal(rng);
     for (size_t i = 0; i < m; i++) {
@@ -54,7 +55,7 @@ void fold_rotation_release(struct fold_rotation *r) {
     *r = (struct fold_rotation){0};
 }
 
-/* x [p][m] by the Hadamard matrix of order p, over sqrt(p): the fast Walsh-Hadamard transform. */
+/* Multiplies x [p][m] by the Hadamard matrix of order p over sqrt(p): the fast Walsh-Hadamard transform. */
 static void hadamard(double *x, size_t p, size_t m) {
     for (size_t h = m; h < p * m; h *= 2)
         for (size_t i = 0; i < p * m; i += 2 * h)

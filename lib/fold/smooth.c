@@ -1,12 +1,12 @@
-/* Scales that share the range of activations out to weights, as SmoothQuant has them. */
+/* SmoothQuant: scales that shift the range of activations to weights. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/fold/fold_internal.h"
 
-#define LEAST 1e-5 /* of max|w| and of s */
+#define LEAST 1e-5 /* lower limit for max|w| and s */
 
-/* max|w| of each column, over all matrices that read the pair. */
+/* Computes max|w| for each factor, over all matrices that read the pair. */
 static int weight_range(const struct fold_scaling *s, const struct fold_pair *p, float *out, struct err *e) {
     const struct model *m = s->m;
     size_t end = model_slot_of_layer(&m->config, p->from.layer + 1);

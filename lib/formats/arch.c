@@ -24,14 +24,14 @@ static const char *gguf_of(const struct arch *a) {
     return a->gguf.names[0].name;
 }
 
-/* Two architectures may share a name: GGUF's llama is Mistral's, too. */
+/* Two architectures may share a name: GGUF's "llama" also stands for Mistral. */
 static bool is_first(const char *(*of)(const struct arch *), size_t i) {
     bool first = of(registry[i]) != NULL;
     for (size_t k = 0; k < i && first; k++) first = !of(registry[k]) || strcmp(of(registry[k]), of(registry[i])) != 0;
     return first;
 }
 
-/* "a, b and c" of those that have such a name. */
+/* Lists the distinct names as "a, b and c". */
 static void list_names(const char *(*of)(const struct arch *), char *out, size_t size) {
     size_t left = 0, n = 0;
     out[0] = 0;
@@ -84,7 +84,7 @@ int arch_class_unknown(const char *class, struct err *e) {
     return err_set(e, ERR_DATA, "architecture '%.64s' is not supported (supported: %s)", class, known);
 }
 
-/* Of several with this name the one that has experts or has not; else the first. */
+/* If several architectures have this name, takes the one whose `experts` matches, else the first. */
 const struct arch *arch_by_gguf(const char *name, bool experts, const struct gguf_name **spelled) {
     const struct arch *first = NULL;
     for (size_t i = 0; i < COUNT_OF(registry); i++) {
@@ -127,7 +127,7 @@ int arch_traits(const char *name, struct model_config *out, struct err *e) {
     return 0;
 }
 
-/* Pairs are rotated, so of an odd number one fewer. */
+/* Rotation works on pairs, so an odd number is rounded down. */
 static uint32_t rotary_dims(const struct arch *a, const struct model_config *c) {
     uint32_t dims = c->rope.dims;
     if (!dims && a->hf.partial_rotary != 0) {
@@ -155,7 +155,7 @@ int arch_check_rotation(const struct arch *a, const struct model_config *c, stru
                    c->head_dim, a->name);
 }
 
-/* ---- what is written --------------------------------------------------------------------------------------------- */
+/* ---- names for export -------------------------------------------------------------------------------------------- */
 
 static bool is_uneven(const struct model_config *c) {
     for (uint32_t i = 1; i < c->n_layers; i++) {

@@ -1,7 +1,7 @@
 /*
- * BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT, which differ from it in their tokenizers,
- * and DistilBERT (Sanh et al. 2019): encoders with norms after the sums. The class determines the output: hidden states,
- * logits of masked tokens, of classes of sequences or tokens, or of where an answer begins and ends.
+ * BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT, which differ from RoBERTa only in
+ * their tokenizers, and DistilBERT (Sanh et al. 2019): encoders with post-norm. The class determines the output: hidden
+ * states, or logits of masked tokens, of classes of sequences or tokens, or of the start and end of an answer.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -17,15 +17,15 @@ static const struct hf_key keys[] = {
     HF_KEY("layer_norm_eps", HF_READ), HF_KEY("hidden_act", HF_READ), HF_KEY("type_vocab_size", HF_READ),
     HF_KEY("is_decoder", HF_OFF), /* a causal mask */
     HF_KEY_TEXT("position_embedding_type", HF_TEXT, "absolute"), HF_KEY_TEXT("directionality", HF_TEXT, "bidi"),
-    /* of the first implementation's pooler; transformers reads none of them */
+    /* for the pooler of the original implementation; transformers reads none of them */
     HF_KEY("pooler_fc_size", HF_READ), HF_KEY("pooler_num_attention_heads", HF_READ),
     HF_KEY("pooler_num_fc_layers", HF_READ), HF_KEY("pooler_size_per_head", HF_READ), HF_KEY("pooler_type", HF_READ),
-    HF_KEY("output_past", HF_READ), /* of a cache */
+    HF_KEY("output_past", HF_READ), /* for a cache */
 };
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
-/* Norms were called gamma and beta in files made from the first implementation's. */
+/* Checkpoints converted from the original implementation name a norm's weight and bias gamma and beta. */
 #define LINEAR(role, name)                                                                                             \
     {role, name ".weight", 0}, {                                                                                       \
         role##_BIAS, name ".bias", 0                                                                                   \
@@ -54,7 +54,7 @@ static const struct hf_key keys[] = {
         ROLE_CLASSIFIER_BIAS, "qa_outputs.bias", OF_SPAN                                                               \
     }
 
-/* The decoder's bias is another name of predictions.bias while its weight is one of the embedding's. */
+/* While the decoder's weight is tied to the embedding, its bias is an alias of predictions.bias. */
 static const struct arch_tensor bert_tensors[] = {
     ENCODER("bert."),
     LINEAR(ROLE_POOLER, "bert.pooler.dense"),
@@ -68,7 +68,7 @@ static const struct arch_tensor bert_tensors[] = {
 };
 static const char *const bert_unread[] = {"cls.", "pooler.", NULL};
 
-/* Its classifier has a dense layer of its own where BERT's takes the pooler. */
+/* Sequence classifiers have a dense layer of their own in place of BERT's pooler. */
 static const struct arch_tensor roberta_tensors[] = {
     ENCODER("roberta."),
     {ROLE_POOLER, "classifier.dense.weight", OF_CLASSES},
@@ -107,7 +107,7 @@ static const struct arch_tensor distilbert_tensors[] = {
 };
 static const char *const distilbert_unread[] = {"vocab_transform.", "vocab_layer_norm.", "vocab_projector.", NULL};
 
-/* For llama.cpp all three are bert. Its classifier consists of the pooler and what follows it. */
+/* llama.cpp loads all three as "bert". Its classifier consists of the pooler and the output layer. */
 #define GGUF_ENCODER                                                                                                   \
     LINEAR(ROLE_ATTN_POST_NORM, "blk.#.attn_output_norm"), LINEAR(ROLE_FFN_POST_NORM, "blk.#.layer_output_norm"),      \
         {ROLE_POOLER, "cls.weight", OF_CLASSES}, {ROLE_POOLER_BIAS, "cls.bias", OF_CLASSES},                           \
@@ -132,7 +132,7 @@ static int read_types(struct model_config *c, const cJSON *json, struct err *e) 
     return rc;
 }
 
-/* Settings that follow from the output of the class. */
+/* Sets what follows from the output of the class. */
 static void set_output(struct model_config *c, bool pooler) {
     c->head_bias = c->output == OUTPUT_MASKED_LM;
     c->pooler = pooler;
@@ -148,7 +148,7 @@ static bool write(cJSON *json, const struct model_config *c) {
     return json_put_u64(json, "type_vocab_size", c->token_types);
 }
 
-/* Heads are as wide as the hidden size divided by their number, and there are as many of keys and values. */
+/* Head size is the hidden size divided by the number of heads, and K and V have as many heads as Q. */
 static int check_heads(const struct model_config *c, struct err *e) {
     const struct model_layer *l = &c->layers[0];
     if ((uint64_t)l->n_heads * c->head_dim != c->hidden)
@@ -164,7 +164,7 @@ static int check(const struct model_config *c, struct err *e) {
     return check_heads(c, e);
 }
 
-/* ---- RoBERTa: positions are counted from the number after that of the padding token ------------------------------ */
+/* ---- RoBERTa: positions start at the padding token's id + 1 ------------------------------------------------------ */
 
 static int check_gelu(const struct model_config *c, struct err *e) {
     if (c->output != OUTPUT_MASKED_LM || c->act == ACT_GELU) return 0;
@@ -219,7 +219,7 @@ static const struct hf_key distilbert_keys[] = {
     HF_KEY("hidden_dim", HF_READ),
     HF_KEY("activation", HF_READ),
     HF_KEY("is_decoder", HF_OFF),
-    /* how a new table of positions is filled; dropout; a tie that transformers makes by tie_word_embeddings */
+    /* how a new position table is filled; dropout; a tie that transformers expresses by tie_word_embeddings */
     HF_KEY("sinusoidal_pos_embds", HF_READ),
     HF_KEY("qa_dropout", HF_READ),
     HF_KEY("seq_classif_dropout", HF_READ),
@@ -251,7 +251,7 @@ static const struct gguf_key gguf_keys[] = {
     {"classifier.output_labels", GGUF_READ, 0, NULL},
 };
 
-/* Left to the program that runs the encoder: hidden states do not depend on it. */
+/* Pooling is left to the program that runs the encoder: hidden states do not depend on it. */
 static int read_pooling(const struct gguf_file *g, const char *prefix, struct err *e) {
     static const char *const names[] = {NULL, "mean", "cls", "last"};
     char key[64];
@@ -328,7 +328,7 @@ static int gguf_check(const struct model_config *c, struct err *e) {
     return check_heads(c, e) ? err_set(e, ERR_DATA, "heads that are not as wide as llama.cpp's bert has them") : 0;
 }
 
-/* ---- the rows of the registry ------------------------------------------------------------------------------------ */
+/* ---- registry entries -------------------------------------------------------------------------------------------- */
 
 #define TRAITS                                                                                                         \
     .positions = POSITIONS_LEARNED, .embed_norm = true, .norm = NORM_LAYER, .norm_place = NORM_POST,                   \
@@ -364,7 +364,7 @@ const struct arch arch_bert = {
              .check = gguf_check},
 };
 
-/* One model under three names of classes and of its type. */
+/* The same model under three names of classes and model types. */
 #define ROBERTA(label, who, class, type)                                                                               \
     {                                                                                                                  \
         .name = label, .models = who,                                                                                  \

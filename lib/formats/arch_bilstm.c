@@ -1,8 +1,8 @@
 /*
- * A bidirectional LSTM that classifies sequences: embedding, torch.nn.LSTM, the state in which each direction ends, a dense layer and its
- * activation, classifier. The student of Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks".
- * transformers has no such class; config.json is written as it would, with the words of PyTorch, and tensors have the names of a
- * module whose members are embedding, lstm, dense and classifier.
+ * A bidirectional LSTM that classifies sequences: embedding, torch.nn.LSTM, the final state of each direction, a dense
+ * layer with activation, classifier. It is the student of Tang et al. 2019, "Distilling Task-Specific Knowledge from
+ * BERT into Simple Neural Networks". transformers has no such class; config.json follows its conventions with PyTorch's
+ * terms, and tensors are named as in a module with the members embedding, lstm, dense and classifier.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -15,13 +15,13 @@ static const struct hf_key keys[] = {
     HF_KEY("dense_act", HF_READ),
     HF_KEY_TEXT("num_hidden_layers", HF_SAME, "num_layers"),
     HF_KEY_TEXT("input_size", HF_SAME, "embedding_dim"),
-    /* of torch.nn.LSTM */
+    /* arguments of torch.nn.LSTM */
     HF_KEY("bidirectional", HF_TRUE),
     HF_KEY("bias", HF_TRUE),
     HF_KEY("proj_size", HF_OFF),
-    HF_KEY("batch_first", HF_READ), /* how batches lie, and dropout, say nothing of what a sequence gives */
+    HF_KEY("batch_first", HF_READ), /* batch layout and dropout do not affect inference */
     HF_KEY("dropout", HF_READ),
-    /* of transformers' layers */
+    /* keys of transformers' attention layers */
     HF_KEY("num_attention_heads", HF_OFF),
     HF_KEY("num_key_value_heads", HF_OFF),
     HF_KEY("head_dim", HF_OFF),
@@ -50,7 +50,7 @@ static const struct arch_tensor tensors[] = {
     {ROLE_CLASSIFIER_BIAS, "classifier.bias", 0},
 };
 
-/* "hidden_size" is that of torch.nn.LSTM, of one direction. */
+/* "hidden_size" is torch.nn.LSTM's: the width of one direction. */
 static int read(struct model_config *c, const cJSON *json, struct err *e) {
     uint64_t embed = 0;
     const char *act = NULL;

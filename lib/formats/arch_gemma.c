@@ -1,7 +1,8 @@
 /*
- * Gemma (Gemma Team 2024): norms whose weights are stored less 1, embeddings times sqrt(hidden). Gemma 2 (2024) and the text model of
- * Gemma 3 (2025) have norms after each part, too, a scale of the scores that is not the head's, and layers that take turns between a
- * window and the whole context. Gemma 2 caps scores and logits; Gemma 3 norms q and k instead, and rotates layers with a window by a base of their own.
+ * Gemma (Gemma Team 2024): norm weights are stored minus 1, and embeddings are scaled by sqrt(hidden). Gemma 2 (2024)
+ * and the text model of Gemma 3 (2025) also have norms after each part, scale scores by a factor independent of the
+ * head size, and alternate layers with a window and layers with full attention. Gemma 2 soft-caps scores and logits;
+ * Gemma 3 instead normalizes q and k, and layers with a window have a rotary base of their own.
  */
 #include <math.h>
 
@@ -38,7 +39,7 @@ static const struct arch_tensor gemma_tensors[] = {
 static const struct arch_tensor gemma3_tensors[] = {TENSORS, NORM(Q_NORM, "self_attn.q_norm"),
                                                     NORM(K_NORM, "self_attn.k_norm")};
 
-/* The activation is read below: "hidden_act" is a key that transformers no longer asks for. */
+/* No key for the activation: it is read below, because transformers no longer reads "hidden_act". */
 static const struct hf_numbers numbers = {"num_hidden_layers",       "hidden_size",  "num_attention_heads",
                                           "num_key_value_heads",     "head_dim",     "intermediate_size",
                                           "max_position_embeddings", "rms_norm_eps", NULL};
@@ -51,18 +52,19 @@ static const struct hf_numbers numbers = {"num_hidden_layers",       "hidden_siz
 
 static const struct hf_key gemma2_keys[] = {KEYS, HF_KEY("attn_logit_softcapping", HF_READ),
                                             HF_KEY_NUMBER("sliding_window_pattern", 2)};
-/* transformers writes the last one beside the list of layers that counts. */
+/* transformers writes "_sliding_window_pattern" beside "layer_types", which is the one it reads. */
 static const struct hf_key gemma3_keys[] = {KEYS, HF_KEY("sliding_window_pattern", HF_READ),
                                             HF_KEY("rope_local_base_freq", HF_READ),
                                             HF_KEY("_sliding_window_pattern", HF_READ)};
 
-/* Gemma 3 of 4B and more sees pictures. Its projection of them and their tokens say nothing of the language model. */
+/* Gemma 3 from 4B up also reads images. The projector and the image tokens do not affect the language model. */
 static const struct hf_key gemma3_whole_keys[] = {
     HF_KEY("text_config", HF_READ),       HF_KEY("vision_config", HF_READ),   HF_KEY("mm_tokens_per_image", HF_READ),
     HF_KEY("image_token_index", HF_READ), HF_KEY("boi_token_index", HF_READ), HF_KEY("eoi_token_index", HF_READ),
     HF_KEY("image_token_id", HF_READ),    HF_KEY("boi_token_id", HF_READ),    HF_KEY("eoi_token_id", HF_READ),
 };
-/* The first names are those of files, the second those of transformers 4.52 to 4.57 in memory, which some saved. */
+/* The first names are those of checkpoints. transformers 4.52 to 4.57 has the second in memory, and some files were
+ * saved with them. */
 static const struct hf_whole gemma3_whole = {
     .class = "Gemma3ForConditionalGeneration",
     .model_type = "gemma3",
@@ -72,9 +74,9 @@ static const struct hf_whole gemma3_whole = {
     .others = {"vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."},
 };
 
-/* ---- what both read and write ------------------------------------------------------------------------------------ */
+/* ---- shared by Gemma 2 and 3 ------------------------------------------------------------------------------------- */
 
-/* Scores are scaled by 1 / sqrt(scalar), where scalar is a whole number. 0: the scale has no such form. */
+/* The N of a score scale of the form 1 / sqrt(N), N an integer. 0: the scale does not have this form. */
 static uint32_t scalar_of(const struct model_config *c) {
     if (c->attn_scale == 0) return c->head_dim;
     double scalar = rint(1 / ((double)c->attn_scale * (double)c->attn_scale));
@@ -89,7 +91,7 @@ static bool is_null(const cJSON *json, const char *key) {
     return cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(json, key));
 }
 
-/* null: none; absent: the default of the class */
+/* null: no cap; absent: the class's default */
 static int read_softcap(float *cap, const cJSON *json, const char *key, double fallback, struct err *e) {
     double v = is_null(json, key) ? 0 : fallback;
     int rc = json_opt_f64(json, key, 1e-3, 1e6, &v, e);
@@ -101,7 +103,7 @@ static bool put_softcap(cJSON *json, const char *key, float cap) {
     return cap == 0 ? cJSON_AddNullToObject(json, key) != NULL : json_put_float(json, key, model_shortest_float(cap));
 }
 
-/* Every layer but each `pattern`-th has a window, unless "layer_types" says which. */
+/* Every layer except each `pattern`-th has a window, unless "layer_types" lists them. */
 static int read_windows(struct model_config *c, const cJSON *json, uint64_t pattern, struct err *e) {
     uint64_t window = 4096;
     bool given, none = is_null(json, "sliding_window");
@@ -115,7 +117,7 @@ static int read_windows(struct model_config *c, const cJSON *json, uint64_t patt
     return rc;
 }
 
-/* Embeddings are scaled by the root of the hidden size, which no key in the file states. */
+/* No key in the file states the embedding scale. */
 static void complete(struct model_config *c) {
     c->embed_scale = sqrtf((float)c->hidden);
 }
@@ -139,7 +141,7 @@ static bool write_both(cJSON *json, const struct model_config *c) {
            put_softcap(json, "final_logit_softcapping", c->logit_softcap);
 }
 
-/* ---- what other programs load ------------------------------------------------------------------------------------ */
+/* ---- what other programs can load -------------------------------------------------------------------------------- */
 
 static int check_both(const struct model_config *c, struct err *e) {
     uint32_t window;
@@ -150,7 +152,7 @@ static int check_both(const struct model_config *c, struct err *e) {
     return arch_one_window(c, &window, e);
 }
 
-/* transformers' validate_architecture, although head_dim is a key of its own. */
+/* validate_architecture of transformers requires it, although head_dim is a separate key. */
 static int hf_check_both(const struct model_config *c, struct err *e) {
     int rc = check_both(c, e);
     if (!rc && c->hidden % c->layers[0].n_heads)
@@ -162,8 +164,7 @@ static int hf_check_both(const struct model_config *c, struct err *e) {
     return rc;
 }
 
-/* llama.cpp derives the scale of the scores from the number of layers: the largest model uses the hidden size
- * divided by its heads. */
+/* llama.cpp derives the score scale from the number of layers: the largest model uses hidden size / heads. */
 static uint32_t gguf_scalar(const struct model_config *c, uint32_t layers_27b) {
     return c->n_layers == layers_27b ? c->hidden / c->layers[0].n_heads : c->head_dim;
 }
@@ -199,14 +200,14 @@ static int gguf_read_softcap(float *cap, const struct gguf_file *g, const char *
 
 static const struct hf_key gemma_keys[] = {
     HF_KEY("hidden_act", HF_READ),
-    HF_KEY_TEXT("hidden_activation", HF_TEXT, "gelu_pytorch_tanh"), /* of an older class, which had its own default */
+    HF_KEY_TEXT("hidden_activation", HF_TEXT, "gelu_pytorch_tanh"), /* from an older class, which had its own default */
     HF_KEY("attention_bias", HF_OFF),
     HF_KEY("use_bidirectional_attention", HF_OFF),
     HF_KEY("sliding_window", HF_OFF),
     HF_KEY("layer_types", HF_OFF),
 };
 
-/* The official files say "gelu" and mean its tanh form, and so transformers takes it. */
+/* The official files say "gelu" but mean the tanh form, and transformers reads them so. */
 static int gemma_read(struct model_config *c, const cJSON *json, struct err *e) {
     complete(c);
     int rc = hf_read_act(c, json, "hidden_act", "gelu_pytorch_tanh", e);
@@ -272,7 +273,7 @@ const struct arch arch_gemma = {
 
 /* ---- Gemma 2 ----------------------------------------------------------------------------------------------------- */
 
-enum { GEMMA2_27B = 46, GEMMA3_27B = 62 /* layers */ };
+enum { GEMMA2_27B = 46, GEMMA3_27B = 62 /* numbers of layers */ };
 
 static int gemma2_read(struct model_config *c, const cJSON *json, struct err *e) {
     int rc = read_both(c, json, e);
@@ -352,7 +353,7 @@ const struct arch arch_gemma2 = {
 
 /* ---- Gemma 3 ----------------------------------------------------------------------------------------------------- */
 
-/* Layers with a window have the local rotation; without any such layer it does not exist. */
+/* Layers with a window use the local rotation; if there are none, the configuration has no local rotation. */
 static void set_rotations(struct model_config *c) {
     bool any = false;
     for (uint32_t i = 0; i < c->n_layers; i++) {
@@ -422,7 +423,8 @@ static void gemma3_gguf_write(struct gguf_header *h, const struct model_config *
     if (!arch_one_window(c, &window, &e) && window) gguf_put_windows(h, c, window, 6);
 }
 
-/* What YaRN multiplies cosines by holds in layers without a window alone; the rest, "attn_factor", llama.cpp applies in all. */
+/* The default attention factor of YaRN scales only layers without a window, but llama.cpp applies an explicit one
+ * ("attn_factor") in all layers. */
 static int gemma3_gguf_check(const struct model_config *c, struct err *e) {
     const struct model_rope *r = &c->rope;
     int rc = check_gemma3(c, e);

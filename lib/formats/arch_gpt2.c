@@ -11,8 +11,8 @@ static const struct hf_key keys[] = {
     HF_KEY("layer_norm_epsilon", HF_READ),
     HF_KEY("scale_attn_weights", HF_READ),
     HF_KEY("scale_attn_by_inverse_layer_idx", HF_OFF),
-    HF_KEY("reorder_and_upcast_attn", HF_READ), /* the order of operations, for training in f16 */
-    HF_KEY("summary_type", HF_READ),            /* the summary is GPT2DoubleHeadsModel's */
+    HF_KEY("reorder_and_upcast_attn", HF_READ), /* order of operations, for training in f16 */
+    HF_KEY("summary_type", HF_READ),            /* this and the next ones: the summary of GPT2DoubleHeadsModel */
     HF_KEY("summary_use_proj", HF_READ),
     HF_KEY("summary_activation", HF_READ),
     HF_KEY("summary_proj_to_labels", HF_READ),
@@ -40,7 +40,7 @@ static const struct hf_numbers numbers = {.layers = "n_layer",
                                           .act = "activation_function",
                                           .ffn_follows = true};
 
-/* Conv1D is [in][out], so q, k and v are column blocks of one matrix. */
+/* Conv1D weights are [in][out], so q, k and v are column blocks of one matrix. */
 #define QKV (TRANSPOSED | FUSED_ROWS)
 static const struct arch_tensor tensors[] = {
     {ROLE_EMBED, "transformer.wte.weight", 0},
@@ -104,7 +104,7 @@ static const struct gguf_key gguf_keys[] = {
     {"rope.scale_linear", GGUF_NUMBER, 1, NULL},
 };
 
-/* llama.cpp wants q, k and v in one tensor; older files have three. */
+/* llama.cpp requires q, k and v in one tensor; older files have three. */
 static const struct arch_tensor gguf_tensors[] = {
     {ROLE_Q, "blk.#.attn_qkv.weight", FUSED_ROWS},    {ROLE_K, "blk.#.attn_qkv.weight", FUSED_ROWS},
     {ROLE_V, "blk.#.attn_qkv.weight", FUSED_ROWS},    {ROLE_Q_BIAS, "blk.#.attn_qkv.bias", FUSED_ROWS},
@@ -121,7 +121,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     gguf_put_act(h, c, ACT_GELU_TANH);
 }
 
-/* Keys and values may be shared there. */
+/* llama.cpp's gpt2 supports shared K/V heads. */
 static int gguf_check(const struct model_config *c, struct err *e) {
     const struct model_layer *l = &c->layers[0];
     if ((uint64_t)l->n_heads * c->head_dim != c->hidden)

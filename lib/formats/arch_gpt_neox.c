@@ -1,5 +1,5 @@
-/* GPT-NeoX (Black et al. 2022) and Pythia (Biderman et al. 2023): parallel parts, a rotation of a part of each head, and
- * q, k and v in one matrix head by head. */
+/* GPT-NeoX (Black et al. 2022) and Pythia (Biderman et al. 2023): attention and feed-forward part in parallel, a
+ * rotation of only part of each head, and q, k and v fused in one matrix head by head. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
@@ -9,7 +9,7 @@ static const struct hf_key keys[] = {
     HF_KEY("attention_bias", HF_READ),
     HF_KEY("rotary_pct", HF_READ),
     HF_KEY("rotary_emb_base", HF_READ),
-    /* at the top level transformers 4 writes these beside the two above, and reads neither */
+    /* transformers 4 writes these two at the top level beside the two above, but reads neither */
     HF_KEY_TEXT("rope_theta", HF_SAME, "rotary_emb_base"),
     HF_KEY_TEXT("partial_rotary_factor", HF_SAME, "rotary_pct"),
     HF_KEY_TEXT("rms_norm_eps", HF_SAME, "layer_norm_eps"),
@@ -53,7 +53,7 @@ static const struct arch_tensor tensors[] = {
 static const char *const masks[] = {".attention.bias", ".attention.masked_bias", NULL}; /* the causal mask */
 
 /*
- * The rotation's base and share have names of their own at the top level, "rotary_emb_base" and "rotary_pct", which
+ * The base and the rotated share have names of their own at the top level, "rotary_emb_base" and "rotary_pct", which
  * transformers 4 reads; 5.24 reads rope_parameters first. They must agree.
  */
 static int read_old(const cJSON *json, const cJSON *home, const char *old, const char *new, double min, double max,
@@ -107,7 +107,7 @@ static int check(const struct model_config *c, struct err *e) {
     return hf_check_plain_heads(c, e);
 }
 
-/* ---- GGUF, where q, k and v lie one after the other ---- */
+/* ---- GGUF, where the rows of q, k and v follow each other ---- */
 
 static const struct gguf_key gguf_keys[] = {
     {"attention.layer_norm_epsilon", GGUF_READ, 0, NULL},
@@ -137,7 +137,7 @@ static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     gguf_put_act(h, c, ACT_GELU);
 }
 
-/* Keys and values may be shared there. */
+/* llama.cpp's gptneox supports shared K/V heads. */
 static int gguf_check(const struct model_config *c, struct err *e) {
     const struct model_layer *l = &c->layers[0];
     if ((uint64_t)l->n_heads * c->head_dim != c->hidden)

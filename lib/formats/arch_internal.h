@@ -372,9 +372,76 @@ struct out_tensors {
 int out_tensors_make(struct out_tensors *t, struct export_source *x, const struct arch_tensors *own,
                      const struct arch_tensors *common, bool (*zeros)(const struct model_config *, enum model_role),
                      struct err *e) MUST_CHECK;
+/* While the types are not known, from a source without a map: do the names of the tensors depend on them, because the format has
+ * others for parts of different types? */
+bool out_tensors_follow_types(const struct out_tensors *t, const struct export_source *x);
+/* One more part has this type in the stream. ERR_DATA: one tensor cannot hold it and the others. */
+int out_tensor_join(const struct out_tensors *t, struct out_tensor *to, size_t part, enum dtype stored,
+                    struct err *e) MUST_CHECK;
+void out_tensor_like_last(struct out_tensors *t, size_t i); /* the type of zeros: that of the tensor before them */
 uint64_t out_tensor_bytes(const struct out_tensor *t, enum dtype as);
 /* Its data in the order of the file, rotary rows interleaved or not; valid until the next call. */
 int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dtype as, bool interleaved,
                     const void **data, struct err *e) MUST_CHECK;
+/* The part of slot i alone, before it is scattered. */
+int out_tensor_part(struct export_source *x, const struct out_tensor *t, size_t i, enum dtype as, bool interleaved,
+                    const void **data, struct tensor_desc *d, struct err *e) MUST_CHECK;
+
+/* ---- tensors that arrive one after another (export_arrive.c) ----------------------------------------------------- */
+
+/*
+ * Writes each tensor of a stream to its place in a file as it comes, for a source that cannot be read twice. Tensors of the file
+ * lie in the order in which their first parts arrive, each of the type that this part decides; parts of stacked experts go to
+ * the file at once, those of other fused tensors are held until all are there (q, k and v of a layer).
+ */
+struct arrivals {
+    struct export_source *x; /* without a map */
+    struct out_tensors *tensors;
+    bool interleaved;
+    void *ctx;
+    /* The type of a tensor in the file, once `stored` is known. */
+    enum dtype (*type)(void *ctx, const struct out_tensor *t);
+    /* Reserves room for tensor i, asked for in order: the descriptor, and the offset in it. */
+    int (*place)(void *ctx, size_t i, uint64_t bytes, int *fd, uint64_t *at, struct err *e);
+    int (*done)(void *ctx, size_t i, struct err *e); /* tensor i is complete in the file; NULL: no matter */
+    /* Private. */
+    struct arrival_part *parts; /* by slot of x->config */
+    struct arrival_spot *spots; /* by tensor */
+    size_t placed;
+};
+/* After out_tensors_make; the caller has set the members above. */
+int arrivals_begin(struct arrivals *a, struct err *e) MUST_CHECK;
+/* ERR_DATA: a part has a type that the file's tensor cannot have any more. A slot that the file leaves out is skipped. */
+int arrivals_take(struct arrivals *a, struct model_slot s, const struct tensor_desc *d, const void *data,
+                  struct err *e) MUST_CHECK;
+int arrivals_end(struct arrivals *a, struct err *e) MUST_CHECK; /* zeros after the last */
+int write_at(int fd, uint64_t at, const void *data, uint64_t n, struct err *e) MUST_CHECK;
+/* Copies the rest of a stream, whose head was read, to a file without a name in TMPDIR, for random access. */
+int export_spool(struct stream_map **out, struct stream_reader *in, const struct model_head *h,
+                 struct stream_item *item, struct err *e) MUST_CHECK;
+
+/* ---- GGUF on its way out (gguf_write.c, gguf_stream.c) ------------------------------------------------------------ */
+
+struct gguf_out {
+    struct export_source x;
+    const struct arch *arch;
+    const struct gguf_name *name;
+    struct out_tensors tensors; /* under GGUF's names */
+    size_t file_type_at;        /* in the keys */
+};
+/* Tensors of a file, in order. The factors of the rotation, which are none of the model's, come before the first. */
+struct gguf_range {
+    size_t from, to;
+};
+/* Of a stream whose tensors are yet to come, so that their types are not known. export_release(&o->x) in any case. */
+int gguf_out_open_arriving(struct gguf_out *o, const struct model_head *h, struct err *e) MUST_CHECK;
+/* Vectors are always f32, and so are tables of positions and types: llama.cpp adds them as they are. */
+enum dtype gguf_out_type(const struct out_tensor *t);
+int gguf_out_check_type(const struct out_tensor *t,
+                        struct err *e) MUST_CHECK; /* ERR_DATA: llama.cpp has no such weights */
+/* The keys of the model; and once the types are known, general.file_type among them, which follows from these. */
+int gguf_out_keys(struct gguf_header *keys, struct gguf_out *o, const char *name, struct err *e) MUST_CHECK;
+int gguf_out_label(struct gguf_header *keys, const struct gguf_out *o, struct err *e) MUST_CHECK;
+void gguf_out_infos(struct gguf_header *h, const struct gguf_out *o, struct gguf_range r);
 
 #endif

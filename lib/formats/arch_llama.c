@@ -1,4 +1,5 @@
-/* Llama (Touvron et al. 2023; Llama 2, 3.x, SmolLM2, TinyLlama) and Mistral (Jiang et al. 2023), which adds a window. */
+/* Llama (Touvron et al. 2023; Llama 2, 3.x, SmolLM2, TinyLlama) and Mistral (Jiang et al. 2023), which adds a
+ * window. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
@@ -10,7 +11,7 @@ static const struct arch_tensor tensors[] = {
     HF_LLAMA_TENSORS,
 };
 
-/* transformers' Llama has no window; one that would take effect is refused. */
+/* transformers' Llama has no window, so one that would take effect is refused. */
 static int refuse_window(const struct model_config *c, const cJSON *json, struct err *e) {
     const cJSON *types = hf_member(json, "layer_types");
     uint64_t window = 0;
@@ -36,7 +37,7 @@ static bool write(cJSON *json, const struct model_config *c) {
     return hf_put_attention_bias(json, c) && json_put_bool(json, "mlp_bias", false);
 }
 
-/* LlamaConfig.validate_architecture, although head_dim is a key of its own. */
+/* LlamaConfig.validate_architecture requires it, although head_dim is a separate key. */
 static int check(const struct model_config *c, struct err *e) {
     if (c->hidden % c->layers[0].n_heads == 0) return 0;
     return err_set(
@@ -60,11 +61,11 @@ const struct arch arch_llama = {
            .write = write,
            .zeros = hf_attention_bias_zeros,
            .check = check},
-    /* deci is llama.cpp's name for llama with shapes that differ from layer to layer. */
+    /* deci is llama.cpp's name for a llama whose shapes differ from layer to layer */
     .gguf = {.names = {{"llama", true}, {"deci", true}}, .uneven = {"deci", true}},
 };
 
-/* ---- Mistral: the same with a window, of 4096 positions where "sliding_window" is absent ------------------------- */
+/* ---- Mistral: Llama with a window, of 4096 positions if "sliding_window" is absent ---- */
 
 static const struct hf_key mistral_keys[] = {
     HF_KEY("attention_bias", HF_OFF),
@@ -75,7 +76,7 @@ static int mistral_read(struct model_config *c, const cJSON *json, struct err *e
     return hf_read_uniform_window(c, json, 4096, e);
 }
 
-/* ---- Ministral: a window in the layers that "layer_types" names, or in all of them ----------------------------------- */
+/* ---- Ministral: a window in the layers that "layer_types" lists, or in all ---- */
 
 static bool ministral_write(cJSON *json, const struct model_config *c) {
     return hf_put_uniform_window(json, c) && hf_put_layer_types(json, c);
@@ -112,6 +113,6 @@ const struct arch arch_mistral = {
            .tensors = {tensors, COUNT_OF(tensors), "model."},
            .read = mistral_read,
            .write = hf_put_uniform_window},
-    /* llama.cpp reads Mistral as a llama, which has no window. */
+    /* llama.cpp loads Mistral as a llama, which has no window */
     .gguf = {.names = {{"llama", true}}, .uneven = {"deci", true}},
 };

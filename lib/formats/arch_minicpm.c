@@ -1,6 +1,7 @@
 /*
- * MiniCPM 1B and 2B (Hu et al. 2024): Llama with three factors, on the embedding, on what each part of a layer adds, and on what the
- * head reads. The class is code that comes with the weights (modeling_minicpm.py of openbmb/MiniCPM-2B-sft-bf16).
+ * MiniCPM 1B and 2B (Hu et al. 2024): Llama with scale factors on the embedding, on the output of each part of a layer,
+ * and on the input of the head. The class is code that ships with the weights (modeling_minicpm.py of
+ * openbmb/MiniCPM-2B-sft-bf16).
  */
 #include <math.h>
 
@@ -16,7 +17,7 @@ static const struct arch_tensor tensors[] = {
     HF_LLAMA_TENSORS,
 };
 
-/* The code derives the size of a head, and knows of these only "linear" and "dynamic". */
+/* The class derives the head size from the hidden size, and of the supported rope types it implements only "linear". */
 static int check(const struct model_config *c, struct err *e) {
     if (c->rope.scaling > ROPE_LINEAR)
         return err_set(e, ERR_DATA, "rope type '%s': MiniCPMForCausalLM has none", hf_rope_type(&c->rope));
@@ -34,7 +35,7 @@ static double logit_unit(const struct model_config *c) {
     return 1.0 / c->hidden;
 }
 
-/* The factor that `key` implies, times `unit`. */
+/* *out = the value of `key`, 1 if absent, times `unit`. */
 static int read_factor(const cJSON *json, const char *key, double unit, float *out, struct err *e) {
     double v = 1;
     int rc = json_opt_f64(json, key, 1e-3, 1e6, &v, e);
@@ -50,7 +51,7 @@ static int read(struct model_config *c, const cJSON *json, struct err *e) {
     return rc ? rc : check(c, e);
 }
 
-/* The shortest decimal that reads back as this factor. */
+/* Writes the shortest decimal that reads back as this factor. */
 static bool put_factor(cJSON *json, const char *key, float factor, double unit) {
     double v = (double)factor / unit;
     char text[32];
@@ -67,12 +68,12 @@ static bool write(cJSON *json, const struct model_config *c) {
            put_factor(json, "dim_model_base", model_factor(c->logit_scale), logit_unit(c));
 }
 
-/* A new model needs no such factors. */
+/* A new model does not need these factors. */
 static void complete(struct model_config *c) {
     c->embed_scale = c->residual_scale = c->logit_scale = 1;
 }
 
-/* ---- GGUF: the factors themselves, of the logits its inverse ----------------------------------------------------- */
+/* ---- GGUF: the factors themselves, except that the logits' factor is inverted ---- */
 
 static const struct gguf_key gguf_keys[] = {
     {"embedding_scale", GGUF_READ, 0, NULL},
@@ -80,7 +81,7 @@ static const struct gguf_key gguf_keys[] = {
     {"logit_scale", GGUF_READ, 0, NULL},
 };
 
-/* Files from before these keys are of MiniCPM 1B and 2B, which have the same three numbers. */
+/* Files older than these keys are MiniCPM 1B or 2B, which have the same three factors. */
 static int gguf_read(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                      struct err *e) {
     double embed = 12, residual = 1.4 * depth_unit(c), divisor = c->hidden / 256.0;

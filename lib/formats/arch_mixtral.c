@@ -19,7 +19,7 @@ static const struct arch_tensor tensors[] = {
     {ROLE_EXPERT_GATE, "model.layers.#.block_sparse_moe.experts.@.w1.weight", 0},
     {ROLE_EXPERT_UP, "model.layers.#.block_sparse_moe.experts.@.w3.weight", 0},
     {ROLE_EXPERT_DOWN, "model.layers.#.block_sparse_moe.experts.@.w2.weight", 0},
-    {ROLE_ROUTER, "model.layers.#.mlp.gate.weight", 0}, /* as transformers 5 calls them */
+    {ROLE_ROUTER, "model.layers.#.mlp.gate.weight", 0}, /* names of transformers 5 */
     HF_STACKED_TENSORS,
 };
 
@@ -61,7 +61,7 @@ const struct arch arch_mixtral = {
            .read = read,
            .write = write,
            .check = check},
-    /* llama.cpp reads Mixtral as a llama with experts, which has no window. */
+    /* llama.cpp loads Mixtral as a llama with experts, which has no window */
     .gguf = {.names = {{"llama", true}},
              .experts = true,
              .keys = gguf_keys,

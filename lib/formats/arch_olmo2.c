@@ -1,5 +1,4 @@
-/* OLMo 2 (OLMo team 2025): Llama with norms on the output of each part of a layer, and on all heads of q and of k
- * together. */
+/* OLMo 2 (OLMo team 2025): Llama with norms on the output of each part of a layer, and on q and k across all heads. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {

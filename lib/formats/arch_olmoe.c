@@ -1,4 +1,4 @@
-/* OLMoE (Muennighoff et al. 2024): Llama with experts, and RMSNorm on all heads of q and of k as one row. */
+/* OLMoE (Muennighoff et al. 2024): Llama with experts, and RMSNorm on q and k across all heads. */
 #include "lib/formats/arch_internal.h"
 
 #define EXPERTS   64

@@ -1,5 +1,5 @@
-/* OPT (Zhang et al. 2022): learned positions that begin at row 2 of their table; 350m has its norms after the parts, none
- * at the end, and an embedding narrower than its layers. llama.cpp does not know it. */
+/* OPT (Zhang et al. 2022): learned positions that start at row 2 of their table. 350m is post-norm without a final
+ * norm, and its embedding is narrower than its layers. llama.cpp does not support OPT. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
@@ -10,9 +10,9 @@ static const struct hf_key keys[] = {
     HF_KEY("word_embed_proj_dim", HF_READ),
     HF_KEY("enable_bias", HF_READ),
     HF_KEY("layer_norm_elementwise_affine", HF_TRUE),
-    HF_KEY("init_std", HF_READ), /* training, as the next one */
+    HF_KEY("init_std", HF_READ), /* for training, as the next one */
     HF_KEY("activation_dropout", HF_READ),
-    HF_KEY("output_projection", HF_TRUE), /* what the class does anyway, as the next three */
+    HF_KEY("output_projection", HF_TRUE), /* always so in the class, as the next three */
     HF_KEY("share_decoder_input_output_embed", HF_TRUE),
     HF_KEY("learned_embeddings", HF_TRUE),
     HF_KEY("scale_embeddings", HF_OFF),
@@ -34,7 +34,7 @@ static const struct hf_numbers numbers = {.layers = "num_hidden_layers",
                                           .context = "max_position_embeddings",
                                           .act = "activation_function"};
 
-/* A layer's norms have the same names wherever they stand. */
+/* The norms of a layer have the same names in pre-norm and post-norm models. */
 #define LAYER(rest) "model.decoder.layers.#." rest
 static const struct arch_tensor tensors[] = {
     {ROLE_EMBED, "model.decoder.embed_tokens.weight", 0},

@@ -1,6 +1,7 @@
 /*
- * Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023, Li et al. 2023): attention and feed-forward part in parallel after one
- * LayerNorm, a rotation of a part of each head, biases everywhere, perhaps a LayerNorm of each head of q and k.
+ * Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023, Li et al. 2023): attention and feed-forward part in
+ * parallel after one LayerNorm, a rotation of only part of each head, biases everywhere, optionally a
+ * LayerNorm on each head of q and k.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -55,7 +56,7 @@ static bool write(cJSON *json, const struct model_config *c) {
     return c->qk_norm == QK_NORM_NONE || json_put_bool(json, "qk_layernorm", true);
 }
 
-/* PhiAttention has head_dim, but its q_layernorm and k_layernorm do without. */
+/* PhiAttention reads head_dim, but its q_layernorm and k_layernorm use hidden size / heads. */
 static int check(const struct model_config *c, struct err *e) {
     return c->qk_norm == QK_NORM_NONE ? 0 : hf_check_derived_width(c, "the norms of q and k", e);
 }
@@ -64,7 +65,7 @@ static const struct gguf_key gguf_keys[] = {
     {"attention.layer_norm_epsilon", GGUF_READ, 0, NULL},
 };
 
-/* LLM_FFN_GELU, which ggml computes by tanh. */
+/* llama.cpp uses LLM_FFN_GELU, which ggml computes in the tanh form. */
 static int gguf_check(const struct model_config *c, struct err *e) {
     if (c->qk_norm != QK_NORM_NONE)
         return err_set(e, ERR_DATA,

@@ -1,6 +1,7 @@
 /*
- * Phi-3 mini and medium (Abdin et al. 2024) and Phi-4: Llama with q, k, v in one matrix, gate and up in another, perhaps a window
- * and a rotation of a part of each head. Their long variants have rope type longrope.
+ * Phi-3 mini and medium (Abdin et al. 2024) and Phi-4: Llama with q, k and v fused in one matrix, gate and
+ * up in another, optionally a window and a rotation of only part of each head. Their long-context variants
+ * use rope type longrope.
  */
 #include "lib/formats/arch_internal.h"
 
@@ -23,13 +24,13 @@ static const struct arch_tensor tensors[] = {
     {ROLE_HEAD, "lm_head.weight", 0},
 };
 
-/* Phi3Config.validate_rope takes "default" and "longrope", and older names of that, only. */
+/* Phi3Config.validate_rope accepts only "default" and "longrope" with its older names. */
 static int check_scaling(const struct model_config *c, struct err *e) {
     if (c->rope.scaling == ROPE_PLAIN || c->rope.scaling == ROPE_LONG) return 0;
     return err_set(e, ERR_DATA, "rope type '%s': transformers gives a phi3 no such scaling", hf_rope_type(&c->rope));
 }
 
-/* It also counts the factors of longrope, without asking for head_dim. */
+/* validate_rope also checks the number of longrope's factors, ignoring head_dim. */
 static int check(const struct model_config *c, struct err *e) {
     int rc = check_scaling(c, e);
     return rc || c->rope.scaling != ROPE_LONG ? rc : hf_check_derived_width(c, "the factors of longrope", e);
@@ -40,13 +41,13 @@ static int read(struct model_config *c, const cJSON *json, struct err *e) {
     return rc ? rc : hf_read_uniform_window(c, json, 0, e);
 }
 
-/* ---- GGUF ------------------------------------------------------------------------------------------------------- */
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
 
 static const struct gguf_key gguf_keys[] = {
     {"attention.sliding_window", GGUF_READ, 0, NULL},
 };
 
-/* q, k and v may also be separate, as they must be when they have different quantized types. */
+/* q, k and v may also be separate, and must be if their quantized types differ. */
 static const struct arch_tensor gguf_tensors[] = {
     {ROLE_Q, "blk.#.attn_qkv.weight", FUSED_ROWS},
     {ROLE_K, "blk.#.attn_qkv.weight", FUSED_ROWS},
@@ -69,7 +70,7 @@ static int gguf_read(struct model_config *c, const struct gguf_file *g, const ch
     return rc;
 }
 
-/* 0 is written, too: older versions of llama.cpp give a phi3 without the key a window. */
+/* The key is written even if 0: older versions of llama.cpp assume a window without it. */
 static void gguf_write(struct gguf_header *h, const struct model_config *c) {
     uint32_t window = config_window(c);
     gguf_key_u32(h, ".attention.sliding_window", window);

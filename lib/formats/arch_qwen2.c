@@ -1,4 +1,5 @@
-/* Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on q, k and v, and a window that is mostly switched off. */
+/* Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on q, k and v, and a window that is disabled in most
+ * models. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
@@ -23,7 +24,7 @@ int qwen_read_window_keys(struct model_config *c, const cJSON *json, uint32_t *w
     return rc ? rc : hf_read_layer_types(c, json, *window, given, e);
 }
 
-/* The window holds in layers from "max_window_layers" on, when "use_sliding_window" is true. */
+/* With "use_sliding_window", layers from "max_window_layers" on have the window. */
 int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) {
     uint64_t first;
     uint32_t window;
@@ -51,7 +52,8 @@ static int check(const struct model_config *c, struct err *e) {
     return c->qkv_bias ? 0 : err_set(e, ERR_DATA, "a qwen2 model without biases: Hugging Face's Qwen2 always has them");
 }
 
-/* llama.cpp's qwen2 wants heads as wide as the residual stream and takes no tensors of factors. */
+/* llama.cpp's qwen2 requires the heads together to be as wide as the residual stream, and has no rope factor
+ * tensors. */
 static bool needs_deci(const struct model_config *c) {
     return (uint64_t)c->layers[0].n_heads * c->head_dim != c->hidden || c->rope.scaling == ROPE_LLAMA3 ||
            c->rope.scaling == ROPE_LONG;

@@ -1,4 +1,4 @@
-/* Qwen3 (Yang et al. 2025): Qwen2 with RMSNorm on each head of q and k, mostly without biases. */
+/* Qwen3 (Yang et al. 2025): Qwen2 with RMSNorm on each head of q and k, and in most models without biases. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {

@@ -1,5 +1,5 @@
-/* Qwen2 MoE (Qwen team 2024) and Qwen3 MoE (Yang et al. 2025): Qwen 2 and 3 with experts. Those of Qwen2 MoE have a part beside them
- * that all positions take, through a gate. */
+/* Qwen2 MoE (Qwen team 2024) and Qwen3 MoE (Yang et al. 2025): Qwen2 and Qwen3 with experts. Qwen2 MoE also has a gated
+ * shared expert, which every position uses. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key qwen2_keys[] = {
@@ -22,7 +22,7 @@ static const struct arch_tensor qwen2_tensors[] = {
 
 /* ---- Qwen2 MoE ---- */
 
-/* Where "layer_types" is absent, every other one of the first "max_window_layers" has the window. */
+/* Without "layer_types", every other one of the first "max_window_layers" layers has the window. */
 static int qwen2_read_window(struct model_config *c, const cJSON *json, struct err *e) {
     uint64_t first;
     uint32_t window;
@@ -58,7 +58,7 @@ static bool qwen2_write(cJSON *json, const struct model_config *c) {
            json_put_u64(json, "shared_expert_intermediate_size", shared_width(c)) && hf_put_dense_layers(json, c);
 }
 
-/* One width serves all dense layers, and one all shared parts. */
+/* config.json has one width for all dense layers and one for all shared experts. */
 static int qwen2_check(const struct model_config *c, struct err *e) {
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (c->layers[i].experts && (!c->layers[i].ffn || !c->shared_gate))
@@ -68,7 +68,7 @@ static int qwen2_check(const struct model_config *c, struct err *e) {
     return err_set(e, ERR_DATA, "no layer has experts: such a model is not a %s", c->arch);
 }
 
-/* As wide as the experts that a position takes. */
+/* A new model's shared expert is as wide as the experts of one position together. */
 static void qwen2_complete(struct model_config *c) {
     for (uint32_t i = 0; i < c->n_layers; i++) {
         struct model_layer *l = &c->layers[i];
@@ -146,7 +146,7 @@ static const struct arch_tensor qwen3_tensors[] = {
     {ROLE_K_NORM, "model.layers.#.self_attn.k_norm.weight", 0},
 };
 
-/* One window for all layers, where it is switched on. */
+/* One window for all layers, if it is enabled. */
 static int qwen3_read_window(struct model_config *c, const cJSON *json, struct err *e) {
     uint32_t window = 0;
     bool use = false;

@@ -1,4 +1,5 @@
-/* SmolLM3 (Bakouch et al. 2025): Llama in which every fourth layer has no rotary positions (NoPE), and may have a window. */
+/* SmolLM3 (Bakouch et al. 2025): Llama in which every fourth layer has no rotary positions (NoPE)
+ * and may have a window. */
 #include "lib/formats/arch_internal.h"
 
 static const struct hf_key keys[] = {
@@ -11,17 +12,17 @@ static const struct arch_tensor tensors[] = {
     HF_LLAMA_TENSORS,
 };
 
-/* Counted from 1, layers whose number `interval` divides do not rotate. */
+/* Every `interval`-th layer does not rotate. */
 static uint32_t rope_of(uint32_t layer, uint64_t interval) {
     return (layer + 1) % interval ? ROPE_MAIN : ROPE_NONE;
 }
 
-/* "no_rope_layers" has 1 for layers that do rotate, and may be longer than the model. */
 /* Every 4th layer of a new model does not rotate. */
 static void complete(struct model_config *c) {
     for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i].rope = rope_of(i, 4);
 }
 
+/* "no_rope_layers" has 1 for layers that do rotate, and may be longer than the model. */
 static int read_list(struct model_config *c, const cJSON *list, struct err *e) {
     uint32_t n = 0;
     if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"no_rope_layers\" is not a list");
@@ -43,7 +44,7 @@ static int read_rope(struct model_config *c, const cJSON *json, struct err *e) {
     return 0;
 }
 
-/* Without a list, the layers that do not rotate have the window. */
+/* Without "layer_types", the layers that do not rotate have the window. */
 static int read_window(struct model_config *c, const cJSON *json, struct err *e) {
     uint32_t window;
     bool use = false, given;
@@ -82,7 +83,7 @@ static bool write(cJSON *json, const struct model_config *c) {
     return ok && (!window || json_put_u64(json, "sliding_window", window));
 }
 
-/* ---- GGUF: which layers do not rotate is no key; llama.cpp knows it ---------------------------------------------- */
+/* ---- GGUF: no key says which layers do not rotate; llama.cpp hard-codes every fourth ---- */
 
 #define GGUF_INTERVAL 4
 

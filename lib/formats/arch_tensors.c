@@ -1,9 +1,9 @@
-/* Maps roles to tensors of foreign files: names, and how several roles share one tensor. */
+/* Maps roles to the tensors of foreign files: their names, and how several roles share one tensor. */
 #include "lib/formats/arch_internal.h"
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
 
-/* The names that GGUF has for all architectures; some converters fuse q, k and v. */
+/* GGUF's names, common to all architectures; some converters fuse q, k and v. */
 static const struct arch_tensor gguf_tensors[] = {
     {ROLE_EMBED, "token_embd.weight", 0},
     {ROLE_POSITION_EMBED, "position_embd.weight", 0},
@@ -52,7 +52,7 @@ static const struct arch_tensor gguf_tensors[] = {
 };
 const struct arch_tensors gguf_common_tensors = {gguf_tensors, COUNT_OF(gguf_tensors), NULL};
 
-/* The pattern from its `skip`-th letter on, with numbers for '#' and '@'. */
+/* Expands '#' and '@' in `pattern`, leaving out its first `skip` letters. */
 static void spell(const char *pattern, size_t skip, struct model_slot s, char out[TENSOR_MAX_NAME + 1]) {
     size_t n = 0, size = TENSOR_MAX_NAME + 1;
     for (const char *p = pattern + skip; *p && n < size; p++) {
@@ -79,7 +79,7 @@ bool arch_is_of(const struct model_config *c, const struct arch_tensor *t, uint3
     return !(t->layout & OF_UNTIED) || !c->tied;
 }
 
-/* The place of the role among those that share its tensor. */
+/* Sets the position of the role within the tensor that it shares with others. */
 static void locate(const struct model_config *c, struct model_slot s, struct arch_place *p) {
     p->first = 0;
     p->total = 0;
@@ -201,7 +201,7 @@ bool arch_lies_plain(const struct arch_place *p, enum dtype dtype, uint64_t cols
     return !(p->tensor->layout & (FUSED_HEADS | TRANSPOSED)) && !p->missing;
 }
 
-/* Row `row` of the role, of `cols` elements that lie together or `total` apart, from the file's tensor or to it. */
+/* Copies row `row` of the role from the file's tensor or to it. TRANSPOSED: its elements are `total` apart there. */
 static void move_row(const struct arch_place *p, enum dtype dtype, uint64_t row, uint64_t cols, unsigned char *foreign,
                      unsigned char *own, bool gather) {
     uint64_t row_bytes = dtype_row_bytes(dtype, cols), at = p->first + row - p->missing;

@@ -1,5 +1,4 @@
-/* Collects a tokenizer from a foreign file for vocab_new: pieces in the draft's own arena, merges found by their
- * text. */
+/* Collects a foreign tokenizer for vocab_new: pieces are copied into the draft's arena, merges are resolved by text. */
 #include "lib/formats/formats_internal.h"
 
 void draft_init(struct vocab *spec) {
@@ -41,7 +40,7 @@ int draft_piece(struct vocab *spec, uint32_t id, const void *bytes, size_t n, ui
 int draft_step(struct vocab *spec, enum text_op op, uint32_t arg, struct span a, struct span b, struct err *e) {
     if (spec->n_steps == TEXT_MAX_STEPS)
         return err_set(e, ERR_DATA, "more than %u steps around the model", TEXT_MAX_STEPS);
-    struct text_step *steps = (struct text_step *)spec->steps; /* the draft's own */
+    struct text_step *steps = (struct text_step *)spec->steps; /* a draft owns its steps, so they are writable */
     if (!steps) spec->steps = steps = arena_array(&spec->memory, TEXT_MAX_STEPS, sizeof *steps, e);
     char *copy = steps ? arena_strndup(&spec->memory, a.s ? a.s : "", a.n, e) : NULL;
     char *copy_b = copy ? arena_strndup(&spec->memory, b.s ? b.s : "", b.n, e) : NULL;
@@ -66,7 +65,7 @@ int draft_merges(struct vocab *spec, uint64_t n, struct vocab **pieces, struct e
     if (n > TEXT_MAX_MERGES)
         return err_set(e, ERR_DATA, "%llu merges, at most %u are allowed", (unsigned long long)n, TEXT_MAX_MERGES);
     spec->n_merges = 0;
-    struct vocab plain = *spec; /* to find ids by text: no more than the pieces */
+    struct vocab plain = *spec; /* a plain vocabulary of the same pieces, to look up ids by text */
     plain.kind = TEXT_BYTE_BPE;
     plain.pre = PRE_GPT2;
     plain.model_flags = plain.n_steps = 0;
@@ -97,7 +96,7 @@ int draft_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, s
 }
 
 int draft_finish(struct vocab *spec, struct vocab **out, struct err *e) {
-    spec->add_bos = spec->add_bos && spec->bos != TOKEN_NONE; /* some files ask for what they do not have */
+    spec->add_bos = spec->add_bos && spec->bos != TOKEN_NONE; /* some files ask for a token that they do not define */
     spec->add_eos = spec->add_eos && spec->eos != TOKEN_NONE;
     return vocab_new(out, spec, e);
 }

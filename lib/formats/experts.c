@@ -1,4 +1,4 @@
-/* Layers with experts in config.json and in the keys of a GGUF: what their architectures have in common. */
+/* Reads and writes the layers with experts of config.json and GGUF, for all architectures that have them. */
 #include "lib/formats/arch_internal.h"
 
 uint32_t config_ffn(const struct model_config *c) {
@@ -7,7 +7,7 @@ uint32_t config_ffn(const struct model_config *c) {
     return c->layers[0].expert_ffn;
 }
 
-/* The first layer that has experts; NULL: none has. */
+/* The first layer with experts; NULL: none. */
 static const struct model_layer *with_experts(const struct model_config *c) {
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (c->layers[i].experts) return &c->layers[i];
@@ -26,7 +26,7 @@ int arch_all_experts(const struct model_config *c, bool dense, struct err *e) {
     return 0;
 }
 
-/* All layers get experts in place of their dense part; width 0: as wide as that. */
+/* Replaces the dense part of all layers by experts; width 0: as wide as the dense part. */
 static void give_experts(struct model_config *c, uint64_t experts, uint64_t per_token, uint64_t width) {
     c->experts_per_token = (uint32_t)per_token;
     for (uint32_t i = 0; i < c->n_layers; i++) {

@@ -49,7 +49,7 @@ static int find_place(const struct out_tensors *t, struct export_source *x, stru
     if (!arch_place(own, common, &x->config, s, p))
         return err_set(e, ERR_DATA, "the format has no tensor for '%s' of architecture %s", model_slot_name(s, name),
                        x->config.arch);
-    if (!is_fused(p) || t->by_value || p->tensor->layout & STACKED) return 0;
+    if (!x->map || !is_fused(p) || t->by_value || p->tensor->layout & STACKED) return 0;
     int rc = check_alike(x, s, p, &alike, e);
     if (!rc && !alike && arch_place_apart(p, &x->config, s, &apart)) *p = apart;
     return rc;
@@ -68,35 +68,44 @@ static struct out_tensor *begin(struct out_tensors *t, struct export_source *x, 
     return to->slots && to->places ? to : NULL;
 }
 
+/* Types that differ are converted to one that holds both. */
+int out_tensor_join(const struct out_tensors *t, struct out_tensor *to, size_t part, enum dtype stored, struct err *e) {
+    char name[TENSOR_MAX_NAME + 1];
+    if (to->stored == stored) return 0;
+    if (!t->by_value && (dtype_info(to->stored)->is_quantized || dtype_info(stored)->is_quantized))
+        return err_set(e, ERR_DATA,
+                       "tensor '%s' is of type %s, but shares '%s' with others of type %s, which need one type "
+                       "(quantize them alike)",
+                       model_slot_name(to->slots[part], name), dtype_info(stored)->name, to->name,
+                       dtype_info(to->stored)->name);
+    to->stored = DT_F32;
+    return 0;
+}
+
 static int add_slot(struct out_tensors *t, struct export_source *x, struct model_slot s, const struct arch_tensors *own,
                     const struct arch_tensors *common, struct err *e) {
     struct stream_map_entry entry;
     size_t number;
-    char name[TENSOR_MAX_NAME + 1];
     struct arch_place place;
-    int rc = export_find(x, s, &entry, &number, e);
+    enum dtype stored = DT_F32; /* not known yet */
+    int rc = x->map ? export_find(x, s, &entry, &number, e) : 0;
     if (!rc) rc = find_place(t, x, s, own, common, &place, e);
     if (rc) return rc;
-    enum dtype stored = entry.desc.dtype;
+    if (x->map) stored = entry.desc.dtype;
     struct out_tensor *to = joined(t, &place);
     if (!to) {
         to = begin(t, x, s, &place, e);
         if (!to) return e->code;
         to->stored = stored;
     }
-    if (to->stored != stored) {
-        /* Types that differ are converted to one that holds both. */
-        if (!t->by_value && (dtype_info(to->stored)->is_quantized || dtype_info(stored)->is_quantized))
-            return err_set(e, ERR_DATA,
-                           "tensor '%s' is of type %s, but shares '%s' with others of type %s, which need one type "
-                           "(quantize them alike)",
-                           model_slot_name(s, name), dtype_info(stored)->name, place.name,
-                           dtype_info(to->stored)->name);
-        to->stored = DT_F32;
-    }
     to->slots[to->n_slots] = s;
     to->places[to->n_slots++] = place;
-    return 0;
+    return out_tensor_join(t, to, to->n_slots - 1, stored, e);
+}
+
+void out_tensor_like_last(struct out_tensors *t, size_t i) {
+    enum dtype last = t->items[i - 1].stored;
+    t->items[i].stored = dtype_info(last)->is_quantized ? DT_F32 : last;
 }
 
 /* A vector of zeros where the format wants one that this model has not. */
@@ -105,8 +114,8 @@ static void add_zeros(struct out_tensors *t, const struct export_source *x, stru
     struct arch_place place;
     if (!arch_place(own, NULL, &x->config, s, &place)) return;
     struct out_tensor *to = &t->items[t->n++];
-    *to = (struct out_tensor){.stored = t->items[t->n - 2].stored, .kind = KIND_BIAS, .rank = 1};
-    if (dtype_info(to->stored)->is_quantized) to->stored = DT_F32;
+    *to = (struct out_tensor){.kind = KIND_BIAS, .rank = 1};
+    out_tensor_like_last(t, t->n - 1);
     snprintf(to->name, sizeof to->name, "%s", place.name);
     to->dims[0] = place.total;
 }
@@ -147,16 +156,30 @@ static int interleave(struct export_source *x, struct model_slot s, uint64_t row
     return 0;
 }
 
-static int slot_data(struct export_source *x, const struct out_tensor *t, size_t i, enum dtype as, bool interleaved,
-                     const void **data, struct tensor_desc *d, struct err *e) {
+/* As the stream has it. */
+static int stored_data(struct export_source *x, struct model_slot s, struct tensor_desc *d, const void **data,
+                       struct err *e) {
     struct stream_map_entry entry;
-    size_t number;
+    size_t number, i = 0;
+    if (x->map) {
+        int rc = export_find(x, s, &entry, &number, e);
+        *d = entry.desc;
+        return rc ? rc : stream_map_data(x->map, number, &x->stored, data, e);
+    }
+    while (!x->held[i].data || x->held[i].slot.role != s.role || x->held[i].slot.layer != s.layer ||
+           x->held[i].slot.expert != s.expert)
+        i++; /* it is there: the caller holds all parts of a tensor */
+    *d = x->held[i].desc;
+    *data = x->held[i].data;
+    return 0;
+}
+
+int out_tensor_part(struct export_source *x, const struct out_tensor *t, size_t i, enum dtype as, bool interleaved,
+                    const void **data, struct tensor_desc *d, struct err *e) {
     struct model_slot s = t->slots[i];
-    int rc = export_find(x, s, &entry, &number, e);
-    if (rc) return rc;
-    *d = entry.desc;
     bool minus_one = t->places[i].tensor->layout & MINUS_ONE;
-    rc = export_data(x, number, d, minus_one ? DT_F32 : as, data, e);
+    int rc = stored_data(x, s, d, data, e);
+    if (!rc) rc = export_convert(x, d, minus_one ? DT_F32 : as, data, e);
     if (rc) return rc;
     uint64_t cols = d->rank == 2 ? d->dims[1] : 1;
     if (interleaved && slot_is_rotary(s)) return interleave(x, s, d->dims[0], dtype_row_bytes(as, cols), data, e);
@@ -186,7 +209,7 @@ int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dt
     }
     bool plain = t->n_slots == 1 && !is_fused(&t->places[0]) && !(t->places[0].tensor->layout & TRANSPOSED) &&
                  !t->places[0].missing;
-    if (plain) return slot_data(x, t, 0, as, interleaved, data, &d, e);
+    if (plain) return out_tensor_part(x, t, 0, as, interleaved, data, &d, e);
     if ((t->places[0].tensor->layout & TRANSPOSED) && dtype_info(as)->is_quantized)
         return err_set(e, ERR_DATA, "tensor '%s' is stored transposed there, which quantized weights cannot be",
                        t->name);
@@ -194,9 +217,20 @@ int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dt
     int rc = buf_reserve(&x->fused, out_tensor_bytes(t, as), e);
     for (size_t i = 0; i < t->n_slots && !rc; i++) {
         const void *part;
-        rc = slot_data(x, t, i, as, interleaved, &part, &d, e);
+        rc = out_tensor_part(x, t, i, as, interleaved, &part, &d, e);
         if (!rc) arch_scatter(&t->places[i], as, d.dims[0], d.rank == 2 ? d.dims[1] : 1, part, x->fused.data);
     }
     *data = x->fused.data;
     return rc;
+}
+
+bool out_tensors_follow_types(const struct out_tensors *t, const struct export_source *x) {
+    struct arch_place apart;
+    for (size_t i = 0; i < t->n && !t->by_value; i++) {
+        const struct out_tensor *o = &t->items[i];
+        if (o->n_slots && is_fused(&o->places[0]) && !(o->places[0].tensor->layout & STACKED) &&
+            arch_place_apart(&o->places[0], &x->config, o->slots[0], &apart))
+            return true;
+    }
+    return false;
 }

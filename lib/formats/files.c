@@ -7,8 +7,9 @@
 
 #include "lib/formats/formats_internal.h"
 
-static int map_descriptor(struct mapped_file *m, int fd, struct err *e) {
+int mapped_file_of(struct mapped_file *m, int fd, struct err *e) {
     struct stat st;
+    *m = (struct mapped_file){0};
     if (fstat(fd, &st) != 0) return err_sys(e, errno, "cannot stat");
     if (!S_ISREG(st.st_mode)) return err_set(e, ERR_IO, "not a regular file");
     m->size = (uint64_t)st.st_size;
@@ -23,7 +24,7 @@ int mapped_file_open(struct mapped_file *m, const char *path, struct err *e) {
     *m = (struct mapped_file){0};
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return err_sys(e, errno, "%s", path);
-    int rc = map_descriptor(m, fd, e);
+    int rc = mapped_file_of(m, fd, e);
     close(fd);
     return rc ? err_prefix(e, "%s", path) : 0;
 }

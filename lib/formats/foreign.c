@@ -24,6 +24,7 @@ void foreign_close(struct foreign_model *f) {
         for (struct source_file *x = f->source->files; x; x = x->next) mapped_file_close(&x->m);
         if (f->source->digest) digest_free(f->source->digest);
         raw_table_release(&f->source->tensors);
+        shards_free(f->source->shards);
         cJSON_Delete(f->source->hf_config);
         cJSON_Delete(f->source->hf_generation);
         buf_release(&f->source->scratch);
@@ -81,10 +82,11 @@ static int describe(const struct foreign_model *f, struct model_slot s, const st
     return tensor_desc_init(d, model_slot_name(s, name), dtype, rank, dims, e);
 }
 
-static bool all_zero(const struct raw_tensor *t) {
-    for (uint64_t i = 0; i < t->n_bytes; i++)
-        if (t->data[i]) return false;
-    return true;
+static int all_zero(struct foreign_model *f, struct raw_tensor *t, bool *zero, struct err *e) {
+    int rc = shards_need(f, t, NO_SLOT, e);
+    *zero = !rc;
+    for (uint64_t i = 0; i < t->n_bytes && *zero; i++) *zero = t->data[i] == 0;
+    return rc;
 }
 
 static bool ends_with(const char *s, const char *end) {
@@ -106,20 +108,32 @@ static bool is_derived(const struct foreign_source *x, const char *name) {
     return false;
 }
 
-static bool same_bits(const struct raw_tensor *a, const struct raw_tensor *b) {
-    return a->dtype == b->dtype && a->n_bytes == b->n_bytes && memcmp(a->data, b->data, a->n_bytes) == 0;
+static int digest_of(struct foreign_model *f, struct raw_tensor *t, struct digest *out, struct err *e) {
+    int rc = shards_need(f, t, NO_SLOT, e);
+    if (!rc) *out = digest_bytes(t->data, t->n_bytes);
+    return rc;
 }
 
-/* The same once more under another name of its role. */
-static bool repeats(const struct foreign_model *f, const struct raw_tensor *t) {
+/* By digests, where they may be in shards of which only one is here at a time. */
+static int same_bits(struct foreign_model *f, struct raw_tensor *a, struct raw_tensor *b, bool *same, struct err *e) {
+    struct digest x, y;
+    int rc = digest_of(f, a, &x, e);
+    if (!rc) rc = digest_of(f, b, &y, e);
+    *same = !rc && a->dtype == b->dtype && a->n_bytes == b->n_bytes && digest_equal(x, y);
+    return rc;
+}
+
+/* The same once more under another name of its role? */
+static int repeats(struct foreign_model *f, struct raw_tensor *t, bool *is, struct err *e) {
     struct arch_place place;
+    *is = false;
     for (size_t i = 0; i < model_slot_count(&f->config); i++) {
         struct model_slot s = model_slot_at(&f->config, i);
         if (!arch_named(f->source->own, s, t->name)) continue;
-        const struct raw_tensor *taken = find_slot(f, s, &place);
-        return taken && same_bits(taken, t);
+        struct raw_tensor *taken = find_slot(f, s, &place);
+        return taken ? same_bits(f, taken, t, is, e) : 0;
     }
-    return false;
+    return 0;
 }
 
 /* Tensors of a head that the class does not read; but not a second value of a role that the model has, which other
@@ -138,11 +152,15 @@ static bool is_unread(const struct foreign_model *f, const char *name) {
 }
 
 /* A tensor without a role is refused, unless it is known to have no effect, or is a bias of zeros. */
-static int check_leftover(const struct foreign_model *f, const struct raw_tensor *t, struct err *e) {
-    if (is_derived(f->source, t->name) || repeats(f, t)) return 0;
+static int check_leftover(struct foreign_model *f, struct raw_tensor *t, struct err *e) {
+    bool again, zero;
+    if (is_derived(f->source, t->name)) return 0;
+    int rc = repeats(f, t, &again, e);
+    if (rc || again) return rc;
     if (!ends_with(t->name, ".bias"))
         return err_set(e, ERR_DATA, "tensor '%s' has no role in a %s model as Rill knows it", t->name, f->config.arch);
-    if (all_zero(t)) return 0;
+    rc = all_zero(f, t, &zero, e);
+    if (rc || zero) return rc;
     bool qkv =
         ends_with(t->name, ".q_proj.bias") || ends_with(t->name, ".k_proj.bias") || ends_with(t->name, ".v_proj.bias");
     if (qkv && !f->config.qkv_bias)
@@ -153,33 +171,36 @@ static int check_leftover(const struct foreign_model *f, const struct raw_tensor
 
 /* config.json may tie the head to the embedding although training has made them differ: as in transformers, the
  * weights decide. A head of the same bits is tied. */
-static void resolve_tie(struct foreign_model *f) {
+static int resolve_tie(struct foreign_model *f, struct err *e) {
     struct arch_place place;
     struct model_config untied = f->config;
-    if (!f->config.tied) return;
+    if (!f->config.tied) return 0;
     untied.tied = false;
     const struct foreign_source *x = f->source;
     struct raw_tensor *head, *embed;
     head = arch_find(x->own, x->common, &untied, (struct model_slot){.role = ROLE_HEAD}, &x->tensors, &place);
     embed = arch_find(x->own, x->common, &untied, (struct model_slot){.role = ROLE_EMBED}, &x->tensors, &place);
-    if (!head) return;
-    head->used = embed && same_bits(embed, head);
-    if (head->used) return;
+    if (!head) return 0;
+    int rc = embed ? same_bits(f, embed, head, &head->used, e) : 0;
+    if (rc || head->used) return rc;
     f->config.tied = false;
     log_line(LOG_WARN, "config.json ties '%s' to the embedding, but the two differ: both are kept", head->name);
+    return 0;
 }
 
 /* A bias of zeros on o in all layers has no effect: an export to a class that always has one put it there. */
-static void drop_zero_biases(struct foreign_model *f) {
+static int drop_zero_biases(struct foreign_model *f, struct err *e) {
     const struct foreign_source *x = f->source;
     struct arch_place place;
     bool zero = f->config.o_bias && !x->always_o_bias;
     for (uint32_t i = 0; i < f->config.n_layers && zero; i++) {
         struct model_slot s = {ROLE_O_BIAS, i};
-        const struct raw_tensor *t = arch_find(x->own, x->common, &f->config, s, &x->tensors, &place);
-        zero = t && all_zero(t);
+        struct raw_tensor *t = arch_find(x->own, x->common, &f->config, s, &x->tensors, &place);
+        zero = false;
+        if (t && all_zero(f, t, &zero, e)) return e->code;
     }
     if (zero) f->config.o_bias = false;
+    return 0;
 }
 
 /* An encoder's hidden states need no pooler, and many files have none. */
@@ -190,18 +211,22 @@ static void drop_absent_pooler(struct foreign_model *f) {
 }
 
 /* Leaves out what the class does not read, and reports it once. */
-static void drop_unread(struct foreign_model *f) {
+static int drop_unread(struct foreign_model *f, struct err *e) {
     const char *first = NULL;
     size_t n = 0;
     for (size_t i = 0; i < f->source->tensors.n; i++) {
         struct raw_tensor *t = &f->source->tensors.items[i];
-        if (t->used || !is_unread(f, t->name) || repeats(f, t)) continue;
+        bool again;
+        if (t->used || !is_unread(f, t->name)) continue;
+        if (repeats(f, t, &again, e)) return e->code;
+        if (again) continue;
         t->used = true;
         if (n++ == 0) first = t->name;
     }
     if (n == 1) log_line(LOG_WARN, "tensor '%s' is not read by the model's class: left out", first);
     if (n > 1)
         log_line(LOG_WARN, "%zu tensors, '%s' among them, are not read by the model's class: left out", n, first);
+    return 0;
 }
 
 static int check_slot(struct foreign_model *f, struct model_slot s, struct err *e) {
@@ -214,20 +239,21 @@ static int check_slot(struct foreign_model *f, struct model_slot s, struct err *
                        "(\"tie_word_embeddings\")",
                        place.name);
     if (!t) return err_set(e, ERR_DATA, "tensor '%s' is missing", place.name);
-    if (describe(f, s, t, &place, &d, e) != 0) return e->code;
+    if (!t->unknown && describe(f, s, t, &place, &d, e) != 0) return e->code;
     t->used = true;
+    t->needed = (size_t)model_slot_index(&f->config, s) + 1;
     return 0;
 }
 
-/* Checks that everything is there and has the right shape before anything is written. */
+/* Checks that everything is there and has the right shape before anything is written; of shards that are not here, only that it
+ * is in the index. */
 static int check_tensors(struct foreign_model *f, struct err *e) {
-    int rc = 0;
-    resolve_tie(f);
-    drop_zero_biases(f);
+    int rc = resolve_tie(f, e);
+    if (!rc) rc = drop_zero_biases(f, e);
     drop_absent_pooler(f);
     size_t n = model_slot_count(&f->config);
     for (size_t i = 0; i < n && !rc; i++) rc = check_slot(f, model_slot_at(&f->config, i), e);
-    if (!rc) drop_unread(f);
+    if (!rc) rc = drop_unread(f, e);
     for (size_t i = 0; i < f->source->tensors.n && !rc; i++)
         if (!f->source->tensors.items[i].used) rc = check_leftover(f, &f->source->tensors.items[i], e);
     return rc;
@@ -319,7 +345,7 @@ static int open_hf(struct foreign_model *f, const char *folder, const char *weig
                    struct err *e) {
     const char *own = NULL;
     f->format = "safetensors";
-    int rc = hf_read_model(f, folder, weights, e);
+    int rc = hf_read_model(f, folder, weights, o, e);
     const struct arch *arch = NULL;
     if (!rc) rc = arch_of_config(&f->config, &arch, e);
     if (!rc) {
@@ -382,13 +408,19 @@ int foreign_open(struct foreign_model **out, const char *path, const struct fore
     int rc = model_new(&f, e);
     if (rc) return rc;
     rc = open_path(f, path, o, e);
+    if (!rc && o && o->fetch && !f->source->shards)
+        rc = err_set(e, ERR_USAGE, "no folder with a " SHARD_INDEX ", and so without shards to fetch");
     if (rc) {
         foreign_close(f);
         return strncmp(e->msg, path, strlen(path)) == 0 ? rc : err_prefix(e, "%s", path);
     }
-    f->digest = digest_get(f->source->digest);
     *out = f;
     return 0;
+}
+
+struct digest foreign_digest(const struct foreign_model *f) {
+    struct digest others = digest_get(f->source->digest);
+    return f->source->shards ? shards_digest(f->source->shards, others) : others;
 }
 
 /* ---- one tensor ---- */
@@ -432,9 +464,11 @@ int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_d
     struct foreign_source *source = f->source;
     struct arch_place place;
     struct scratch_pair scratch = {&source->scratch, &source->spare};
-    if (model_slot_index(&f->config, s) < 0) return err_set(e, ERR_USAGE, "this model has no such tensor");
-    const struct raw_tensor *t = find_slot(f, s, &place);
+    long slot = model_slot_index(&f->config, s);
+    if (slot < 0) return err_set(e, ERR_USAGE, "this model has no such tensor");
+    struct raw_tensor *t = find_slot(f, s, &place);
     if (!t) return err_set(e, ERR_DATA, "tensor '%s' is missing", place.name);
+    if (shards_need(f, t, (size_t)slot, e)) return e->code;
     if (describe(f, s, t, &place, d, e) != 0) return e->code;
     uint64_t rows = d->dims[0], cols = d->rank == 2 ? d->dims[1] : 1, offset;
     uint64_t row_bytes = dtype_row_bytes(t->dtype, cols);

@@ -14,21 +14,26 @@
  */
 struct foreign_model {
     struct model_config config;
-    struct vocab *vocab;  /* NULL: the source has no tokenizer; owned */
-    const char *format;   /* "gguf" or "safetensors" */
-    struct digest digest; /* of all files read: import's input digest */
-    cJSON *extra;         /* what else META should keep: "general" (name, license ...), "generation"; owned, or NULL */
+    struct vocab *vocab; /* NULL: the source has no tokenizer; owned */
+    const char *format;  /* "gguf" or "safetensors" */
+    cJSON *extra;        /* what else META should keep: "general" (name, license ...), "generation"; owned, or NULL */
     struct foreign_source *source;
     struct arena memory;
 };
-/* The tokenizer, if not the source's own. NULL means all zero. */
+/* Writes the file of this name, a shard that is not in the folder, to fd, a file without a name. Any error ends the import. */
+typedef int foreign_fetch(void *ctx, const char *name, int fd, struct err *e);
+/* The tokenizer, if not the source's own; absent shards. NULL means all zero. */
 struct foreign_options {
     bool no_tokenizer;     /* leave it out, also one that could not be read */
     const char *tokenizer; /* take this tokenizer.json or vocab.json, and the files beside it, instead */
+    foreign_fetch *fetch;  /* NULL: all shards are there */
+    void *fetch_ctx;
 };
 /* path: a Hugging Face folder (config.json, model.safetensors or its shards with the index, tokenizer.json), a
  * .safetensors beside its config.json, or a .gguf, of a split one the first part. ERR_DATA says what is missing or not supported (architecture,
- * rope type, pre-tokenizer). */
+ * rope type, pre-tokenizer). With a fetching function, shards that the folder's index names but that are not there come from it, one
+ * at a time, when a tensor of them is needed; in the order of layers, as transformers saves them, each comes once. They lie in
+ * TMPDIR, without a name. ERR_USAGE: there is no index. */
 int foreign_open(struct foreign_model **out, const char *path, const struct foreign_options *o,
                  struct err *e) MUST_CHECK;
 /* The tensor of a slot. *data is valid until the next call (mapped or in the source's scratch memory). Quantized
@@ -40,6 +45,8 @@ int foreign_tensor(struct foreign_model *f, struct model_slot s, struct tensor_d
 typedef void foreign_progress(void *ctx, size_t done, size_t total);
 int foreign_write(struct foreign_model *f, struct stream_writer *w, unsigned dtype, foreign_progress *progress,
                   void *ctx, struct err *e) MUST_CHECK;
+/* Of all files read so far, shards that were fetched among them: import's input digest once all is written. */
+struct digest foreign_digest(const struct foreign_model *f);
 void foreign_close(struct foreign_model *f);
 
 /* ---- what other programs can load (target.c) --------------------------------------------------------------------- */
@@ -104,7 +111,7 @@ int arch_copy_embedding(struct model *m, struct stream_reader *r, const struct m
 int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct model_head *like,
                      struct err *e) MUST_CHECK;
 
-/* ---- export: fd is the caller's; it may be a pipe. All of it reads `m` by random access ------------------------ */
+/* ---- export: fd is the caller's; it may be a pipe. A map is read by random access, a reader in order ------------- */
 
 /* GGUF v3 with the complete tokenizer, as llama.cpp loads it. Tensors are taken as they are, vectors as f32. A
  * model whose layers differ goes out as llama.cpp's architecture "deci". ERR_DATA for what llama.cpp cannot load. `name`: general.name, or NULL for the one
@@ -120,6 +127,17 @@ int gguf_export_parts(struct stream_map *m, const char *folder, uint64_t limit, 
  * for all tensors; 0 leaves them as they are, and makes quantized ones f32. ERR_DATA when transformers cannot load
  * the shape (target_check): layers that differ, for one. */
 int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
+/*
+ * The same from a stream that is read once, to its end: each tensor goes to its place in the result as it arrives, and needs no
+ * room elsewhere, except that a part of a GGUF is written twice. Where a header cannot be written last (fd is no regular file,
+ * or is appended to) or is known only with the types of all tensors (phi3, whose q, k and v share one tensor in a GGUF if
+ * they have one type), the model goes by way of a file in TMPDIR. Bytes are those of the functions above; only the header of
+ * safetensors ends in spaces unless there is a dtype. Also ERR_DATA: tensors that are fused there have different plain types.
+ */
+int gguf_export_stream(struct stream_reader *in, int fd, const char *name, struct err *e) MUST_CHECK;
+int gguf_export_stream_parts(struct stream_reader *in, const char *folder, uint64_t limit, const char *name,
+                             struct err *e) MUST_CHECK;
+int safetensors_export_stream(struct stream_reader *in, const char *folder, unsigned dtype, struct err *e) MUST_CHECK;
 /* One tensor to fd as .npy; types that NumPy does not have (bf16, quantized) become f32. `m` may be of any kind. */
 int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) MUST_CHECK;
 /* All of them into a new folder, NAME.npy each. */

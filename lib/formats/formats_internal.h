@@ -26,6 +26,8 @@ struct mapped_file {
 /* Maps a regular file, read-only. ERR_IO. As with any mmap, a file that is truncated while we read kills us by
  * SIGBUS. */
 int mapped_file_open(struct mapped_file *m, const char *path, struct err *e) MUST_CHECK;
+/* The same of an open one, which may have no name. */
+int mapped_file_of(struct mapped_file *m, int fd, struct err *e) MUST_CHECK;
 void mapped_file_close(struct mapped_file *m);
 bool file_exists(const char *path);
 /* "FOLDER/NAME" in the arena. */
@@ -46,6 +48,12 @@ struct raw_tensor {
     const unsigned char *data;      /* in the mapped file, aligned or not */
     uint64_t n_bytes;
     bool used; /* it has a role in the model */
+    /* Of one whose file may not be here (shards.c): */
+    uint32_t shard;      /* number from 1; 0: it is here all the time */
+    const char *indexed; /* its name in that file */
+    bool unknown;        /* of it only its name is known: the file was never here */
+    bool kept;           /* data are those of a copy */
+    size_t needed;       /* by slots up to this number, from 1; 0: by none */
 };
 struct raw_table {
     struct raw_tensor *items; /* sorted by name once raw_table_sort has run */
@@ -220,6 +228,10 @@ void gguf_key_array(struct gguf_header *h, const char *key, enum gguf_type type,
 /* Describes a tensor, whose data comes after that of those before it; dims as in a tensor_desc. */
 void gguf_put_tensor(struct gguf_header *h, const char *name, unsigned rank, const uint64_t *dims, enum dtype as,
                      uint64_t bytes);
+uint64_t gguf_padded(uint64_t bytes);
+void gguf_put_split(struct gguf_header *h, uint32_t no, uint32_t count, uint32_t n_tensors);
+/* Bytes of what gguf_write_header writes. They do not depend on the types of the tensors, nor on values of fixed size. */
+uint64_t gguf_header_bytes(const struct gguf_header *keys, const struct gguf_header *infos);
 /* Keys and descriptions, which are headers apart, as the beginning of a file; then comes the data of each tensor. */
 int gguf_write_header(int fd, const struct gguf_header *keys, const struct gguf_header *infos,
                       struct err *e) MUST_CHECK;
@@ -448,7 +460,8 @@ struct source_file {
 };
 struct foreign_source {
     struct source_file *files;
-    struct digest_state *digest; /* of the files in the order in which they were opened */
+    struct digest_state *digest; /* of the files but shards, in the order in which they were opened */
+    struct shards *shards;       /* NULL: the weights are in no shards */
     struct raw_table tensors;
     const struct arch_tensors *own, *common; /* names of its tensors */
     const char *const *unread;               /* see struct hf_side; or NULL */
@@ -461,13 +474,46 @@ struct foreign_source {
 /* From memory that outlives the model: `data` is a whole GGUF. */
 int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uint64_t n,
                       const struct foreign_options *o, struct err *e) MUST_CHECK;
-/* Maps a file for as long as the model is open, and adds it to the digest. */
+/* Maps a file for as long as the model is open. */
+int source_open(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) MUST_CHECK;
+/* The same, and adds it to the digest. */
 int source_map(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) MUST_CHECK;
+
+/* ---- shards (shards.c): those that are not in the folder are fetched when they are needed, and one is here at a time ---- */
+
+#define SHARD_INDEX "model.safetensors.index.json"
+struct shards;
+int shards_new(struct shards **out, const struct foreign_options *o, struct err *e) MUST_CHECK;
+void shards_free(struct shards *x);        /* NULL is fine */
+bool shards_fetch(const struct shards *x); /* is there a way to fetch one? */
+/* The next shard in the order of names: one that is there, by its digest; and one that is not, with the names of its n tensors. */
+int shards_add_known(struct shards *x, struct digest digest, struct err *e) MUST_CHECK;
+int shards_add_absent(struct foreign_model *f, const char *file, const char *const *names, size_t n,
+                      struct err *e) MUST_CHECK;
+#define NO_SLOT SIZE_MAX
+/*
+ * Makes t->data and what else is known of it valid, which may fetch its shard and let go of the one that was here: of that,
+ * copies are kept of the tensors that slots from `slot` to the end of its layer need (NO_SLOT: of none). They are let go
+ * of when a later slot is asked for. ERR_DATA: the shard is not what the index says. The errors of the fetching function.
+ */
+int shards_need(struct foreign_model *f, struct raw_tensor *t, size_t slot, struct err *e) MUST_CHECK;
+/* The digest of a source whose other files have this one: with those of all shards that were read. */
+struct digest shards_digest(const struct shards *x, struct digest others);
 
 /* ---- a model stream on its way out (export.c) ------------------------------------------------------------------ */
 
+/* A tensor of the stream that is in memory. */
+struct export_held {
+    struct model_slot slot;
+    struct tensor_desc desc;
+    const void *data; /* NULL: this place is free */
+    struct buf copy;
+};
+#define EXPORT_MAX_HELD 16 /* as many tensors of a layer wait for others at a time: q, k, v, their biases, gate */
+
 struct export_source {
-    struct stream_map *map;
+    struct stream_map *map; /* NULL: tensors arrive one after another, and some are held */
+    struct export_held held[EXPORT_MAX_HELD];
     const cJSON *meta;
     struct model_config config;
     struct vocab *vocab; /* NULL: the stream has none */
@@ -477,6 +523,8 @@ struct export_source {
 };
 /* Reads the head and checks it against the tensors. export_release in any case. */
 int export_open(struct export_source *x, struct stream_map *m, struct err *e) MUST_CHECK;
+/* The same for a head whose tensors are yet to come; it must outlive x. */
+int export_open_arriving(struct export_source *x, const struct model_head *h, struct err *e) MUST_CHECK;
 void export_release(struct export_source *x);
 /* The tensor of a slot, checked for shape and type. */
 int export_find(struct export_source *x, struct model_slot s, struct stream_map_entry *entry, size_t *number,
@@ -484,13 +532,17 @@ int export_find(struct export_source *x, struct model_slot s, struct stream_map_
 /* Its data as another type; valid until the next call. */
 int export_data(struct export_source *x, size_t number, const struct tensor_desc *d, enum dtype as, const void **data,
                 struct err *e) MUST_CHECK;
+/* Makes *data, of this description, data of another type. */
+int export_convert(struct export_source *x, const struct tensor_desc *d, enum dtype as, const void **data,
+                   struct err *e) MUST_CHECK;
 const char *export_name(const struct export_source *x); /* of the model, or NULL */
 
 /* ---- a Hugging Face folder (hf_read.c) ------------------------------------------------------------------------- */
 
 /* config.json and the tensors of `weights`, or when that is NULL of model.safetensors or of the shards its index
  * names. */
-int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) MUST_CHECK;
+int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, const struct foreign_options *o,
+                  struct err *e) MUST_CHECK;
 /* The file that the folder's tokenizer begins with, the first of those in struct hf_tokenizer_files; *path is NULL when
  * it has none, ERR_DATA when it has one of another kind. */
 int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **path, struct err *e) MUST_CHECK;

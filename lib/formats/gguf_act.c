@@ -1,4 +1,4 @@
-/* The activation in a GGUF header, for architectures that have a choice. */
+/* Reads and writes the activation in a GGUF header, for architectures that allow several. */
 #include "lib/formats/arch_internal.h"
 
 int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,

@@ -78,6 +78,10 @@ void gguf_key_array(struct gguf_header *h, const char *key, enum gguf_type type,
 
 #define ALIGNMENT GGUF_DEFAULT_ALIGNMENT
 
+uint64_t gguf_padded(uint64_t bytes) {
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
 void gguf_put_tensor(struct gguf_header *h, const char *name, unsigned rank, const uint64_t *dims, enum dtype as,
                      uint64_t bytes) {
     gguf_put_string(h, name, strlen(name));
@@ -85,11 +89,17 @@ void gguf_put_tensor(struct gguf_header *h, const char *name, unsigned rank, con
     for (unsigned i = rank; i-- > 0;) gguf_put_u64(h, dims[i]);
     gguf_put_u32(h, (uint32_t)dtype_info(as)->ggml_type);
     gguf_put_u64(h, h->data_bytes);
-    h->data_bytes += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    h->data_bytes += gguf_padded(bytes);
     h->n_tensors++;
 }
 
 /* ---- writing ---- */
+
+struct gguf_start {
+    char magic[4];
+    uint32_t version;
+    uint64_t n_tensors, n_keys;
+};
 
 static int pad(int fd, uint64_t n, struct err *e) {
     static const unsigned char zeros[ALIGNMENT];
@@ -101,12 +111,12 @@ int gguf_write_padded(int fd, const void *data, uint64_t n, struct err *e) {
     return rc ? rc : pad(fd, n, e);
 }
 
+uint64_t gguf_header_bytes(const struct gguf_header *keys, const struct gguf_header *infos) {
+    return gguf_padded(sizeof(struct gguf_start) + keys->bytes.len + infos->bytes.len);
+}
+
 int gguf_write_header(int fd, const struct gguf_header *keys, const struct gguf_header *infos, struct err *e) {
-    struct {
-        char magic[4];
-        uint32_t version;
-        uint64_t n_tensors, n_keys;
-    } start = {"GGUF", 3, infos->n_tensors, keys->n_keys};
+    struct gguf_start start = {"GGUF", 3, infos->n_tensors, keys->n_keys};
     int rc = write_all(fd, &start, sizeof start, e);
     if (!rc) rc = write_all(fd, keys->bytes.data, keys->bytes.len, e);
     if (!rc) rc = write_all(fd, infos->bytes.data, infos->bytes.len, e);

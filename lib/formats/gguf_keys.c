@@ -1,7 +1,7 @@
 /*
- * Checks the keys of a GGUF below the architecture's name ("llama."): what each may be. Names and defaults are those of
- * llama.cpp (src/llama-arch.cpp, src/llama-model.cpp). A key that is not in the table may change what the model
- * computes, so it is refused unless it is false, 0 or empty.
+ * Checks the keys of a GGUF below the architecture's name ("llama."). Names and defaults are those of llama.cpp
+ * (src/llama-arch.cpp, src/llama-model.cpp). A key that is not in the table may change what the model computes, so it
+ * is refused unless it is false, 0 or empty.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -38,7 +38,7 @@ static const struct gguf_key common_keys[] = {
     {"rope.scaling.finetuned", GGUF_INERT, 0, NULL},
     {"decoder_start_token_id", GGUF_INERT, 0, NULL},
     {"tensor_data_layout", GGUF_TEXT, 0,
-     "Meta AI original pth"}, /* the order of q and k that the architecture implies */
+     "Meta AI original pth"}, /* the order of q and k rows that the architecture implies */
     {"hidden_activation", GGUF_TEXT, 0, "silu"},
     {"expert_count", GGUF_OFF, 0, NULL},
     {"expert_used_count", GGUF_OFF, 0, NULL},
@@ -52,7 +52,7 @@ static const struct gguf_key common_keys[] = {
     {"final_logit_softcapping", GGUF_OFF, 0, NULL},
 };
 
-/* One number, or a list of equal ones (a number for each layer). */
+/* A scalar, or a list of equal numbers (one per layer). */
 static bool as_number(const struct gguf_kv *kv, double *out) {
     if (kv->type == GGUF_STRING || kv->n == 0) return false;
     for (uint64_t i = 0; i < kv->n; i++) {
@@ -119,7 +119,7 @@ static int check_key(const struct gguf_file *g, const struct gguf_kv *kv, const 
         if (says_nothing(kv)) return 0;
         return err_set(e, ERR_DATA, "key '%s' asks for something that is not supported", kv->key);
     case GGUF_NUMBER:
-        /* the false flag was given explicitly */
+        /* 0 means "not set", but an explicit false does not */
         if (as_number(kv, &v) && (v == key->number || (v == 0 && kv->type != GGUF_BOOL))) return 0;
         return err_set(e, ERR_DATA, "key '%s' asks for something that is not supported (only %g is)", kv->key,
                        key->number);

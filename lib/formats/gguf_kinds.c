@@ -1,7 +1,8 @@
 /*
- * The tokenizers of a GGUF beside byte-level BPE, by tokenizer.ggml.model: "llama", BPE over characters by score; "t5",
- * the unigram model; "bert", WordPiece. How llama.cpp runs each of them is in llama-vocab.cpp; a vocabulary that it
- * would run otherwise is refused by the name of the step, or where they differ after added tokens only, noted.
+ * Tokenizers in GGUF by tokenizer.ggml.model, other than byte-level BPE: "llama", BPE over characters by score;
+ * "t5", the unigram model; "bert", WordPiece. llama-vocab.cpp of llama.cpp defines how each runs. A vocabulary that
+ * llama.cpp would run differently is refused with the step as the reason; if only text after added tokens differs,
+ * a warning is logged.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -36,7 +37,7 @@ static bool is_bracketed(const unsigned char *text, size_t n) {
     return n && text[0] == '[' && text[n - 1] == ']';
 }
 
-/* llama.cpp's WordPiece marks the beginning of a word where others mark the inside. */
+/* llama.cpp's WordPiece marks the beginning of a word, where others mark its continuation. */
 static int put_wordpiece(const struct token *t, struct buf *out, struct err *e) {
     if ((t->flags & TOKEN_ADDED) || is_bracketed(t->bytes, t->n_bytes)) return buf_append(out, t->bytes, t->n_bytes, e);
     if (begins(t, "##", 2) && t->n_bytes > 2) return buf_append(out, t->bytes + 2, t->n_bytes - 2, e);
@@ -53,7 +54,7 @@ static int get_wordpiece(const struct token *t, struct span text, struct buf *ou
     return rc ? rc : buf_append(out, text.s, text.n, e);
 }
 
-/* Replaces `from` by `to`: llama.cpp looks for user-defined tokens in the raw text, in which a space is a space. */
+/* Replaces `from` by `to`. llama.cpp looks for user-defined tokens in the raw text, before spaces are replaced. */
 static int swap_spaces(const char *text, size_t n, const char *from, const char *to, struct buf *out, struct err *e) {
     size_t n_from = strlen(from);
     int rc = 0;
@@ -83,7 +84,7 @@ int gguf_get_piece(const struct vocab *spec, uint32_t id, struct span text, stru
     return buf_append(out, text.s, text.n, e);
 }
 
-/* ---- what llama.cpp does around a model: read ---- */
+/* ---- reading: the steps that llama.cpp runs around a model ---- */
 
 static int read_charsmap(const struct gguf_file *g, struct span *map, struct err *e) {
     const struct gguf_kv *kv = gguf_find(g, "tokenizer.ggml.precompiled_charsmap");
@@ -141,7 +142,7 @@ int gguf_read_scores(const struct gguf_file *g, struct vocab *spec, struct err *
     return 0;
 }
 
-/* ---- and written ---- */
+/* ---- writing: can llama.cpp run these steps? ---- */
 
 static bool is_step(const struct text_step *s, const char *a, const char *b) {
     return s->n_a == strlen(a) && memcmp(s->a, a, s->n_a) == 0 && s->n_b == strlen(b) && memcmp(s->b, b, s->n_b) == 0;
@@ -163,7 +164,7 @@ static int check_bert(const struct vocab *v, struct err *e) {
     return is_step(m, "##", "") ? 0 : refuse(e, "marks the inside of a word otherwise than with '##'");
 }
 
-/* How the space before a text is added. */
+/* How a space is added before a text. */
 struct spacing {
     bool replaces, prefix, once, extra;
     const struct text_step *charsmap;
@@ -185,7 +186,7 @@ static int check_spaces(const struct vocab *v, struct spacing *s, struct err *e)
             s->prefix = t->arg & (METASPACE_FIRST | METASPACE_ALWAYS);
             s->once = s->prefix;
         } else if (t->op == WORDS_SPLIT && s->replaces && is_step(t, " ", "")) {
-            continue; /* Gemma's, which has nothing left to cut */
+            continue; /* Gemma's split at spaces has no effect, because they have been replaced already */
         } else if (unigram && t->op == NORM_CHARSMAP) {
             s->charsmap = t;
         } else if (unigram && (t->op == NORM_SPACES || t->op == NORM_STRIP || t->op == NORM_COLLAPSE ||
@@ -198,7 +199,7 @@ static int check_spaces(const struct vocab *v, struct spacing *s, struct err *e)
     return s->replaces ? 0 : refuse(e, "leaves spaces as they are");
 }
 
-/* Scores by which the pieces merge in the order of the merges; ERR_DATA when there are none. */
+/* Sets scores that make the pieces merge in the order of the merges. ERR_DATA if there are no such scores. */
 static int scores_of_merges(const struct vocab *v, float *scores, struct arena *a, struct err *e) {
     struct vocab plain = *v;
     struct merge *derived;
@@ -238,7 +239,7 @@ int gguf_check_kind(const struct vocab *v, float *scores, struct arena *a, struc
 void gguf_spacing(const struct vocab *v, bool *prefix, bool *extra, struct span *charsmap) {
     struct spacing s;
     struct err none;
-    (void)!check_spaces(v, &s, &none); /* gguf_check_kind has */
+    (void)!check_spaces(v, &s, &none); /* cannot fail: gguf_check_kind has accepted the vocabulary */
     *prefix = s.prefix;
     *extra = s.extra;
     *charsmap = s.charsmap ? (struct span){(const char *)s.charsmap->a, s.charsmap->n_a} : (struct span){0};

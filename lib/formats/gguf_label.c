@@ -1,7 +1,7 @@
-/* general.file_type: the name that llama.cpp prints for the types of a file's weights (enum llama_ftype). */
+/* general.file_type: the label that llama.cpp prints for the types of a file's weights (enum llama_ftype). */
 #include "lib/formats/formats_internal.h"
 
-/* The mixtures that dtype_info's file_type does not name. */
+/* The mixtures, which have no file_type in dtype_info. */
 enum { Q2_K = 10, Q3_K_S = 11, Q3_K_M = 12, Q3_K_L = 13, Q4_K_S = 14, Q4_K_M = 15, Q5_K_S = 16, Q5_K_M = 17 };
 enum { Q6_K = 18, IQ2_XS = 20, Q2_K_S = 21, IQ3_XS = 22, IQ3_XXS = 23, IQ3_S = 26, IQ3_M = 27, IQ2_S = 28 };
 
@@ -13,7 +13,7 @@ static bool is_k(unsigned dtype) {
     return dtype >= DT_Q2_K && dtype <= DT_Q6_K;
 }
 
-/* Can this type be a fallback, because the rows are not a whole number of the blocks that were asked for? */
+/* May this type be a fallback, used because the rows are not a whole number of blocks of the requested type? */
 static bool may_be_fallback(enum dtype dtype, uint64_t row) {
     uint32_t block = model_row_block(row);
     if (block < 32) return dtype == DT_F16;
@@ -25,7 +25,7 @@ static bool may_be_fallback(enum dtype dtype, uint64_t row) {
 
 void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype, uint64_t row, uint64_t elems) {
     if (dtype >= GGUF_LABEL_DTYPES || !gguf_has_weights_of(dtype) || !model_role_is_matrix(s.role)) return;
-    if (!model_role_in_layer(s.role)) { /* embedding and head are often of another type than the rest */
+    if (!model_role_in_layer(s.role)) { /* embedding and head often have another type than the layers */
         l->outside = dtype;
         return;
     }
@@ -36,7 +36,7 @@ void gguf_label_add(struct gguf_label *l, struct model_slot s, enum dtype dtype,
     if (s.role == ROLE_Q) l->q[dtype] = true;
 }
 
-/* llama.cpp's mixtures of k-quants: which letter. */
+/* Which of llama.cpp's mixtures (S, M, L) of this k-quant. */
 static uint32_t k_label(const struct gguf_label *l, unsigned base) {
     const bool *mixed = l->v_or_down[0];
     bool more = mixed[DT_Q6_K] || l->v_or_down[1][DT_Q8_0];
@@ -49,7 +49,7 @@ static uint32_t k_label(const struct gguf_label *l, unsigned base) {
     }
 }
 
-/* The same of codebooks: what q, o and down have tells the mixtures of one base apart. */
+/* The same for codebook types: mixtures of one base type differ in the types of q, o, v and down. */
 static uint32_t codebook_label(const struct gguf_label *l, unsigned base) {
     const bool *mixed = l->v_or_down[0];
     switch (base) {
@@ -63,8 +63,8 @@ static uint32_t codebook_label(const struct gguf_label *l, unsigned base) {
     }
 }
 
-/* The type of most weights, counted where it says what was asked for. Of k-quants, whose mixtures give some tensors
- * more bits, the smallest that has a quarter of them. */
+/* The type of most weights, counting possible fallbacks only if there is nothing else. For k-quants, whose mixtures
+ * give some tensors more bits, the smallest type that has a quarter of the weights. */
 uint32_t gguf_label_file_type(const struct gguf_label *l) {
     uint64_t elems[GGUF_LABEL_DTYPES] = {0}, all = 0, k = 0;
     unsigned best = DT_F32;
@@ -76,7 +76,8 @@ uint32_t gguf_label_file_type(const struct gguf_label *l) {
     }
     if (is_k(best)) {
         for (best = DT_Q2_K; elems[best] < k / 4 || !elems[best];) best++;
-        if (l->elems[1][DT_Q4_0] && best > DT_Q3_K) best = DT_Q3_K; /* falls back to it */
+        /* of the k-quants, only Q2_K and Q3_K fall back to Q4_0 */
+        if (l->elems[1][DT_Q4_0] && best > DT_Q3_K) best = DT_Q3_K;
         return k_label(l, best);
     }
     if (best == DT_F32 && l->outside && l->outside != DT_F32) best = l->outside;

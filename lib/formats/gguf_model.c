@@ -1,4 +1,4 @@
-/* Reads the configuration of a model from the keys of a GGUF. formats/gguf.md has the table of keys. */
+/* Reads a model configuration from the keys of a GGUF. formats/gguf.md has the table of keys. */
 #include "lib/formats/arch_internal.h"
 
 int gguf_read_arch(const struct gguf_file *g, struct arena *a, const struct arch **out, const struct gguf_name **name,
@@ -27,7 +27,7 @@ static uint32_t *layer_number(struct model_layer *l, size_t offset) {
     return (uint32_t *)((char *)l + offset);
 }
 
-/* One number for all layers, or an array with one for each. */
+/* The key holds a number for all layers, or an array with one per layer. */
 static int read_per_layer(const struct gguf_file *g, const char *key, struct model_config *c, size_t offset,
                           struct err *e) {
     const struct gguf_kv *kv = gguf_find(g, key);
@@ -60,8 +60,8 @@ static int read_layers(const struct gguf_file *g, const char *prefix, struct mod
     return 0;
 }
 
-/* The head size is stated, or follows from the first layer; values use all of it, and so does the rotation unless it
- * may be partial. */
+/* The head size is given or follows from the first layer. Values must have the same size, and so must the rotated part
+ * unless the architecture allows a partial rotation. */
 static int read_head_dim(const struct gguf_file *g, const char *prefix, bool partial, struct model_config *c,
                          struct err *e) {
     char key[GGUF_KEY_SIZE];
@@ -110,7 +110,7 @@ static int read_numbers(const struct gguf_file *g, const char *prefix, struct mo
     return rc;
 }
 
-/* ---- the whole ---- */
+/* ---- the configuration ---- */
 
 static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct model_config *c, struct err *e) {
     const struct raw_tensor *embed = raw_table_find(&g->tensors, "token_embd.weight");
@@ -127,7 +127,7 @@ static int read_vocab_size(const struct gguf_file *g, const char *prefix, struct
     return rc;
 }
 
-/* Our export of an architecture under another name: qwen2 as deci. */
+/* Our exports may use another architecture's name, as qwen2 written as deci; this key then has the real one. */
 static int read_own_arch(const struct gguf_file *g, const struct arch **arch, const char *prefix, struct arena *a,
                          struct err *e) {
     const char *name = NULL;
@@ -144,7 +144,7 @@ static int read_own_arch(const struct gguf_file *g, const struct arch **arch, co
     return 0;
 }
 
-/* Optional biases of a family are found by their tensors. */
+/* Optional biases are detected by their tensors. */
 static bool has_tensor(const struct gguf_file *g, const char *name, const char *fused) {
     return raw_table_find(&g->tensors, name) || raw_table_find(&g->tensors, fused);
 }

@@ -1,6 +1,6 @@
 /*
- * What a GGUF says of the importance matrix that it was quantized with, as llama-quantize does: quantize.imatrix.file, .dataset (text),
- * .entries_count and .chunks_count (u32). In META "imatrix", without the common part of the names.
+ * The importance matrix that a GGUF was quantized with, as llama-quantize records it: the keys quantize.imatrix.file
+ * and .dataset (text), .entries_count and .chunks_count (u32). META has them in "imatrix", without the prefix.
  */
 #include "lib/formats/formats_internal.h"
 

@@ -1,16 +1,16 @@
 /*
- * GGUF, the structure: a header, key/value pairs, tensor descriptions, padding, data. Everything is checked against
- * what is left of the file before it is believed; nothing is allocated from a count alone. What the keys mean is
- * gguf_model.c's.
+ * The structure of GGUF: a header, key/value pairs, tensor descriptions, padding, data. Every size is checked against
+ * the rest of the file before it is used, and no count alone determines an allocation. gguf_model.c interprets the
+ * keys.
  *
- * The file is little-endian, and so is every machine that Rill runs on.
+ * The file is little-endian, as is every machine that Rill runs on.
  */
 #include <math.h>
 #include <stdlib.h>
 
 #include "lib/formats/formats_internal.h"
 
-/* ---- a cursor that cannot leave the file ---- */
+/* ---- a bounds-checked cursor ---- */
 
 struct cursor {
     const unsigned char *data;
@@ -49,7 +49,7 @@ static int take_string(struct cursor *c, struct span *out, const char *what, str
 
 /* ---- keys and values ---- */
 
-/* Bytes of one element; 0 for strings, which have no fixed size. */
+/* Bytes per element; 0 for strings, whose size varies. */
 static const unsigned char type_bytes[GGUF_TYPE_COUNT] = {
     [GGUF_U8] = 1,  [GGUF_I8] = 1,   [GGUF_U16] = 2, [GGUF_I16] = 2, [GGUF_U32] = 4, [GGUF_I32] = 4,
     [GGUF_F32] = 4, [GGUF_BOOL] = 1, [GGUF_U64] = 8, [GGUF_I64] = 8, [GGUF_F64] = 8,
@@ -64,7 +64,7 @@ static int take_type(struct cursor *c, const char *key, enum gguf_type *out, str
     return 0;
 }
 
-/* The n elements of a value; moves the cursor after them. A string takes at least 8 bytes, which bounds n too. */
+/* Checks the n elements of a value and moves the cursor past them. A string takes at least 8 bytes, which bounds n. */
 static int take_elements(struct cursor *c, const struct gguf_kv *kv, struct err *e) {
     uint64_t size = kv->type == GGUF_STRING ? 8 : type_bytes[kv->type], bytes;
     if (!u64_mul(kv->n, size, &bytes) || bytes > left(c))
@@ -111,7 +111,7 @@ static int by_key(const void *a, const void *b) {
 }
 
 static int take_kvs(struct cursor *c, struct gguf_file *g, uint64_t n, struct arena *a, struct err *e) {
-    const uint64_t least = 8 + 1 + 4 + 1; /* a key of one byte, its type, a value of one byte */
+    const uint64_t least = 8 + 1 + 4 + 1; /* a one-byte key, its type, a one-byte value */
     if (n > GGUF_MAX_KEYS || n > left(c) / least)
         return err_set(e, ERR_DATA, "%llu keys do not fit in the %llu bytes left (and %u are allowed)",
                        (unsigned long long)n, (unsigned long long)left(c), GGUF_MAX_KEYS);
@@ -130,7 +130,6 @@ static int take_kvs(struct cursor *c, struct gguf_file *g, uint64_t n, struct ar
 
 /* ---- tensors ---- */
 
-/* Types that exist but that Rill does not read, so that the message can name them. */
 static int take_dims(struct cursor *c, struct raw_tensor *t, struct err *e) {
     uint32_t rank;
     int rc = take(c, &rank, sizeof rank, "a tensor description", e);
@@ -139,7 +138,7 @@ static int take_dims(struct cursor *c, struct raw_tensor *t, struct err *e) {
         return err_set(e, ERR_DATA, "tensor '%s' has %u dimensions, at most %d are allowed", t->name, rank,
                        GGUF_MAX_DIMS);
     t->rank = rank;
-    for (unsigned i = 0; i < rank && !rc; i++) /* ne[0] is the row: the reverse of our order */
+    for (unsigned i = 0; i < rank && !rc; i++) /* GGUF's ne[0] is the row length: the reverse of our order */
         rc = take(c, &t->dims[rank - 1 - i], sizeof t->dims[0], "a tensor description", e);
     return rc;
 }
@@ -154,7 +153,7 @@ static int take_dtype(struct cursor *c, struct raw_tensor *t, struct err *e) {
     return 0;
 }
 
-/* `running` is where the data of this tensor must begin: the padded sizes of those before it. */
+/* `running` is where this tensor's data must begin: the sum of the padded sizes of the tensors before it. */
 static int take_tensor(struct cursor *c, struct gguf_file *g, uint64_t *running, struct raw_tensor *t, struct arena *a,
                        struct err *e) {
     struct span name;
@@ -181,7 +180,7 @@ static int take_tensor(struct cursor *c, struct gguf_file *g, uint64_t *running,
 }
 
 static int take_tensors(struct cursor *c, struct gguf_file *g, uint64_t n, struct arena *a, struct err *e) {
-    const uint64_t least = 8 + 1 + 4 + 4 + 8; /* name of one byte, rank 0, type, offset */
+    const uint64_t least = 8 + 1 + 4 + 4 + 8; /* a one-byte name, rank 0, type, offset */
     if (n > GGUF_MAX_TENSORS || n > left(c) / least)
         return err_set(e, ERR_DATA, "%llu tensors do not fit in the %llu bytes left (and %u are allowed)",
                        (unsigned long long)n, (unsigned long long)left(c), GGUF_MAX_TENSORS);
@@ -192,7 +191,7 @@ static int take_tensors(struct cursor *c, struct gguf_file *g, uint64_t n, struc
     return rc;
 }
 
-/* After the descriptions: all of the data must be there, and nothing after it. */
+/* Sets the tensors' data pointers. All data must be present, and nothing may follow it. */
 static int place_data(struct cursor *c, struct gguf_file *g, struct err *e) {
     if (!u64_align(c->at, g->alignment, &g->data_offset)) return err_set(e, ERR_DATA, "the header's size overflows");
     uint64_t running = g->data_offset, end;
@@ -204,12 +203,12 @@ static int place_data(struct cursor *c, struct gguf_file *g, struct err *e) {
         t->data = c->data + running;
         if (!u64_align(end, g->alignment, &running)) return err_set(e, ERR_DATA, "offsets overflow");
     }
-    if (c->end > running) /* writers pad the last tensor, or do not */
+    if (c->end > running) /* some writers pad the last tensor, some do not */
         return err_set(e, ERR_DATA, "%llu bytes after the last tensor", (unsigned long long)(c->end - running));
     return 0;
 }
 
-/* ---- the whole ---- */
+/* ---- the file ---- */
 
 static int take_version(struct cursor *c, struct gguf_file *g, struct err *e) {
     char magic[4];
@@ -220,7 +219,7 @@ static int take_version(struct cursor *c, struct gguf_file *g, struct err *e) {
     if (rc) return rc;
     if (g->version == __builtin_bswap32(2) || g->version == __builtin_bswap32(3))
         return err_set(e, ERR_DATA, "a big-endian GGUF file, which is not supported");
-    if (g->version != 2 && g->version != 3) /* 3 allowed big-endian files and changed nothing else */
+    if (g->version != 2 && g->version != 3) /* version 3 only added big-endian files */
         return err_set(e, ERR_DATA, "GGUF version %u, expected 2 or 3", g->version);
     return 0;
 }
@@ -255,7 +254,7 @@ const struct gguf_kv *gguf_find(const struct gguf_file *g, const char *key) {
     return g->n_kv ? bsearch(&wanted, g->kv, g->n_kv, sizeof wanted, by_key) : NULL;
 }
 
-/* A signed value below zero is no count. */
+/* False for a negative value, which is never a count. */
 bool gguf_kv_u64(const struct gguf_kv *kv, uint64_t i, uint64_t *out) {
     const unsigned char *p = kv->data + i * type_bytes[kv->type];
     bool is_signed = kv->type == GGUF_I8 || kv->type == GGUF_I16 || kv->type == GGUF_I32 || kv->type == GGUF_I64;

@@ -1,4 +1,4 @@
-/* Rotary positions in GGUF: keys, and tensors of factors. formats/gguf.md says how llama.cpp takes them. */
+/* Rotary positions in GGUF: keys and tensors of factors. formats/gguf.md says how llama.cpp uses them. */
 #include <math.h>
 
 #include "lib/formats/arch_internal.h"
@@ -10,10 +10,10 @@ const char *const gguf_rope_tensors[] = {LLAMA3_TENSOR, LONG_TENSOR, SHORT_TENSO
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-#define LLAMA_CPP_THETA 10000 /* the default of all architectures */
+#define LLAMA_CPP_THETA 10000 /* llama.cpp's default for all architectures */
 
-/* A number in full beside the f32 that other programs read (export writes it where f32 would round). Both must round
- * to the same. */
+/* Reads a number that export writes twice if f32 would round it: as the f32 that other programs read, and in full under
+ * our own key. Both must round to the same f32. */
 static int read_exact(const struct gguf_file *g, const char *key, const char *own_key, double min, double max,
                       double *out, struct err *e) {
     double exact = 0;
@@ -26,7 +26,7 @@ static int read_exact(const struct gguf_file *g, const char *key, const char *ow
     return 0;
 }
 
-/* The factor has an old and a new name. 0 stands for "not set" in older files. */
+/* The factor has an old and a new key. In older files 0 means "not set". */
 static int read_factor(const struct gguf_file *g, const char *prefix, double *factor, struct err *e) {
     char key[GGUF_KEY_SIZE], old_key[GGUF_KEY_SIZE];
     double old = 0;
@@ -41,7 +41,7 @@ static int read_factor(const struct gguf_file *g, const char *prefix, double *fa
     return 0;
 }
 
-/* llama.cpp reads these for other architectures alone: it would compute with 32, 1 and 0, whatever they say. */
+/* llama.cpp reads these keys only for other architectures; here it would use 32, 1 and 0 whatever they say. */
 static int check_yarn_keys(const struct gguf_file *g, const char *prefix, struct err *e) {
     static const struct {
         const char *suffix;
@@ -70,7 +70,8 @@ static int read_original(const struct gguf_file *g, const char *prefix, struct m
     return rc;
 }
 
-/* llama.cpp multiplies what it makes of the factor of a YaRN by the key; ours has the product in full. */
+/* llama.cpp multiplies the attention factor that it derives from the scaling (`times`) by this key; our own key has the
+ * exact product. */
 static int read_attention(const struct gguf_file *g, const char *prefix, struct model_config *c, double times,
                           struct err *e) {
     char key[GGUF_KEY_SIZE];
@@ -87,7 +88,7 @@ static int read_attention(const struct gguf_file *g, const char *prefix, struct 
     return 0;
 }
 
-/* Elsewhere nothing would read it. */
+/* Only yarn and longrope read the key. */
 static int check_attention(const struct gguf_file *g, const char *prefix, struct err *e) {
     char key[GGUF_KEY_SIZE];
     double said = 1;
@@ -104,7 +105,7 @@ static int read_yarn(const struct gguf_file *g, const char *prefix, struct model
     return read_attention(g, prefix, c, model_rope_attention(ROPE_YARN, c->rope.factor, c->rope.original_context), e);
 }
 
-/* A tensor of factors, one for each pair that rotates, copied into the arena. */
+/* Copies a tensor of factors, one per rotated pair, into the arena. */
 static int copy_factors(const struct raw_tensor *t, uint32_t n, float **out, struct arena *a, struct err *e) {
     if (t->dtype != DT_F32 || t->rank != 1 || t->dims[0] != n)
         return err_set(e, ERR_DATA, "tensor '%s' is not %u numbers of f32", t->name, n);
@@ -139,7 +140,7 @@ static int read_long(const struct gguf_file *g, const char *prefix, struct model
     return rc ? rc : read_attention(g, prefix, c, 1, e);
 }
 
-/* "longrope" may go without saying, as in files of a phi3: the tensors say it. */
+/* Files of phi3 do not name "longrope"; its tensors imply it. */
 static int read_scaling(const struct gguf_file *g, const char *prefix, struct model_config *c, struct arena *a,
                         struct err *e) {
     char key[GGUF_KEY_SIZE], factor_key[GGUF_KEY_SIZE];
@@ -149,7 +150,7 @@ static int read_scaling(const struct gguf_file *g, const char *prefix, struct mo
     int rc = read_factor(g, prefix, &factor, e);
     if (!rc) rc = gguf_opt_str(g, gguf_arch_key(key, prefix, "rope.scaling.type"), a, &type, e);
     if (rc) return rc;
-    if (!type) type = tensors ? "longrope" : "linear"; /* llama.cpp's default when there is a factor */
+    if (!type) type = tensors ? "longrope" : "linear"; /* llama.cpp's default if there is a factor */
     bool none = strcmp(type, "none") == 0, is_long = strcmp(type, "longrope") == 0, yarn = strcmp(type, "yarn") == 0;
     if (!none && !is_long && !yarn && strcmp(type, "linear") != 0)
         return err_set(e, ERR_DATA,
@@ -171,7 +172,7 @@ static int read_scaling(const struct gguf_file *g, const char *prefix, struct mo
     return rc || !yarn ? rc : read_yarn(g, prefix, c, e);
 }
 
-/* What our export states about the factors in rope_freqs.weight, for which GGUF has no keys. */
+/* The parameters behind the factors in rope_freqs.weight, which our export writes because GGUF has no keys for them. */
 static int read_llama3_keys(const struct gguf_file *g, struct model_config *c, struct err *e) {
     uint64_t original = 0;
     int rc = gguf_opt_f64(g, "rill.rope.factor", 1e-3, 1e6, &c->rope.factor, e);
@@ -228,14 +229,15 @@ static void put_exact(struct gguf_header *h, const char *key, const char *own_ke
     if (!fits_f32(v)) gguf_key_f64(h, own_key, v);
 }
 
-/* The factor of cosines and sines less what llama.cpp makes of the scaling by itself, and the same in full where that would be lost. */
+/* Writes the quotient of the attention factor and what llama.cpp derives by itself, and the factor itself if the f32
+ * quotient does not give it back exactly. */
 static void put_attention(struct gguf_header *h, double attention, double by_itself) {
     double rest = attention / by_itself;
     if (rest != 1) gguf_key_f32(h, ".rope.scaling.attn_factor", rest);
     if ((double)(float)rest * by_itself != attention) gguf_key_f64(h, "rill.rope.attention_factor", attention);
 }
 
-/* GGUF's numbers are f32, and llama3's parameters have no keys at all: keys of our own keep what would be lost. */
+/* GGUF's numbers are f32, and llama3's parameters have no keys at all; our own keys keep what would be lost. */
 void gguf_put_rope(struct gguf_header *h, const struct model_config *c) {
     const struct model_rope *r = &c->rope;
     if (c->positions != POSITIONS_ROTARY) return;
@@ -296,7 +298,7 @@ int gguf_write_rope_tensors(const struct model_config *c, int fd, struct err *e)
     return rc;
 }
 
-/* ---- what llama.cpp computes -------------------------------------------------------------------------------------- */
+/* ---- what llama.cpp can compute ---------------------------------------------------------------------------------- */
 
 static int check_yarn(const struct model_rope *r, uint32_t dims, struct err *e) {
     double low, high;

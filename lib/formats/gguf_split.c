@@ -1,6 +1,6 @@
 /*
- * A GGUF in several files, as llama-gguf-split writes them: each has tensors, and keys that say which part it is (split.no,
- * split.count, split.tensors.count); the first alone has the keys of the model.
+ * Reads a GGUF split into several files as llama-gguf-split writes them: each has tensors and keys that say which part
+ * it is (split.no, split.count, split.tensors.count); only the first has the model's keys.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -8,7 +8,7 @@ char *gguf_part_name(struct arena *a, const char *stem, size_t n_stem, uint32_t 
     return arena_printf(a, e, "%.*s-%05u-of-%05u.gguf", (int)n_stem, stem, no + 1, count);
 }
 
-/* The path without what names the part, "-00001-of-00003.gguf". */
+/* *n_stem = the length of the path without the suffix of the first part, "-00001-of-00003.gguf". */
 static int find_stem(const char *path, uint32_t count, struct arena *a, size_t *n_stem, struct err *e) {
     const char *end = gguf_part_name(a, "", 0, 0, count, e);
     if (!end) return e->code;
@@ -35,7 +35,7 @@ static int add_part(struct foreign_model *f, struct gguf_file *g, const char *pa
                     struct err *e) {
     const struct mapped_file *m;
     struct gguf_file part = {0};
-    if (source_map(f, path, &m, e)) return e->code; /* which names the path */
+    if (source_map(f, path, &m, e)) return e->code; /* the message names the path already */
     int rc = gguf_parse(&part, m->data, m->size, &f->memory, e);
     if (!rc) rc = check_part(&part, no, count, e);
     if (rc) rc = err_prefix(e, "%s", path);

@@ -1,4 +1,4 @@
-/* Reads the tokenizer of a GGUF: pieces, their types, merges as text; gguf_kinds.c has what differs by kind. */
+/* Reads the tokenizer of a GGUF: pieces, their types, merges as text. gguf_kinds.c has what depends on the kind. */
 #include "lib/formats/formats_internal.h"
 
 /* GGUF's token types. */
@@ -31,8 +31,8 @@ static bool flags_of_type(uint32_t type, uint32_t *flags) {
     }
 }
 
-/* llama.cpp's list (llama-vocab.cpp, "end-of-generation"), but for the tokens of fill-in-the-middle: GGUF has one key
- * for the end of a text, and models have several. */
+/* llama.cpp's list of end-of-generation tokens (llama-vocab.cpp) without those of fill-in-the-middle. GGUF has only one
+ * key for the end of a text, but models have several. */
 bool gguf_text_ends(const void *text, size_t n) {
     static const char *const known[] = {
         "<|eot_id|>", "<|im_end|>", "<|end|>",         "<|return|>",         "<|call|>",
@@ -47,11 +47,12 @@ bool gguf_text_ends(const void *text, size_t n) {
 bool gguf_type_says_all(const struct vocab *v, uint32_t id) {
     const struct token *t = &v->tokens[id];
     uint32_t flags;
-    if (!(t->flags & TOKEN_SPECIAL) && gguf_text_ends(t->bytes, t->n_bytes)) return false; /* set_piece makes it one */
+    /* set_piece would make it special */
+    if (!(t->flags & TOKEN_SPECIAL) && gguf_text_ends(t->bytes, t->n_bytes)) return false;
     return flags_of_type(gguf_token_type(v, id), &flags) && flags == t->flags;
 }
 
-/* An array that has one entry for each token, or none. */
+/* *out = an array with one entry per token, or NULL if there is no such key. */
 static int token_array(const struct gguf_file *g, const char *key, enum gguf_type type, uint64_t n,
                        const struct gguf_kv **out, struct err *e) {
     int rc = gguf_opt_array(g, key, type, out, e);
@@ -64,8 +65,8 @@ static int token_array(const struct gguf_file *g, const char *key, enum gguf_typ
 static int read_flags(const struct gguf_file *g, struct vocab *spec, struct err *e) {
     const struct gguf_kv *types, *flags;
     int rc = token_array(g, "tokenizer.ggml.token_type", GGUF_I32, spec->n_tokens, &types, e);
-    if (!rc)
-        rc = token_array(g, "rill.tokenizer.flags", GGUF_U32, spec->n_tokens, &flags, e); /* types are not sufficient */
+    if (!rc) /* token types cannot express all flags */
+        rc = token_array(g, "rill.tokenizer.flags", GGUF_U32, spec->n_tokens, &flags, e);
     if (rc) return rc;
     for (uint32_t i = 0; i < spec->n_tokens; i++) {
         uint64_t v = types || flags ? UINT64_MAX : TYPE_NORMAL;
@@ -89,8 +90,8 @@ static int set_piece(struct vocab *spec, uint32_t id, struct span text, bool typ
     struct token *t = &spec->tokens[id];
     if (text.n == 0) t->flags = TOKEN_UNUSED;
     if (types_only && gguf_text_ends(text.s, text.n))
-        t->flags = TOKEN_SPECIAL | TOKEN_ADDED; /* as llama.cpp takes it */
-    if (t->flags & TOKEN_UNUSED) return 0;      /* its text is "[PAD123]": a placeholder */
+        t->flags = TOKEN_SPECIAL | TOKEN_ADDED; /* as llama.cpp treats it */
+    if (t->flags & TOKEN_UNUSED) return 0;      /* its text is a placeholder such as "[PAD123]" */
     if (text.n > TEXT_MAX_PIECE * 2)
         return err_set(e, ERR_DATA, "token %u is longer than %d bytes", id, TEXT_MAX_PIECE);
     scratch->len = 0;
@@ -117,7 +118,7 @@ static int read_pieces(const struct gguf_file *g, struct vocab *spec, struct buf
 
 /* ---- merges ---- */
 
-/* "left right": pieces are spelled without spaces, so there is exactly one. */
+/* "left right": pieces are spelled without spaces, so there is exactly one space. */
 static int read_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, struct span text,
                       struct buf *scratch, struct err *e) {
     const char *space = text.n ? memchr(text.s, ' ', text.n) : NULL;
@@ -132,7 +133,7 @@ static int read_merges(const struct gguf_file *g, struct vocab *spec, struct buf
     uint64_t at = 0;
     int rc = gguf_opt_array(g, "tokenizer.ggml.merges", GGUF_STRING, &merges, e);
     if (!rc && !merges && spec->kind == TEXT_BYTE_BPE) rc = err_set(e, ERR_DATA, "the key is missing");
-    if (!rc && !merges) return 0; /* the scores make them */
+    if (!rc && !merges) return 0; /* merges follow from the scores */
     if (!rc) rc = draft_merges(spec, merges->n, &pieces, e);
     for (uint32_t i = 0; !rc && i < spec->n_merges; i++)
         rc = read_merge(spec, pieces, i, gguf_kv_next_string(merges, &at), scratch, e);
@@ -151,8 +152,8 @@ static int read_pre(const struct gguf_file *g, struct vocab *spec, struct err *e
     return rc ? err_prefix(e, "key 'tokenizer.ggml.pre'") : 0;
 }
 
-/* tokenizer.ggml.unknown_token_id is only a name: llama.cpp drops bytes without a token, as `tokenizers` does unless
- * the BPE model itself has an unk_token. Our key states that one. */
+/* llama.cpp does not use tokenizer.ggml.unknown_token_id: it drops bytes without a token, as `tokenizers` does unless
+ * the BPE model has an unk_token. Our own key holds that token. */
 static int read_ids(const struct gguf_file *g, const struct gguf_kind *k, struct vocab *spec, struct err *e) {
     bool bytes = k->kind == TEXT_BYTE_BPE, bert = k->kind == TEXT_WORDPIECE;
     const struct {
@@ -173,7 +174,8 @@ static int read_ids(const struct gguf_file *g, const struct gguf_kind *k, struct
     return 0;
 }
 
-/* The list of all ends where a file has it, else the tokens whose text is an end; in any case those with a key. */
+/* The file's list of end tokens if it has one, else all tokens with a known end text; in both cases those
+ * with a key of their own. */
 static int read_ends(const struct gguf_file *g, struct vocab *spec, struct err *e) {
     static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     const struct gguf_kv *list = gguf_find(g, GGUF_ENDS_KEY);
@@ -202,7 +204,7 @@ static int read_settings(const struct gguf_file *g, const struct gguf_kind *k, s
     if (rc) return rc;
     spec->nfc = pre_implies_nfc(spec->pre);
     spec->ignore_merges = pre_implies_ignore_merges(spec->pre);
-    spec->add_bos = k->add_bos || spec->pre == PRE_LLAMA_BPE; /* llama.cpp's default for them */
+    spec->add_bos = k->add_bos || spec->pre == PRE_LLAMA_BPE; /* llama.cpp's default for these */
     spec->add_eos = k->add_eos;
     rc = read_ids(g, k, spec, e);
     if (!rc) rc = read_ends(g, spec, e);
@@ -231,7 +233,7 @@ int gguf_read_vocab(const struct gguf_file *g, struct vocab *spec, bool *found, 
     if (!rc) rc = read_pieces(g, spec, &scratch, e);
     if (!rc && !bytes) rc = gguf_read_scores(g, spec, e);
     if (!rc) rc = read_settings(g, k, spec, e);
-    /* Other programs write merges that llama.cpp ignores; only ours are exact. */
+    /* Merges that other programs write beside scores are ignored by llama.cpp; only ours are exact. */
     if (!rc && (bytes || (k->kind == TEXT_CHAR_BPE && gguf_find(g, GGUF_STEPS_KEY))))
         rc = read_merges(g, spec, &scratch, e);
     buf_release(&scratch);

@@ -1,4 +1,4 @@
-/* Which layers of a GGUF attend to a window, for architectures whose layers differ in that. */
+/* Reads and writes which layers of a GGUF have an attention window, for architectures whose layers differ. */
 #include "lib/formats/arch_internal.h"
 
 int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) {
@@ -23,7 +23,7 @@ int arch_uniform_window(const struct model_config *c, struct err *e) {
     return 0;
 }
 
-/* llama.cpp's llama_hparams::set_swa_pattern. */
+/* As llama_hparams::set_swa_pattern of llama.cpp. */
 static bool in_pattern(uint32_t pattern, uint32_t layer) {
     return pattern == 0 || layer % pattern < pattern - 1;
 }

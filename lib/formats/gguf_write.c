@@ -8,29 +8,23 @@
 
 /* ---- types ---- */
 
-/* What goes out: the tensors under GGUF's names. */
-struct out {
-    struct export_source x;
-    const struct arch *arch;
-    const struct gguf_name *name;
-    struct out_tensors tensors;
-};
-
-/* Vectors are always f32, and so are tables of positions and types: llama.cpp adds them as they are. */
-static enum dtype type_in_file(const struct out_tensor *t) {
+enum dtype gguf_out_type(const struct out_tensor *t) {
     return t->kind == KIND_MATRIX ? t->stored : DT_F32;
 }
 
-static int count_types(const struct out *o, uint32_t *file_type, bool *quantized, struct err *e) {
+int gguf_out_check_type(const struct out_tensor *t, struct err *e) {
+    if (gguf_has_weights_of(gguf_out_type(t))) return 0;
+    return err_set(e, ERR_DATA,
+                   "tensor '%s' has type %s, which llama.cpp does not support for weights (quantize it first)", t->name,
+                   dtype_info(gguf_out_type(t))->name);
+}
+
+static int count_types(const struct gguf_out *o, uint32_t *file_type, struct err *e) {
     struct gguf_label label = {0};
     for (size_t i = 0; i < o->tensors.n; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
-        enum dtype dtype = type_in_file(t);
-        if (!gguf_has_weights_of(dtype))
-            return err_set(e, ERR_DATA,
-                           "tensor '%s' has type %s, which llama.cpp does not support for weights (quantize it first)",
-                           t->name, dtype_info(dtype)->name);
-        *quantized = *quantized || dtype_info(dtype)->is_quantized;
+        enum dtype dtype = gguf_out_type(t);
+        if (gguf_out_check_type(t, e)) return e->code;
         uint64_t n = 1;
         for (unsigned k = 0; k < t->rank; k++) n *= t->dims[k];
         gguf_label_add(&label, t->slots[0], dtype, t->dims[t->rank - 1], n);
@@ -41,10 +35,16 @@ static int count_types(const struct out *o, uint32_t *file_type, bool *quantized
 
 /* ---- keys of the model ---- */
 
-static int put_general(struct gguf_header *h, const struct out *o, const char *name, struct err *e) {
+int gguf_out_label(struct gguf_header *keys, const struct gguf_out *o, struct err *e) {
+    uint32_t file_type;
+    int rc = count_types(o, &file_type, e);
+    if (!rc) memcpy(keys->bytes.data + o->file_type_at, &file_type, sizeof file_type);
+    return rc;
+}
+
+static int put_general(struct gguf_header *h, struct gguf_out *o, const char *name, struct err *e) {
     uint32_t file_type = 0;
-    bool quantized = false;
-    int rc = count_types(o, &file_type, &quantized, e);
+    int rc = count_types(o, &file_type, e);
     if (rc) return rc;
     const struct model_config *c = &o->x.config;
     const char *arch = o->name->name;
@@ -62,7 +62,8 @@ static int put_general(struct gguf_header *h, const struct out *o, const char *n
     char size[MODEL_SIZE_LABEL];
     gguf_key_string(h, "general.size_label", model_size_label(model_parameters(c), size));
     gguf_key_u32(h, "general.file_type", file_type);
-    if (quantized) gguf_key_u32(h, "general.quantization_version", 2);
+    o->file_type_at = h->bytes.len - sizeof file_type;
+    gguf_key_u32(h, "general.quantization_version", 2); /* also where nothing is, as llama.cpp's converter does */
     gguf_key_u32(h, "general.alignment", GGUF_DEFAULT_ALIGNMENT);
     gguf_put_origin(h, o->x.meta);
     /* A name that is read back as another architecture needs a key with ours. */
@@ -87,7 +88,7 @@ static void put_per_layer(struct gguf_header *h, const char *key, const struct m
     for (uint32_t i = 0; i < c->n_layers; i++) gguf_put_u32(h, layer_number(&c->layers[i], offset));
 }
 
-static void put_model(struct gguf_header *h, const struct out *o) {
+static void put_model(struct gguf_header *h, const struct gguf_out *o) {
     const struct model_config *c = &o->x.config;
     gguf_key_u32(h, ".block_count", c->n_layers);
     gguf_key_u32(h, ".context_length", c->context);
@@ -267,34 +268,29 @@ static void put_vocab(struct gguf_header *h, const struct vocab *v) {
 
 /* ---- tensors ---- */
 
-/* Those of a file, in order. The factors of the rotation, which are none of the model's, come before the first. */
-struct range {
-    size_t from, to;
-};
-
-static void put_tensor_infos(struct gguf_header *h, const struct out *o, struct range r) {
+void gguf_out_infos(struct gguf_header *h, const struct gguf_out *o, struct gguf_range r) {
     if (r.from == 0) gguf_put_rope_tensors(h, &o->x.config);
     for (size_t i = r.from; i < r.to; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
-        enum dtype as = type_in_file(t);
+        enum dtype as = gguf_out_type(t);
         gguf_put_tensor(h, t->name, t->rank, t->dims, as, out_tensor_bytes(t, as));
     }
 }
 
-static int write_tensors(struct out *o, struct range r, int fd, struct err *e) {
+static int write_tensors(struct gguf_out *o, struct gguf_range r, int fd, struct err *e) {
     int rc = r.from == 0 ? gguf_write_rope_tensors(&o->x.config, fd, e) : 0;
     for (size_t i = r.from; i < r.to && !rc; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
         const void *data;
-        rc = out_tensor_data(&o->x, t, type_in_file(t), o->name->interleaved, &data, e);
-        if (!rc) rc = gguf_write_padded(fd, data, out_tensor_bytes(t, type_in_file(t)), e);
+        rc = out_tensor_data(&o->x, t, gguf_out_type(t), o->name->interleaved, &data, e);
+        if (!rc) rc = gguf_write_padded(fd, data, out_tensor_bytes(t, gguf_out_type(t)), e);
     }
     return rc;
 }
 
-static int write_file(struct out *o, const struct gguf_header *keys, struct range r, int fd, struct err *e) {
+static int write_file(struct gguf_out *o, const struct gguf_header *keys, struct gguf_range r, int fd, struct err *e) {
     struct gguf_header infos = {.e = e};
-    put_tensor_infos(&infos, o, r);
+    gguf_out_infos(&infos, o, r);
     int rc = infos.rc;
     if (!rc) rc = gguf_write_header(fd, keys, &infos, e);
     if (!rc) rc = write_tensors(o, r, fd, e);
@@ -311,19 +307,18 @@ struct parts {
 };
 
 /* The part that begins with this tensor: as many as fit, and at least one. */
-static struct range part_from(const struct out *o, const struct parts *p, size_t from) {
+static struct gguf_range part_from(const struct gguf_out *o, const struct parts *p, size_t from) {
     uint64_t bytes = from == 0 ? p->before_first : 0;
     size_t i = from;
     for (; i < o->tensors.n; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
-        uint64_t n = out_tensor_bytes(t, type_in_file(t));
-        bytes += (n + GGUF_DEFAULT_ALIGNMENT - 1) / GGUF_DEFAULT_ALIGNMENT * GGUF_DEFAULT_ALIGNMENT;
+        bytes += gguf_padded(out_tensor_bytes(t, gguf_out_type(t)));
         if (i > from && bytes > p->limit) break;
     }
-    return (struct range){from, i};
+    return (struct gguf_range){from, i};
 }
 
-static int count_parts(const struct out *o, struct parts *p, struct err *e) {
+static int count_parts(const struct gguf_out *o, struct parts *p, struct err *e) {
     struct gguf_header rope = {.e = e};
     gguf_put_rope_tensors(&rope, &o->x.config);
     p->before_first = rope.data_bytes;
@@ -336,14 +331,14 @@ static int count_parts(const struct out *o, struct parts *p, struct err *e) {
 }
 
 /* The types are those that llama.cpp insists on. */
-static void put_part(struct gguf_header *h, const struct parts *p, uint32_t no) {
+void gguf_put_split(struct gguf_header *h, uint32_t no, uint32_t count, uint32_t n_tensors) {
     gguf_key_u16(h, "split.no", (uint16_t)no);
-    gguf_key_u16(h, "split.count", (uint16_t)p->count);
-    gguf_key_i32(h, "split.tensors.count", (int32_t)p->n_tensors);
+    gguf_key_u16(h, "split.count", (uint16_t)count);
+    gguf_key_i32(h, "split.tensors.count", (int32_t)n_tensors);
 }
 
-static int write_part(struct out *o, struct gguf_header *keys, struct range r, struct out_folder *f, const char *name,
-                      struct err *e) {
+static int write_part(struct gguf_out *o, struct gguf_header *keys, struct gguf_range r, struct out_folder *f,
+                      const char *name, struct err *e) {
     int fd, rc = keys->rc ? keys->rc : out_folder_create(f, name, &fd, e);
     if (rc) return rc;
     rc = write_file(o, keys, r, fd, e);
@@ -353,15 +348,15 @@ static int write_part(struct out *o, struct gguf_header *keys, struct range r, s
 }
 
 /* `model`: the keys of the model, which the first part has beside its own. */
-static int write_parts(struct out *o, struct gguf_header *model, const struct parts *p, struct out_folder *f,
+static int write_parts(struct gguf_out *o, struct gguf_header *model, const struct parts *p, struct out_folder *f,
                        struct err *e) {
     int rc = 0;
-    struct range r = {0, 0};
+    struct gguf_range r = {0, 0};
     for (uint32_t no = 0; no < p->count && !rc; no++) {
         struct gguf_header own = {.e = e}, *keys = no == 0 ? model : &own;
         const char *name = gguf_part_name(&o->x.memory, "model", strlen("model"), no, p->count, e);
         r = part_from(o, p, r.to);
-        put_part(keys, p, no);
+        gguf_put_split(keys, no, p->count, p->n_tensors);
         rc = name ? write_part(o, keys, r, f, name, e) : e->code;
         buf_release(&own.bytes);
     }
@@ -370,9 +365,8 @@ static int write_parts(struct out *o, struct gguf_header *model, const struct pa
 
 /* ---- the whole ---- */
 
-static int open_out(struct out *o, struct stream_map *m, struct err *e) {
-    int rc = export_open(&o->x, m, e);
-    if (!rc) rc = target_check(TARGET_LLAMA_CPP, &o->x.config, e);
+static int prepare(struct gguf_out *o, struct err *e) {
+    int rc = target_check(TARGET_LLAMA_CPP, &o->x.config, e);
     if (!rc) rc = arch_of_config(&o->x.config, &o->arch, e);
     if (rc) return rc;
     o->name = arch_gguf_name(o->arch, &o->x.config);
@@ -383,7 +377,17 @@ static int open_out(struct out *o, struct stream_map *m, struct err *e) {
     return out_tensors_make(&o->tensors, &o->x, &o->arch->gguf.tensors, &gguf_common_tensors, NULL, e);
 }
 
-static int put_keys(struct gguf_header *keys, const struct out *o, const char *name, struct err *e) {
+static int open_out(struct gguf_out *o, struct stream_map *m, struct err *e) {
+    int rc = export_open(&o->x, m, e);
+    return rc ? rc : prepare(o, e);
+}
+
+int gguf_out_open_arriving(struct gguf_out *o, const struct model_head *h, struct err *e) {
+    int rc = export_open_arriving(&o->x, h, e);
+    return rc ? rc : prepare(o, e);
+}
+
+int gguf_out_keys(struct gguf_header *keys, struct gguf_out *o, const char *name, struct err *e) {
     int rc = put_general(keys, o, name, e);
     if (rc) return rc;
     put_model(keys, o);
@@ -392,23 +396,23 @@ static int put_keys(struct gguf_header *keys, const struct out *o, const char *n
 }
 
 int gguf_export(struct stream_map *m, int fd, const char *name, struct err *e) {
-    struct out o = {.arch = NULL};
+    struct gguf_out o = {.arch = NULL};
     struct gguf_header keys = {.e = e};
     int rc = open_out(&o, m, e);
-    if (!rc) rc = put_keys(&keys, &o, name, e);
-    if (!rc) rc = write_file(&o, &keys, (struct range){0, o.tensors.n}, fd, e);
+    if (!rc) rc = gguf_out_keys(&keys, &o, name, e);
+    if (!rc) rc = write_file(&o, &keys, (struct gguf_range){0, o.tensors.n}, fd, e);
     buf_release(&keys.bytes);
     export_release(&o.x);
     return rc;
 }
 
 int gguf_export_parts(struct stream_map *m, const char *folder, uint64_t limit, const char *name, struct err *e) {
-    struct out o = {.arch = NULL};
+    struct gguf_out o = {.arch = NULL};
     struct parts p = {.limit = limit};
     struct gguf_header keys = {.e = e};
     struct out_folder f = OUT_FOLDER_NONE;
     int rc = open_out(&o, m, e);
-    if (!rc) rc = put_keys(&keys, &o, name, e);
+    if (!rc) rc = gguf_out_keys(&keys, &o, name, e);
     if (!rc) rc = count_parts(&o, &p, e);
     if (!rc) rc = out_folder_begin(&f, folder, e);
     if (!rc) rc = write_parts(&o, &keys, &p, &f, e);

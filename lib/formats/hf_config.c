@@ -1,12 +1,12 @@
 /*
- * Reads and writes config.json of Hugging Face's classes: what all have in common; arch_*.c have the rest, and
- * formats/huggingface.md the table of keys.
+ * Reads and writes what config.json has in common for all classes of Hugging Face; arch_*.c handle the rest, and
+ * formats/huggingface.md has the table of keys.
  */
 #include "lib/formats/arch_internal.h"
 
-/* ---- which class ---- */
+/* ---- the class ---- */
 
-/* transformers uses model_type, other programs the class: they must agree. */
+/* transformers goes by model_type, other programs by the class, so they must agree. */
 static int read_arch(const cJSON *json, const struct arch **out, const struct hf_class **class, struct err *e) {
     const cJSON *list = hf_member(json, "architectures");
     const char *type = cJSON_GetStringValue(hf_member(json, "model_type")), *first = NULL;
@@ -32,7 +32,7 @@ static int read_arch(const cJSON *json, const struct arch **out, const struct hf
     return *out ? 0 : arch_class_unknown(type, e);
 }
 
-/* transformers runs such code only when it is told to trust it. */
+/* transformers runs such code only if told to trust it. */
 static void warn_of_code(const cJSON *json, const struct hf_class *class) {
     for (const cJSON *x = hf_member(json, "auto_map") ? hf_member(json, "auto_map")->child : NULL; x; x = x->next)
         if (x->string && strncmp(x->string, "AutoModel", 9) == 0) {
@@ -82,7 +82,7 @@ static int read_numbers(const cJSON *json, const struct hf_side *side, struct mo
                    {n->heads, MODEL_MAX_DIM, &l->n_heads, side->heads}};
     for (size_t i = 0; i < COUNT_OF(numbers); i++) {
         uint64_t v = numbers[i].absent;
-        if (!numbers[i].key) continue; /* layers without attention */
+        if (!numbers[i].key) continue; /* layers without attention have no such key */
         int rc = v ? json_opt_u64(json, numbers[i].key, 1, numbers[i].max, &v, e)
                    : json_get_u64(json, numbers[i].key, 1, numbers[i].max, &v, e);
         if (rc) return rc;
@@ -96,7 +96,7 @@ static int read_numbers(const cJSON *json, const struct hf_side *side, struct mo
     return rc;
 }
 
-/* An absent key means the default of the class; null means derived from the others. */
+/* An absent key means the class's default; null means derived from other values. */
 static int read_defaulted(const cJSON *json, const char *key, uint32_t absent, uint64_t *out, struct err *e) {
     if (!key) return 0;
     if (absent && !cJSON_GetObjectItemCaseSensitive(json, key)) *out = absent;
@@ -120,7 +120,7 @@ static int read_heads(const cJSON *json, const struct arch *arch, struct model_c
 
 /* ---- reading ---- */
 
-/* "id2label" names the classes; without it there are "num_labels", or 2. */
+/* The number of names in "id2label", else "num_labels", else 2. */
 static int read_classes(const cJSON *json, struct model_config *c, struct err *e) {
     const cJSON *names = hf_member(json, "id2label");
     uint64_t n = names ? (uint64_t)cJSON_GetArraySize(names) : 2, said = n;
@@ -177,11 +177,11 @@ int hf_config_read(struct model_config *c, const cJSON *json, struct arena *a, s
 
 /* ---- writing ---- */
 
-/* config.json has one number for all layers, and one for all that have experts. */
+/* config.json has one number for all layers, or for all layers with experts. */
 static int check_uniform(const struct arch *arch, const struct model_config *c, struct err *e) {
     for (uint32_t i = 1; i < c->n_layers; i++) {
         const struct model_layer *a = &c->layers[0], *b = &c->layers[i];
-        uint32_t like = 0; /* the first layer with experts if this one has some, or without */
+        uint32_t like = 0; /* index of the first layer of the same kind: with experts or without */
         while (!c->layers[like].experts != !b->experts) like++;
         const struct model_layer *kin = &c->layers[like];
         if (b->experts != kin->experts || b->expert_ffn != kin->expert_ffn || (b->experts && b->ffn != kin->ffn))
@@ -200,7 +200,7 @@ static int check_uniform(const struct arch *arch, const struct model_config *c, 
     return 0;
 }
 
-/* A window that the class would not give to the layer. */
+/* ERR_DATA: a layer has a window that the class cannot express. */
 static int check_windows(const struct arch *arch, const struct model_config *c, struct err *e) {
     uint32_t window;
     if (arch->hf.windows == ONE_WINDOW) return arch_uniform_window(c, e);
@@ -228,7 +228,7 @@ static const char *torch_name(enum dtype dtype) {
 }
 
 static bool put_id(cJSON *o, const char *key, uint32_t id) {
-    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* the architecture has written it */
+    if (cJSON_GetObjectItemCaseSensitive(o, key)) return true; /* already written by the architecture */
     return id == TOKEN_NONE ? cJSON_AddNullToObject(o, key) != NULL : json_put_u64(o, key, id);
 }
 
@@ -236,7 +236,7 @@ static bool put_number(cJSON *o, const char *key, uint64_t v) {
     return !key || json_put_u64(o, key, v);
 }
 
-/* A field of type float, for which transformers takes 0.0, and not the integer 0. */
+/* transformers requires a float here: 0.0, not the integer 0. */
 static bool put_eps(cJSON *o, const char *key, float eps) {
     return !key || (eps == 0 ? json_put_float(o, key, 0) : json_put_f64(o, key, model_shortest_float(eps)));
 }

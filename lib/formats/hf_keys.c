@@ -1,7 +1,7 @@
 /*
- * Checks the keys of config.json: what each may be. A class of models has a table of its own, asked first, for keys
- * that are its own or mean something else in it; the tables here hold for all. A key in none of them may change what
- * the model computes, so it is refused unless it is null, false or empty.
+ * Checks the keys of config.json. Each class has a table for keys that are its own or have another meaning in it, which
+ * is searched first; the tables here apply to all classes. A key in none of them may change what the model computes, so
+ * it is refused unless it is null, false or empty.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -10,7 +10,7 @@ const cJSON *hf_member(const cJSON *object, const char *key) {
     return cJSON_IsNull(x) ? NULL : x;
 }
 
-/* Keys that change what is computed, or how the file is to be read, unless they have the value that is given. */
+/* Keys that affect what is computed, or how the file is read, unless they have the given value. */
 static const struct hf_key common_keys[] = {
     HF_KEY("architectures", HF_READ),
     HF_KEY("model_type", HF_READ),
@@ -37,9 +37,9 @@ static const struct hf_key common_keys[] = {
     HF_KEY("eos_token_id", HF_READ),
     HF_KEY("pad_token_id", HF_READ),
     HF_KEY("_name_or_path", HF_READ),
-    HF_KEY("auto_map", HF_READ), /* hf_config.c says that its code is not run */
+    HF_KEY("auto_map", HF_READ), /* hf_config.c warns that this code is not run */
     {.name = "torch_dtype", .rule = HF_SAME, .text = "dtype", .alone = true},
-    /* shapes under names that other classes have for them */
+    /* shapes under the names of other classes */
     HF_KEY_TEXT("d_model", HF_SAME, "hidden_size"),
     HF_KEY_TEXT("n_embd", HF_SAME, "hidden_size"),
     HF_KEY_TEXT("n_layer", HF_SAME, "num_hidden_layers"),
@@ -67,7 +67,7 @@ static const struct hf_key common_keys[] = {
     HF_KEY_TEXT("layernorm_epsilon", HF_SAME, "rms_norm_eps"),
     HF_KEY_TEXT("tie_embeddings", HF_SAME, "tie_word_embeddings"),
     HF_KEY_TEXT("use_tied_embeddings", HF_SAME, "tie_word_embeddings"),
-    /* true is what a decoder of this kind does anyway */
+    /* what a decoder of this kind does anyway */
     HF_KEY("causal", HF_TRUE),
     HF_KEY("is_causal", HF_TRUE),
     HF_KEY("no_bias", HF_TRUE),
@@ -78,7 +78,7 @@ static const struct hf_key common_keys[] = {
     HF_KEY("use_rms_norm", HF_TRUE),
     HF_KEY("use_rmsnorm", HF_TRUE),
     HF_KEY("scale_attn_weights", HF_TRUE),
-    /* factors, and what scales or bounds something */
+    /* scale factors and bounds */
     HF_KEY_NUMBER("logit_scale", 1),
     HF_KEY_NUMBER("logits_scaling", 1),
     HF_KEY_NUMBER("scale_emb", 1),
@@ -117,14 +117,14 @@ static const struct hf_key common_keys[] = {
     HF_KEY("per_layer_config", HF_OFF),
     HF_KEY("text_config", HF_OFF),
     HF_KEY("vision_config", HF_OFF),
-    /* how the weights are stored, and where */
+    /* how and where the weights are stored */
     HF_KEY("quantization", HF_OFF),
     HF_KEY("quantization_config", HF_OFF),
     HF_KEY("compression_config", HF_OFF),
     HF_KEY("transformers_weights", HF_OFF),
 };
 
-/* Training, generation, bookkeeping: no effect on a forward pass. */
+/* Keys for training, generation and bookkeeping, which do not affect a forward pass. */
 static const char *const inert_keys[] = {
     /* transformers */
     "dtype", "transformers_version", "transformers.js_config", "name_or_path", "_commit_hash", "attn_implementation",
@@ -141,10 +141,10 @@ static const char *const inert_keys[] = {
     "ignore_index", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits", "neftune_noise_alpha",
     "use_flash_attn", "use_flash_attention", "use_flash_attention_2", "use_fused_kernels", "unsloth_fixed",
     "unsloth_version", "is_llama_config", "gradient_checkpointing_kwargs", "multiple_of", "ffn_dim_multiplier",
-    /* how long a text may be: max_position_embeddings is what is read */
+    /* limits on the text length; only max_position_embeddings is read */
     "max_sequence_length", "max_seq_len", "max_seq_length", "seq_len", "seq_length", "model_max_length", "n_ctx",
     "tokenizer_model_max_length", "training_length", "original_max_position_embeddings",
-    /* ids of tokens, and generation */
+    /* token ids and generation */
     "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id", "decoder_start_token_id", "end_token_id",
     "start_token_id", "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids",
     "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
@@ -169,7 +169,7 @@ static bool is_inert(const char *name) {
     return false;
 }
 
-/* False, "", [] and {}. Zero is a number like any other unless the key is known. */
+/* False, "", [] or {}. 0 is not among them: for an unknown key it may be a meaningful number. */
 static bool says_nothing(const cJSON *x) {
     const char *text = cJSON_GetStringValue(x);
     return cJSON_IsFalse(x) || (text && !*text) || ((cJSON_IsArray(x) || cJSON_IsObject(x)) && !x->child);

@@ -1,12 +1,13 @@
 /*
- * A language model inside a class of several parts (Gemma3ForConditionalGeneration, which sees pictures): its configuration is
- * "text_config", and its tensors have names of their own. What is left is a model of the language model's class.
+ * Extracts the language model from a class of several parts (Gemma3ForConditionalGeneration, which reads
+ * images). Its configuration is "text_config", and its tensors have a prefix. The result is a model of the
+ * language model's own class.
  */
 #include "lib/formats/arch_internal.h"
 
 #define PART "text_config"
 
-/* The architecture whose language model a class or, without one, a model_type is the whole of; NULL: of none. */
+/* The architecture whose language model is a part of this class, or of this model_type if class is NULL; NULL: none. */
 static const struct arch *whole_of(const char *class, const char *type) {
     const struct arch *a;
     for (size_t i = 0; (a = arch_at(i)); i++) {
@@ -35,7 +36,8 @@ static bool put(cJSON *to, const char *key, cJSON *value) {
     return false;
 }
 
-/* What the whole says of the part beside it; of ids of tokens, which are for generation, it has the last word. */
+/* Copies what the outer configuration says about this part. For token ids, which matter only to generation,
+ * it takes precedence. */
 static int put_outer(cJSON *part, const cJSON *config, struct err *e) {
     static const char *const keys[] = {"tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
                                        "_name_or_path"};

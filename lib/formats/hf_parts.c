@@ -1,4 +1,4 @@
-/* Parts of config.json that several architectures share: activations, windows, biases, rotary scaling. */
+/* Settings of config.json that several architectures share: activations, windows, biases, rotary scaling. */
 #include <math.h>
 
 #include "lib/formats/arch_internal.h"
@@ -7,7 +7,7 @@ const struct hf_numbers hf_llama_numbers = {"num_hidden_layers",       "hidden_s
                                             "num_key_value_heads",     "head_dim",     "intermediate_size",
                                             "max_position_embeddings", "rms_norm_eps", "hidden_act"};
 
-/* ---- activations: transformers' names; the first of a kind is what is written ---- */
+/* ---- activations by transformers' names; the first name of each is the one written ---- */
 
 static const struct {
     const char *name;
@@ -112,7 +112,7 @@ uint32_t config_window(const struct model_config *c) {
     return window;
 }
 
-/* ---- biases of attention ---- */
+/* ---- attention biases ---- */
 
 int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) {
     int rc = json_opt_bool(json, "attention_bias", &c->qkv_bias, e);

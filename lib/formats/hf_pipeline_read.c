@@ -1,10 +1,10 @@
 /*
- * The normalizer, pre_tokenizer and decoder of a tokenizer.json as steps of a vocabulary. Unknown steps are refused by
- * name: a nearly right tokenizer would be silently wrong.
+ * Converts the normalizer, pre_tokenizer and decoder of a tokenizer.json to steps of a vocabulary. Unknown steps are
+ * refused by name, because an almost right tokenizer would be silently wrong.
  */
 #include "lib/formats/formats_internal.h"
 
-/* ---- small things about JSON ---- */
+/* ---- JSON helpers ---- */
 
 const char *hf_type(const cJSON *object) {
     const char *s = cJSON_GetStringValue(hf_member(object, "type"));
@@ -28,7 +28,7 @@ static int put(struct vocab *spec, enum text_op op, uint32_t arg, const char *a,
     return draft_step(spec, op, arg, (struct span){a, a ? strlen(a) : 0}, (struct span){b, b ? strlen(b) : 0}, e);
 }
 
-/* A name among others; ERR_DATA names the key. */
+/* *out = the index in `names` of the text under `key`; unchanged if there is none. ERR_DATA: another text. */
 static int choose(const cJSON *object, const char *key, const char *const *names, uint32_t n, uint32_t *out,
                   struct err *e) {
     const char *name = NULL;
@@ -51,7 +51,7 @@ static int read_each(struct vocab *spec, const cJSON *list, read_part *part, str
 
 /* ---- patterns ---- */
 
-/* A regular expression that matches only its own text. */
+/* Does the regular expression match only its own text? */
 static bool is_literal(const char *regex) {
     return !strpbrk(regex, "\\^$.|?*+()[]{}");
 }
@@ -148,7 +148,7 @@ static int normalizer_part(struct vocab *spec, const cJSON *x, struct err *e) {
 int hf_read_normalizer(struct vocab *spec, const cJSON *x, struct err *e) {
     int rc = x ? normalizer_part(spec, x, e) : 0;
     if (rc || spec->n_steps != 1 || spec->steps[0].op != NORM_NFC) return rc;
-    spec->nfc = true; /* the one normaliser that has a flag */
+    spec->nfc = true; /* the only normalizer that a flag of the vocabulary expresses */
     spec->n_steps = 0;
     return 0;
 }
@@ -157,7 +157,7 @@ int hf_read_normalizer(struct vocab *spec, const cJSON *x, struct err *e) {
 
 static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
 
-/* The text put in front: "prepend_scheme", or in files from before 2024 "add_prefix_space". */
+/* The prefix setting: "prepend_scheme", or "add_prefix_space" in files from before 2024. */
 static int read_scheme(const cJSON *x, uint32_t *flags, struct err *e) {
     static const char *const names[] = {"never", "first", "always"};
     const char *replacement = METASPACE_TEXT;

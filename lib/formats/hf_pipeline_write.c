@@ -1,7 +1,7 @@
 /* Writes the steps of a vocabulary as the normalizer, pre_tokenizer and decoder of a tokenizer.json. */
 #include "lib/formats/formats_internal.h"
 
-/* ---- JSON that is built in one breath: a failed allocation is reported once, at the end ------------------------ */
+/* ---- JSON helpers: each takes NULL or false from the previous step, so a failure is reported once, at the end ---- */
 
 cJSON *hf_typed(const char *type) {
     cJSON *o = cJSON_CreateObject();
@@ -10,7 +10,6 @@ cJSON *hf_typed(const char *type) {
     return NULL;
 }
 
-/* Takes ownership of the child in any case. */
 bool hf_put(cJSON *parent, const char *key, cJSON *child) {
     bool ok =
         parent && child && (key ? cJSON_AddItemToObject(parent, key, child) : cJSON_AddItemToArray(parent, child));
@@ -24,7 +23,7 @@ static cJSON *keep(cJSON *o, bool ok) {
     return NULL;
 }
 
-/* a and b are NUL-terminated text: steps_copy has made sure. */
+/* Step texts are NUL-terminated; steps_copy ensures it. */
 static const char *text_of(const unsigned char *bytes) {
     return bytes ? (const char *)bytes : "";
 }
@@ -80,7 +79,7 @@ static cJSON *prepend(const char *text) {
     return keep(o, o && json_put_str(o, "prepend", text));
 }
 
-/* sentencepiece's own steps become what Hugging Face's converter makes of them. */
+/* Steps of sentencepiece are written as Hugging Face's converter writes them. */
 static bool put_normalizer(cJSON *list, const struct text_step *s) {
     static const char *const plain[] = {[NORM_NFC] = "NFC",
                                         [NORM_NFD] = "NFD",
@@ -101,13 +100,14 @@ static bool put_normalizer(cJSON *list, const struct text_step *s) {
     }
 }
 
-/* A prefix only at the start is left to Metaspace, which omits it before a space. */
+/* A prefix at the start only is written as Metaspace, which omits it before a space. */
 static bool is_metaspace(const struct vocab *v) {
     const struct text_step *p = vocab_find_step(v, NORM_PREPEND);
     return p && p->arg && vocab_find_step(v, NORM_SPACES);
 }
 
-/* A list of steps: an empty one is null, a single step stands alone. Takes ownership of the list in any case. */
+/* Adds a list of steps: an empty one as null, a single step without the list. Takes ownership of the list in any
+ * case. */
 static bool put_list(cJSON *root, const char *key, const char *list_key, cJSON *list) {
     int n = cJSON_GetArraySize(list);
     cJSON *x = NULL;

@@ -26,15 +26,16 @@ static int read_json(struct foreign_model *f, const char *folder, const char *na
 
 /* ---- weights ---- */
 
-static int add_weights(struct foreign_model *f, const char *path, struct err *e) {
-    const struct mapped_file *m;
-    int rc = source_map(f, path, &m, e);
-    if (rc) return rc;
-    rc = safetensors_parse(&f->source->tensors, m->data, m->size, &f->memory, e);
+static int add_tensors(struct foreign_model *f, const char *path, const struct mapped_file *m, struct err *e) {
+    int rc = safetensors_parse(&f->source->tensors, m->data, m->size, &f->memory, e);
     return rc ? err_prefix(e, "%s", path) : 0;
 }
 
-#define INDEX_NAME "model.safetensors.index.json"
+static int add_weights(struct foreign_model *f, const char *path, struct err *e) {
+    const struct mapped_file *m;
+    int rc = source_map(f, path, &m, e);
+    return rc ? rc : add_tensors(f, path, m, e);
+}
 
 /* One line of the index: this tensor is in that file. */
 struct indexed {
@@ -59,19 +60,37 @@ static int read_index(const cJSON *map, struct indexed *out, struct err *e) {
 }
 
 /* The n tensors of one shard must be exactly those of the file. */
-static int add_shard(struct foreign_model *f, const char *folder, const struct indexed *part, size_t n, struct err *e) {
-    const char *path = path_join(&f->memory, folder, part->file, e);
+static int add_present(struct foreign_model *f, const char *path, const struct indexed *part, size_t n, struct err *e) {
     size_t first = f->source->tensors.n;
-    int rc = path ? add_weights(f, path, e) : e->code;
+    const struct mapped_file *m;
+    int rc = source_open(f, path, &m, e);
+    if (!rc) rc = shards_add_known(f->source->shards, digest_bytes(m->data, m->size), e);
+    if (!rc) rc = add_tensors(f, path, m, e);
     for (size_t i = first; i < f->source->tensors.n && !rc; i++) {
         struct indexed key = {part->file, f->source->tensors.items[i].name};
         if (!bsearch(&key, part, n, sizeof key, by_file_and_tensor))
-            rc = err_set(e, ERR_DATA, "tensor '%s' is in %s, which %s does not say", key.tensor, key.file, INDEX_NAME);
+            rc = err_set(e, ERR_DATA, "tensor '%s' is in %s, which %s does not say", key.tensor, key.file, SHARD_INDEX);
     }
     if (!rc && f->source->tensors.n - first != n)
         rc = err_set(e, ERR_DATA, "%s has %zu tensors, %s names %zu", part->file, f->source->tensors.n - first,
-                     INDEX_NAME, n);
+                     SHARD_INDEX, n);
     return rc;
+}
+
+static int add_absent(struct foreign_model *f, const struct indexed *part, size_t n, struct err *e) {
+    const char **names = mem_array(n, sizeof *names, e);
+    if (!names) return e->code;
+    for (size_t i = 0; i < n; i++) names[i] = part[i].tensor;
+    int rc = shards_add_absent(f, part->file, names, n, e);
+    mem_free(names);
+    return rc;
+}
+
+static int add_shard(struct foreign_model *f, const char *folder, const struct indexed *part, size_t n, struct err *e) {
+    const char *path = path_join(&f->memory, folder, part->file, e);
+    if (!path) return e->code;
+    return shards_fetch(f->source->shards) && !file_exists(path) ? add_absent(f, part, n, e)
+                                                                 : add_present(f, path, part, n, e);
 }
 
 static int add_all_shards(struct foreign_model *f, const char *folder, const cJSON *map, struct err *e) {
@@ -89,13 +108,14 @@ static int add_all_shards(struct foreign_model *f, const char *folder, const cJS
     return rc;
 }
 
-static int add_shards(struct foreign_model *f, const char *folder, struct err *e) {
+static int add_shards(struct foreign_model *f, const char *folder, const struct foreign_options *o, struct err *e) {
     cJSON *index = NULL;
-    int rc = read_json(f, folder, INDEX_NAME, &index, e);
+    int rc = shards_new(&f->source->shards, o, e);
+    if (!rc) rc = read_json(f, folder, SHARD_INDEX, &index, e);
     if (rc) return rc;
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map");
     rc = cJSON_IsObject(map) ? add_all_shards(f, folder, map, e)
-                             : err_set(e, ERR_DATA, "%s: \"weight_map\" is not an object", INDEX_NAME);
+                             : err_set(e, ERR_DATA, "%s: \"weight_map\" is not an object", SHARD_INDEX);
     cJSON_Delete(index);
     return rc;
 }
@@ -110,7 +130,8 @@ static int check_adapter(struct foreign_model *f, const char *folder, struct err
                    "remove the file if it is merged already)");
 }
 
-int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, struct err *e) {
+int hf_read_model(struct foreign_model *f, const char *folder, const char *weights, const struct foreign_options *o,
+                  struct err *e) {
     int rc = check_adapter(f, folder, e);
     if (!rc) rc = read_json(f, folder, "config.json", &f->source->hf_config, e);
     if (rc) return rc;
@@ -121,11 +142,11 @@ int hf_read_model(struct foreign_model *f, const char *folder, const char *weigh
     const char *whole = path_join(&f->memory, folder, "model.safetensors", e);
     if (!whole) return e->code;
     if (!weights && file_exists(whole)) weights = whole;
-    const char *index = path_join(&f->memory, folder, INDEX_NAME, e);
+    const char *index = path_join(&f->memory, folder, SHARD_INDEX, e);
     if (!index) return e->code;
     if (!weights && !file_exists(index))
-        return err_set(e, ERR_DATA, "no model.safetensors and no %s in this folder", INDEX_NAME);
-    rc = weights ? add_weights(f, weights, e) : add_shards(f, folder, e);
+        return err_set(e, ERR_DATA, "no model.safetensors and no %s in this folder", SHARD_INDEX);
+    rc = weights ? add_weights(f, weights, e) : add_shards(f, folder, o, e);
     if (!rc && part) rc = hf_tensors_part(&f->config, &f->source->tensors, &f->memory, e);
     return rc ? rc : raw_table_sort(&f->source->tensors, e);
 }

@@ -1,18 +1,18 @@
 /*
- * Reads and writes the rotary settings of config.json, which have two places: "rope_scaling" with "rope_theta" beside it (transformers
- * 4) and "rope_parameters" with everything inside (transformers 5). transformers 5.24 takes `rope_scaling or
- * rope_parameters`, fills a missing theta from the top level and a missing original context from the context
- * (modeling_rope_utils.py, convert_rope_params_to_dict); version 4 reads rope_scaling alone. So a file that says
- * different things in both is a different model to each, and is refused.
+ * Reads and writes the rotary settings of config.json, which may be in two places: "rope_scaling" with "rope_theta"
+ * beside it (transformers 4), and "rope_parameters" with everything inside (transformers 5). transformers 5.24 takes
+ * `rope_scaling or rope_parameters`, takes a missing theta from the top level and a missing original context from the
+ * context (modeling_rope_utils.py, convert_rope_params_to_dict); version 4 reads only rope_scaling. A file whose places
+ * disagree is a different model to each version, so it is refused.
  */
 #include <math.h>
 
 #include "lib/formats/formats_internal.h"
 
-/* Sets of types, for the table of keys. */
+/* Bit flags of types, for the table of keys. */
 enum { DEFAULT = 1, LINEAR = 2, LLAMA3 = 4, YARN = 8, LONG = 16, ANY_TYPE = 31 };
 
-/* The first name of a scaling is what is written; "su" is what Phi-3's first files call longrope. */
+/* The first name of a scaling is the one written; "su" is the name of longrope in Phi-3's first files. */
 static const struct {
     const char *name;
     unsigned type;
@@ -20,8 +20,8 @@ static const struct {
 } types[] = {{"default", DEFAULT, ROPE_PLAIN}, {"linear", LINEAR, ROPE_LINEAR}, {"llama3", LLAMA3, ROPE_LLAMA3},
              {"yarn", YARN, ROPE_YARN},        {"longrope", LONG, ROPE_LONG},   {"su", LONG, ROPE_LONG}};
 
-/* Which types a key belongs to. With another type it would be ignored, so it must have the value that changes
- * nothing: 1, or 0 where none does. */
+/* The types that each key belongs to. With another type the key would be ignored, so it must have its idle value, which
+ * changes nothing; 0: it has none, and the key is refused. */
 static const struct {
     const char *name;
     unsigned types;
@@ -31,7 +31,7 @@ static const struct {
     {"type", ANY_TYPE, 0},
     {"rope_theta", ANY_TYPE, 0},
     {"partial_rotary_factor", ANY_TYPE, 0},
-    {"original_max_position_embeddings", ANY_TYPE, 0}, /* in default and linear it scales nothing */
+    {"original_max_position_embeddings", ANY_TYPE, 0}, /* scales nothing with default and linear */
     {"finetuned", ANY_TYPE, 0},
     {"factor", LINEAR | LLAMA3 | YARN | LONG, 1},
     {"low_freq_factor", LLAMA3, 0},
@@ -46,11 +46,12 @@ static const struct {
     {"long_factor", LONG, 0},
 };
 
-/* What the settings are read from: config.json, where they are in it, and what holds without them. */
+/* Where settings are read from. */
 struct place {
-    const cJSON *json, *home; /* home NULL: only the top level counts */
+    /* the whole config.json; the object with the settings, or NULL: only the top level counts */
+    const cJSON *json, *home;
     const struct hf_rope *defaults;
-    bool by_layer_type; /* one of several homes */
+    bool by_layer_type; /* `home` is the object of one layer type */
     struct arena *a;
 };
 
@@ -66,7 +67,7 @@ static int check_keys(const cJSON *home, const char *type_name, unsigned type, s
     return 0;
 }
 
-/* "type" is the old name of "rope_type". */
+/* "type" is the older name of "rope_type". */
 static int read_type(const cJSON *home, const char **name, unsigned *type, enum rope_scaling *scaling, struct err *e) {
     const char *new = NULL, *old = NULL;
     int rc = json_opt_str(home, "rope_type", &new, e);
@@ -85,8 +86,8 @@ static int read_type(const cJSON *home, const char **name, unsigned *type, enum 
                    *name);
 }
 
-/* A number that may be at the top level and in its object, which must then agree; *out is unchanged if it is in
- * neither. */
+/* Reads a number that may be at the top level, in the object, or in both if they agree; in neither: *out is
+ * unchanged. */
 static int read_shared(const struct place *at, const char *above_key, const char *key, double min, double max,
                        double *out, struct err *e) {
     double above = -1, inside = -1;
@@ -102,8 +103,9 @@ static int read_shared(const struct place *at, const char *above_key, const char
     return 0;
 }
 
-/* Without the original context in the object it is the context, whatever the top level says; of a class that has it at the top level
- * (defaults) it is that, or the default, whatever the object says. Both must agree. */
+/* The original context. By default it is in the object, or else it is the context, whatever the top level says. In a
+ * class that has it at the top level (set in the defaults) it is that one or its default, whatever the object says. Two
+ * values must agree. */
 static int read_original(struct model_rope *r, const struct place *at, uint64_t *context, struct err *e) {
     static const char key[] = "original_max_position_embeddings";
     uint64_t inside = 0, above = at->defaults->rope.original_context;
@@ -131,14 +133,14 @@ static int read_llama3(struct model_rope *r, const struct place *at, struct err 
     return rc ? rc : read_original(r, at, &context, e);
 }
 
-/* The factor, where it is null that by which the context grew. */
+/* A null factor means the ratio of the context to the original context. */
 static int read_factor(struct model_rope *r, const struct place *at, uint64_t context, struct err *e) {
     if (!cJSON_GetObjectItemCaseSensitive(at->home, "factor")) return err_set(e, ERR_DATA, "\"factor\" is missing");
     r->factor = (double)context / r->original_context;
     return json_opt_f64(at->home, "factor", 1e-3, 1e6, &r->factor, e);
 }
 
-/* transformers takes 0 for "not given". */
+/* transformers treats 0 as absent. */
 static int read_beta(const struct place *at, const char *key, double *beta, struct err *e) {
     double v = 0;
     int rc = json_opt_f64(at->home, key, 0, 1e6, &v, e);
@@ -146,7 +148,7 @@ static int read_beta(const struct place *at, const char *key, double *beta, stru
     return rc;
 }
 
-/* "mscale" and "mscale_all_dim" count when both are there and "attention_factor" is not. */
+/* "mscale" and "mscale_all_dim" apply if both are given and "attention_factor" is not. */
 static int read_yarn_attention(struct model_rope *r, const struct place *at, struct err *e) {
     double mscale = 0, all = 0, unit = r->factor <= 1 ? 0 : 0.1 * log(r->factor);
     int rc = json_opt_f64(at->home, "mscale", 0, 1e3, &mscale, e);
@@ -184,7 +186,7 @@ static int read_long(struct model_rope *r, const struct place *at, struct err *e
     return rc ? rc : json_opt_f64(at->home, "attention_factor", 1e-3, 1e3, &r->attention_factor, e);
 }
 
-/* All settings of a place; theta_key: what the top level calls theta. */
+/* Reads all settings from `at`; theta_key: the name of theta at the top level. */
 static int read_home(struct hf_rope *r, const struct place *at, const char *theta_key, struct err *e) {
     const char *name = "default";
     unsigned type = DEFAULT;
@@ -200,7 +202,7 @@ static int read_home(struct hf_rope *r, const struct place *at, const char *thet
     return rc;
 }
 
-/* The object under `key`; NULL when it is absent, null or empty, which Python's `or` treats alike. */
+/* *home = the object under `key`; NULL if it is absent, null or empty, which Python's `or` does not distinguish. */
 static int find_home(const cJSON *json, const char *key, const cJSON **home, struct err *e) {
     const cJSON *x = hf_member(json, key);
     *home = NULL;
@@ -265,9 +267,9 @@ int hf_rope_read(struct hf_rope *r, const cJSON *json, const struct hf_rope *def
     return rc ? rc : read_homes(r, &(struct place){.json = json, .defaults = defaults, .a = a}, scaling, parameters, e);
 }
 
-/* ---- two rotations ----------------------------------------------------------------------------------------------- */
+/* ---- a rotation per layer type ----------------------------------------------------------------------------------- */
 
-/* transformers 5 has an object for each type of layer in "rope_parameters"; keys beside them would be ignored. */
+/* transformers 5 has an object per layer type in "rope_parameters", and would ignore keys beside them. */
 static int check_layer_types(const cJSON *parameters, struct err *e) {
     for (const cJSON *x = parameters ? parameters->child : NULL; x; x = x->next)
         if (strcmp(x->string, "full_attention") != 0 && strcmp(x->string, "sliding_attention") != 0)
@@ -298,7 +300,7 @@ const char *hf_rope_type(const struct model_rope *rope) {
     return types[rope->scaling].name;
 }
 
-/* What readers do not take by themselves. */
+/* Writes the attention factor unless readers derive the same. */
 static bool put_attention(cJSON *r, const struct model_rope *rope, double factor) {
     double usual = model_rope_attention(rope->scaling, factor, rope->original_context);
     return rope->attention_factor == usual || json_put_float(r, "attention_factor", rope->attention_factor);
@@ -322,8 +324,8 @@ static bool put_settings(cJSON *r, const struct model_rope *rope, uint32_t conte
     return ok;
 }
 
-/* The class has the original context at the top level, and wants a type, short_factor and long_factor and nothing else where
- * transformers 4 reads it. */
+/* For a class that has the original context at the top level. transformers 4 accepts only a type, short_factor and
+ * long_factor in the object. */
 static bool put_long_apart(cJSON *o, const struct model_config *c) {
     cJSON *r = cJSON_AddObjectToObject(o, "rope_scaling");
     return r && json_put_str(r, "type", "longrope") && put_settings(r, &c->rope, c->context, false) &&
@@ -336,7 +338,7 @@ static bool put_layer_type(cJSON *parameters, const char *name, const struct mod
            put_settings(r, rope, context, true);
 }
 
-/* Scaled layers with a window: only transformers 5 has a place for these. */
+/* Scaled layers with a window: only transformers 5 can express them. */
 static bool put_both(cJSON *o, const struct model_config *c) {
     cJSON *r = cJSON_AddObjectToObject(o, "rope_parameters");
     return r && put_layer_type(r, "full_attention", &c->rope, c->context) &&

@@ -1,13 +1,13 @@
 /*
  * Combines the tokenizer files of a folder: tokenizer.json (hf_tokenizer_read.c), or vocab.json and merges.txt, or a
- * SentencePiece model (spm_read.c), or BERT's vocab.txt; the tokens that the files beside it declare (hf_tokens.c), and
- * what else tokenizer_config.json says.
+ * SentencePiece model (spm_read.c), or BERT's vocab.txt; then the tokens that the files beside it declare
+ * (hf_tokens.c), and the other settings of tokenizer_config.json.
  */
 #include "lib/formats/formats_internal.h"
 
 /* ---- tokenizer_config.json ---- */
 
-/* One template, or a list of named ones, of which "default" counts. */
+/* One template, or a list of named ones, from which "default" is taken. */
 static int config_template(struct vocab *spec, const cJSON *config, struct err *e) {
     const cJSON *x = hf_member(config, "chat_template");
     const char *text = cJSON_GetStringValue(x);
@@ -24,7 +24,8 @@ static int config_template(struct vocab *spec, const cJSON *config, struct err *
     return spec->chat_template ? 0 : e->code;
 }
 
-/* The tokens put around a text come from tokenizer.json, whatever this file says (so transformers since version 5). */
+/* tokenizer.json determines which tokens are put around a text, whatever this file says (as in
+ * transformers since version 5). */
 static int config_added(bool *add, const cJSON *config, const char *key, bool decided, struct err *e) {
     bool wanted = *add;
     int rc = json_opt_bool(config, key, &wanted, e);
@@ -46,7 +47,7 @@ static int read_config(struct vocab *spec, const cJSON *config, bool decided, st
     return rc ? err_prefix(e, HF_CONFIG_FILE) : 0;
 }
 
-/* Python reads it as text and translates line ends. */
+/* Translates line ends, as Python does when it reads the file as text. */
 static int read_template_file(struct vocab *spec, struct span t, struct err *e) {
     size_t at = t.s ? text_bom(t.s, t.n) : 0;
     if (!t.s || at == t.n) return 0;
@@ -65,7 +66,7 @@ static int read_template_file(struct vocab *spec, struct span t, struct err *e) 
     return 0;
 }
 
-/* ---- vocab.json and merges.txt: what the classes of transformers make of them ---- */
+/* ---- vocab.json and merges.txt, as the classes of transformers read them ---- */
 
 static const struct hf_class {
     const char *name, *model_type;
@@ -79,7 +80,7 @@ static const struct hf_class {
      "{\"bos_token\":\"<|endoftext|>\",\"eos_token\":\"<|endoftext|>\",\"unk_token\":\"<|endoftext|>\"}"},
 };
 
-/* A model of one of these types has its class, whatever tokenizer_config.json names. */
+/* The model's type determines the class; otherwise it is the one that tokenizer_config.json or config.json names. */
 static int find_class(const cJSON *config, const cJSON *model_config, const struct hf_class **out, struct err *e) {
     const char *type = cJSON_GetStringValue(hf_member(model_config, "model_type"));
     const char *name = cJSON_GetStringValue(hf_member(config, "tokenizer_class"));
@@ -101,7 +102,7 @@ static int find_class(const cJSON *config, const cJSON *model_config, const stru
         name ? name : "a class without a name");
 }
 
-/* The next line of merges.txt that is a merge. */
+/* Takes the next line of merges.txt that is a merge from `text`. */
 static bool next_merge(struct span *text, struct span *line) {
     while (text->n) {
         const char *end = memchr(text->s, '\n', text->n);
@@ -144,9 +145,9 @@ static int read_vocab_json(struct vocab *spec, const struct hf_tokenizer_files *
     return rc;
 }
 
-/* ---- tokenizer.model: what the classes of transformers put around it ---- */
+/* ---- tokenizer.model, with what the classes of transformers put around a text ---- */
 
-/* Ids are those of the model. Classes that shift them, as XLM-R's, are not here. */
+/* Ids are those of the model; classes that shift them, such as XLM-R's, are not supported. */
 static const struct {
     const char *name, *model_type;
     bool bos, eos;
@@ -184,7 +185,7 @@ static int read_spm(struct vocab *spec, const struct hf_tokenizer_files *f, cons
                          name ? name : type);
 }
 
-/* ---- vocab.txt: BERT's pieces, one a line ---- */
+/* ---- vocab.txt: BERT's pieces, one per line ---- */
 
 static int read_words(struct vocab *spec, struct span text, struct err *e) {
     uint64_t n = 0, at = 0;
@@ -242,7 +243,7 @@ static int read_bert(struct vocab *spec, const struct hf_tokenizer_files *f, con
     return 0;
 }
 
-/* ---- the whole ---- */
+/* ---- all files ---- */
 
 static int parse_object(struct span text, const char *name, cJSON **out, struct err *e) {
     *out = NULL;
@@ -252,7 +253,7 @@ static int parse_object(struct span text, const char *name, cJSON **out, struct 
     return cJSON_IsObject(*out) ? 0 : err_prefix(e, "%s", name);
 }
 
-/* The tokens of tokenizer.json or vocab.json, then those of the files beside it. */
+/* Reads the tokens of the main file, then those of the files beside it. */
 static int read_files(struct vocab *spec, const struct hf_tokenizer_files *f, struct hf_token_files *t,
                       cJSON **defaults, struct err *e) {
     const struct hf_class *class = NULL;

@@ -1,8 +1,7 @@
 /*
- * tokenizer.json of Hugging Face's `tokenizers`: BPE over bytes or over characters, the unigram model, WordPiece.
- * Byte-level pre-tokenizers are recognised by their structure, the rest of the pipeline is read step by step
- * (hf_pipeline_read.c); any part that is not known is refused by name, because a tokenizer that is nearly right is
- * wrong in silence.
+ * Reads tokenizer.json of Hugging Face's `tokenizers`: BPE over bytes or characters, the unigram model, WordPiece.
+ * Byte-level pre-tokenizers are recognized by their structure, the rest of the pipeline is read step by step
+ * (hf_pipeline_read.c). Any unknown part is refused by name, because an almost right tokenizer would be silently wrong.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -21,7 +20,7 @@ const struct hf_split hf_splits[] = {
     {0, NULL},
 };
 
-/* A prefix space is added by the first of two steps only; steps other than Split and Digits do not come before it. */
+/* Is x a ByteLevel step with this `use_regex`? Only with `prefix` may it add a prefix space. */
 static bool is_byte_level(const cJSON *x, bool use_regex, bool prefix) {
     return hf_is_type(x, "ByteLevel") && (prefix || !hf_flag(x, "add_prefix_space", true)) &&
            hf_flag(x, "use_regex", true) == use_regex;
@@ -75,7 +74,7 @@ static bool has_byte_level(const cJSON *x) {
 
 /* ---- model: pieces ---- */
 
-/* Finds the kind. Files from before 2021 have no type; they have merges. */
+/* Finds the kind. Files from before 2021 have no type, but only BPE has merges. */
 static int read_kind(struct vocab *spec, const cJSON *root, struct err *e) {
     const cJSON *model = hf_member(root, "model");
     if (!cJSON_IsObject(model)) return err_set(e, ERR_DATA, "model: \"model\" is missing");
@@ -106,7 +105,8 @@ static int check_bpe(struct vocab *spec, const cJSON *model, struct err *e) {
     return rc;
 }
 
-/* Ids may be in any order and have gaps, but must not make the table larger than the text justifies. */
+/* Ids may be in any order and have gaps, but must be below `limit`, so that the table is no larger
+ * than the text justifies. */
 static int read_id(const cJSON *number, uint64_t limit, uint32_t *id, struct err *e) {
     double v = cJSON_IsNumber(number) ? number->valuedouble : -1;
     if (!(v >= 0 && v < (double)limit) || v != (double)(uint64_t)v)
@@ -132,7 +132,7 @@ static int count_ids(const cJSON *vocab, const cJSON *added, uint64_t limit, uin
     return 0;
 }
 
-/* Added tokens match raw text; if the model lists one as well, the ids must be equal. */
+/* Added tokens match raw text. If the model lists one too, the ids must be equal (read_ordinary_token). */
 static int read_added_token(struct vocab *spec, const cJSON *x, struct err *e) {
     const char *content;
     int rc = json_get_str(x, "content", &content, e);
@@ -186,7 +186,7 @@ int hf_read_pieces(struct vocab *spec, const cJSON *vocab, const cJSON *added, s
 
 /* ---- model: merges ---- */
 
-/* "a b", or since tokenizers 0.20 ["a", "b"]. */
+/* "a b", or ["a", "b"] since tokenizers 0.20. */
 static int read_merge(struct vocab *spec, const struct vocab *pieces, uint32_t rank, const cJSON *x,
                       struct buf *scratch, struct err *e) {
     if (cJSON_IsString(x)) {
@@ -213,7 +213,7 @@ static int read_merges(struct vocab *spec, const cJSON *merges, struct buf *scra
     return rc;
 }
 
-/* ---- model: the unigram's pieces, with their scores ---- */
+/* ---- model: the pieces and scores of a unigram model ---- */
 
 static int read_scored(struct vocab *spec, const cJSON *x, uint32_t id, struct err *e) {
     const char *text = cJSON_IsArray(x) && cJSON_GetArraySize(x) == 2 ? cJSON_GetStringValue(x->child) : NULL;
@@ -262,7 +262,7 @@ static int read_wordpiece(struct vocab *spec, const cJSON *model, struct err *e)
     return draft_step(spec, MODEL_WORDPIECE, (uint32_t)most, span_of(prefix), (struct span){0}, e);
 }
 
-/* The BPE model's own unk_token, for bytes without a token. The one in tokenizer_config.json is only a name. */
+/* The BPE model's own unk_token, used for bytes without a token. The one in tokenizer_config.json only names a role. */
 static int read_unk(struct vocab *spec, const cJSON *model, struct err *e) {
     const char *unk = NULL;
     int rc = json_opt_str(model, "unk_token", &unk, e);
@@ -299,9 +299,9 @@ static int read_model(struct vocab *spec, const cJSON *root, size_t n_json, stru
     return rc ? err_prefix(e, "model") : 0;
 }
 
-/* ---- post-processor: what is put around a text ---- */
+/* ---- post-processor: tokens put around a text ---- */
 
-/* The id of an added token by its text, or TOKEN_NONE. */
+/* The id of the added token with this text, or TOKEN_NONE. */
 static uint32_t find_added(const struct vocab *spec, const char *content) {
     size_t n = strlen(content);
     for (uint32_t i = 0; i < spec->n_tokens; i++) {
@@ -311,7 +311,7 @@ static uint32_t find_added(const struct vocab *spec, const char *content) {
     return TOKEN_NONE;
 }
 
-/* [special] A [special]: the first is BOS, the last EOS. */
+/* Reads a template of the form [special] A [special]: the first token is BOS, the last EOS. */
 static int read_template(struct vocab *spec, const cJSON *x, struct err *e) {
     const cJSON *single = hf_member(x, "single");
     bool seen_text = false;
@@ -332,7 +332,7 @@ static int read_template(struct vocab *spec, const cJSON *x, struct err *e) {
     return 0;
 }
 
-/* BertProcessing, RobertaProcessing: ["[CLS]", 101] before the text, ["[SEP]", 102] after it. */
+/* BertProcessing and RobertaProcessing put ["[CLS]", 101] before the text and ["[SEP]", 102] after it. */
 static int read_pair(struct vocab *spec, const cJSON *x, const char *key, uint32_t *role, struct err *e) {
     const cJSON *pair = hf_member(x, key);
     const char *name = cJSON_IsArray(pair) ? cJSON_GetStringValue(pair->child) : NULL;
@@ -357,12 +357,12 @@ static int read_post_processor(struct vocab *spec, const cJSON *x, struct err *e
             rc = hf_is_type(y, "Sequence") ? hf_refuse(e, "nested post_processor", y) : read_post_processor(spec, y, e);
         return rc;
     }
-    if (hf_is_type(x, "ByteLevel")) return 0; /* concerns offsets only */
+    if (hf_is_type(x, "ByteLevel")) return 0; /* affects only offsets */
     if (hf_is_type(x, "BertProcessing") || hf_is_type(x, "RobertaProcessing")) return read_cls_sep(spec, x, e);
     return hf_is_type(x, "TemplateProcessing") ? read_template(spec, x, e) : hf_refuse(e, "post_processor", x);
 }
 
-/* ---- the whole ---- */
+/* ---- the file ---- */
 
 static int read_pipeline(struct vocab *spec, const cJSON *root, size_t n, struct err *e) {
     if (!cJSON_IsObject(root)) return err_set(e, ERR_DATA, "not a JSON object");

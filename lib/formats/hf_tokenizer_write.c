@@ -1,11 +1,10 @@
 /*
- * tokenizer.json and tokenizer_config.json that behave as the vocabulary does. Added tokens are listed in the model's
- * vocabulary as well: `tokenizers` would otherwise number them itself, consecutively, and holes would shift
- * them.
+ * Writes tokenizer.json and tokenizer_config.json that behave as the vocabulary does. Added tokens are also listed in
+ * the model's vocabulary, because `tokenizers` would otherwise number them consecutively, and gaps would shift them.
  */
 #include "lib/formats/formats_internal.h"
 
-/* ---- byte-level BPE's pipeline: hf_pipeline_write.c has the others' ---- */
+/* ---- the pipeline of byte-level BPE (hf_pipeline_write.c has the others) ---- */
 
 static cJSON *byte_level(bool prefix, bool trim_offsets, bool use_regex) {
     cJSON *o = hf_typed("ByteLevel");
@@ -25,8 +24,6 @@ static cJSON *sequence(const char *key, cJSON *first, cJSON *second) {
     cJSON_Delete(o);
     return NULL;
 }
-
-/* ---- the pipeline ---- */
 
 static cJSON *split(const char *regex) {
     cJSON *o = hf_typed("Split"), *pattern = o ? cJSON_AddObjectToObject(o, "pattern") : NULL;
@@ -53,7 +50,7 @@ static cJSON *pre_tokenizer(const struct vocab *v) {
     return NULL;
 }
 
-/* One step of a template: a special token by name, or the text "A" or "B". */
+/* A template step: a special token by name, or the text "A" or "B". */
 static bool put_step(cJSON *list, const char *kind, const char *id, int type_id) {
     cJSON *o = cJSON_CreateObject(), *inner = o ? cJSON_AddObjectToObject(o, kind) : NULL;
     bool ok = inner && json_put_str(inner, "id", id) && json_put_u64(inner, "type_id", (uint64_t)type_id);
@@ -90,7 +87,7 @@ static cJSON *template_processing(const struct vocab *v, const char *bos, const 
     return NULL;
 }
 
-/* ByteLevel states that nothing is added, which an absent post-processor does not. */
+/* A ByteLevel post-processor says explicitly that nothing is added. */
 static cJSON *post_processor(const struct vocab *v, const char *bos, const char *eos) {
     bool byte_bpe = v->kind == TEXT_BYTE_BPE;
     if (!byte_bpe) return bos || eos ? template_processing(v, bos, eos) : cJSON_CreateNull();
@@ -101,7 +98,7 @@ static cJSON *post_processor(const struct vocab *v, const char *bos, const char 
 
 /* ---- tokens and merges ---- */
 
-/* The text of a token that is no byte-level piece; NULL with *e set when JSON cannot hold it. */
+/* The text of a token outside the byte-level alphabet; NULL with *e set if JSON cannot hold it. */
 static const char *added_text(struct arena *a, const struct vocab *v, uint32_t id, struct err *e) {
     const struct token *t = &v->tokens[id];
     if (memchr(t->bytes, 0, t->n_bytes) || !utf8_valid((const char *)t->bytes, t->n_bytes)) {
@@ -112,8 +109,8 @@ static const char *added_text(struct arena *a, const struct vocab *v, uint32_t i
     return arena_strndup(a, (const char *)t->bytes, t->n_bytes, e);
 }
 
-/* sentencepiece's symbols are matched in normalised text as they are written; `tokenizers` would normalise them, prefix
- * and all, so there they are matched in the raw text, where a space is a space. */
+/* sentencepiece matches its user-defined symbols in the normalized text, as they are spelled. `tokenizers` would
+ * normalize the symbols and add the prefix to them, so they are written to match the raw text, with plain spaces. */
 static bool is_symbol(const struct vocab *v, const struct token *t) {
     return (v->model_flags & MODEL_REPLACE_BAD) && (t->flags & TOKEN_NORMALIZED) && !(t->flags & TOKEN_SPECIAL);
 }
@@ -143,7 +140,7 @@ static bool put_added_token(cJSON *list, const struct vocab *v, uint32_t id, con
     return false;
 }
 
-/* As files spell it. */
+/* The spelling of a token in tokenizer.json. */
 static const char *piece_text(struct arena *a, const struct vocab *v, uint32_t id, struct buf *b, struct err *e) {
     if (v->kind != TEXT_BYTE_BPE || (v->tokens[id].flags & TOKEN_ADDED)) {
         const char *text = added_text(a, v, id, e);
@@ -162,7 +159,7 @@ static bool put_scored(cJSON *list, const char *text, double score) {
     return false;
 }
 
-/* The unigram model lists pieces by id, up to the last that is not an added token. */
+/* The number of listed pieces: a unigram model lists them by id, up to the last that is not an added token. */
 static uint32_t count_listed(const struct vocab *v) {
     uint32_t n = v->n_tokens;
     while (n && (v->tokens[n - 1].flags & (TOKEN_UNUSED | TOKEN_ADDED)) && n - 1 != v->unk) n--;
@@ -195,7 +192,7 @@ static int put_merge(cJSON *list, const struct vocab *v, const struct merge *m, 
                      struct err *e) {
     const char *left = piece_text(a, v, m->left, b, e), *right = left ? piece_text(a, v, m->right, b, e) : NULL;
     if (!right) return e->code;
-    if (strpbrk(left, " \n") || strpbrk(right, " \n")) { /* as a pair, which `tokenizers` reads since 0.20 */
+    if (strpbrk(left, " \n") || strpbrk(right, " \n")) { /* must be a pair, which `tokenizers` reads since 0.20 */
         cJSON *pair = cJSON_CreateArray();
         bool ok = hf_put(pair, NULL, cJSON_CreateString(left)) && hf_put(pair, NULL, cJSON_CreateString(right));
         if (!hf_put(list, NULL, pair)) return err_nomem(e, "tokenizer.json");
@@ -260,7 +257,7 @@ static cJSON *bpe_model(const struct vocab *v, const char *unk, cJSON **pieces, 
 
 /* ---- the two files ---- */
 
-/* NULL without error for TOKEN_NONE. */
+/* *out = the token's text; NULL without error for TOKEN_NONE. */
 static int named(const struct vocab *v, uint32_t id, struct arena *a, const char **out, struct err *e) {
     *out = NULL;
     if (id == TOKEN_NONE || (v->tokens[id].flags & TOKEN_UNUSED)) return 0;
@@ -305,7 +302,7 @@ static int build_config(cJSON *root, const struct vocab *v, struct arena *a, str
     bool ok = json_put_bool(root, "add_bos_token", v->add_bos) && json_put_bool(root, "add_eos_token", v->add_eos);
     for (size_t i = 0; i < COUNT_OF(tokens) && ok; i++) {
         const char *text;
-        /* A named role makes an added token of a piece of the model: such a one is in config.json only. */
+        /* Naming a role here would make an added token of a piece of the model; config.json has the role's id. */
         if (tokens[i].id != TOKEN_NONE && !(v->tokens[tokens[i].id].flags & TOKEN_ADDED)) continue;
         int rc = named(v, tokens[i].id, a, &text, e);
         if (rc) return rc;

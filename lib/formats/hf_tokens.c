@@ -1,14 +1,13 @@
 /*
- * What the files beside a tokenizer.json say about tokens, as transformers 5.24 joins them (tokenization_utils_base.py
- * _from_pretrained, tokenization_utils_tokenizers.py __init__):
+ * Adds the tokens that the files beside a tokenizer.json declare, as transformers 5.24 joins them
+ * (tokenization_utils_base.py _from_pretrained, tokenization_utils_tokenizers.py __init__):
  *
- *   tokenizer_config.json   added_tokens_decoder: tokens by id, whose flags count more than those of tokenizer.json
- *   special_tokens_map.json, added_tokens.json     read only where there is no added_tokens_decoder
- *   *_token, extra_special_tokens                  in either: tokens that need not be anywhere else
+ *   tokenizer_config.json   added_tokens_decoder: tokens by id, whose flags override those of tokenizer.json
+ *   special_tokens_map.json, added_tokens.json     read only if there is no added_tokens_decoder
+ *   *_token, extra_special_tokens                  in either: tokens that need not be declared elsewhere
  *
- * A token that is new gets the next id. transformers pays no attention to the id that a file gives a token, and its
- * classes do not agree about what wins; so where two files give a text two ids, or an id two texts, the folder is
- * refused.
+ * A new token gets the next id. transformers ignores the id that a file gives such a token, and its classes disagree
+ * about precedence, so a folder in which two files give a text two ids, or an id two texts, is refused.
  */
 #include <stdlib.h>
 #include <xxhash.h>
@@ -34,10 +33,10 @@ int hf_token_flags(const cJSON *token, bool normalized, uint32_t *flags, struct 
     return 0;
 }
 
-/* ---- tokens by their text -------------------------------------------------------------------------------------- */
+/* ---- tokens by their text ---------------------------------------------------------------------------------------- */
 
-/* Open addressing over the ids of a draft; the seed is an address, so that no file can provoke collisions. A piece
- * of the model and an added token may have the same bytes. */
+/* A hash table with open addressing over the ids of a draft. Its address is the seed, so that no file can provoke
+ * collisions. A piece of the model and an added token may have the same bytes. */
 struct names {
     uint32_t *slots; /* [mask + 1], TOKEN_NONE: free; at most half full */
     uint64_t mask;
@@ -75,33 +74,33 @@ static int names_build(struct names *names, const struct vocab *spec, uint64_t e
     return 0;
 }
 
-/* ---- joining --------------------------------------------------------------------------------------------------- */
+/* ---- joining ----------------------------------------------------------------------------------------------------- */
 
 struct joining {
     struct vocab *spec;
     const struct hf_token_files *files;
     struct names names;
-    uint32_t n_pieces;   /* of the model: the first id that an added token may get */
-    uint32_t max_added;  /* the largest id of an added token, TOKEN_NONE: there is none */
+    uint32_t n_pieces;   /* tokens of the model; added tokens have ids from here on */
+    uint32_t max_added;  /* largest id of an added token, or TOKEN_NONE */
     uint32_t n_rows;     /* of the embedding */
-    uint32_t max_tokens; /* size of the draft: how many tokens may be declared */
+    uint32_t max_tokens; /* size of the draft: the most tokens that may be declared */
     struct buf scratch;
 };
 
 /* A token as a file declares it. */
 struct declared {
     const char *file, *text;
-    uint32_t id; /* TOKEN_NONE: the file says none */
+    uint32_t id; /* TOKEN_NONE: not given */
     uint32_t flags;
-    bool weak; /* adds nothing to a token that is already added */
+    bool weak; /* does not change a token that is already an added one */
 };
 
-/* The id that `tokenizers` gives the next new token. */
+/* The id that `tokenizers` gives to the next new token. */
 static uint32_t next_id(const struct joining *j) {
     return j->max_added != TOKEN_NONE && j->max_added >= j->n_pieces ? j->max_added + 1 : j->n_pieces;
 }
 
-/* The token of that text: an added one, else a piece of the model with that spelling. */
+/* Finds the added token with this text, else the model's piece with this spelling; TOKEN_NONE: neither. */
 static int find_text(struct joining *j, const char *text, uint32_t *id, struct err *e) {
     struct err not_of_the_alphabet;
     *id = names_find(&j->names, j->spec, text, strlen(text), TOKEN_ADDED);
@@ -158,13 +157,13 @@ static int declare_new(struct joining *j, const struct declared *d, struct err *
 
 static int declare(struct joining *j, const struct declared *d, struct err *e) {
     uint32_t id;
-    if (!*d->text) return 0; /* as in `tokenizers` */
+    if (!*d->text) return 0; /* ignored, as in `tokenizers` */
     int rc = find_text(j, d->text, &id, e);
     if (rc) return rc;
     return id == TOKEN_NONE ? declare_new(j, d, e) : declare_known(j, d, id, e);
 }
 
-/* ---- tokens with ids: added_tokens_decoder, added_tokens.json -------------------------------------------------- */
+/* ---- tokens with ids: added_tokens_decoder, added_tokens.json ---------------------------------------------------- */
 
 static int by_id(const void *a, const void *b) {
     const struct declared *x = a, *y = b;
@@ -189,7 +188,7 @@ static int read_decoder_entry(struct declared *d, const cJSON *x, struct err *e)
     return rc ? err_prefix(e, HF_CONFIG_FILE ": added_tokens_decoder: %.40s", x->string) : 0;
 }
 
-/* Is this the text of a *_token or of another special token? */
+/* Is this the text of a *_token or of an extra special token? */
 static bool is_named_special(const struct hf_token_files *f, const char *text);
 
 /* "<tool_call>": 151657 */
@@ -222,20 +221,20 @@ static int declare_numbered(struct joining *j, const cJSON *list, bool decoder, 
     return rc;
 }
 
-/* ---- tokens with a name: bos_token and others, further special tokens ------------------------------------------ */
+/* ---- tokens by name: bos_token and others, extra special tokens -------------------------------------------------- */
 
 static bool ends_in_token(const char *key) {
     size_t n = strlen(key);
     return n > 6 && strcmp(key + n - 6, "_token") == 0;
 }
 
-/* A token is named by its text, or by an object with its "content". NULL: it is none. */
+/* The text of a token given as text or as an object with "content"; NULL: neither. */
 static const char *text_of(const cJSON *x) {
     return cJSON_GetStringValue(cJSON_IsObject(x) ? hf_member(x, "content") : x);
 }
 
-/* The value of a key: special_tokens_map.json's where it counts, then tokenizer_config.json's, then the class's own
- * unless tokenizer_config.json says null. */
+/* The value of `key` in special_tokens_map.json, else in tokenizer_config.json, else the class's default, unless
+ * tokenizer_config.json has null. */
 static const cJSON *value_of(const struct hf_token_files *f, const char *key, const char **file) {
     const cJSON *x = hf_member(f->map, key);
     *file = x ? HF_MAP_FILE : HF_CONFIG_FILE;
@@ -253,7 +252,7 @@ static int declare_named(struct joining *j, const char *file, const char *key, c
     return declare(j, &d, e);
 }
 
-/* In the order in which transformers adds them, which numbers those that are new. */
+/* In the order in which transformers adds them, which determines the ids of new tokens. */
 static const char *const role_keys[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                         "pad_token", "cls_token", "mask_token"};
 
@@ -263,7 +262,7 @@ static bool is_role(const char *key) {
     return false;
 }
 
-/* image_token and other names of this file that the model defines. */
+/* Declares the other *_token keys of `object`, such as image_token, except those that are also in `but`. */
 static int declare_others(struct joining *j, const cJSON *object, const char *file, const cJSON *but, struct err *e) {
     int rc = 0;
     for (const cJSON *x = object ? object->child : NULL; x && !rc; x = x->next)
@@ -311,15 +310,15 @@ static bool is_named_special(const struct hf_token_files *f, const char *text) {
     return false;
 }
 
-/* ---- roles ----------------------------------------------------------------------------------------------------- */
+/* ---- roles ------------------------------------------------------------------------------------------------------- */
 
 static int set_role(struct joining *j, const char *key, uint32_t *id, struct err *e) {
     const char *file;
     const cJSON *x = value_of(j->files, key, &file);
     if (!x) return 0;
-    const char *text = text_of(x); /* declare_named has checked it */
+    const char *text = text_of(x); /* checked by declare_named */
     uint32_t found = names_find(&j->names, j->spec, text, strlen(text), TOKEN_ADDED);
-    if (found == TOKEN_NONE) return 0; /* left out, and reported */
+    if (found == TOKEN_NONE) return 0; /* left out with a warning */
     if (*id != TOKEN_NONE && *id != found)
         return err_set(e, ERR_DATA, "%s: \"%s\" is '%.100s', but %s puts token %u there", file, key, text,
                        j->files->base, *id);
@@ -327,7 +326,7 @@ static int set_role(struct joining *j, const char *key, uint32_t *id, struct err
     return 0;
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------- */
+/* ---- all files --------------------------------------------------------------------------------------------------- */
 
 static uint64_t count_declared(const struct hf_token_files *f) {
     const char *file, *key;
@@ -355,7 +354,7 @@ static int join(struct joining *j, const cJSON *decoder, struct err *e) {
     return rc ? rc : set_role(j, "pad_token", &spec->pad, e);
 }
 
-/* Lists that are compared with each other, entry by entry. */
+/* Bounds the time of comparing two lists entry by entry. */
 #define MAX_COMPARISONS ((uint64_t)1 << 28)
 
 static int check_lists(const struct hf_token_files *f, struct err *e) {
@@ -372,7 +371,7 @@ int hf_join_tokens(struct vocab *spec, const struct hf_token_files *files, uint3
     const cJSON *decoder = hf_member(f.config, "added_tokens_decoder");
     if (decoder && !cJSON_IsObject(decoder))
         return err_set(e, ERR_DATA, HF_CONFIG_FILE ": \"added_tokens_decoder\" is not an object");
-    if (decoder) f.map = f.added = NULL; /* it has the same entries */
+    if (decoder) f.map = f.added = NULL; /* their entries are in added_tokens_decoder */
     struct joining j = {.spec = spec, .files = &f, .n_pieces = n_pieces, .max_added = TOKEN_NONE, .n_rows = n_rows};
     int rc = check_lists(&f, e);
     if (!rc) rc = join(&j, decoder, e);

@@ -1,9 +1,10 @@
 /*
- * llama.cpp's importance matrix, as llama-imatrix writes it and llama-quantize reads it: for each matrix the sum of x^2 of
- * what its columns were multiplied with, and of how many rows. A GGUF of general.type "imatrix" (NAME.in_sum2, NAME.counts),
- * or the older .dat: i32 entries; each i32 length, name, i32 calls, i32 columns, f32 sums / rows x calls; after them, which
- * may be missing, i32 chunks, i32 length, name of the text. The experts of a layer are one tensor: its sums are
- * [experts][columns] and its counts [experts]; in a .dat the number of columns is that of all experts.
+ * llama.cpp's importance matrix, as llama-imatrix writes it and llama-quantize reads it: for each matrix the sums
+ * of x^2 over its inputs, one per column, and the number of input rows. A GGUF of general.type "imatrix"
+ * (NAME.in_sum2, NAME.counts), or the older .dat: i32 number of entries; per entry i32 length, name, i32 calls, i32
+ * columns, f32 [columns] sums / rows x calls; optionally at the end i32 chunks, i32 length, name of the text. The
+ * experts of a layer are one tensor with sums [experts][columns] and counts [experts]; the number of columns in a
+ * .dat then covers all experts.
  */
 #include <math.h>
 
@@ -12,18 +13,18 @@
 struct entry {
     const char *name; /* of the matrix */
     const unsigned char *sums;
-    uint64_t cols;               /* of all experts */
-    const unsigned char *counts; /* f32 [n_counts], one or one for each expert; NULL: `calls` is that of all */
+    uint64_t cols;               /* over all experts */
+    const unsigned char *counts; /* f32 [n_counts], one or one per expert; NULL: `calls` applies to all */
     uint64_t n_counts;
     uint32_t calls;
 };
 struct imatrix {
-    struct buf bytes; /* the file */
+    struct buf bytes; /* the whole file */
     struct gguf_file gguf;
     struct arena memory;
     struct entry *entries;
     size_t n;
-    const char *dataset; /* NULL: not said */
+    const char *dataset; /* NULL: unknown */
     uint64_t chunks;
 };
 
@@ -62,7 +63,7 @@ static uint64_t elems_of(const struct raw_tensor *t) {
     return t->n_bytes / sizeof(float);
 }
 
-/* The entry that NAME.in_sum2 belongs to. */
+/* Adds the entry of tensor NAME.in_sum2, where NAME has `name` bytes. */
 static int take_entry(struct imatrix *m, const struct raw_tensor *t, size_t name, struct err *e) {
     char counts[GGUF_MAX_TENSOR_NAME + 16];
     snprintf(counts, sizeof counts, "%.*s.counts", (int)name, t->name);
@@ -85,7 +86,7 @@ static int take_entry(struct imatrix *m, const struct raw_tensor *t, size_t name
     return check_sums(x, e);
 }
 
-/* The first of the texts. */
+/* Reads the number of chunks and the first data set's name. */
 static int read_origin(struct imatrix *m, struct err *e) {
     const struct gguf_kv *kv = gguf_find(&m->gguf, "imatrix.datasets");
     uint64_t at = 0;
@@ -122,7 +123,7 @@ static const unsigned char *take(const unsigned char **at, const unsigned char *
     return p;
 }
 
-/* A number of things that follow; 0 when it is none. */
+/* The count of what follows; 0 if it is not positive or missing. */
 static uint32_t take_count(const unsigned char **at, const unsigned char *end) {
     const unsigned char *p = take(at, end, 4);
     int32_t v = 0;
@@ -179,7 +180,7 @@ bool imatrix_describe(const struct imatrix *m, cJSON *to) {
            (!m->chunks || json_put_u64(to, "chunks_count", m->chunks));
 }
 
-/* How many experts share the tensor of this slot; 1: it is of none. */
+/* Number of experts that share the tensor of this slot; 1 if it is not an expert's. */
 static uint64_t stacked_in(const struct model_config *c, struct model_slot s) {
     return model_axis_size(c, model_role_info(s.role)->each, s.layer);
 }
@@ -211,7 +212,8 @@ int imatrix_importance(void *imatrix, const struct model_config *c, struct model
 
 /* ---- writing ---- */
 
-/* Calls `each` for every matrix that something is known of, once for a tensor that several share (q, k and v). */
+/* Passed to each_entry, which calls `each` for every matrix with sums, once per tensor if several matrices
+ * share one (q, k and v). */
 struct writing {
     const struct model_config *config;
     imatrix_sums_fn *sums;
@@ -219,7 +221,7 @@ struct writing {
     int fd;
     struct gguf_header infos;
 };
-/* The slot is that of the first expert, where a tensor holds several. */
+/* `s` is the slot of the first expert if the tensor stacks several. */
 typedef int entry_fn(struct writing *w, const char *name, struct model_slot s, uint64_t cols, struct err *e);
 
 static int each_entry(struct writing *w, entry_fn *each, struct err *e) {
@@ -237,7 +239,7 @@ static int each_entry(struct writing *w, entry_fn *each, struct err *e) {
     return 0;
 }
 
-/* [stacked][cols], or [cols] where that is one. */
+/* Shape [stacked][cols], or [cols] if stacked is 1. */
 static void put_info(struct writing *w, const char *name, const char *what, uint64_t cols, uint64_t stacked) {
     char full[TENSOR_MAX_NAME + 16];
     uint64_t dims[2] = {stacked, cols};

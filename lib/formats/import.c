@@ -1,7 +1,7 @@
 /* Imports a foreign model as a model stream. */
 #include "lib/formats/formats_internal.h"
 
-/* A NaN in a weight makes every output NaN: reported here, under the file's name for the tensor. */
+/* A NaN in a weight makes every output NaN, so import refuses it. */
 static int check_finite(const struct tensor_desc *d, const void *data, struct err *e) {
     uint64_t n = tensor_elems(d), bad = tensor_first_nonfinite(d->dtype, data, n);
     if (bad == n) return 0;

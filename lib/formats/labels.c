@@ -1,4 +1,4 @@
-/* Names of a classifier's classes: META's "labels", a list of texts in the order of its rows. */
+/* Names of a classifier's classes: "labels" in META, a list of texts in the order of the classifier's rows. */
 #include "lib/formats/arch_internal.h"
 
 static bool add_label(cJSON *list, const char *name) {
@@ -21,7 +21,7 @@ static bool says_nothing(const cJSON *list) {
     return true;
 }
 
-/* Adds the list to META if it is complete and not empty. */
+/* Takes `list` and adds it to META, unless it is incomplete (!ok, out of memory) or has only default names. */
 static int keep(struct foreign_model *f, cJSON *list, bool ok, struct err *e) {
     if (ok && says_nothing(list)) {
         cJSON_Delete(list);

@@ -1,7 +1,7 @@
 /*
- * NumPy's .npy, version 1.0: magic, version, u16 length of a Python dictionary padded so that the data begins at a
- * multiple of 64, then the data. bf16 and quantized tensors have no NumPy type and go out as f32, in which they are
- * exact.
+ * NumPy's .npy, version 1.0: magic, version, u16 length of a Python dictionary padded so that the data begins at
+ * a multiple of 64, then the data. NumPy has no bf16 or quantized types; these are written as f32, which
+ * represents them exactly.
  */
 #include <inttypes.h>
 #include <unistd.h>
@@ -22,7 +22,7 @@ static const char *npy_descr(enum dtype dtype) {
     return NULL;
 }
 
-/* A tuple of one needs its comma; all of them get one. */
+/* A one-element tuple needs a trailing comma, so every dimension gets one. */
 static int npy_header(const struct tensor_desc *d, enum dtype as, struct buf *out, struct err *e) {
     int rc = buf_append(out, "\x93NUMPY\x01\x00\x00\x00", 10, e);
     if (!rc) rc = buf_printf(out, e, "{'descr': '%s', 'fortran_order': False, 'shape': (", npy_descr(as));
@@ -60,7 +60,7 @@ int npy_export(struct stream_map *m, const char *tensor, int fd, struct err *e) 
     return rc;
 }
 
-/* A tensor's name is a file name unless it has a slash: names of roles have none, other streams may. */
+/* A tensor's name must be a valid file name. Names of roles have no slash, but those in other streams may. */
 static int write_file(struct export_source *x, size_t i, struct out_folder *f, struct err *e) {
     struct stream_map_entry entry;
     char name[TENSOR_MAX_NAME + 8];

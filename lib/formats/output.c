@@ -1,4 +1,4 @@
-/* Writes whole buffers of foreign files to descriptors. */
+/* Writes whole buffers to the descriptor of a foreign file. */
 #include <errno.h>
 
 #include "lib/formats/formats_internal.h"

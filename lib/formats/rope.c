@@ -1,12 +1,12 @@
 /*
- * Llama 3's rotary scaling as GGUF has it: a factor for each frequency, in a tensor of its own. The parameters are not
- * in the file, so import derives them from the factors, or refuses.
+ * Llama 3's rotary scaling in GGUF: a tensor with a factor for each frequency. The file does not hold the parameters,
+ * so import derives them from the factors or refuses the model.
  */
 #include <math.h>
 
 #include "lib/formats/formats_internal.h"
 
-/* Converters compute the factors in f32, where they come out a few units of 6e-8 apart. */
+/* Converters compute the factors in f32, which gives relative differences of a few 6e-8. */
 #define TOLERANCE 1e-4
 
 int rope_factors(const struct model_config *c, float *factors, struct err *e) {
@@ -31,7 +31,7 @@ static int matches(const struct model_config *c, const float *factors, float *sc
     return rc;
 }
 
-/* All of Llama 3.1 to 3.3 has low 1, high 4 and an original context of 8192; small test models have other contexts. */
+/* Llama 3.1 to 3.3 have low 1, high 4 and an original context of 8192; small test models have other contexts. */
 static int search(struct model_config *c, const float *factors, double largest, float *scratch, bool *found,
                   struct err *e) {
     c->rope.scaling = ROPE_LLAMA3;

@@ -1,4 +1,4 @@
-/* Converts the order of rotary rows. */
+/* Converts between the two orders of rotary rows. */
 #include "lib/formats/formats_internal.h"
 
 bool slot_is_rotary(struct model_slot s) {
@@ -6,9 +6,9 @@ bool slot_is_rotary(struct model_slot s) {
 }
 
 /*
- * A head's rows are pairs that rotate together. Hugging Face has the first halves of all pairs, then the second halves
- * (x0 x1 .. y0 y1 ..); GGUF's llama architecture has them side by side (x0 y0 x1 y1 ..). Rows move whole, so quantized
- * blocks stay as they are.
+ * A head's rows form pairs that rotate together. Hugging Face has the first halves of all pairs, then the second halves
+ * (x0 x1 .. y0 y1 ..); GGUF's llama architecture interleaves them (x0 y0 x1 y1 ..). Whole rows are moved, so quantized
+ * blocks remain intact.
  */
 void rows_interleave(unsigned char *to, const unsigned char *from, uint64_t rows, uint64_t row_bytes, uint32_t heads) {
     uint64_t per_head = rows / heads, half = per_head / 2;

@@ -1,6 +1,6 @@
 /*
- * safetensors: u64 length of the header, the header (JSON: name -> dtype, shape, data_offsets), then the data. The
- * offsets must cover the data exactly: sorted, without gap, overlap or repeat, as the reference implementation demands.
+ * Reads safetensors: u64 length of the header, the header (JSON: name -> dtype, shape, data_offsets), then the data.
+ * The offsets must cover the data exactly, without gap or overlap, as the reference implementation requires.
  */
 #include <stdlib.h>
 
@@ -32,7 +32,7 @@ static int read_dtype(const cJSON *entry, struct raw_tensor *t, struct err *e) {
     return err_set(e, ERR_DATA, "dtype '%.32s' is not supported", name);
 }
 
-/* A list of whole numbers; *n is its length. */
+/* Reads a list of whole numbers; *n = its length, at most max. */
 static int read_list(const cJSON *entry, const char *key, uint64_t *out, unsigned max, unsigned *n, struct err *e) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(entry, key);
     if (!cJSON_IsArray(list)) return err_set(e, ERR_DATA, "\"%s\" is not a list", key);
@@ -47,7 +47,7 @@ static int read_list(const cJSON *entry, const char *key, uint64_t *out, unsigne
     return 0;
 }
 
-/* t->data is relative to the data section until all offsets are known to be sound. */
+/* A tensor's byte range within the data section; its data pointer is set once all ranges are known to be valid. */
 struct placed {
     struct raw_tensor *tensor;
     uint64_t begin, end;

@@ -1,4 +1,5 @@
 /* Writes a Hugging Face folder: config.json, model.safetensors, the tokenizer's files, generation_config.json. */
+#include <errno.h>
 #include <unistd.h>
 
 #include "lib/formats/arch_internal.h"
@@ -42,26 +43,33 @@ static int put_entry(const struct out *o, cJSON *header, const struct out_tensor
     return ok ? 0 : err_nomem(e, "model.safetensors");
 }
 
-static int build_header(const struct out *o, struct buf *out, struct err *e) {
+/* At least `reserved` bytes, which spaces fill. */
+static int build_header(const struct out *o, uint64_t reserved, struct buf *out, struct err *e) {
     cJSON *header = cJSON_CreateObject(), *metadata = header ? cJSON_AddObjectToObject(header, "__metadata__") : NULL;
     uint64_t at = 0;
     int rc = metadata && json_put_str(metadata, "format", "pt") ? 0 : err_nomem(e, "model.safetensors");
     for (size_t i = 0; i < o->tensors.n && !rc; i++) rc = put_entry(o, header, &o->tensors.items[i], &at, e);
     char *text = rc ? NULL : json_text(header, e);
     if (!rc) rc = text ? buf_append(out, text, strlen(text), e) : e->code;
-    while (!rc && out->len % 8) rc = buf_append(out, " ", 1, e); /* so that the data is aligned */
+    while (!rc && (out->len % 8 || out->len < reserved))
+        rc = buf_append(out, " ", 1, e); /* so that the data is aligned */
     mem_free(text);
     cJSON_Delete(header);
     return rc;
 }
 
-static int write_weights(struct out *o, int fd, struct err *e) {
+static int put_header(const struct out *o, uint64_t reserved, int fd, struct err *e) {
     struct buf header = {0};
-    int rc = build_header(o, &header, e);
+    int rc = build_header(o, reserved, &header, e);
     uint64_t n = header.len;
     if (!rc) rc = write_all(fd, &n, sizeof n, e);
     if (!rc) rc = write_all(fd, header.data, header.len, e);
     buf_release(&header);
+    return rc;
+}
+
+static int write_weights(struct out *o, int fd, struct err *e) {
+    int rc = put_header(o, 0, fd, e);
     for (size_t i = 0; i < o->tensors.n && !rc; i++) {
         const struct out_tensor *t = &o->tensors.items[i];
         enum dtype as = type_in_file(o, t->stored);
@@ -70,6 +78,64 @@ static int write_weights(struct out *o, int fd, struct err *e) {
         if (!rc) rc = write_all(fd, data, out_tensor_bytes(t, as), e);
     }
     return rc;
+}
+
+/* ---- weights that arrive ---- */
+
+/* From a stream that is read once: data go to their places, and the header, for which room is left, comes last. */
+struct arriving {
+    struct out *o;
+    struct arrivals a;
+    struct model_head head;
+    struct stream_item item;
+    struct stream_reader *in;
+    int fd;
+    uint64_t end;
+};
+
+static enum dtype type_of(void *ctx, const struct out_tensor *t) {
+    return type_in_file(((struct arriving *)ctx)->o, t->stored);
+}
+
+static int place(void *ctx, size_t i, uint64_t bytes, int *fd, uint64_t *at, struct err *e) {
+    struct arriving *x = ctx;
+    (void)i, (void)e;
+    *fd = x->fd;
+    *at = x->end;
+    x->end += bytes;
+    return 0;
+}
+
+static int arrive(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
+                  struct err *e) {
+    struct arriving *x = ctx;
+    (void)attrs;
+    return arrivals_take(&x->a, s, d, data, e);
+}
+
+/* A header is longest with the longest name of a type and the largest offsets. */
+static int reserve(const struct out *o, uint64_t *bytes, struct err *e) {
+    struct buf header = {0};
+    for (size_t i = 0; i < o->tensors.n; i++) o->tensors.items[i].stored = DT_F64;
+    int rc = build_header(o, 0, &header, e);
+    *bytes = header.len;
+    if (!o->wanted) *bytes = (*bytes + o->tensors.n + 7) / 8 * 8; /* "BF16" has a letter more */
+    buf_release(&header);
+    return rc;
+}
+
+static int write_arriving(struct arriving *x, int fd, struct err *e) {
+    uint64_t reserved;
+    x->a = (struct arrivals){.x = &x->o->x, .tensors = &x->o->tensors, .ctx = x, .type = type_of, .place = place};
+    x->fd = fd;
+    int rc = reserve(x->o, &reserved, e);
+    x->end = sizeof reserved + reserved;
+    if (!rc) rc = arrivals_begin(&x->a, e);
+    if (!rc) rc = model_each_tensor(x->in, &x->head.config, &x->item, arrive, x, e);
+    if (!rc) rc = arrivals_end(&x->a, e);
+    if (!rc) rc = stream_drain(x->in, e);
+    if (!rc && lseek(fd, 0, SEEK_SET) < 0) rc = err_sys(e, errno, "seek");
+    return rc ? rc : put_header(x->o, reserved, fd, e);
 }
 
 /* ---- the JSON files ---- */
@@ -142,38 +208,56 @@ static int write_tokenizer(const struct vocab *v, struct out_folder *f, struct e
 
 /* ---- the whole ---- */
 
-static int write_folder(struct out *o, struct out_folder *f, struct err *e) {
+/* x NULL: the source is read by random access. The types, of which config.json names one, are known after the weights. */
+static int write_folder(struct out *o, struct arriving *x, struct out_folder *f, struct err *e) {
     static const char name[] = "model.safetensors";
-    int fd, rc = write_config(o, f, e);
-    if (!rc && o->x.vocab) rc = write_tokenizer(o->x.vocab, f, e);
-    if (!rc) rc = write_generation(&o->x, f, e);
-    if (!rc) rc = out_folder_create(f, name, &fd, e);
+    int fd, rc = out_folder_create(f, name, &fd, e);
     if (rc) return rc;
-    rc = write_weights(o, fd, e);
+    rc = x ? write_arriving(x, fd, e) : write_weights(o, fd, e);
     if (rc) {
         close(fd);
         return rc;
     }
-    return out_folder_close(f, name, fd, e);
+    rc = out_folder_close(f, name, fd, e);
+    if (!rc) rc = write_config(o, f, e);
+    if (!rc && o->x.vocab) rc = write_tokenizer(o->x.vocab, f, e);
+    return rc ? rc : write_generation(&o->x, f, e);
 }
 
-static int open_out(struct out *o, struct stream_map *m, struct err *e) {
+static int prepare(struct out *o, struct err *e) {
     const struct arch *arch;
-    int rc = export_open(&o->x, m, e);
-    if (!rc) rc = target_check(TARGET_TRANSFORMERS, &o->x.config, e);
+    int rc = target_check(TARGET_TRANSFORMERS, &o->x.config, e);
     if (!rc) rc = arch_of_config(&o->x.config, &arch, e);
     o->tensors.by_value = true;
     return rc ? rc : out_tensors_make(&o->tensors, &o->x, &arch->hf.tensors, NULL, arch->hf.zeros, e);
 }
 
-int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) {
-    struct out o = {.wanted = dtype};
+static int make_folder(struct out *o, struct arriving *x, const char *folder, struct err *e) {
     struct out_folder f = OUT_FOLDER_NONE;
-    int rc = open_out(&o, m, e);
-    if (!rc) rc = out_folder_begin(&f, folder, e);
-    if (!rc) rc = write_folder(&o, &f, e);
+    int rc = out_folder_begin(&f, folder, e);
+    if (!rc) rc = write_folder(o, x, &f, e);
     if (!rc) rc = out_folder_commit(&f, e);
     out_folder_release(&f);
+    return rc;
+}
+
+int safetensors_export(struct stream_map *m, const char *folder, unsigned dtype, struct err *e) {
+    struct out o = {.wanted = dtype};
+    int rc = export_open(&o.x, m, e);
+    if (!rc) rc = prepare(&o, e);
+    if (!rc) rc = make_folder(&o, NULL, folder, e);
     export_release(&o.x);
+    return rc;
+}
+
+int safetensors_export_stream(struct stream_reader *in, const char *folder, unsigned dtype, struct err *e) {
+    struct out o = {.wanted = dtype};
+    struct arriving x = {.o = &o, .in = in};
+    int rc = model_head_read(in, &x.head, &x.item, e);
+    if (!rc) rc = export_open_arriving(&o.x, &x.head, e);
+    if (!rc) rc = prepare(&o, e);
+    if (!rc) rc = make_folder(&o, &x, folder, e);
+    export_release(&o.x);
+    model_head_release(&x.head);
     return rc;
 }

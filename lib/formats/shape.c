@@ -1,4 +1,4 @@
-/* The configuration of a new model: an architecture's traits and the shape that is asked for. */
+/* The configuration of a new model: an architecture's traits plus the requested shape. */
 #include <inttypes.h>
 
 #include "lib/formats/arch_internal.h"
@@ -37,7 +37,7 @@ static const char *what_lacks(const struct model_config *c, const struct arch_sh
     return NULL;
 }
 
-/* What an architecture has no place for, and what it cannot be made without. */
+/* Refuses what the architecture does not have, and requires what it needs. */
 static int check_asked(const struct model_config *c, const struct arch_shape *s, const struct model_config *like,
                        struct err *e) {
     const char *option, *why = what_lacks(c, s, &option);
@@ -70,7 +70,7 @@ static void set_windows(struct model_config *c, const struct arch_shape *s) {
         c->layers[i].window = n > 1 && (i + 1) % n == 0 ? 0 : (uint32_t)s->window;
 }
 
-/* What has one value for all layers. */
+/* Sets the values that all layers share. */
 static void set_sizes(struct model_config *c, const struct arch_shape *s, const struct model_config *like) {
     if (c->experts_per_token)
         c->experts_per_token = s->experts_per_token ? (uint32_t)s->experts_per_token : DEFAULT_TAKEN;
@@ -94,7 +94,7 @@ static void set_sizes(struct model_config *c, const struct arch_shape *s, const 
 
 int arch_new_config(const struct arch_shape *s, const struct model_config *like, struct model_config *out,
                     struct arena *a, struct err *e) {
-    if (arch_traits(s->arch, out, e)) return e->code = ERR_USAGE; /* it is the user's configuration, not a file's */
+    if (arch_traits(s->arch, out, e)) return e->code = ERR_USAGE; /* a mistake of the user's, not in a file */
     if (check_asked(out, s, like, e)) return e->code;
     set_sizes(out, s, like);
     out->layers = arena_array(a, out->n_layers, sizeof *out->layers, e);
@@ -110,7 +110,7 @@ int arch_new_config(const struct arch_shape *s, const struct model_config *like,
 
 enum { COPIED = 1 };
 
-/* The first tensor is all that is read. */
+/* Stops after the first tensor. */
 static int copy_first(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
                       struct err *e) {
     struct model_param *to = model_param(ctx, ROLE_EMBED, 0);

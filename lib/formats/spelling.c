@@ -1,7 +1,7 @@
 /*
- * The spelling of tokens in GGUF and tokenizer.json: ordinary pieces of byte-level BPE in GPT-2's printable alphabet,
- * all else as text. Both formats find a token by its spelling, so two tokens of one spelling cannot be written:
- * `tokenizers` gives the added token the id of the other, llama.cpp aborts.
+ * How GGUF and tokenizer.json spell tokens: ordinary pieces of byte-level BPE in GPT-2's printable alphabet, all others
+ * as text. Both formats look a token up by its spelling, so two tokens with the same spelling cannot be written:
+ * `tokenizers` would give the added token the id of the other, and llama.cpp aborts.
  */
 #include <stdlib.h>
 
@@ -19,7 +19,7 @@ static int by_text(const void *a, const void *b) {
     return order ? order : (x->text.n > y->text.n) - (x->text.n < y->text.n);
 }
 
-/* The texts lie one after the other in s->text, which moves while it grows: pointers come last. */
+/* Pointers are set last, because s->text moves while the texts are appended to it. */
 static int spell_all(struct spellings *s, const struct vocab *v, struct err *e) {
     for (uint32_t id = 0; id < v->n_tokens; id++) {
         if (v->tokens[id].flags & TOKEN_UNUSED) continue;

@@ -1,10 +1,10 @@
 /*
- * A SentencePiece model, tokenizer.model or spiece.model: the protocol buffer of sentencepiece_model.proto, read field
- * by field. Anything else that the model does is refused by name.
+ * Reads a SentencePiece model, tokenizer.model or spiece.model: the protocol buffer of sentencepiece_model.proto.
+ * Settings that Rill does not implement are refused by name.
  */
 #include "lib/formats/formats_internal.h"
 
-/* ---- protocol buffers: tag and value, over and over (protobuf.dev, "Encoding") ---- */
+/* ---- protocol buffers: a sequence of tags and values (protobuf.dev, "Encoding") ---- */
 
 enum wire { WIRE_VARINT = 0, WIRE_64 = 1, WIRE_BYTES = 2, WIRE_32 = 5 };
 
@@ -14,8 +14,8 @@ struct proto {
 struct field {
     uint32_t number;
     enum wire wire;
-    uint64_t value;     /* WIRE_VARINT, WIRE_64, WIRE_32 */
-    struct proto bytes; /* WIRE_BYTES */
+    uint64_t value;     /* of WIRE_VARINT, WIRE_64, WIRE_32 */
+    struct proto bytes; /* of WIRE_BYTES */
 };
 
 static bool varint(struct proto *p, uint64_t *out) {
@@ -42,7 +42,7 @@ static bool take(struct proto *p, uint64_t n, struct proto *out) {
     return true;
 }
 
-/* The next field; *more is false at the end. */
+/* Reads the next field; *more is false at the end. */
 static int next_field(struct proto *p, struct field *f, bool *more, struct err *e) {
     uint64_t tag, n;
     *more = p->at < p->end;
@@ -61,19 +61,19 @@ static int expect(const struct field *f, enum wire wire, const char *name, struc
     return f->wire == wire ? 0 : err_set(e, ERR_DATA, "field \"%s\" has another type than SentencePiece's", name);
 }
 
-/* ---- what a model says ---- */
+/* ---- settings ---- */
 
 enum piece_type { PIECE_NORMAL = 1, PIECE_UNKNOWN, PIECE_CONTROL, PIECE_USER_DEFINED, PIECE_UNUSED, PIECE_BYTE };
 enum model_type { MODEL_UNIGRAM = 1, MODEL_BPE = 2 };
 
 struct spm_settings {
     uint64_t model_type;
-    bool byte_fallback, suffix; /* trainer_spec */
+    bool byte_fallback, suffix; /* from trainer_spec */
     int64_t unk, bos, eos, pad;
-    struct proto charsmap; /* normalizer_spec */
+    struct proto charsmap; /* from normalizer_spec */
     bool dummy_prefix, remove_extra, escape;
     bool denormalizes;
-    bool trainer, normalizer; /* they are there: they follow the pieces */
+    bool trainer, normalizer; /* present; both follow the pieces, so a truncated file lacks them */
 };
 
 static int read_trainer(struct proto p, struct spm_settings *s, struct err *e) {
@@ -209,12 +209,12 @@ static int read_fields(struct vocab *spec, struct proto p, bool pieces, struct s
     return rc;
 }
 
-/* ---- the whole ---- */
+/* ---- the model ---- */
 
 int spm_steps(struct vocab *spec, struct span charsmap, bool remove_extra, bool prefix, struct err *e) {
     static const struct span space = {" ", 1}, meta = {METASPACE_TEXT, sizeof METASPACE_TEXT - 1}, none = {0};
     bool first =
-        spec->model_flags & MODEL_REPLACE_BAD; /* sentencepiece's prefix is once, llama.cpp's in every fragment */
+        spec->model_flags & MODEL_REPLACE_BAD; /* sentencepiece adds the prefix once, llama.cpp to every fragment */
     int rc = charsmap.n ? draft_step(spec, NORM_CHARSMAP, 1, charsmap, none, e) : 0;
     if (!rc && remove_extra) rc = draft_step(spec, NORM_SPACES, 0, none, none, e);
     if (!rc && prefix) rc = draft_step(spec, NORM_PREPEND, first, space, none, e);
@@ -237,7 +237,7 @@ static int read_model(struct vocab *spec, struct span data, struct err *e) {
     uint64_t n;
     int rc = read_fields(spec, all, false, &s, &n, e);
     if (!rc) rc = check_settings(&s, e);
-    s.unk = -1; /* the piece's type decides */
+    s.unk = -1; /* determined by the type of the piece */
     if (!rc) rc = draft_tokens(spec, n, e);
     if (!rc) rc = read_fields(spec, all, true, &s, &n, e);
     if (rc) return rc;

@@ -37,8 +37,7 @@ void raw_table_release(struct raw_table *t) {
     *t = (struct raw_table){0};
 }
 
-/* An overflow anywhere would let a huge tensor pass for a small one (CVE-2026-33298), so nothing is multiplied
- * unchecked. */
+/* Every multiplication is checked: an overflow would let a huge tensor pass for a small one (CVE-2026-33298). */
 int raw_tensor_size(const struct raw_tensor *r, uint64_t *n_bytes, struct err *e) {
     const struct dtype_info *type = dtype_info(r->dtype);
     uint64_t row = r->rank ? r->dims[r->rank - 1] : 1, n = 1;

@@ -1,4 +1,4 @@
-/* What other programs can load: transformers and llama.cpp, each by what the architecture says of it. */
+/* Decides what other programs, transformers and llama.cpp, can load, from what each architecture declares. */
 #include "lib/formats/arch_internal.h"
 
 #define LLAMA_CPP_MAX_LAYERS 512 /* src/llama-hparams.h */
@@ -7,7 +7,7 @@ static const struct {
     const char *name, *format;
 } targets[] = {[TARGET_TRANSFORMERS] = {"transformers", "safetensors"}, [TARGET_LLAMA_CPP] = {"llama.cpp", "gguf"}};
 
-/* What every model of the architecture may have, and its loader in llama.cpp does not know. */
+/* Checks what models of the architecture may have although llama.cpp's loader does not support it. */
 static int check_lacks(const struct arch *arch, const struct model_config *c, struct err *e) {
     const char *name = arch->gguf.names[0].name;
     unsigned lacks = arch->gguf.lacks;

@@ -1,4 +1,4 @@
-/* Mixtures of experts: scores in f32, routing, the rows that take an expert, and their weighted sum. */
+/* Mixtures of experts: scores in f32, routing, the rows of an expert, and the weighted sum of outputs. */
 #include "lib/grad/grad_internal.h"
 
 /* ---- scores ---- */
@@ -8,7 +8,7 @@ struct scores_op {
     struct grad_node *x, *w;
 };
 
-/* x in f32: where it is, or widened in scratch. */
+/* x in f32: in place, or widened in scratch. */
 static struct kernel_array widened(struct grad_tape *t, const struct grad_var *x) {
     if (x->value.dtype == DT_F32) return x->value;
     struct kernel_array wide = tape_scratch(t, DT_F32, var_size(x));
@@ -91,10 +91,10 @@ struct grad_routing *grad_route(struct grad_tape *t, struct grad_var *logits, si
     return t->error.code ? NULL : r;
 }
 
-/* ---- rows to an expert ---- */
+/* ---- rows of an expert ---- */
 
-/* In f32 a product of a handful of rows sums in another order, and how many rows an expert gets depends on what else is in the
- * batch: so few are filled up with zeros. */
+/* An f32 product of a few rows sums in another order, and how many rows an expert gets depends on the rest of the
+ * batch: pad them with zeros to this many. */
 #define ENOUGH_ROWS 5
 
 struct rows_op {
@@ -118,7 +118,7 @@ struct grad_var *grad_take_rows(struct grad_tape *t, struct grad_var *x, const s
     if (t->precision == DT_F32 && rows < ENOUGH_ROWS) rows = ENOUGH_ROWS;
     struct grad_node *y = tape_result(t, rows, x->cols, x->value.dtype, node_wanted(x));
     if (!y) return NULL;
-    y->var.grad.dtype = DT_F32; /* two linear maps add to it */
+    y->var.grad.dtype = DT_F32; /* sums the gradients of two linear maps */
     kernel_gather_rows(y->var.value, x->value, r->rows + r->starts[expert], n, x->cols);
     if (rows > n) kernel_fill(kernel_part(y->var.value, n * x->cols), (rows - n) * x->cols, 0);
     struct rows_op *o = tape_record(t, sizeof *o, take_backward, 1, &y);
@@ -130,7 +130,7 @@ struct grad_var *grad_take_rows(struct grad_tape *t, struct grad_var *x, const s
     return t->error.code ? NULL : &y->var;
 }
 
-/* ---- and back ---- */
+/* ---- outputs of an expert ---- */
 
 struct mix_op {
     struct grad_op op;

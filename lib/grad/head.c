@@ -1,25 +1,25 @@
 /*
- * The head: logits for a block of positions, their gradient from the caller's loss, and at once the two products that
- * need it. At a vocabulary of 49152 a block is tens of megabytes instead of gigabytes; README.md has the measurements.
+ * The head: logits for one block of positions, their gradient from the caller's loss, and immediately the two products
+ * that need it. At a vocabulary of 49152 a block is tens of megabytes, not gigabytes; README.md has the measurements.
  */
 #include "lib/grad/grad_internal.h"
 
 #define HEAD_ROWS    512
-#define FORWARD_ROWS 256 /* without gradients: half the memory at the same speed */
+#define FORWARD_ROWS 256 /* without gradients: half the memory, the same speed */
 
 struct head {
     struct grad_tape *t;
     struct grad_node *h, *w, *bias;
     float softcap;
     size_t hidden, vocab;
-    struct kernel_matrix forward, backward; /* w and its transposition, in bf16 only */
+    struct kernel_matrix forward, backward; /* w and its transpose, in bf16 only */
     struct kernel_array h16;                /* h in bf16 */
     struct kernel_array packed_h;           /* memory for a block of h, packed */
-    struct kernel_array logits, dlogits;    /* of a block */
-    struct kernel_array dh, dw, db;         /* no data: not wanted */
-    bool add_dh, add_dw;                    /* to what is there */
-    bool packed, packed_back;               /* forward and backward are in the tape's scratch, packed */
-    size_t mark;                            /* of the tape's scratch */
+    struct kernel_array logits, dlogits;    /* of one block */
+    struct kernel_array dh, dw, db;         /* no data: not needed */
+    bool add_dh, add_dw;                    /* accumulate: the gradient has a value already */
+    bool packed, packed_back;               /* forward and backward are packed in the tape's scratch */
+    size_t mark;                            /* position in the tape's scratch */
 };
 
 static void block_logits(const struct head *c, size_t first, size_t rows) {
@@ -35,7 +35,7 @@ static void block_logits(const struct head *c, size_t first, size_t rows) {
     if (c->softcap > 0) kernel_softcap(c->logits, c->logits, rows * c->vocab, c->softcap);
 }
 
-/* dh [+]= dlogits w, dw [+]= dlogits^T h, which later blocks add to */
+/* dh [+]= dlogits w, dw [+]= dlogits^T h, which accumulates over blocks. */
 static void block_gradients(struct head *c, size_t first, size_t rows) {
     struct kernel_array dh = kernel_part(c->dh, first * c->hidden);
     bool with_dh = kernel_has_data(c->dh), with_dw = kernel_has_data(c->dw);
@@ -57,7 +57,7 @@ static void block_gradients(struct head *c, size_t first, size_t rows) {
     c->add_dw = true;
 }
 
-/* Scratch, and in bf16 the weight packed once for all blocks. */
+/* Allocates scratch and, in bf16, packs the weight once for all blocks. */
 static bool prepare(struct head *c, const struct head *shared, size_t rows) {
     struct grad_tape *t = c->t;
     bool packed_leaf = node_packed(&c->w->var);
@@ -73,10 +73,10 @@ static bool prepare(struct head *c, const struct head *shared, size_t rows) {
     if (!kernel_has_data(c->h16)) return false;
     kernel_convert(c->h16, c->h->var.value, var_size(&c->h->var));
     c->forward = packed_leaf ? c->w->matrix : kernel_matrix_of(c->w->var.value, c->vocab, c->hidden);
-    /* What is packed is so for good; quantized blocks are packed once for all blocks of rows, if there are several. */
+    /* A packed leaf is used as it is; quantized blocks are packed once for all blocks of rows, if there are several. */
     if (packed_leaf && (kernel_is_packed(&c->forward) || c->h->var.rows <= rows)) return true;
     bool back = kernel_has_data(c->dh);
-    bool again = shared && (shared->packed_back || !back); /* packed for another head before */
+    bool again = shared && (shared->packed_back || !back); /* already packed for an earlier head */
     struct kernel_array forward = kernel_none(DT_BF16), backward = kernel_none(DT_BF16);
     if (!again) forward = tape_scratch_matrix(t, c->vocab, c->hidden);
     if (!again && back) backward = tape_scratch_matrix(t, c->vocab, c->hidden);
@@ -95,7 +95,7 @@ static bool prepare(struct head *c, const struct head *shared, size_t rows) {
     return true;
 }
 
-/* One head, and where its gradients go. */
+/* Checks one head and takes its gradients. */
 static bool begin(struct head *c, const struct grad_head_input *in) {
     struct grad_tape *t = in->t;
     struct grad_var *h = in->h, *w = in->head.w, *bias = in->head.bias;
@@ -118,15 +118,15 @@ static bool begin(struct head *c, const struct grad_head_input *in) {
     return !t->error.code;
 }
 
-/* The errors of further tapes are the first one's. */
+/* Copies errors of other tapes to the first one. */
 static bool heads_failed(const struct head *c, size_t n) {
     for (size_t i = 1; i < n; i++)
         if (c[i].t->error.code && c[i].t != c[0].t) tape_fail(c[0].t, c[i].t->error.code, "%s", c[i].t->error.msg);
     return c[0].t->error.code;
 }
 
-/* Rows of the block that begins with `left` rows to go. Where nothing is learned none is so small that its products have other bits:
- * a row of logits does not depend on where its block ends. */
+/* Rows of the next block, with `left` rows to go. Without gradients no block is so small that its products have other
+ * bits: a row of logits must not depend on where its block ends. */
 static size_t block_rows(const struct head *c, size_t left, size_t most) {
     if (left <= most) return left;
     return !c->t->record && left - most <= KERNEL_FEW_ROWS ? left / 2 : most;
@@ -176,7 +176,7 @@ bool grad_heads(size_t n, const struct grad_head_input *heads, grad_losses_block
     return ok;
 }
 
-/* A single head's callback. */
+/* Adapts the callback of a single head. */
 struct single {
     grad_loss_block *loss;
     void *ctx;

@@ -1,4 +1,4 @@
-/* Linear maps: one weight, or several of one input. */
+/* Linear maps: one weight, or several with the same input. */
 #include "lib/grad/grad_internal.h"
 
 struct linear_op {
@@ -25,7 +25,7 @@ void map_backward_f32(struct grad_tape *t, const struct grad_var *y, struct grad
     }
 }
 
-/* dx = dy W, rounded to bf16 where x is one, else added up in f32 over the maps of x. */
+/* dx = dy W, rounded if the gradient of x is bf16, else summed in f32 over the maps of x. */
 static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const struct grad_node *w, size_t rows,
                                 struct kernel_array dy) {
     struct kernel_epilogue how = {0};
@@ -40,7 +40,7 @@ static void input_gradient_bf16(struct grad_tape *t, struct grad_node *x, const 
     if (!sums) node_close(t, x, dx);
 }
 
-/* dw += dy^T x, which is packed. */
+/* dw += dy^T x, with x packed. */
 static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, struct kernel_array dy,
                                  const struct kernel_matrix *x) {
     bool fresh;
@@ -50,7 +50,7 @@ static void weight_gradient_bf16(struct grad_tape *t, struct grad_node *w, struc
     kernel_multiply_tn(w->var.rows, dy, x, &how, dw);
 }
 
-/* What is multiplied twice is rounded once, into scratch; a gradient in bf16 is read in place. */
+/* dy in bf16: rounded once into scratch for both products, or in place. */
 static struct kernel_array rounded_gradient(struct grad_tape *t, const struct grad_var *y) {
     if (y->grad.dtype == DT_BF16) return y->grad;
     struct kernel_array dy = tape_scratch(t, DT_BF16, var_size(y));
@@ -69,7 +69,7 @@ static void map_backward_bf16(struct grad_tape *t, struct linear_op *o, size_t i
     stack_rewind(&t->scratch, mark);
 }
 
-/* x packed for dw, which all its maps share. */
+/* Packs x for dw; the maps share it. */
 static struct kernel_matrix pack_input(struct grad_tape *t, const struct linear_op *o) {
     const struct grad_var *x = &o->x->var;
     bool wanted = false;
@@ -122,8 +122,8 @@ static void multiply_f32(struct grad_var *y, const struct grad_var *x, const str
     if (residual) kernel_add(y->value, residual->value, var_size(residual));
 }
 
-/* Weights change between products, so each product packs its own: beforehand, when several tiles of rows read it, or
- * as it is read. */
+/* A weight changes between products, so each product packs it: in advance if several tiles of rows read it, or strip by
+ * strip. */
 #define MANY_ROWS 128
 
 static struct kernel_matrix packed_weight(struct grad_tape *t, const struct grad_var *w, size_t rows) {
@@ -150,7 +150,7 @@ static struct grad_node *map_forward(struct grad_tape *t, struct grad_var *x, co
                                      struct grad_var *residual) {
     if (!m->w || !shapes_fit(t, x, m, residual)) return NULL;
     bool wanted = node_wanted(x) || node_wanted(m->w) || node_wanted(m->bias) || node_wanted(residual);
-    /* the product in f32 cannot take the memory of what is added after it */
+    /* an f32 product cannot overwrite what is added after it */
     bool over = residual && t->bare && t->precision == DT_BF16 && !node_of(residual)->is_leaf;
     struct grad_node *y = over ? tape_result_in(t, residual, wanted)
                                : tape_result(t, x->rows, m->w->rows, residual ? DT_F32 : t->precision, wanted);
@@ -190,8 +190,8 @@ void grad_linears(struct grad_tape *t, struct grad_var *x, size_t n, const struc
     for (size_t i = 0; i < n; i++) y[i] = ok ? &nodes[i]->var : NULL;
 }
 
-/* Without a record nothing reads gate or up again: the epilogue of up's product multiplies by the gate, in its
- * memory. */
+/* Without a record nothing reads gate or up again: the epilogue of up's product multiplies by the activated gate, in
+ * the gate's memory. */
 struct grad_var *grad_gated(struct grad_tape *t, enum kernel_act act, struct grad_var *x, struct grad_var *gate,
                             struct grad_var *up) {
     struct grad_map maps[2] = {{gate, NULL}, {up, NULL}};

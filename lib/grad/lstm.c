@@ -1,4 +1,4 @@
-/* LSTM over sequences, in one direction or in both, and its way back through time. */
+/* LSTM over sequences, in one direction or both, and its backpropagation through time. */
 #include "lib/grad/grad_internal.h"
 
 struct lstm_op {
@@ -10,7 +10,7 @@ struct lstm_op {
     struct kernel_lstm_direction kept[2];
 };
 
-/* dW += dgates^T (h of the step before) */
+/* dW += dgates^T h, with h of the previous step */
 static void weight_gradient(struct grad_tape *t, struct lstm_op *o, size_t i, struct kernel_array dgates) {
     struct grad_node *w = o->direction[i].w, *bias = o->direction[i].bias;
     size_t n = o->op.out[0]->var.rows, units = o->shape.units, mark = stack_mark(&t->scratch);
@@ -64,7 +64,7 @@ static bool direction_fits(struct grad_tape *t, const struct grad_lstm_direction
     return true;
 }
 
-/* The weight in f32: where it is, or from its panels. */
+/* The weight in f32: in place, or unpacked. */
 static struct kernel_array wide_weight(struct grad_tape *t, const struct grad_var *w) {
     if (!node_packed(w)) return w->value;
     struct kernel_array wide = tape_scratch(t, DT_F32, var_size(w));
@@ -75,7 +75,7 @@ static struct kernel_array wide_weight(struct grad_tape *t, const struct grad_va
     return wide;
 }
 
-/* What comes in becomes the gates, in its memory unless that is a leaf's. */
+/* Memory for the gates, which are computed in place unless the input is a leaf. */
 static struct kernel_array own_gates(struct grad_tape *t, struct grad_var *gates) {
     if (!node_of(gates)->is_leaf) return gates->value;
     struct kernel_array copy = tape_value(t, DT_F32, var_size(gates));

@@ -1,11 +1,11 @@
-/* RMSNorm and LayerNorm, of rows or of the heads in them. */
+/* RMSNorm and LayerNorm, of rows or of the heads in each row. */
 #include "lib/grad/grad_internal.h"
 
 struct norm_op {
     struct grad_op op;
     struct grad_node *x, *w, *b;
-    size_t rows, d;           /* what is normalised: rows of x, or the heads of its rows */
-    struct kernel_array kept; /* f32 [rows] 1 / rms, or [rows][2] mean and 1 / deviation */
+    size_t rows, d;           /* normalized vectors: rows of x, or heads in them */
+    struct kernel_array kept; /* f32 [rows] 1 / rms, or [rows][2] mean and 1 / standard deviation */
 };
 
 static void rmsnorm_backward(struct grad_tape *t, struct grad_op *op) {
@@ -16,7 +16,7 @@ static void rmsnorm_backward(struct grad_tape *t, struct grad_op *op) {
     kernel_rmsnorm_backward(dx, dw, y->grad, o->x->var.value, o->w->var.value, o->kept, o->rows, o->d);
 }
 
-/* RMSNorm of pieces of d elements of x, whose result and its gradient have these types. */
+/* RMSNorm of each d consecutive elements of x; `out` and `gradient` are the types of the result and of its gradient. */
 static struct grad_var *rmsnorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps, size_t d,
                                 enum dtype out, enum dtype gradient) {
     struct grad_node *y = tape_result(t, x->rows, x->cols, out, node_wanted(x) || node_wanted(w));
@@ -40,7 +40,7 @@ struct grad_var *grad_rmsnorm(struct grad_tape *t, struct grad_var *x, struct gr
     if (!x || !w || t->error.code) return NULL;
     if (w->rows != 1 || w->cols != x->cols)
         return tape_fail(t, ERR_DATA, "rmsnorm: weight [%zu, %zu] for rows of %zu", w->rows, w->cols, x->cols);
-    return rmsnorm(t, x, w, eps, x->cols, out, DT_F32); /* several linear maps add to the gradient */
+    return rmsnorm(t, x, w, eps, x->cols, out, DT_F32); /* sums the gradients of several linear maps */
 }
 
 struct grad_var *grad_rmsnorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, float eps) {
@@ -59,7 +59,7 @@ static void layernorm_backward(struct grad_tape *t, struct grad_op *op) {
     kernel_layernorm_backward(dx, dw, db, y->grad, o->x->var.value, o->w->var.value, o->kept, o->rows, o->d);
 }
 
-/* LayerNorm of pieces of w's length of x, whose result and its gradient have these types. */
+/* LayerNorm of each w->cols consecutive elements of x; types as above. */
 static struct grad_var *layernorm(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,
                                   float eps, enum dtype out, enum dtype gradient) {
     bool wanted = node_wanted(x) || node_wanted(w) || node_wanted(b);
@@ -86,7 +86,7 @@ struct grad_var *grad_layernorm(struct grad_tape *t, struct grad_var *x, struct 
     if (!x || !w || t->error.code) return NULL;
     if (w->rows != 1 || w->cols != x->cols || (b && !same_shape(w, b)))
         return tape_fail(t, ERR_DATA, "layernorm: weight [%zu, %zu] for rows of %zu", w->rows, w->cols, x->cols);
-    return layernorm(t, x, w, b, eps, out, DT_F32); /* several linear maps add to the gradient */
+    return layernorm(t, x, w, b, eps, out, DT_F32); /* sums the gradients of several linear maps */
 }
 
 struct grad_var *grad_layernorm_heads(struct grad_tape *t, struct grad_var *x, struct grad_var *w, struct grad_var *b,

@@ -1,5 +1,5 @@
-/* Embedding, rotary positions, attention: each operation checks shapes, runs forward, and records a function that
- * runs backward. */
+/* Embedding, rotary positions, attention: each operation checks shapes, runs forward, and records its backward
+ * function. */
 #include "lib/grad/grad_internal.h"
 
 /* ---- embedding ---- */
@@ -48,7 +48,7 @@ struct rope_op {
     struct kernel_rotation rotation;
 };
 
-/* The gradient is rotated back in place: nothing reads it after this. */
+/* Rotates the gradient back in place, as nothing reads it later. */
 static void rope_backward(struct grad_tape *t, struct grad_op *op) {
     struct rope_op *o = (struct rope_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);

@@ -1,4 +1,4 @@
-/* Element by element: activation functions, gated linear units, scaling, sums. */
+/* Elementwise operations: activation functions, gated linear units, scaling, sums. */
 #include "lib/grad/grad_internal.h"
 
 /* ---- activation functions ---- */
@@ -21,7 +21,7 @@ static void activate_backward(struct grad_tape *t, struct grad_op *op) {
     stack_rewind(&t->scratch, mark);
 }
 
-/* Where nothing is recorded the result takes over the memory of x. */
+/* Overwrites x on a tape that does not record. */
 struct grad_var *grad_activate(struct grad_tape *t, enum kernel_act act, struct grad_var *x) {
     if (!x || t->error.code) return NULL;
     bool over = !t->record && !node_of(x)->is_leaf;
@@ -84,7 +84,7 @@ struct scale_op {
     float factor;
 };
 
-/* The gradient is scaled in place: nothing reads it after this. */
+/* Scales the gradient in place, as nothing reads it later. */
 static void scale_backward(struct grad_tape *t, struct grad_op *op) {
     struct scale_op *o = (struct scale_op *)op;
     struct kernel_array dy = node_sum(t, op->out[0]);

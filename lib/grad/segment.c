@@ -1,4 +1,4 @@
-/* A part of the graph that is kept whole, or as its result alone and run again when going backward. */
+/* Segments: parts of the graph that are kept whole, or only as a result that is recomputed in the backward pass. */
 #include "lib/grad/grad_internal.h"
 
 struct segment_op {
@@ -9,9 +9,9 @@ struct segment_op {
 };
 
 /*
- * Runs forward once more, this time with a record, and goes back through that. The result's gradient moves to the new
- * result as it is and that of x is added to in place, so every operation sees what it would have seen had all
- * values been kept: the bits are the same.
+ * Runs the forward pass once more, now recording, and walks back through that. The result's gradient moves to the new
+ * result unchanged, and that of x is added to in place, so every operation sees what it would see if all values had
+ * been kept: the bits are the same.
  */
 static void segment_backward(struct grad_tape *t, struct grad_op *op) {
     struct segment_op *o = (struct segment_op *)op;
@@ -19,7 +19,7 @@ static void segment_backward(struct grad_tape *t, struct grad_op *op) {
     struct grad_node *out = op->out[0];
     struct grad_mark mark = grad_mark(t);
     struct grad_var *again = o->run(o->ctx, t, &o->x->var);
-    if (node_wanted(again)) { /* else it is of constants */
+    if (node_wanted(again)) { /* else it depends on constants only */
         struct grad_node *y = node_of(again);
         y->buffer = out->buffer;
         y->var.grad = out->var.grad;
@@ -31,7 +31,7 @@ static void segment_backward(struct grad_tape *t, struct grad_op *op) {
     grad_rewind(t, mark);
 }
 
-/* Runs without a record and keeps only the result, in `slot`. */
+/* Runs without recording and keeps only the result, in `slot`. */
 static bool run_bare(struct grad_tape *t, struct grad_var *x, grad_run *run, void *ctx, struct grad_var *slot) {
     bool record = t->record, bare = t->bare;
     struct grad_mark mark = grad_mark(t);

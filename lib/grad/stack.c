@@ -1,6 +1,6 @@
 /*
- * Memory filled from the front and given back to a mark. It is a list of blocks, each at least as large as all before
- * it: the first step of a shape makes a few, later steps make none and touch the same pages.
+ * A stack allocator: a list of blocks, each at least as large as all before it together. The first step of a shape
+ * allocates a few; later steps allocate none and touch the same pages.
  */
 #include "lib/grad/grad_internal.h"
 

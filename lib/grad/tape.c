@@ -1,8 +1,8 @@
 /*
  * The tape: memory, variables, gradients.
  *
- * Gradients of intermediate results live shorter than values: one is made when the first contribution arrives and given
- * back when its operation has gone backward, so a few buffers serve a model of any depth.
+ * Gradients of intermediate results live shorter than values: one is allocated when the first contribution arrives and
+ * freed when the operation that made the result has run backward, so a few buffers suffice for a model of any depth.
  */
 #include "lib/grad/grad_internal.h"
 
@@ -234,7 +234,7 @@ struct kernel_array node_target(struct grad_tape *t, struct grad_node *v, bool *
         if (*fresh) *v->begun = true;
     } else if (*fresh) {
         take_buffer(t, v);
-    } else if (v->buffer->users > 1) { /* another variable still reads it: write to a copy */
+    } else if (v->buffer->users > 1) { /* another variable still reads it: copy on write */
         struct grad_buffer *shared = v->buffer;
         struct kernel_array from = v->var.grad;
         v->var.grad = kernel_none(from.dtype);
@@ -299,7 +299,7 @@ static bool depended_on(const struct grad_op *op) {
 void tape_walk(struct grad_tape *t, struct grad_op *until) {
     while (t->last != until && !t->error.code) {
         struct grad_op *op = t->last;
-        t->last = op->previous; /* first: a segment that is run again records after it */
+        t->last = op->previous; /* before the call: recomputed segments record after it */
         if (!depended_on(op)) continue;
         op->backward(t, op);
         for (size_t i = 0; i < op->n_out; i++) drop_buffer(t, op->out[i]);

@@ -1,4 +1,4 @@
-/* Checkpoint files: written while a run goes on, read before it begins. */
+/* Checkpoint files: writing them during a run, and reading them before it. */
 #include <string.h>
 
 #include "lib/job/job_internal.h"
@@ -17,7 +17,7 @@ int job_save_checkpoint(void *ctx, struct trainer *t, struct err *e) {
     return rc ? rc : cli_commit(j->c, file, e);
 }
 
-/* Another run's checkpoint is an input of the provenance. */
+/* Another run's checkpoint is recorded as an input in the provenance. */
 static int start(struct job *j, struct err *e) {
     struct stream_reader *r;
     if (!j->o->start_state) return 0;
@@ -37,7 +37,7 @@ static int read_checkpoint(struct job *j, struct err *e) {
     return rc;
 }
 
-/* The checkpoint is no input of the provenance: the recorded command makes the same model without it. */
+/* The resumed checkpoint is not recorded as an input: the recorded command makes the same model without it. */
 static int resume(struct job *j, struct err *e) {
     struct train_plan asked = *trainer_plan(j->trainer);
     struct distill_progress p;

@@ -1,4 +1,4 @@
-/* The student, the data, the held-out stream and the teacher of a run, and how many steps the data makes. */
+/* Opens the inputs of a run: student, data, held-out stream and teacher; and counts the steps that the data makes. */
 #include <string.h>
 
 #include "lib/job/job_internal.h"
@@ -43,7 +43,7 @@ static int open_held_out(struct job *j, struct err *e) {
     return 0;
 }
 
-/* Without --steps: as many as the data makes. */
+/* Without --steps, the number of steps is what the data makes. */
 static int count_steps(struct job *j, bool given, struct err *e) {
     struct stream_reader *r;
     bool is_file = j->data.file.is_file;

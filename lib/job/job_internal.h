@@ -1,71 +1,72 @@
-/* A training run, as the files of its module share it. */
+/* Private to lib/job: the job, and the functions that its files share. */
 #ifndef RILL_JOB_INTERNAL_H
 #define RILL_JOB_INTERNAL_H
 
 #include "lib/compress/compress.h"
 #include "lib/job/job.h"
 
-/* A file that is drawn from. */
+/* A data file of a mixture. */
 struct job_file {
     const char *path;
     double weight, decay_weight;
-    struct session_data own, *data; /* own, or the operand's */
+    struct session_data own, *data; /* own data, or the operand's */
 };
 
 struct job {
     struct cli *c;
-    const struct job_options *o;     /* as the command line has them */
+    const struct job_options *o;     /* as given on the command line */
     struct distill_options settings; /* resolved */
     struct train_group groups[TRAIN_MAX_GROUPS];
-    const char *schedule_named; /* the one of --schedule that has no UNTIL; NULL: none */
+    const char *schedule_named; /* the value of --schedule without UNTIL; NULL: none */
 
     struct model *student;
-    enum dtype *types;               /* [n_params of it] that it is trained in; NULL: f32 */
-    struct session_teacher *teacher; /* beside the student; NULL: none */
+    enum dtype *types;               /* [n_params of the student] for quantization-aware training; NULL: none */
+    struct session_teacher *teacher; /* online; NULL: none */
     struct trainer *trainer;
     struct session_data data, eval;
-    struct mixture *mixture; /* NULL: the data in its order */
-    struct job_file *files;  /* [n_files] of it, the operand first */
+    struct mixture *mixture; /* NULL: the data in its own order */
+    struct job_file *files;  /* [n_files] of the mixture, the operand first */
     size_t n_files;
     struct distill_extent extent; /* of an epoch; steps 0: not counted */
-    bool begun, eval_begun;       /* the data: an epoch after the first one needs it anew; the held-out stream */
+    bool begun, eval_begun;       /* the first reader was used: further epochs and evaluations reopen the file */
 
-    struct session_file checkpoint; /* to resume from: closed when it has been read, for its disk space */
+    struct session_file checkpoint; /* to resume from; closed after reading, to free its disk space */
 };
 
-/* ---- settings.c ------------------------------------------------------------------------------------------------------ */
+/* ---- settings.c -------------------------------------------------------------------------------------------------- */
 
-/* Texts of the options into settings. */
+/* Parses the text options into settings. */
 int job_read_settings(struct job *j, struct err *e) MUST_CHECK;
-/* The plan as options, for the report and the provenance; `changed`: the recorded command has it instead of what was
+/* Records the plan as options in report and provenance. `changed`: the recorded command gets it in place of the options
  * given. */
 int job_remember_plan(struct job *j, const struct train_plan *p, bool changed, struct err *e) MUST_CHECK;
 
-/* ---- mixture.c ------------------------------------------------------------------------------------------------------- */
+/* ---- mixture.c --------------------------------------------------------------------------------------------------- */
 
-/* Whether --shuffle, --mix or --decay-data ask for a mixture; opens its files, the operand's data being open, and makes it. */
+/* If --shuffle, --mix or --decay-data are given: opens the files and creates the mixture. The operand is already
+ * open. */
 int job_open_mixture(struct job *j, struct err *e) MUST_CHECK;
 void job_free_mixture(struct job *j);
 
-/* ---- quantize.c ------------------------------------------------------------------------------------------------------ */
+/* ---- quantize.c -------------------------------------------------------------------------------------------------- */
 
-/* The student being there: the types that --quantize and its company give its matrices, into settings. */
+/* Sets the types of the student's matrices by --quantize and related options; the student must be loaded. */
 int job_open_quantization(struct job *j, struct err *e) MUST_CHECK;
-/* The bits per weight of what is about to be written. */
+/* Reports the bits per weight of the model to be written. */
 int job_report_quantization(const struct job *j, struct err *e) MUST_CHECK;
 
-/* ---- inputs.c -------------------------------------------------------------------------------------------------------- */
+/* ---- inputs.c ---------------------------------------------------------------------------------------------------- */
 
-/* Student, data, held-out stream and teacher; then the number of steps, from the data where it is not given. */
+/* Opens student, data, held-out stream and teacher; then resolves the number of steps. */
 int job_open_inputs(struct job *j, struct err *e) MUST_CHECK;
-/* A distill_run's open, of a job. */
+/* `open` of a distill_run; ctx is the job. */
 int job_open_data(void *ctx, struct stream_reader **r, struct err *e) MUST_CHECK;
 
-/* ---- checkpoint.c ---------------------------------------------------------------------------------------------------- */
+/* ---- checkpoint.c ------------------------------------------------------------------------------------------------ */
 
-/* --start-state and --resume; remembers the plan either way. */
+/* Applies --start-state and --resume, and records the plan. */
 int job_restore(struct job *j, struct err *e) MUST_CHECK;
-/* A distill_run's save, of a job. */
+/* `save` of a distill_run; ctx is the job. */
 int job_save_checkpoint(void *ctx, struct trainer *t, struct err *e) MUST_CHECK;
 
 #endif

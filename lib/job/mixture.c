@@ -1,9 +1,9 @@
-/* --shuffle, --mix and --decay-data: the files of a mixture, with their weights. */
+/* Options --shuffle, --mix and --decay-data: opens the files of a mixture, with their weights. */
 #include <string.h>
 
 #include "lib/job/job_internal.h"
 
-/* "FILE" or "FILE=WEIGHT"; the path is the caller's. A name with a = in it needs a weight behind. */
+/* Parses "FILE" or "FILE=WEIGHT"; the caller frees *path. A name that contains = must be followed by a weight. */
 static int parse_file(const char *option, const char *text, char **path, double *weight, struct err *e) {
     const char *sign = strrchr(text, '=');
     size_t n = sign ? (size_t)(sign - text) : strlen(text);

@@ -1,9 +1,9 @@
-/* Training through the grids of a plan: its types for lib/train, and what is said of them. */
+/* Quantization-aware training: the types of a plan for lib/train, and messages about them. */
 #include <stdio.h>
 
 #include "lib/job/job_internal.h"
 
-/* A type without scales apart from its codes is searched after each step. */
+/* Types whose scales are not separate from their codes are searched again after each step. */
 static bool is_searched(enum dtype t) {
     return dtype_info(t)->is_quantized && !quant_form(t);
 }

@@ -1,4 +1,4 @@
-/* A training run from its options to the model that it writes. */
+/* A training run, from its options to the model that it writes. */
 #include <stdio.h>
 #include <string.h>
 
@@ -63,14 +63,14 @@ static void show_step(void *ctx, const struct distill_progress *p, double tokens
         cli_progress(c, p->step, "loss %.4f, %.0f tokens/s", p->loss, tokens_per_second);
 }
 
-/* With a checkpoint to keep, signals are wishes from here on. */
+/* If a checkpoint file is given, signals are handled from here on. */
 static void catch_signals(const struct job *j) {
     if (!j->o->checkpoint) return;
     cli_catch_stop();
     cli_catch_usr1();
 }
 
-/* "held-out kl 0.12, ce 3.4 after step 30" */
+/* Writes "; held-out kl 0.12, ce 3.4 after step 30". */
 static void evaluation_text(const struct distill_evaluation *v, char *out, size_t size) {
     size_t n = (size_t)snprintf(out, size, "; held-out");
     for (size_t i = 0; i < v->n && n < size; i++)
@@ -80,7 +80,7 @@ static void evaluation_text(const struct distill_evaluation *v, char *out, size_
     if (n < size) snprintf(out + n, size - n, " after step %llu", (unsigned long long)v->step);
 }
 
-/* The last line of a run. */
+/* Prints the last line of a run. */
 static void say_end(const struct job *j, const struct distill_run *r, const struct distill_progress *p) {
     char losses[512] = "", held_out[256] = "";
     size_t n = 0;
@@ -92,7 +92,7 @@ static void say_end(const struct job *j, const struct distill_run *r, const stru
             p->step == 1 ? "" : "s", (unsigned long long)p->positions, p->loss, losses, r->tokens_per_second, held_out);
 }
 
-/* What is written, where that is not simply the last state. */
+/* Says what the result is, unless it is simply the state after the planned last step. */
 static void say_result(const struct job *j, const struct distill_run *r, const struct distill_progress *p) {
     const struct distill_evaluation *v = &p->eval;
     unsigned long long step = p->step, steps = j->settings.plan.now.steps;
@@ -106,7 +106,7 @@ static void say_result(const struct job *j, const struct distill_run *r, const s
                 v->best_step < p->step ? "" : ", the last one", v->values[v->metric].name, v->best);
 }
 
-/* A run that did not come to its end, or that had nothing to do. */
+/* Fails if the run was stopped or had nothing to do. */
 static int check_end(const struct job *j, const struct distill_run *r, struct err *e) {
     struct distill_progress p;
     unsigned long long steps = j->settings.plan.now.steps;

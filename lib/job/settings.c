@@ -1,7 +1,7 @@
-/* What the options say in texts, as the libraries take it, and back: the plan of learning rates for the provenance. */
+/* Converts text options to settings, and the plan of learning rates back to options for the provenance. */
 #include "lib/job/job_internal.h"
 
-/* --schedule, as often as it is given. */
+/* Parses all values of --schedule. */
 static int read_plan(struct job *j, struct err *e) {
     const struct cli_list *l = &j->o->schedules;
     bool named = false;
@@ -13,7 +13,7 @@ static int read_plan(struct job *j, struct err *e) {
     return 0;
 }
 
-/* What lib/train is told. */
+/* Sets the options of lib/train. */
 static int read_training(struct job *j, struct err *e) {
     const struct job_options *o = j->o;
     struct train_options *t = &j->settings.train;

@@ -1,4 +1,5 @@
-/* The divergence from what a model said, of another one or of itself when it has changed from some layer on. */
+/* The divergence of a model's predictions from a reference: another model's, or its own before a change from some layer
+ * on. */
 #include <math.h>
 #include <string.h>
 
@@ -9,7 +10,7 @@
 struct block {
     const struct judge_reference *of;
     const float *logits;
-    size_t first; /* position of its first row */
+    size_t first; /* position of its first row in the input */
 };
 
 static double log_sum(const float *x, size_t n, float *top) {
@@ -20,7 +21,7 @@ static double log_sum(const float *x, size_t n, float *top) {
     return log(sum) + *top;
 }
 
-/* sum p (log p - log q) */
+/* sum p (log p - log q), in f64 */
 static void diverge_row(void *ctx, size_t r, int thread) {
     const struct block *b = ctx;
     size_t n = b->of->columns;
@@ -37,7 +38,7 @@ static void diverge_row(void *ctx, size_t r, int thread) {
 
 struct judged {
     const struct judge_reference *of;
-    size_t first; /* position at which the part begins */
+    size_t first; /* position where the part begins */
 };
 
 static int add_divergence(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
@@ -54,7 +55,7 @@ static double mean_of(const struct judged *p, size_t positions) {
     return kl;
 }
 
-/* ---- what a model said ------------------------------------------------------------------------------------------- */
+/* ---- predictions of a model -------------------------------------------------------------------------------------- */
 
 static int keep_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *logits, struct err *e) {
     struct judge_reference *of = ctx;
@@ -63,7 +64,7 @@ static int keep_logits(void *ctx, size_t first, size_t rows, size_t vocab, float
     return 0;
 }
 
-/* Memory for it; logits are not there yet. */
+/* Allocates a reference without computing its logits. */
 static int reference_allocate(struct judge_reference **out, const struct model *m, const struct model_input *in,
                               struct err *e) {
     int rc = model_check_next_token(&m->config, e);
@@ -105,7 +106,7 @@ void judge_reference_free(struct judge_reference *of) {
     mem_free(of);
 }
 
-/* ---- from some layer on ------------------------------------------------------------------------------------------ */
+/* ---- candidates that differ from some layer on ------------------------------------------------------------------- */
 
 static float *into(const struct judge *j, size_t i) {
     return j->into + i * j->positions * j->hidden;
@@ -133,7 +134,7 @@ struct judge_part judge_part_at(const struct judge *j, uint64_t number) {
     return (struct judge_part){first, n * (at + 1) / parts - first};
 }
 
-/* The sequences of a part, and the position of the first. */
+/* The sequences of a part, and the position of the first one. */
 static struct model_input take_part(const struct judge *j, const struct judge_part *part, size_t *first) {
     struct model_input in = *j->in;
     *first = 0;

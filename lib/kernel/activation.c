@@ -1,5 +1,5 @@
-/* Activation functions, gated linear units and soft caps over arrays: pieces of f32, or of bf16 that is widened and
- * rounded. */
+/* Activation functions, gated linear units and soft caps over arrays in f32, or in bf16 that is widened and rounded in
+ * pieces. */
 #include "lib/kernel/kernel_internal.h"
 
 struct activation {

@@ -3,8 +3,8 @@
  * algorithms 1 and 4): scores exist for one block of queries and one block of keys at a time.
  *
  * The queries of all heads that share a key head are stacked as rows of one matrix, head by head, so that a block of
- * keys is read once for the whole group and the products are large enough to be worth a gemm. All block sizes depend on
- * the shape alone, and every task writes memory that no other does.
+ * keys is read once for the whole group and the products are large enough for a gemm. All block sizes depend only on
+ * the shape, and no two tasks write the same memory.
  */
 #include "lib/kernel/attention_block.h"
 
@@ -19,8 +19,8 @@ static struct cut cut_for(const struct kernel_attention *a, size_t rows_floats, 
 /* ---- forward ---- */
 
 /*
- * One block of queries a task. All sequences are cut as the longest is, and blocks past a sequence's end are empty.
- * Late blocks see more keys and go first, so that no thread is left with a long one at the end.
+ * One block of queries per task. All sequences are split like the longest one, and blocks past a sequence's end are
+ * empty. Late blocks see more keys and go first, so that no thread is left with a long one at the end.
  */
 static void forward_task(void *ctx, size_t i, int thread) {
     const struct forward *f = ctx;
@@ -65,12 +65,12 @@ void kernel_attention(const struct kernel_attention *a, struct kernel_array y, s
 
 /* ---- backward ---- */
 
-/* With a soft cap the way back is in f32, which needs the capped scores unrounded. */
+/* With a soft cap the backward pass is in f32, which needs the capped scores unrounded. */
 static bool backward_is_bf16(const struct backward *w) {
     return w->a->softcap == 0 && w->dq.dtype == DT_BF16 && w->dy.dtype == DT_BF16 && w->y.dtype == DT_BF16;
 }
 
-/* A (sequence, key head) a task: every query of the sequence adds to the same dk and dv, in order. */
+/* One (sequence, key head) per task: all queries of the sequence add to the same dk and dv, in order. */
 static void backward_task(void *ctx, size_t i, int thread) {
     const struct backward *w = ctx;
     const struct kernel_attention *a = w->a;

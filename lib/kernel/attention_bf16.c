@@ -1,13 +1,13 @@
 /*
- * Attention over bf16 with the path's products of bf16: blocks and online softmax as in attention_f32.c. Scores, sums
- * and the softmax are f32; probabilities and the gradients of scores are rounded to bf16 where they are multiplied.
+ * Attention with bf16 products: blocks and online softmax as in attention_f32.c. Scores, sums and the softmax are f32;
+ * probabilities and the gradients of scores are rounded to bf16 as operands of products.
  */
 #include <math.h>
 
 #include "lib/kernel/attention_block.h"
 
-#define WIDEST 256                            /* head_dim; a multiple of PANEL */
-#define LD     (MAX_ROWS + 32)                /* of transposed rows: no power of two */
+#define WIDEST 256                            /* maximum head_dim; a multiple of PANEL */
+#define LD     (MAX_ROWS + 32)                /* row stride of the transpose: not a power of two */
 #define PANELS (ROWS_FLOATS + PANEL * WIDEST) /* elements of a block of queries as panels */
 
 bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct view q, struct view k,
@@ -20,7 +20,7 @@ static size_t padded(size_t n) {
     return (n + PANEL - 1) / PANEL * PANEL;
 }
 
-/* c[rows][n] = [c +] a b: rows of a are lda apart, b is contiguous panels of k. k, n multiples of PANEL. */
+/* c[rows][n] = [c +] a b: rows of a have stride lda, b is contiguous panels. k, n are multiples of PANEL. */
 static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, const uint16_t *a, size_t lda,
                      const uint16_t *b, bool accumulate, float *c, size_t ldc) {
     const struct micro_bf16 *micro = v->bf16;
@@ -41,7 +41,7 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
     }
 }
 
-/* Prefetches a row of queries: they are too far apart for the hardware prefetcher. */
+/* Prefetches a row of queries, because they are too far apart for the hardware prefetcher. */
 static inline __attribute__((always_inline)) void
 fetch_row(const struct kernel_attention *a, const struct attention_block *b, struct view from, size_t r) {
     enum { ROWS_AHEAD = 8 };
@@ -50,7 +50,7 @@ fetch_row(const struct kernel_attention *a, const struct attention_block *b, str
     for (size_t i = 0; i < a->head_dim; i += 32) __builtin_prefetch(row + i);
 }
 
-/* Rows of a block of queries, made contiguous. */
+/* Copies the rows of a block of queries to be contiguous. */
 static void copy_rows(const struct kernel_attention *a, const struct attention_block *b, uint16_t *to,
                       struct view from) {
     for (size_t r = 0; r < b->heads * b->n; r++) {
@@ -59,14 +59,14 @@ static void copy_rows(const struct kernel_attention *a, const struct attention_b
     }
 }
 
-/* Panels of keys (or values) as columns: for scores, q k^T. */
+/* Panels with keys (or values) as columns: for scores, q k^T. */
 static void panels_transposed(const struct kernel_attention *a, const struct attention_block *b, struct view k,
                               size_t from, size_t keys, uint16_t *to) {
     struct panels all = {.k = a->n_kv_heads * a->head_dim, .dtype = DT_BF16, .data = k.data};
     make_panels(to, &all, b->start + from, keys, b->kv_head * a->head_dim, a->head_dim);
 }
 
-/* Panels of n <= 256 rows of d, ld apart, not transposed: for p v. Padded with zeros. */
+/* Panels of n <= 256 rows of d with row stride ld, not transposed: for p v. Padded with zeros. */
 static void panels_plain(const struct simd *v, const uint16_t *x, size_t ld, size_t n, size_t d, uint16_t *to) {
     static const uint16_t zeros[PANEL];
     size_t k = padded(n), whole = n / 2 * 2;
@@ -82,14 +82,14 @@ static const uint16_t *key_rows(const struct kernel_attention *a, const struct a
     return (const uint16_t *)k.data + key_at(a, b, from);
 }
 
-/* Scores before the first key that a row sees become minus infinity, whose weight is 0. */
+/* Sets the scores before the first key that a row sees to minus infinity, so that their weights are 0. */
 static void mask_before(float *row, struct keys see) {
     for (size_t i = 0; i < see.begin; i++) row[i] = -INFINITY;
 }
 
 /* ---- forward ---- */
 
-/* Caps and masks a block of scores; seen[r]: how many count in a row. Returns the factor left to apply. */
+/* Caps and masks a block of scores; seen[r]: how many count in row r. Returns the factor that remains to be applied. */
 static float prepare_scores(const struct forward *f, const struct attention_block *b, size_t from, size_t keys,
                             float *s, uint32_t *seen) {
     const struct kernel_attention *a = f->a;
@@ -138,15 +138,15 @@ void forward_block_bf16(const struct forward *f, const struct attention_block *b
 
 /* ---- backward ---- */
 
-/* A block of queries, and what backward makes of it with one block of keys. */
+/* A block of queries, with the scratch of its backward pass against one block of keys. */
 struct work {
     _Alignas(64) uint16_t q[ROWS_FLOATS], dy[ROWS_FLOATS]; /* [rows][head_dim] */
     uint16_t q_panels[PANELS], dy_panels[PANELS];
-    uint16_t p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS]; /* rounded, */
-    uint16_t transposed[KEYS * LD];                   /* and one of them transposed */
+    uint16_t p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS]; /* rounded */
+    uint16_t transposed[KEYS * LD];                   /* p or ds, transposed */
     uint16_t panels[KEYS * WIDEST];                   /* of keys or values */
     float scores[MAX_ROWS * KEYS], dp[MAX_ROWS * KEYS], dq[ROWS_FLOATS];
-    float lse[MAX_ROWS], dot[MAX_ROWS]; /* dot = dy . y, the D of algorithm 4 */
+    float lse[MAX_ROWS], dot[MAX_ROWS]; /* dot = dy . y, D in algorithm 4 */
 };
 
 static void begin_block(const struct backward *w, const struct attention_block *b, struct work *t) {
@@ -168,7 +168,7 @@ static void begin_block(const struct backward *w, const struct attention_block *
     }
 }
 
-/* Probabilities from scores, and the gradient of the scores from that of the probabilities. */
+/* Scores become probabilities, and their gradient becomes that of the scores. */
 static void softmax_backward(const struct backward *w, const struct attention_block *b, size_t from, size_t keys,
                              size_t width, struct work *t) {
     float scale = w->a->scale;
@@ -180,7 +180,7 @@ static void softmax_backward(const struct backward *w, const struct attention_bl
     }
 }
 
-/* x [rows][width] into t->transposed [width][rows], with zeros up to a multiple of PANEL. */
+/* Transposes x [rows][width] into t->transposed [width][rows], padded with zeros to a multiple of PANEL. */
 static void transpose(const struct simd *v, const uint16_t *x, size_t rows, size_t width, struct work *t) {
     static const uint16_t zeros[KEYS];
     _Alignas(64) uint32_t pairs[PANEL / 2 * KEYS];
@@ -194,7 +194,7 @@ static void transpose(const struct simd *v, const uint16_t *x, size_t rows, size
     }
 }
 
-/* dv += p^T dy, dk += ds^T q, dq += ds k with one block of keys. */
+/* dv += p^T dy, dk += ds^T q, dq += ds k, for one block of keys. */
 static void with_keys(const struct backward *w, const struct attention_block *b, size_t from, size_t keys,
                       struct work *t) {
     const struct kernel_attention *a = w->a;

@@ -1,5 +1,5 @@
 /*
- * What the two forms of attention share: how work is cut, and layouts. attention_f32.c computes in f32, with bf16
+ * Shared by both forms of attention: how work is split, and layouts. attention_f32.c computes in f32, with bf16
  * widened; attention_bf16.c multiplies bf16 where the path has instructions for it; attention.c calls one of them per
  * block.
  */
@@ -8,21 +8,21 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define KEYS        128   /* in a block */
-#define MAX_ROWS    256   /* of stacked queries */
-#define ROWS_FLOATS 16384 /* stacked queries x head_dim: what a task keeps on its stack, 64 KiB each */
+#define KEYS        128   /* per block */
+#define MAX_ROWS    256   /* stacked queries per block */
+#define ROWS_FLOATS 16384 /* stacked queries x head_dim: the size of an array on a task's stack, 64 KiB */
 #define KEYS_FLOATS 32768 /* widened keys x head_dim */
-/* Forward in bf16 keeps less of a row, so takes more of them: the keys are packed for fewer blocks of queries. */
+/* Forward in bf16 keeps less per row, so it takes more rows: keys are packed for fewer blocks of queries. */
 #define FORWARD_ROWS   384
 #define FORWARD_FLOATS 24576
 
-/* How a (sequence, key head) is cut: `heads` of the group at a time, `queries` positions at a time. */
+/* How a (sequence, key head) is split: `heads` of the group at a time, `queries` positions at a time. */
 struct cut {
     size_t group, heads, queries;
 };
 
 /*
- * One block of stacked queries: rows r = (h - head) * n + (t - first) for `heads` heads and n positions t of a
+ * One block of stacked queries: row r = (h - head) * n + (t - first), for `heads` heads h and n positions t of a
  * sequence.
  */
 struct attention_block {
@@ -41,7 +41,7 @@ static inline size_t key_at(const struct kernel_attention *a, const struct atten
     return ((b->start + t) * a->n_kv_heads + b->kv_head) * a->head_dim;
 }
 
-/* Keys [begin, end) of the sequence that some row of the block sees, begin a multiple of KEYS. */
+/* Keys [begin, end) of the sequence that any row of the block sees; begin is a multiple of KEYS. */
 struct keys {
     size_t begin, end;
 };
@@ -51,8 +51,8 @@ static inline struct keys keys_of(const struct kernel_attention *a, const struct
     return k;
 }
 
-/* Which of the keys [from, from + n) row r sees, as [begin, end) from `from` on; begin is 0 when it sees none of
- * them. */
+/* The keys among [from, from + n) that row r sees, as [begin, end) relative to `from`; begin and end are 0 if there are
+ * none. */
 static inline struct keys visible(const struct kernel_attention *a, const struct attention_block *b, size_t r,
                                   size_t from, size_t n) {
     size_t position = b->first + r % b->n;
@@ -63,7 +63,7 @@ static inline struct keys visible(const struct kernel_attention *a, const struct
     return k.begin < k.end ? k : (struct keys){0, 0};
 }
 
-/* Of a row of `keys` scores those that it does not see. */
+/* Zeroes the scores of keys that the row does not see. */
 static inline void zero_outside(float *row, struct keys see, size_t keys) {
     memset(row, 0, see.begin * sizeof *row);
     memset(row + see.end, 0, (keys - see.end) * sizeof *row);
@@ -88,7 +88,7 @@ struct backward {
     struct cut cut;
 };
 
-/* Can these operands be multiplied as they are? */
+/* Can these operands be multiplied as bf16? */
 bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct view q, struct view k,
                        struct view values);
 void forward_block_f32(const struct forward *f, const struct attention_block *b);

@@ -1,18 +1,18 @@
 /*
- * Attention of generation: one query a sequence against its cache. What bounds it is memory, so a key is read once for
+ * Attention in generation: one query per sequence against its cache. It is bound by memory, so a key is read once for
  * all heads that share it, in memory order: the keys of a head, then its values, [n_kv_heads][2][capacity][head_dim].
- * Scores are in f32, the softmax is online.
+ * Scores are f32, the softmax is online.
  *
- * A (sequence, key head, stretch of its keys) is a task: few sequences, or one, keep many threads busy too. The results
- * of a sequence's stretches are combined in order (Dao et al. 2023, "Flash-Decoding"). Where stretches begin depends on
- * nothing but the position.
+ * A task is a (sequence, key head, stretch of its keys), so few sequences, even one, keep many threads busy. The
+ * results of a sequence's stretches are combined in order (Dao et al. 2023, "Flash-Decoding"). Where stretches begin
+ * depends only on the position.
  */
 #include <math.h>
 
 #include "lib/kernel/attention_block.h"
 
-#define HEADS   8   /* of a group in a task */
-#define STRETCH 512 /* keys in a task; a multiple of KEYS */
+#define HEADS   8   /* of a group, per task */
+#define STRETCH 512 /* keys per task; a multiple of KEYS */
 
 size_t kernel_cache_size(size_t n_kv_heads, size_t head_dim, size_t capacity) {
     return 2 * n_kv_heads * head_dim * capacity;
@@ -60,9 +60,10 @@ struct decode {
     const struct simd *v;
     struct view y, q;
     const struct kernel_cache *caches;
-    size_t parts;     /* of a group */
+    size_t parts;     /* tasks per group of heads */
     size_t stretches; /* of the longest sequence */
-    /* [n_seqs][n_heads][stretches] of sequences with several: maximum, sum, and the weighted sum of values [head_dim] */
+    /* [n_seqs][n_heads][stretches], for sequences with several: maximum, sum, and the weighted sum of values
+     * [head_dim] */
     float *scratch;
 };
 
@@ -70,7 +71,7 @@ static size_t stretches_of(const struct kernel_cache *c) {
     return (c->length + STRETCH - 1) / STRETCH;
 }
 
-/* The first key that a window of the newest position reaches, and the stretch that it is in. */
+/* The first key inside the window of the newest position, and its stretch. */
 static size_t first_key(const struct kernel_attention *a, const struct kernel_cache *c) {
     return a->window && c->length > a->window ? c->length - a->window : 0;
 }
@@ -78,7 +79,7 @@ static size_t first_stretch(const struct kernel_attention *a, const struct kerne
     return first_key(a, c) / STRETCH;
 }
 
-/* Factor of the scores in the softmax: a cap includes the scale. */
+/* Factor of the scores in the softmax; a soft cap has applied the scale already. */
 static float softmax_scale(const struct kernel_attention *a) {
     return a->softcap > 0 ? 1 : a->scale;
 }
@@ -99,12 +100,12 @@ static float *partial(const struct decode *c, size_t seq, size_t head, size_t st
     return c->scratch + ((seq * c->a->n_heads + head) * c->stretches + stretch) * (c->a->head_dim + 2);
 }
 
-/* One task: some heads of a group against the keys and values of their sequence, a block of keys at a time. */
+/* One task: some heads of a group against the keys and values of their sequence, one block of keys at a time. */
 struct heads {
     const struct decode *c;
     size_t n, d;
     struct view q;
-    float wide_q[HEADS * KERNEL_MAX_HEAD_DIM]; /* when bf16 is multiplied in f32 */
+    float wide_q[HEADS * KERNEL_MAX_HEAD_DIM]; /* if bf16 is multiplied in f32 */
     float scratch[KEYS_FLOATS];
     float s[HEADS * KEYS], m[HEADS], y[HEADS * KERNEL_MAX_HEAD_DIM];
     double l[HEADS];
@@ -131,7 +132,7 @@ static void scores(struct heads *t, struct view keys, size_t n, const void *next
     for (size_t h = 0; h < t->n; h++) v->dots(t->s + h * KEYS, q + h * t->d, rows, t->d, n, t->d);
 }
 
-/* Scores become weights; earlier sums are rescaled to the new maximum. */
+/* Turns scores into weights; rescales earlier sums to the new maximum. */
 static void weigh(struct heads *t, size_t n) {
     const struct simd *v = t->c->v;
     const struct kernel_attention *a = t->c->a;
@@ -176,7 +177,7 @@ static void attend(struct heads *t, const struct kernel_cache *cache, size_t kv_
     }
 }
 
-/* y of n heads from element `at` on, divided by their sums. */
+/* Divides y of n heads by their sums and stores it from element `at` on. */
 static void finish(const struct decode *c, float *y, const double *l, size_t n, size_t at) {
     size_t d = c->a->head_dim;
     for (size_t h = 0; h < n; h++) c->v->scale(y + h * d, d, (float)(1 / l[h]));
@@ -186,14 +187,14 @@ static void finish(const struct decode *c, float *y, const double *l, size_t n, 
         c->v->to_bf16((uint16_t *)c->y.data + at, y, n * d);
 }
 
-/* What the next task reads first, to prefetch. */
+/* The address that the next task reads first, to prefetch. */
 static const void *keys_after(const struct decode *c, size_t seq, size_t kv_head, size_t part) {
     if (part + 1 < c->parts) return rows_of(c->a, &c->caches[seq], kv_head, false).data;
     if (kv_head + 1 < c->a->n_kv_heads) return rows_of(c->a, &c->caches[seq], kv_head + 1, false).data;
     return rows_of(c->a, &c->caches[seq + 1 < c->a->n_seqs ? seq + 1 : seq], 0, false).data;
 }
 
-/* All sequences are cut as the longest is, and stretches past a sequence's end are empty. */
+/* All sequences are split like the longest one, and stretches past a sequence's end are empty. */
 static void decode_task(void *ctx, size_t i, int thread) {
     const struct decode *c = ctx;
     size_t stretch = i % c->stretches, part = i / c->stretches % c->parts, kv_head = i / c->stretches / c->parts;
@@ -221,7 +222,7 @@ static void decode_task(void *ctx, size_t i, int thread) {
     }
 }
 
-/* One head of one sequence from its stretches. */
+/* Combines the stretches of one head of one sequence. */
 static void join_task(void *ctx, size_t i, int thread) {
     const struct decode *c = ctx;
     size_t seq = i / c->a->n_heads, head = i % c->a->n_heads, d = c->a->head_dim;

@@ -1,5 +1,5 @@
 /*
- * Attention of one block of queries in f32, a block of keys at a time: scores, online softmax, and their gradients;
+ * Attention for one block of queries in f32, one block of keys at a time: scores, online softmax, and their gradients.
  * bf16 is widened.
  */
 #include <math.h>
@@ -20,12 +20,12 @@ static void pack(const struct simd *v, const struct kernel_attention *a, const s
     }
 }
 
-/* Keys, or values, in a block: as many as KEYS, but no more than fit when they must be widened. */
+/* Keys or values per block: KEYS, or fewer if they must be widened and no more fit. */
 static size_t keys_in_block(const struct kernel_attention *a, struct view k) {
     return k.dtype == DT_F32 ? KEYS : smaller(KEYS, KEYS_FLOATS / a->head_dim);
 }
 
-/* Rows of keys or values from `at` on as f32, *ld apart. */
+/* Rows of keys or values from `at` on in f32, with row stride *ld. */
 static const float *key_rows(const struct simd *v, const struct kernel_attention *a, struct view k, size_t at,
                              size_t keys, float *scratch, size_t *ld) {
     size_t stride = a->n_kv_heads * a->head_dim;
@@ -37,8 +37,8 @@ static const float *key_rows(const struct simd *v, const struct kernel_attention
 
 /* ---- forward ---- */
 
-/* Online softmax of one block of scores: probabilities relative to the running maximum m, whose sums go to l; the
- * output so far, o, is rescaled. Keys that a row does not see become 0. */
+/* Online softmax of one block of scores: makes probabilities relative to the running maximum m, adds their sums to l
+ * and rescales the output o. Keys that a row does not see become 0. */
 static void online_softmax(const struct forward *f, const struct attention_block *b, size_t from, size_t keys, float *s,
                            float *m, double *l, float *o) {
     size_t d = f->a->head_dim;
@@ -88,15 +88,15 @@ void forward_block_f32(const struct forward *f, const struct attention_block *b)
 
 /* ---- backward ---- */
 
-/* A block of queries and what backward knows of it, packed. */
+/* A block of queries, packed, with the scratch of the backward pass. */
 struct packed {
     float q[ROWS_FLOATS], dy[ROWS_FLOATS], dq[ROWS_FLOATS]; /* [rows][head_dim]; q is scaled */
-    float lse[MAX_ROWS], dot[MAX_ROWS];                     /* dot = dy . y, the D of algorithm 4 */
+    float lse[MAX_ROWS], dot[MAX_ROWS];                     /* dot = dy . y, D in algorithm 4 */
     float p[MAX_ROWS * KEYS], ds[MAX_ROWS * KEYS];
     float k[KEYS_FLOATS], v[KEYS_FLOATS]; /* widened */
 };
 
-/* Probabilities from scores, and the gradient of the scores from that of the probabilities, in place. */
+/* In place: scores become probabilities, and their gradient becomes that of the scores. */
 static void softmax_backward(const struct backward *w, const struct attention_block *b, size_t from, size_t keys,
                              struct packed *t) {
     float capped[KEYS], cap = w->a->softcap;
@@ -116,7 +116,7 @@ static void softmax_backward(const struct backward *w, const struct attention_bl
     }
 }
 
-/* dy . y of row r, y widened into `scratch` when it must be. */
+/* dy . y of row r; y is widened into `scratch` if it is bf16. */
 static float dot_dy_y(const struct backward *w, const struct packed *t, size_t r, size_t at, float *scratch) {
     size_t d = w->a->head_dim;
     const float *y = (const float *)w->y.data + at;
@@ -127,7 +127,7 @@ static float dot_dy_y(const struct backward *w, const struct packed *t, size_t r
     return (float)w->v->dot(t->dy + r * d, y, d);
 }
 
-/* dv += p^T dy, dk += ds^T q, dq = sum ds k over all blocks of keys that these queries see. */
+/* dv += p^T dy, dk += ds^T q, dq = sum ds k, over all blocks of keys that these queries see. */
 void backward_block_f32(const struct backward *w, const struct attention_block *b) {
     const struct kernel_attention *a = w->a;
     size_t d = a->head_dim, rows = b->heads * b->n, stride = a->n_kv_heads * d, step = keys_in_block(a, w->k), ldk, ldv;

@@ -1,9 +1,9 @@
-/* The probabilities of attention, for those who want to see them, and losses on them: nothing else makes an array of them. */
+/* The probabilities of attention as an array, to observe them, and losses on them; nothing else stores them. */
 #include <math.h>
 
 #include "lib/kernel/attention_block.h"
 
-#define QUERIES 32 /* in a task */
+#define QUERIES 32 /* per task */
 
 struct weights {
     const struct kernel_attention *a;
@@ -19,7 +19,7 @@ static struct keys seen_by(const struct weights *w, size_t query) {
     return visible(w->a, &b, 0, 0, w->length);
 }
 
-/* Products of a query into scores, in place, or probabilities. */
+/* Turns the products of a query with all keys into scores or probabilities, in place. */
 static void finish_row(const struct weights *w, float *row, size_t query) {
     const struct kernel_attention *a = w->a;
     struct keys see = seen_by(w, query);
@@ -68,7 +68,7 @@ void kernel_attention_scores(const struct kernel_attention *a, size_t seq, size_
     fill(a, seq, first, n, host_f32(s), host_f32(q), host_f32(k), true);
 }
 
-/* ---- a loss on them ------------------------------------------------------------------------------------------------------- */
+/* ---- losses ------------------------------------------------------------------------------------------------------ */
 
 struct attention_loss {
     struct weights w; /* p: scores; q and k */
@@ -84,8 +84,9 @@ struct attention_loss {
 #define MANTISSA_BITS  0x7fffffu
 
 /*
- * y = t ln t, 0 where t is 0, to 1e-11 of it. t = 2^e m with m from sqrt(1/2) to sqrt(2), and ln m = 2 artanh s of s = (m - 1) / (m + 1),
- * whose series has reached that after seven terms. Without branches, so that compilers make vectors of it.
+ * y = t ln t, and 0 where t is 0, with relative error 1e-11. t = 2^e m with m in [sqrt(1/2), sqrt(2)], and ln m = 2
+ * artanh s with s = (m - 1) / (m + 1), whose series is accurate to that after seven terms. Without branches, so that
+ * compilers vectorize it.
  */
 static void t_ln_t(double *y, const float *t, size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -103,7 +104,7 @@ static void t_ln_t(double *y, const float *t, size_t n) {
     }
 }
 
-/* sum t ln(t / p); ds = p sum t - t. x: scores that become exponentials. */
+/* sum t ln(t / p); ds = p sum t - t. x: scores. */
 static double kl_row(const struct simd *v, const float *t, const float *x, size_t n, float *ds) {
     float max = v->max(x, n);
     double sum = v->exp_store(ds, x, n, max, 1), mass = 0, value = 0, log_sum = log(sum) + max, own[LOGS];
@@ -165,7 +166,7 @@ static void loss_rows(void *ctx, size_t begin, size_t end) {
     }
 }
 
-/* dq += ds k, of some queries of one head. */
+/* dq += ds k, for some queries of one head. */
 static void query_task(void *ctx, size_t i, int thread) {
     const struct attention_loss *c = ctx;
     const struct weights *w = &c->w;
@@ -178,7 +179,7 @@ static void query_task(void *ctx, size_t i, int thread) {
                c->dq + (w->start + w->first + at) * ldq + head * d, ldq);
 }
 
-/* dk += ds^T q, of one head of keys, over the heads of queries that share it. */
+/* dk += ds^T q, for one key head, over the query heads that share it. */
 static void key_task(void *ctx, size_t i, int thread) {
     const struct attention_loss *c = ctx;
     const struct weights *w = &c->w;

@@ -1,4 +1,4 @@
-/* What the files for AVX-512 share: the target attribute, masks for the ends, transposition. */
+/* Shared by the files for AVX-512: target attributes, masks for partial vectors, transposition. */
 #ifndef RILL_KERNEL_AVX512_H
 #define RILL_KERNEL_AVX512_H
 
@@ -16,17 +16,17 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* The first n lanes, all from 16 on. */
+/* Mask of the first n lanes; all if n >= 16. */
 INLINE __mmask16 first(size_t n) {
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
-/* The first n of 32 halves, all from 32 on. */
+/* Mask of the first n 16-bit lanes; all if n >= 32. */
 INLINE __mmask32 halves(size_t n) {
     return n >= 32 ? 0xffffffff : (__mmask32)((1u << n) - 1);
 }
 
-/* r[0..15] as the rows of a matrix become its columns: 4 x 4 in each 128-bit lane, then 4 x 4 of lanes. */
+/* Transposes the 16 x 16 matrix with rows r[0..15]: 4 x 4 in each 128-bit lane, then 4 x 4 lanes. */
 INLINE void transpose16(__m512 r[16]) {
     __m512 t[16];
     UNROLL for (int i = 0; i < 16; i += 4) {

@@ -1,4 +1,4 @@
-/* Sums over activations. Columns are cut into pieces of a fixed width, so that each sum has one order whatever the
+/* Sums over activations. Columns are split into pieces of a fixed width, so the order of each sum does not depend on
  * threads. */
 #include "lib/kernel/kernel_internal.h"
 
@@ -72,7 +72,7 @@ double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d) {
 struct cosine_job {
     const float *x, *y;
     size_t rows, d;
-    double *sum; /* one a piece of ROWS rows */
+    double *sum; /* one for each piece of ROWS rows */
 };
 
 static void cosine_piece(void *ctx, size_t i, int thread) {
@@ -93,7 +93,7 @@ static void cosine_piece(void *ctx, size_t i, int thread) {
 
 double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d) {
     PROFILE(ELEMENTWISE);
-    /* Row pieces in rounds of a fixed number, so that the partial sums need no allocation. */
+    /* A fixed number of pieces at a time, so that their sums need no allocation. */
     enum { ROUND = 64 };
     double total = 0;
     for (size_t first = 0; first < rows; first += ROUND * ROWS) {

@@ -1,27 +1,27 @@
 /*
- * The triangular factor of an inverse. Blocks of columns are products of the matrix kernels; what is left inside a block is done
- * in f64, so that the error is that of the products.
+ * The triangular factor of an inverse. Blocks of columns are updated by matrix products; within a block the computation
+ * is in f64, so the error is that of the products.
  */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
-#define BLOCK 64 /* columns that are factored without products */
-#define STRIP 64 /* columns of the inverse in a task */
-#define SIDE  8  /* rows that are factored side by side */
+#define BLOCK 64 /* columns factored without matrix products */
+#define STRIP 64 /* columns of the inverse per task */
+#define SIDE  8  /* rows factored together */
 
 struct factor {
     size_t n;
     float *h; /* [n][n]: its upper triangle becomes R, h = R R^T */
     float *u; /* [n][n]: R^-1 */
     size_t first, last;
-    double sign; /* of what a product has left of h */
+    double sign; /* -1 if a product has left the negated h in place */
     double diagonal[BLOCK][BLOCK];
 };
 
-/* ---- h = R R^T, from the last block of columns to the first ---------------------------------------------------------- */
+/* ---- h = R R^T, from the last block of columns to the first ------------------------------------------------------ */
 
-/* R of the block's own rows. False where h is not positive definite. */
+/* Factors the block's own rows. False if h is not positive definite. */
 static bool factor_diagonal(struct factor *f, size_t *at) {
     size_t b = f->last - f->first;
     for (size_t c = b; c-- > 0;) {
@@ -39,8 +39,8 @@ static bool factor_diagonal(struct factor *f, size_t *at) {
 }
 
 /*
- * The same recurrence for up to SIDE rows above the block. Each element's sum has its own order, which is that of one row alone; rows
- * side by side are what a CPU adds meanwhile.
+ * The same recurrence for up to SIDE rows above the block. Each element is summed in the same order as for a single
+ * row; processing rows together hides the latency of the additions.
  */
 static void factor_side(const struct factor *f, size_t first, size_t n) {
     size_t b = f->last - f->first;
@@ -64,7 +64,7 @@ static bool factor_block(struct factor *f, size_t *at) {
     size_t n = f->n, b = f->last - f->first, done = n - f->last;
     const float *right = f->h + f->last;
     f->sign = done ? -1 : 1;
-    if (done) /* minus what is left: R R^T of the columns that are done, minus h */
+    if (done) /* leaves the negative: R R^T of the finished columns, minus h */
         gemm_part(GEMM_NT, f->last, b, done, right, n, right + f->first * n, n, -1, f->h + f->first, n);
     if (!factor_diagonal(f, at)) return false;
     kernel_split(f->first, BLOCK, factor_rows, f);
@@ -73,9 +73,9 @@ static bool factor_block(struct factor *f, size_t *at) {
     return true;
 }
 
-/* ---- u = R^-1, from the last block of rows to the first ----------------------------------------------------------------- */
+/* ---- u = R^-1, from the last block of rows to the first ---------------------------------------------------------- */
 
-/* The inverse of the block on the diagonal. */
+/* Inverts the block on the diagonal. */
 static void invert_diagonal(struct factor *f) {
     size_t b = f->last - f->first;
     for (size_t i = 0; i < b; i++)
@@ -91,11 +91,12 @@ static void invert_diagonal(struct factor *f) {
     }
 }
 
-/* Columns of the block's rows, which hold R times the rows below: times minus the inverse of the diagonal block. */
+/* Multiplies columns of the block's rows, which hold R times the rows below, by the negated inverse of the diagonal
+ * block. */
 static void finish_columns(void *ctx, size_t begin, size_t end) {
     const struct factor *f = ctx;
     size_t b = f->last - f->first, width = end - begin;
-    for (size_t i = 0; i < b; i++) { /* row i needs rows from i on, which are still as they were */
+    for (size_t i = 0; i < b; i++) { /* row i needs rows from i on, which are still unchanged */
         double x[STRIP] = {0};
         for (size_t k = i; k < b; k++) {
             const float *row = f->u + (f->first + k) * f->n + f->last + begin;

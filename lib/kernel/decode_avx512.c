@@ -1,11 +1,11 @@
 /*
- * Products of attention in generation for AVX-512: a few queries with many keys and values, which stay bf16 in memory.
- * Scores come by VDPBF16PS, or widened in registers. An element's sum has an order that depends on its length alone.
+ * Products of attention in generation for AVX-512: a few queries with many keys and values, which are bf16 in memory.
+ * Scores use VDPBF16PS, or widen in registers. The order of a sum depends only on its length.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
-/* The halves of 16 pairs as f32. */
+/* The lower and upper halves of 16 pairs as f32. */
 INLINE __m512 even(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
 }
@@ -14,9 +14,9 @@ INLINE __m512 odd(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
 }
 
-/* ---- scores: along a row, then sums over the lanes of sixteen rows at once ---- */
+/* ---- scores: along a row, then sums over the lanes of sixteen rows at once --------------------------------------- */
 
-/* Sums over the lanes of a and b: half as many terms of each, b's beside a's in every 128 bits. */
+/* Partial sums over the lanes of a and b: half as many terms of each, those of a and b interleaved in each 128 bits. */
 INLINE __m512 fold(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 }
@@ -26,12 +26,12 @@ INLINE __m512 fold_pairs(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
 }
 
-/* The same of 128-bit lanes. */
+/* The same for 128-bit lanes. */
 INLINE __m512 fold_lanes(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
 }
 
-/* Prefetches n elements from p on, which may be past the end. */
+/* Prefetches n elements from p on; p may be past the end. */
 INLINE void fetch(const uint16_t *p, size_t n) {
     for (size_t i = 0; i < n; i += 32) __builtin_prefetch(p + i);
 }
@@ -40,7 +40,7 @@ INLINE __m512bh halves_at(__mmask32 mask, const uint16_t *p) {
     return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
 }
 
-/* s[i] += lanes of a times those of row[i], for 32 of k from c on. */
+/* s[i] += products of the lanes of x and row[i], for 32 elements from c on. */
 static inline __attribute__((always_inline)) TARGET_BF16 void
 step_bf16(__m512 s[4], const uint16_t *x, const uint16_t *const row[4], size_t c, __mmask32 mask) {
     __m512bh a = halves_at(mask, x + c);
@@ -56,8 +56,9 @@ INLINE void step_fma(__m512 s[4], const uint16_t *x, const uint16_t *const row[4
     }
 }
 
-/* x with four rows: in each 128 bits four sums, one a row. Then the whole, once with either step: a function may not
- * be inlined into one for a lesser CPU. Past the last key, that key is read again and the result is not stored. */
+/* name##4: x with four rows gives in each 128 bits four partial sums, one per row. Both functions are instantiated for
+ * each step, because a function cannot be inlined into one for a lesser CPU. Past the last key, that key is read again
+ * and the result not stored. */
 #define DECODE_DOTS(name, TARGET_OF, step)                                                                             \
     static inline __attribute__((always_inline))                                                                       \
     TARGET_OF __m512 name##4(const uint16_t *x, const uint16_t *const row[4], size_t k) {                              \
@@ -85,11 +86,11 @@ INLINE void step_fma(__m512 s[4], const uint16_t *x, const uint16_t *const row[4
 DECODE_DOTS(decode_dots_avx512bf16, TARGET_BF16, step_bf16)
 DECODE_DOTS(decode_dots_avx512, TARGET, step_fma)
 
-/* ---- values: widened in registers, the even elements of 32 apart from the odd ones ---- */
+/* ---- values: widened in registers, even and odd elements of 32 separately ---------------------------------------- */
 
 #define TOGETHER 4 /* queries that share a value in registers */
 
-/* Of 32 consecutive floats the even ones and the odd ones, and back. */
+/* Splits 32 consecutive floats into even and odd ones; join undoes it. */
 INLINE void split(const float *p, size_t n, __m512 *even, __m512 *odd) {
     __m512 a = _mm512_maskz_loadu_ps(first(n), p), b = _mm512_maskz_loadu_ps(first(n < 16 ? 0 : n - 16), p + 16);
     __m512i e = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
@@ -104,7 +105,7 @@ INLINE void join(float *p, size_t n, __m512 even, __m512 odd) {
     if (n > 16) _mm512_mask_storeu_ps(p + 16, first(n - 16), _mm512_permutex2var_ps(even, high, odd));
 }
 
-/* Columns [0, cols) with cols <= 64 of n queries. n is a constant at each call. */
+/* Columns [0, cols) with cols <= 64 of n queries. n is a constant in each call. */
 INLINE void mix_columns(const int n, float *y, const float *p, size_t ldp, const uint16_t *values, size_t count,
                         size_t k, size_t cols, const uint16_t *next) {
     size_t right = cols < 32 ? 0 : cols - 32;

@@ -1,21 +1,21 @@
 /*
- * Quantized blocks to bf16, with the bits of tensor_to_f32 rounded to bf16. lib/tensor/quantize_*.c describe the
- * blocks. Codes of four and five bits look their value up in vectors of the sixteen or 32 that a scale allows.
- * Conversion rounds two vectors at once; it would flush subnormal numbers, but no f16 scale is so small.
+ * Quantized blocks to bf16, with the bits of tensor_to_f32 followed by rounding. lib/tensor/quantize_*.c describe the
+ * blocks. Codes of four and five bits index vectors of the 16 or 32 values that a scale allows. Two vectors are rounded
+ * at once by an instruction that would flush subnormal numbers, but no f16 scale is that small.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 #define INLINE16 static inline __attribute__((always_inline)) TARGET_BF16
 
-/* The f16 at p in all lanes. */
+/* The f16 at p, in all lanes. */
 INLINE16 __m512 scale_at(const uint8_t *p) {
     short h;
     memcpy(&h, p, sizeof h);
     return _mm512_cvtph_ps(_mm256_set1_epi16(h));
 }
 
-INLINE16 __m512i bytes_at(const uint8_t *p) { /* 16, widened */
+INLINE16 __m512i bytes_at(const uint8_t *p) { /* 16 bytes, widened */
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
@@ -38,7 +38,7 @@ TARGET_BF16 static void q8_0(const uint8_t *p, uint16_t *to, size_t n) {
     }
 }
 
-/* A permutation looks at the four low bits of an index only: the low codes need no mask. */
+/* The permutation uses only the low four bits of an index, so the low codes need no mask. */
 INLINE16 void store_nibbles(uint16_t *to, const uint8_t *p, __m512 values) {
     __m512i codes = bytes_at(p);
     store_32(to, _mm512_permutexvar_ps(codes, values), _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), values));
@@ -55,8 +55,8 @@ TARGET_BF16 static void q4_1(const uint8_t *p, uint16_t *to, size_t n) {
         store_nibbles(to + i, p + 4, _mm512_add_ps(_mm512_mul_ps(codes, scale_at(p)), scale_at(p + 2)));
 }
 
-/* 32 codes of five bits: nibbles, and a bit above each in a word. The values that a scale allows are 0 to 15, then
- * 16 to 31. */
+/* 32 codes of five bits: nibbles, and their fifth bits in a word. `lower` has the values of codes 0 to 15, `upper`
+ * those of 16 to 31. */
 INLINE16 void store_5_bits(uint16_t *to, const uint8_t *top, const uint8_t *p, __m512 lower, __m512 upper) {
     const __m512i nibble = _mm512_set1_epi32(15), bit = _mm512_set1_epi32(16);
     uint32_t tops;
@@ -84,8 +84,8 @@ TARGET_BF16 static void q5_1(const uint8_t *p, uint16_t *to, size_t n) {
     }
 }
 
-/* Sixteen 6-bit numbers in 12 bytes, as unpack_6_bits of quantize_k_affine.c, four at a time: scales in bytes 0 to
- * 7, then mins. */
+/* Sixteen 6-bit numbers in 12 bytes, as in unpack_6_bits of quantize_k_affine.c, four at a time: scales in bytes 0 to
+ * 7, then minima. */
 static __m128i q4_k_scales(const uint8_t *p) {
     uint32_t a, b, c;
     memcpy(&a, p, 4);
@@ -100,7 +100,7 @@ static __m128i q4_k_scales(const uint8_t *p) {
 TARGET_BF16 static void q4_k(const uint8_t *p, uint16_t *to, size_t n) {
     __m512 codes = counting(0);
     for (size_t i = 0; i < n; i += 256, p += 144) {
-        _Alignas(64) float scale[16]; /* scales, then mins */
+        _Alignas(64) float scale[16]; /* scales, then minima */
         __m512 factors = _mm512_mask_mov_ps(scale_at(p), 0xff00, scale_at(p + 2));
         _mm512_store_ps(scale, _mm512_mul_ps(factors, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(q4_k_scales(p + 4)))));
         for (int s = 0; s < 8; s += 2) {
@@ -116,7 +116,7 @@ TARGET_BF16 static void q4_k(const uint8_t *p, uint16_t *to, size_t n) {
     }
 }
 
-/* 64 codes of bytes, four groups of 16 with a scale each. */
+/* 64 one-byte codes: four groups of 16, each with a scale. */
 INLINE16 void store_q6(uint16_t *to, __m512i codes, const float *scale) {
     __m512 v[4];
     v[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_castsi512_si128(codes)));
@@ -128,11 +128,11 @@ INLINE16 void store_q6(uint16_t *to, __m512i codes, const float *scale) {
     store_32(to + 32, v[2], v[3]);
 }
 
-/* In each half of 128: 64 bytes of low nibbles, for quarters 0 and 1, then 2 and 3; 32 bytes of top bits, two a
+/* Each half of 128 elements: 64 bytes of low nibbles, for quarters 0 and 1, then 2 and 3; 32 bytes of top bits, two per
  * quarter. */
 TARGET_BF16 static void q6_k(const uint8_t *p, uint16_t *to, size_t n) {
     const __m512i nibble = _mm512_set1_epi8(15), two = _mm512_set1_epi8(3), bias = _mm512_set1_epi8(32);
-    /* shifts of words, for the quarter in the lower and the upper half of a vector */
+    /* shifts of 16-bit words, for the quarters in the lower and the upper half of a vector */
     const __m512i first_pair = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
     const __m512i second_pair = _mm512_add_epi16(first_pair, _mm512_set1_epi16(4));
     for (size_t i = 0; i < n; i += 256, p += 210) {

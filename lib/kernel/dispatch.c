@@ -1,10 +1,11 @@
 /*
- * Which CPU path runs. It is chosen once, at the first use, and stays: a result must not depend on when it was asked
- * for. RILL_CPU=portable|avx2|avx512|avx512bf16|amx takes another path, for tests and for comparing machines.
+ * Selection of the CPU path: once, at the first use, because results must not change within a run.
+ * RILL_CPU=portable|avx2|avx512|avx512bf16|amx overrides it, for tests and for comparing machines.
+ * A build with KERNEL_PORTABLE has the portable path alone, as on other architectures.
  */
 #include <pthread.h>
 #include <stdatomic.h>
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <cpuid.h>
 #endif
 
@@ -12,12 +13,12 @@
 
 static _Atomic(const struct simd *) selected;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 static bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-/* F, BW, DQ and VL came together in every CPU that has wide registers worth using. */
+/* All CPUs with useful AVX-512 have F, BW, DQ and VL together. */
 static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -29,17 +30,17 @@ static bool has_avx512bf16(void) {
 
 /*
  * The CPUs whose VDPBF16PS is slower than two f32 multiply-adds: Intel's from Golden Cove on (Sapphire Rapids, Emerald
- * Rapids; Alder Lake where AVX-512 is on), which start one every two cycles and two of the others every cycle; AMX is
- * what they have for bf16, but a system or hypervisor may hide it. Cooper Lake, the one Intel CPU before them with the
- * instruction, has no AVX512-FP16. By CPUID and not by a clock: one machine must choose alike each time. README.md has
- * the measurement.
+ * Rapids; Alder Lake with AVX-512 enabled), which start one every two cycles but two multiply-adds every cycle. They
+ * have AMX for bf16, but the system or a hypervisor may hide it. Cooper Lake, the one earlier Intel CPU with the
+ * instruction, has no AVX512-FP16. By CPUID and not by timing, because a machine must choose the same path each time.
+ * README.md has the measurement.
  */
 static bool has_slow_bf16(void) {
     unsigned a, b, c, d;
     return __builtin_cpu_is("intel") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 23 & 1; /* AVX512-FP16 */
 }
 
-/* Loops with other products. VNNI came before bf16, and not to the first CPUs with AVX-512. */
+/* Path tables with other products. VNNI predates AVX512-BF16, but the first CPUs with AVX-512 do not have it. */
 static struct simd avx512, avx512bf16, amx;
 
 static void make_paths(void) {
@@ -60,9 +61,9 @@ static void make_paths(void) {
 }
 #endif
 
-/* NULL when the name is unknown or the CPU lacks what it needs. */
+/* NULL if the name is unknown or the CPU does not support the path. */
 static const struct simd *by_name(const char *name) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
     static pthread_once_t paths_once = PTHREAD_ONCE_INIT;
     pthread_once(&paths_once, make_paths);
     if (strcmp(name, "amx") == 0) return has_avx512bf16() && amx_available() ? &amx : NULL;
@@ -73,9 +74,9 @@ static const struct simd *by_name(const char *name) {
     return strcmp(name, "portable") == 0 ? &simd_portable : NULL;
 }
 
-/* Is another path better on this CPU, although it runs this one? */
+/* Is another path faster on this CPU, although it supports this one? */
 static bool is_slow(const char *name) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
     return strcmp(name, "avx512bf16") == 0 && has_slow_bf16();
 #else
     (void)name;
@@ -96,7 +97,7 @@ static const struct simd *choose(void) {
 const struct simd *simd(void) {
     const struct simd *path = atomic_load_explicit(&selected, memory_order_acquire);
     if (path) return path;
-    path = choose(); /* two threads may both get here; they choose alike */
+    path = choose(); /* two threads may both get here; they choose the same */
     atomic_store_explicit(&selected, path, memory_order_release);
     return path;
 }
@@ -110,7 +111,7 @@ bool simd_select(const char *name) {
 struct kernel_backend kernel_backend(void) {
     const struct simd *v = simd();
     struct kernel_backend b = {.path = v->name, .f32 = v->name, .bf16 = v->bf16->name, .int8 = v->int8->name};
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
     if (v->gemm == gemm_avx512) b.f32 = avx512.name;
 #endif
     return b;
@@ -120,7 +121,7 @@ bool kernel_has_bf16(void) {
     return simd()->bf16 != &bf16_widened;
 }
 
-/* ---- cutting work ---- */
+/* ---- splitting work ---------------------------------------------------------------------------------------------- */
 
 struct split {
     size_t n, piece;

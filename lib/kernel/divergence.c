@@ -1,13 +1,14 @@
 /*
- * Divergences of rows of logits from a teacher's distribution, and their gradients: two passes over a row, sums, then gradient. With
- * f the terms of the divergence and g_i = p_i df/dp_i, the gradient with respect to logits x is (g_i - p_i sum g) / T.
+ * Divergences between a teacher's distribution and rows of logits, and their gradients, in two passes over a row: sums,
+ * then gradient. With f the terms of the divergence and g_i = p_i df/dp_i, the gradient with respect to logits x is
+ * (g_i - p_i sum g) / T.
  */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
 #define REST_MIN 1e-6 /* see kernel_divergence */
-#define TOO_MUCH 1e8  /* no divergence of finite logits comes to this: LOG_ZERO was met */
+#define TOO_MUCH 1e8  /* no divergence of finite logits is this large: LOG_ZERO was involved */
 
 struct divergence {
     const struct simd *v;
@@ -19,34 +20,34 @@ struct divergence {
     float *dx;
 };
 
-/* One row, dense or as a partition: k entries and the rest. */
+/* One row: dense, or k entries and the rest. */
 struct row {
     const float *x, *dense;
     const uint32_t *ids;
     const float *probs;
     size_t k;
     struct softmax_sum z;
-    double log_sum, rest, others; /* others: sum exp((x_i - max) s) over i outside the entries */
+    double log_sum, rest, others; /* others: sum of exp((x_i - max) s) over i outside the entries */
     enum kernel_divergence_kind kind;
     double a, b;
-    float factor; /* weight / T of this row; 0: no gradient is wanted */
+    float factor; /* weight / T of this row; 0: no gradient */
     float *dx;
 };
 
-/* ---- the head of ADAPTIVE ------------------------------------------------------------------------------------------ */
+/* ---- the head of ADAPTIVE ---------------------------------------------------------------------------------------- */
 
 /*
- * A threshold for the head, digit by digit from the top of the bits of t, which are in the order of the numbers: each level is
- * a pass that adds up the mass of each digit among the tokens whose digits so far are those of the threshold.
+ * Finds the threshold of the head digit by digit, from the top of the bits of t, which are ordered like the numbers.
+ * For each digit a pass sums the probability of the tokens that share the digits found so far, by their next digit.
  */
 struct head {
     uint32_t prefix;   /* bits of the threshold found so far */
-    double mass, need; /* of the tokens above them; of the head */
+    double mass, need; /* probability of the tokens above them; that the head needs */
 };
 
 static const struct {
     int shift;
-    uint32_t size, kept; /* number of digits; bits above them */
+    uint32_t size, kept; /* number of digit values; bits above the digit */
 } levels[] = {{21, 2048, 0}, {10, 2048, 0xffe00000}, {0, 1024, 0xfffffc00}};
 
 static uint32_t bits_of(float t) {
@@ -76,7 +77,7 @@ static void find_digit(const struct divergence *c, const struct row *w, size_t l
     h->prefix |= (digit - 1) << levels[level].shift;
 }
 
-/* gaps: sums of |t - p| over the head and over all. */
+/* gaps: sums of |t - p| over the head and over all tokens. */
 static void dense_gaps(const struct divergence *c, const struct row *w, double gaps[2]) {
     struct head h = {.need = w->a};
     float t[ENTRY_CHUNK], p[ENTRY_CHUNK];
@@ -121,7 +122,7 @@ static void adapt(const struct divergence *c, struct row *w) {
     w->b = 1 - w->a;
 }
 
-/* ---- dense rows ------------------------------------------------------------------------------------------------------ */
+/* ---- dense rows -------------------------------------------------------------------------------------------------- */
 
 static double dense_row(const struct divergence *c, const struct row *w) {
     struct divergence_pass o = {.m = w->z.max,
@@ -137,13 +138,13 @@ static double dense_row(const struct divergence *c, const struct row *w) {
     return sums[0] < TOO_MUCH ? sums[0] : INFINITY;
 }
 
-/* ---- rows of entries and a rest -------------------------------------------------------------------------------------- */
+/* ---- rows of entries and a rest ---------------------------------------------------------------------------------- */
 
 static double times_log(double x, double ratio) {
     return x > 0 ? x * log(ratio) : 0;
 }
 
-/* The same terms as simd_divergence.h's. */
+/* The same terms as in simd_divergence.h. */
 static double terms(const struct row *w, double t, double p, double *g) {
     double a = w->a, b = w->b, m, f, mixed;
     switch (w->kind) {
@@ -172,7 +173,7 @@ static double terms(const struct row *w, double t, double p, double *g) {
     }
 }
 
-/* dx of all tokens as of those in the rest, whose g is shared out by their p; the entries' then from what they were before. */
+/* First treats all tokens as part of the rest, whose g is distributed by p; then replaces the parts of the entries. */
 static void entries_gradient(const struct divergence *c, const struct row *w, double g_rest, double mean) {
     double share = w->factor * (g_rest * w->z.sum / w->others - mean) / w->z.sum;
     float part[ENTRY_CHUNK];

@@ -1,28 +1,28 @@
-/* Eigenvectors of a symmetric matrix: Householder's reduction to a tridiagonal one, then QL steps with implicit shifts (Golub and Van
- * Loan 2013, "Matrix Computations", chapter 8), in f64. */
+/* Eigenvectors of a symmetric matrix in f64: Householder reduction to tridiagonal form, then QL steps with implicit
+ * shifts (Golub and Van Loan 2013, "Matrix Computations", chapter 8). */
 #include "lib/kernel/kernel_internal.h"
 
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
-#define MOST_STEPS 64 /* of QL for one eigenvalue */
-#define STRIP      64 /* columns that rotations go over at once */
-#define ROWS       16 /* of a matrix that a thread takes at once */
+#define MOST_STEPS 64 /* maximum of QL steps per eigenvalue */
+#define STRIP      64 /* columns per task in rotations */
+#define ROWS       16 /* rows of a matrix per task */
 
 struct eigen {
     size_t n;
-    double *a;         /* [n][n]: the matrix, and then row k has the k-th reflector from column k + 1 on */
-    double *z;         /* [n][n]: rows become eigenvectors */
-    double *d, *e;     /* [n] diagonal, and beside it */
+    double *a;         /* [n][n]: the matrix; after reduction, row k has the k-th reflector from column k + 1 on */
+    double *z;         /* [n][n]: its rows become the eigenvectors */
+    double *d, *e;     /* [n] diagonal and off-diagonal */
     double *beta;      /* [n] reflector k: 1 - beta v v^T */
     double *v, *w;     /* [n] scratch */
-    double *turns;     /* [n][2]: cosine and sine of the rotations of a step */
-    size_t first, end; /* rows that they are of */
-    double size;       /* the largest |d| + |e| of a row */
+    double *turns;     /* [n][2]: cosine and sine of a step's rotations */
+    size_t first, end; /* rows of the current step */
+    double size;       /* the largest |d| + |e| of any row */
 };
 
-/* ---- tridiagonal ------------------------------------------------------------------------------------------------- */
+/* ---- tridiagonal form -------------------------------------------------------------------------------------------- */
 
 struct reduction {
     struct eigen *g;
@@ -33,7 +33,7 @@ static size_t strips(size_t n, size_t of) {
     return (n + of - 1) / of;
 }
 
-/* In eight partial sums, which a compiler may take at once. */
+/* In eight partial sums, so that the compiler can vectorize it. */
 static double dot(const double *x, const double *y, size_t n) {
     double part[8] = {0}, sum = 0;
     size_t i = 0;
@@ -44,7 +44,7 @@ static double dot(const double *x, const double *y, size_t n) {
     return sum;
 }
 
-/* w = A v over the rows after k. */
+/* w = A v for the rows after k. */
 static void times_vector(void *ctx, size_t block, int thread) {
     const struct reduction *r = ctx;
     struct eigen *g = r->g;
@@ -67,7 +67,7 @@ static void subtract(void *ctx, size_t block, int thread) {
     }
 }
 
-/* The reflector that brings what is below the diagonal of column k into its first element, applied from both sides. */
+/* Applies from both sides the reflector that eliminates column k below its first subdiagonal element. */
 static void reflect(struct eigen *g, size_t k) {
     size_t n = g->n, blocks = strips(n - k - 1, ROWS);
     struct reduction r = {g, k};
@@ -76,7 +76,7 @@ static void reflect(struct eigen *g, size_t k) {
     g->e[k] = top > 0 ? -norm : norm;
     g->beta[k] = 0;
     if (norm == 0) return;
-    double first = top - g->e[k]; /* no cancellation: of opposite signs */
+    double first = top - g->e[k]; /* no cancellation: opposite signs */
     g->beta[k] = first / -g->e[k];
     for (size_t i = k + 1; i < n; i++) g->v[i] = i == k + 1 ? 1 : g->a[i * n + k] / first;
     parallel_for(blocks, times_vector, &r);
@@ -98,7 +98,7 @@ static void reduce(struct eigen *g) {
 
 /* ---- QL ---------------------------------------------------------------------------------------------------------- */
 
-/* The rotations of a step, from the last row to the first, over some columns of z. */
+/* Applies the rotations of a step, from the last row to the first, to some columns of z. */
 static void turn_strip(void *ctx, size_t strip, int thread) {
     struct eigen *g = ctx;
     size_t n = g->n, from = strip * STRIP, to = from + STRIP < n ? from + STRIP : n;
@@ -113,15 +113,15 @@ static void turn_strip(void *ctx, size_t strip, int thread) {
     }
 }
 
-/* The first m >= l after which the matrix falls apart: by the size of the whole matrix, since what is small against that is rounding, among
- * which steps need not converge (a matrix of low rank). */
+/* The first m >= l after which the matrix splits. Relative to the norm of the whole matrix: off-diagonal elements that
+ * are small against it are rounding errors, for which steps need not converge (in matrices of low rank). */
 static size_t split(const struct eigen *g, size_t l) {
     size_t m = l;
     while (m + 1 < g->n && fabs(g->e[m]) > DBL_EPSILON * g->size) m++;
     return m;
 }
 
-/* One QL step of rows l to m, with Wilkinson's shift. */
+/* One QL step on rows l to m, with Wilkinson's shift. */
 static void step(struct eigen *g, size_t l, size_t m) {
     double *d = g->d, *e = g->e, c = 1, s = 1, shift = 0;
     double x = (d[l + 1] - d[l]) / (2 * e[l]), r = hypot(x, 1);
@@ -131,7 +131,7 @@ static void step(struct eigen *g, size_t l, size_t m) {
     while (i-- > l) {
         double f = s * e[i], b = c * e[i];
         e[i + 1] = r = hypot(f, x);
-        if (r == 0) { /* it falls apart here */
+        if (r == 0) { /* the matrix splits here */
             d[i + 1] -= shift;
             break;
         }
@@ -162,9 +162,9 @@ static bool iterate(struct eigen *g) {
     return true;
 }
 
-/* ---- back -------------------------------------------------------------------------------------------------------- */
+/* ---- back transformation ----------------------------------------------------------------------------------------- */
 
-/* Eigenvectors of the tridiagonal matrix, a row each, into those of the matrix. */
+/* Turns an eigenvector of the tridiagonal matrix, a row, into one of the original matrix. */
 static void reflect_row(void *ctx, size_t row, int thread) {
     struct eigen *g = ctx;
     size_t n = g->n;
@@ -178,7 +178,7 @@ static void reflect_row(void *ctx, size_t row, int thread) {
     }
 }
 
-/* The largest first; of equals in the order that came out. */
+/* Sorts in descending order; equal values keep theirs. */
 static void sort(struct eigen *g) {
     for (size_t i = 0; i < g->n; i++) {
         size_t most = i;
@@ -202,7 +202,7 @@ bool kernel_eigen(double *a, double *values, size_t n, double *scratch) {
     reduce(&g);
     if (!iterate(&g)) return false;
     for (size_t i = 0; i < n; i++)
-        if (!isfinite(values[i])) return false; /* fmax and comparisons pass over NaN */
+        if (!isfinite(values[i])) return false; /* fmax and comparisons ignore NaN */
     parallel_for(n, reflect_row, &g);
     sort(&g);
     return true;

@@ -1,4 +1,4 @@
-/* Element by element, and the optimizer: each loop is cut in pieces of one size and a CPU path's loop runs on each. */
+/* Elementwise loops and optimizers: each loop is split into pieces of one size, which run the CPU path's loop. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
@@ -54,12 +54,12 @@ void kernel_scale(struct kernel_array y, size_t n, float a) {
 
 static void add_piece(void *ctx, size_t begin, size_t end) {
     const struct arrays *c = ctx;
-    float y_room[WIDENED], x_room[WIDENED];
+    float y_scratch[WIDENED], x_scratch[WIDENED];
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        array_get(c->v, c->y, i, n, y_room);
-        c->v->add(array_target(c->y, i, y_room), array_get(c->v, c->x, i, n, x_room), n);
-        array_put(c->v, c->y, i, n, y_room);
+        array_get(c->v, c->y, i, n, y_scratch);
+        c->v->add(array_target(c->y, i, y_scratch), array_get(c->v, c->x, i, n, x_scratch), n);
+        array_put(c->v, c->y, i, n, y_scratch);
     }
 }
 
@@ -100,7 +100,7 @@ struct momentum {
     const float *g;
 };
 
-/* beta x + (1 - beta) g, g scaled */
+/* beta x + (1 - beta) g, with g scaled */
 static void blend(const struct momentum *c, float *x, size_t at, size_t n) {
     c->v->scale(x, n, c->how->beta);
     c->v->axpy(x, (1 - c->how->beta) * c->how->grad_scale, c->g + at, n);
@@ -108,12 +108,12 @@ static void blend(const struct momentum *c, float *x, size_t at, size_t n) {
 
 static void momentum_piece(void *ctx, size_t begin, size_t end) {
     const struct momentum *c = ctx;
-    float room[WIDENED];
+    float scratch[WIDENED];
     uint32_t random[WIDENED];
     for (size_t i = begin, n; i < end; i += n) {
         n = smaller(WIDENED, end - i);
-        array_get(c->v, c->m, i, n, room);
-        float *m = array_target(c->m, i, room);
+        array_get(c->v, c->m, i, n, scratch);
+        float *m = array_target(c->m, i, scratch);
         blend(c, m, i, n);
         memcpy(c->u + i, m, n * sizeof *m);
         blend(c, c->u + i, i, n);
@@ -151,7 +151,7 @@ static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
     const struct adamw *c = ctx;
     float m[WIDENED], v[WIDENED];
     uint32_t random[WIDENED];
-    for (size_t i = begin, n; i < end; i += n) { /* whole blocks of 64 elements, but the last */
+    for (size_t i = begin, n; i < end; i += n) { /* whole blocks of 64 elements, except the last */
         n = smaller(WIDENED, end - i);
         array_get(c->v, c->m, i, n, m);
         array_get(c->v, c->v2, i, n, v);
@@ -163,8 +163,8 @@ static void adamw_rounded_piece(void *ctx, size_t begin, size_t end) {
 }
 
 /*
- * The bias corrections 1 - beta^t are the same for all elements: they become one step size and one factor of the
- * root.
+ * The bias corrections 1 - beta^t are the same for all elements, so they are folded into one step size and one factor
+ * of the root.
  */
 void kernel_adamw(const struct kernel_adamw *o, struct kernel_array w, struct kernel_array m, struct kernel_array v,
                   struct kernel_array g, size_t n) {

@@ -1,4 +1,4 @@
-/* Mixtures of experts: which rows take which expert with what weight, and rows on their way to an expert and back. */
+/* Mixtures of experts: routing weights, and moving rows to experts and back. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
@@ -22,7 +22,7 @@ static void softmax_row(float *p, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) p[i] = (float)(p[i] / sum);
 }
 
-/* The k largest, descending, of equals the first: a row is short, so each is put into its place among those so far. */
+/* The k largest, descending, ties by lower index, by insertion, as rows are short. */
 static void largest(uint32_t *ids, float *values, const float *p, size_t n, size_t k) {
     size_t have = 0;
     for (size_t i = 0; i < n; i++) {
@@ -60,8 +60,8 @@ void kernel_route(struct kernel_array probs, uint32_t *ids, struct kernel_array 
     kernel_split(rows, piece_rows(experts), route_piece, &c);
 }
 
-/* With p = softmax(x), w_j = p_j / s and s their sum: dp_j = (dw_j - sum_i w_i dw_i) / s, else dp_j = dw_j; of all others 0. Then
- * dx_i = p_i (dp_i - sum_j p_j dp_j). */
+/* With p = softmax(x), w_j = p_j / s and s their sum: dp_j = (dw_j - sum_i w_i dw_i) / s; not normalized: dp_j = dw_j;
+ * for all others 0. Then dx_i = p_i (dp_i - sum_j p_j dp_j). */
 static void route_backward_piece(void *ctx, size_t begin, size_t end) {
     const struct route *c = ctx;
     for (size_t r = begin; r < end; r++) {
@@ -75,7 +75,7 @@ static void route_backward_piece(void *ctx, size_t begin, size_t end) {
         }
         if (c->normalise) {
             mean = inner / s;
-            inner = 0; /* sum_j p_j dp_j: what is added to one weight is taken from the others */
+            inner = 0; /* sum_j p_j dp_j: weights that are normalized always sum to 1 */
         } else
             s = 1;
         for (size_t i = 0; i < c->experts; i++) dx[i] = (float)(-p[i] * inner);
@@ -94,7 +94,7 @@ void kernel_route_backward(struct kernel_array dlogits, struct kernel_array dwei
     kernel_split(rows, piece_rows(experts), route_backward_piece, &c);
 }
 
-/* A counting sort, and so a stable one. */
+/* A counting sort, which is stable. */
 void kernel_group(uint32_t *starts, uint32_t *slots, uint32_t *rows, const uint32_t *ids, size_t n, size_t k,
                   size_t experts) {
     PROFILE(ELEMENTWISE);

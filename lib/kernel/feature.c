@@ -13,7 +13,7 @@ struct feature {
     double *sums; /* of pieces, in order */
 };
 
-#define ROWS 8 /* of a piece */
+#define ROWS 8 /* per piece */
 
 static double mse_row(const struct feature *c, const float *x, const float *t, double weight, float *dx) {
     double sum = 0, scale = 2 * weight / (double)c->d;
@@ -64,7 +64,7 @@ static void feature_rows(void *ctx, size_t begin, size_t end) {
     c->sums[begin / ROWS] = sum;
 }
 
-/* Pieces of some rows at a time, so that their sums need no memory from outside. */
+/* A fixed number of pieces at a time, so that their sums need no allocation. */
 static double sum_rows(const struct feature *c, size_t rows) {
     enum { PIECES = 256 };
     double sums[PIECES], total = 0;

@@ -1,13 +1,13 @@
 /*
- * Error feedback column by column. The matrix is transposed, so that a column's values of neighbouring rows are contiguous: rows
- * do not depend on each other, and a task takes a strip of them through a block of columns.
+ * Error feedback column by column. The matrix is transposed, so that a column's values of neighboring rows are
+ * contiguous: rows are independent, and a task takes a strip of them through a block of columns.
  */
 #include <string.h>
 
 #include "lib/kernel/kernel_internal.h"
 
-#define STRIP     64 /* rows in a task: 32 KiB of a block of 128 columns */
-#define WORD_ROWS 16 /* most that transpose_words takes */
+#define STRIP     64 /* rows per task: 32 KiB of a block of 128 columns */
+#define WORD_ROWS 16 /* maximum for transpose_words */
 
 struct sweep {
     const struct simd *v;
@@ -27,7 +27,7 @@ static void sweep_strip(void *ctx, size_t begin, size_t end) {
         const float *u = f->u + j * f->cols;
         f->decide(f->ctx, j, s->last - j, begin, n, w, kept);
         for (size_t r = 0; r < n; r++) {
-            e[r] = (kept[r] - w[r]) / u[j]; /* negative, to be added */
+            e[r] = (kept[r] - w[r]) / u[j]; /* negated, so that it can be added */
             if (s->loss) s->loss[begin + r] += (double)e[r] * e[r];
         }
         memcpy(w, kept, n * sizeof *kept);
@@ -49,7 +49,7 @@ void kernel_feedback(const struct kernel_feedback *f, float *w, float *scratch, 
     }
 }
 
-/* ---- transposition ------------------------------------------------------------------------------------------------------ */
+/* ---- transposition ----------------------------------------------------------------------------------------------- */
 
 struct transposition {
     const struct simd *v;
@@ -70,5 +70,5 @@ static void transpose_rows(void *ctx, size_t begin, size_t end) {
 void kernel_transpose(float *y, const float *x, size_t rows, size_t cols) {
     PROFILE(SOLVING);
     struct transposition t = {simd(), y, x, rows, cols};
-    kernel_split(cols, 16, transpose_rows, &t); /* a cache line of x is read whole by one task */
+    kernel_split(cols, 16, transpose_rows, &t); /* so that one task reads whole cache lines of x */
 }

@@ -1,6 +1,7 @@
 /*
- * Matrix products. C is cut into tiles whose size does not depend on the number of threads, and one thread makes a
- * whole tile over all of k with the serial product of its CPU path: who makes a tile then cannot change its bits.
+ * f32 matrix products. C is split into tiles whose size does not depend on the number of threads, and one thread
+ * computes a whole tile over all of k with its path's serial product, so the assignment of tiles cannot change the
+ * bits.
  */
 #include "lib/kernel/kernel_internal.h"
 
@@ -13,11 +14,11 @@ struct product_f32 {
     enum gemm_form form;
     size_t m, n, k;
     const float *a, *b;
-    size_t lda, ldb, ldc; /* floats from one row to the next */
+    size_t lda, ldb, ldc; /* row strides in floats */
     float beta;
     float *c;
-    size_t tile_m, tile_n, tiles_n; /* tiles_n: in a row of tiles */
-    bool upper;                     /* tiles that lie below the diagonal are left out */
+    size_t tile_m, tile_n, tiles_n; /* tiles_n: tiles per row */
+    bool upper;                     /* skip tiles below the diagonal */
 };
 
 static void run_tile(void *ctx, size_t i, int thread) {
@@ -46,7 +47,7 @@ void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a
                             .beta = beta,
                             .c = c,
                             .ldc = ldc};
-    p.tile_m = equal_parts(m, TILE_M, 14); /* whole panels of the micro-kernels */
+    p.tile_m = equal_parts(m, TILE_M, 14); /* multiples of the micro-kernels' sizes */
     p.tile_n = equal_parts(n, TILE_N, 32);
     p.tiles_n = (n - 1) / p.tile_n + 1;
     parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
@@ -65,7 +66,7 @@ static void product(enum gemm_form form, size_t m, size_t n, size_t k, const flo
     gemm_part(form, m, n, k, a, form == GEMM_TN ? m : k, b, form == GEMM_NT ? k : n, beta, c, n);
 }
 
-/* ---- half of a symmetric product. Smaller tiles, as what is computed beside the half are halves of those on the diagonal. ---- */
+/* ---- half of a symmetric product, in smaller tiles: half of each tile on the diagonal is computed in vain ---- */
 
 #define GRAM_M 252
 #define GRAM_N 192
@@ -95,10 +96,10 @@ void kernel_mirror(size_t n, float *c) {
     parallel_for(n, mirror_row, &(struct product_f32){.n = n, .c = c});
 }
 
-/* ---- few rows: generation. Each row of b is read once from memory, which is all the time there is; packing it would
- * cost more than the arithmetic. ---- */
+/* ---- few rows, as in generation: each row of b is read once from memory, which takes all of the time, and packing it
+ * would cost more than the arithmetic ---- */
 
-#define DOTS 64 /* columns of c in a task */
+#define DOTS 64 /* columns of c per task */
 
 static void run_dots(void *ctx, size_t begin, size_t end) {
     const struct product_f32 *p = ctx;

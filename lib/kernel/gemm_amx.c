@@ -1,5 +1,5 @@
-/* The micro-kernel of gemm_amx_body.h on the CPU's tiles, and asking the system for them. */
-#if defined(__x86_64__)
+/* The micro-kernel of gemm_amx_body.h on the CPU's tiles, and the request to the system for them. */
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -8,8 +8,8 @@
 #include "lib/kernel/kernel_internal.h"
 
 /*
- * Assembler instead of the intrinsics: GCC 12's tell the compiler neither that a tile is loaded from memory nor how
- * much of a configuration is read, so that it may drop the stores before them.
+ * Assembler instead of intrinsics: GCC 12's intrinsics tell the compiler neither that a tile is loaded from memory nor
+ * how much of a configuration is read, so it may drop the stores before them.
  */
 #define AMX_TARGET          __attribute__((target("amx-tile,amx-bf16")))
 #define TILE_CONFIG(config) __asm__ volatile("ldtilecfg %0" ::"m"(*(config)))
@@ -33,7 +33,8 @@ __attribute__((target("xsave"))) static bool system_saves_tiles(void) {
     return (_xgetbv(0) & XCR0_TILES) == XCR0_TILES;
 }
 
-/* Tile data is 8 KiB a thread, which Linux gives only to processes that ask; the answer holds for all their threads. */
+/* Tile data is 8 KiB per thread, which Linux grants only to processes that request it; the grant is for all their
+ * threads. */
 bool amx_available(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
@@ -42,7 +43,7 @@ bool amx_available(void) {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-/* 384 of k: 24 KiB of a stay in the first cache of 48 while b streams through it from the second. */
+/* k_block 384: 24 KiB of a stay in an L1 of 48 KiB while b streams through it from L2. */
 const struct micro_bf16 bf16_amx = {.name = "amx",
                                     .block = AMX_BLOCK,
                                     .unit = AMX_ROWS,

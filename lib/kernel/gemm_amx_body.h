@@ -1,17 +1,18 @@
 /*
- * The micro-kernel for AMX: 2 x 2 tiles of c, 16 x 16 each, two of a and two of b a step of 32 in k. TDPBF16PS adds the
- * products of the even k of a step and those of the odd ones apart, in order, then both to c; subnormal inputs and
- * results are zero. The order does not depend on where a row or a column is in its tile.
+ * The micro-kernel for AMX: 2 x 2 tiles of c, 16 x 16 each, and two tiles each of a and b per step of 32 in k.
+ * TDPBF16PS sums the products of the even k of a step and those of the odd ones separately, in order, then adds both to
+ * c; subnormal inputs and results count as zero. The order does not depend on the position of a row or column in its
+ * tile.
  *
- * Written over five operations, so that the very same source runs on tiles of the CPU (gemm_amx.c) and on a software model
- * of them (tests/unit/test_kernel_amx.c), for CPUs that have none. The including file defines
+ * Written over a few operations, so that the same source runs on the CPU's tiles (gemm_amx.c) and on a software model
+ * of them (tests/unit/test_kernel_amx.c) for CPUs without AMX. The including file defines
  *
  *     AMX_TARGET                          function attribute
- *     TILE_CONFIG(config)                 struct amx_config, 64 bytes as LDTILECFG reads them; rows and bytes checked by it
+ *     TILE_CONFIG(config)                 struct amx_config, the 64 bytes that LDTILECFG reads; checks rows and bytes
  *     TILE_RELEASE()
  *     TILE_ZERO(t)   TILE_LOAD(t, address, stride)   TILE_STORE(t, address, stride)   TILE_DP(c, a, b)
  *
- * with tile numbers that are constants and strides in bytes.
+ * with constant tile numbers and strides in bytes.
  */
 
 /* What LDTILECFG reads (Intel SDM volume 2, LDTILECFG, "memory layout of the configuration"). */
@@ -21,11 +22,12 @@ struct amx_config {
     uint8_t rows[16];
 };
 
-/* Tiles 0 to 3 are c by rows, 4 and 5 rows of a, 6 and 7 columns of b. The second row of tiles may be absent. */
+/* Tiles 0 to 3 are c, row by row; 4 and 5 are rows of a, 6 and 7 columns of b. The second row of tiles may be
+ * unused. */
 #define AMX_ROWS     16
 #define AMX_BLOCK    (2 * AMX_ROWS)
 #define AMX_STEP     32                             /* of k */
-#define AMX_B_STRIDE (2 * PANEL * sizeof(uint16_t)) /* bytes from one pair of k to the next */
+#define AMX_B_STRIDE (2 * PANEL * sizeof(uint16_t)) /* bytes between pairs of k */
 
 static AMX_TARGET void amx_configure(size_t rows) {
     struct amx_config config = {.palette = 1};
@@ -46,7 +48,7 @@ static AMX_TARGET void amx_end(void) {
     TILE_RELEASE();
 }
 
-/* c[up to 16][32] = [c +] a b for one panel. */
+/* c[1 to 16][32] = [c +] a b for one panel. */
 static AMX_TARGET void amx_one_row_of_tiles(size_t k, const uint16_t *a, size_t lda, const uint16_t *b, bool accumulate,
                                             float *c, size_t ldc) {
     size_t c_bytes = ldc * sizeof *c, a_bytes = lda * sizeof *a;
@@ -101,7 +103,7 @@ static AMX_TARGET void amx_two_rows_of_tiles(size_t k, const uint16_t *a, size_t
     TILE_STORE(3, lower_c + AMX_ROWS, c_bytes);
 }
 
-/* Tiles stand for whole blocks between the calls; a last block of fewer rows changes that. */
+/* Between calls the configuration is that of whole blocks; a smaller last block changes it temporarily. */
 static AMX_TARGET void amx_multiply(const struct block_bf16 *t) {
     if (t->rows != AMX_BLOCK) amx_configure(t->rows);
     for (size_t j = 0; j < t->n_panels; j++) {

@@ -1,23 +1,23 @@
 /*
- * A matrix product for AVX-512 on one thread, in the manner of Goto and van de Geijn 2008 ("Anatomy of high-performance
- * matrix multiplication"): b is packed in panels of NR columns that stay in the second cache, a in panels of MR rows
- * that stay in the first, and a micro-kernel holds MR x NR of c in registers over a whole block of k.
+ * A matrix product for AVX-512 on one thread, after Goto and van de Geijn 2008 ("Anatomy of high-performance matrix
+ * multiplication"): b is packed in panels of NR columns that stay in L2, a in panels of MR rows that stay in L1, and a
+ * micro-kernel holds MR x NR of c in registers over a whole block of k.
  *
- * It is here because a BLAS that does not know a CPU falls back to narrower kernels than the CPU has (OpenBLAS 0.3.21
- * on Zen 5: AVX2, half the speed). gemm_bf16.c does the same for bf16.
+ * Own code, because a BLAS that does not know a CPU falls back to narrower kernels than the CPU has (OpenBLAS 0.3.21 on
+ * Zen 5: AVX2, half the speed). gemm_bf16.c does the same for bf16.
  *
- * An element of c is the sum over k in order, by FMA, in blocks of KC: it does not depend on where a tile begins or
- * ends.
+ * An element of c is summed over k in order, by FMA, in blocks of KC: the order does not depend on where a tile begins
+ * or ends.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
 #define MR 14
 #define NR 32
-#define LA 16  /* floats from one k to the next in a packed panel of a: a whole vector */
-#define KC 576 /* of k in a block: a's panel 36 KiB, b's 72 KiB */
-#define NC 320 /* columns of c that b is packed for: 720 KiB at most */
+#define LA 16  /* stride of k in a packed panel of a, in floats: a whole vector */
+#define KC 576 /* block of k: a's panel takes 36 KiB, b's 72 KiB */
+#define NC 320 /* columns of c that b is packed for: at most 720 KiB */
 
 /* ---- packing ---- */
 
@@ -46,8 +46,8 @@ TARGET static void pack_plain(float *to, size_t ld, const float *from, size_t st
 /* ---- the micro-kernel ---- */
 
 /*
- * c[rows][n] = a b + beta c for a packed panel of b, n <= NR. Element (i, p) of a is a[p * LA + i] when packed, else
- * a[i * lda + p]. rows and packed are constants at each call.
+ * c[rows][n] = a b + beta c for a packed panel of b, n <= NR. Element (i, p) of a is a[p * LA + i] if packed, else a[i
+ * * lda + p]. rows and packed are constants in each call.
  */
 INLINE void micro(const int rows, const bool packed, size_t k, const float *a, size_t lda, const float *b, float beta,
                   float *c, size_t ldc, size_t n) {
@@ -65,7 +65,7 @@ INLINE void micro(const int rows, const bool packed, size_t k, const float *a, s
     __m512 scale = _mm512_set1_ps(beta);
     UNROLL for (int i = 0; i < rows; i++) {
         float *row = c + (size_t)i * ldc;
-        if (beta != 0) { /* with 0, what is there may be NaN */
+        if (beta != 0) { /* with 0, c may hold NaN */
             c0[i] = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(m0, row), c0[i]);
             c1[i] = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(m1, row + 16), c1[i]);
         }
@@ -94,7 +94,7 @@ static micro_fn *const direct_micros[MR + 1] = {EACH_COUNT(DIRECT_ENTRY)};
 
 /* ---- blocks ---- */
 
-/* b[p][j], j < n, p < k in panels of NR columns, each [k][NR]. `transposed`: b is [n][k]. */
+/* Packs b[p][j], j < n, p < k, as panels of NR columns, each [k][NR]. `transposed`: b is [n][k]. */
 static void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bool transposed) {
     for (size_t j = 0; j < n; j += 16) {
         float *panel = to + j / NR * NR * k + j % NR;
@@ -105,7 +105,7 @@ static void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bo
     }
 }
 
-/* Prefetches one of n parts of the next panel of a (rows are too far apart for the hardware prefetcher). */
+/* Prefetches the part-th of n parts of the next panel of a (rows are too far apart for the hardware prefetcher). */
 static void prefetch_rows(const float *a, size_t lda, size_t rows, size_t k, size_t part, size_t n) {
     size_t lines = (k + 15) / 16;
     for (size_t r = 0; r < rows; r++)
@@ -126,8 +126,8 @@ struct block_f32 {
 static void multiply_block(const struct block_f32 *t, const float *packed_b) {
     _Alignas(64) float packed_a[KC * LA];
     /*
-     * Rows of a are read in place, 14 at a time, which costs nothing after the first panel of b: unless they are
-     * so far apart that all fall on the same lines of the cache. Columns (TN) are packed.
+     * Rows of a are read in place, 14 at a time, which costs nothing after the first panel of b, unless their stride
+     * maps them all to the same cache sets. Columns (TN) are packed.
      */
     bool by_rows = t->form != GEMM_TN, direct = by_rows && t->lda % 1024 != 0;
     size_t panels = (t->nc - 1) / NR + 1;

@@ -1,18 +1,18 @@
 /*
- * The micro-kernel of bf16 for AVX-512 by fused multiply-add in f32: for CPUs without VDPBF16PS, and those where it is
- * the slower of the two (dispatch.c has the table). Rows of a are widened once for all panels, b in registers: the
- * upper half of a pair is an f32 when the lower is masked out, the lower one when it is shifted up.
+ * The bf16 micro-kernel for AVX-512 by fused multiply-add in f32: for CPUs without VDPBF16PS or where it is slower
+ * (dispatch.c has the list). Rows of a are widened once for all panels, b in registers: masking out the lower half of a
+ * pair leaves the upper one as an f32, shifting up gives the lower one.
  *
- * An element of c is one sum over k in order, each product exact; subnormal numbers count.
+ * An element of c is one sum over k in order, each product exact; subnormal numbers are kept.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
 #define MR      14
 #define K_BLOCK 384
-#define LD      (K_BLOCK + 16) /* of widened rows: no power of two, which would put all on the same cache lines */
-#define AHEAD   4096           /* bytes of b: 32 steps, what a line takes from memory */
+#define LD      (K_BLOCK + 16) /* row stride: not a power of two, which would map all rows to the same cache sets */
+#define AHEAD   4096           /* prefetch distance in bytes of b: 32 steps, the latency of memory */
 
 INLINE __m512 even(const uint16_t *pairs) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16));
@@ -21,7 +21,7 @@ INLINE __m512 odd(const uint16_t *pairs) {
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(0xaaaaaaaa, pairs));
 }
 
-/* c[rows][32] = [c +] a b for one panel. rows is a constant at each call. */
+/* c[rows][32] = [c +] a b for one panel. rows is a constant in each call. */
 INLINE void micro(const int rows, size_t k, const float *a, const uint16_t *b, bool accumulate, float *c, size_t ldc) {
     __m512 c0[MR], c1[MR];
     UNROLL for (int i = 0; i < rows; i++) {

@@ -1,18 +1,18 @@
 /*
  * The micro-kernel for AVX512-BF16: VDPBF16PS multiplies 32 pairs of bf16 and adds both products of a pair to a lane,
- * the odd one first, each addition rounded to nearest; subnormal inputs and results are zero.
+ * the odd one first, with each addition rounded to nearest; subnormal inputs and results count as zero.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 /* 14 x 2 accumulators, two vectors of b, one broadcast of a: 31 of 32 registers. */
 #define MR    14
-#define AHEAD 4096 /* bytes of b: 32 steps, what a line takes from memory */
+#define AHEAD 4096 /* prefetch distance in bytes of b: 32 steps, the latency of memory */
 
 /*
- * Fourteen rows need fourteen addresses, more than there are registers. Every third row has a pointer of its own, and
- * those between are one or two strides from it, which an addressing mode can express. The compiler would compute all
- * fourteen and spill half: HIDE hides from it where the pointers come from.
+ * Fourteen rows need fourteen addresses, more than there are registers. Every third row has a pointer of its own; the
+ * two after it are one and two strides away, which an addressing mode can express. The compiler would compute all
+ * fourteen and spill half: HIDE hides the origin of the pointers from it.
  */
 #define GROUPS  ((MR + 2) / 3)
 #define HIDE(p) __asm__("" : "+r"(p))
@@ -23,7 +23,7 @@ INLINE int pair_at(const unsigned char *p) {
     return pair;
 }
 
-/* c[rows][32] = [c +] a b for one panel. rows is a constant at each call. */
+/* c[rows][32] = [c +] a b for one panel. rows is a constant in each call. */
 static inline __attribute__((always_inline)) TARGET_BF16 void micro(const int rows, size_t k, const uint16_t *a,
                                                                     size_t lda, const uint16_t *b, bool accumulate,
                                                                     float *c, size_t ldc) {

@@ -1,48 +1,47 @@
 /*
- * Matrix products in bf16: tiles and strips around the paths' micro-kernels. C is cut into tiles whose size depends on
- * the shape only, a thread makes a whole tile, and every sum goes over k in order: a block of k that is not the first
- * begins with the sums so far, which f32 memory holds exactly. So neither the blocks nor the threads can change a bit.
+ * bf16 matrix products: tiles and strips around the paths' micro-kernels. C is split into tiles whose size depends only
+ * on the shape, one thread computes a whole tile, and each sum goes over k in order: later blocks of k start from the
+ * sums so far, which f32 memory holds exactly. So neither blocks nor threads can change a bit.
  */
 #include "lib/kernel/kernel_internal.h"
 
 /* README.md has the measurements. */
-#define STRIP        (256 * 1024) /* elements of b that a tile uses at a time: 512 KiB of the second cache */
-#define K_MOST       2048         /* of k in a strip, */
-#define K_LONG       512          /* or of a longer k: more columns then share the copies of rows of a */
-#define N_MOST       448          /* columns, */
-#define N_TRANSPOSED 576          /* or where rows are transposed for them and sums made in c */
-#define SUMS         (64 * 1024)  /* of a tile that keeps them apart from c */
-#define GROUP        4            /* panels whose sums are finished while they are in the first cache */
-#define ROUNDED      (32 * 1024)  /* elements of a that are rounded on the stack */
-#define TRANSPOSED_LD                                                                                                  \
-    (K_LONG + 32) /* stride of rows that were transposed: no power of two, which would share cache lines */
-#define FEW_ROWS 64
-#define FEW_COLS 64
+#define STRIP         (256 * 1024)  /* elements of b per strip: 512 KiB in L2 */
+#define K_MOST        2048          /* maximum k of a strip ... */
+#define K_LONG        512           /* ... or for a longer k: more columns then share the copies of rows of a */
+#define N_MOST        448           /* maximum number of columns ... */
+#define N_TRANSPOSED  576           /* ... or if rows are transposed for them and sums are made in c */
+#define SUMS          (64 * 1024)   /* elements of a tile's sums that are not in c */
+#define GROUP         4             /* panels whose sums are finished while they are in L1 */
+#define ROUNDED       (32 * 1024)   /* elements of a that are rounded on the stack */
+#define TRANSPOSED_LD (K_LONG + 32) /* row stride: not a power of two, which would map rows to the same cache sets */
+#define FEW_ROWS      64
+#define FEW_COLS      64
 
 struct product_bf16 {
     const struct simd *v;
     size_t m;
     enum dtype a_type;
     const void *a;
-    bool transposed; /* a is [k][m]: its rows are transposed, a strip of k at a time */
-    size_t lda;      /* of rows that can be read in place: bf16, padded; else 0 */
+    bool transposed; /* a is [k][m]: its rows are transposed, one strip of k at a time */
+    size_t lda;      /* row stride if a can be read in place (bf16, no padding needed); else 0 */
     const struct panels *b;
     struct result c;
     bool in_place; /* sums are made in c: it is f32 and nothing is added at the end */
     size_t tile_m, tile_n, tiles_n, strip_k;
 };
 
-/* A thread's position: its tile, the strip of k, and scratch. */
+/* A thread's position: its tile, its strip of k, and scratch. */
 struct tile {
     const struct product_bf16 *p;
     const struct micro_bf16 *micro;
     size_t row, rows, col, cols;
-    size_t first, count; /* of k, in this strip, */
-    size_t k_block;      /* and at a time */
+    size_t first, count; /* k in this strip */
+    size_t k_block;      /* maximum k per micro-kernel call */
     const uint16_t *b;
-    size_t stride; /* from panel to panel */
-    uint16_t *a_room;
-    const uint16_t *transposed; /* the tile's rows of this strip, when a is transposed */
+    size_t stride; /* between panels */
+    uint16_t *a_scratch;
+    const uint16_t *transposed; /* the tile's rows in this strip, if a is transposed */
     float *sums;
 };
 
@@ -50,7 +49,7 @@ static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
-/* One row's k [at, at + count) as bf16, with zeros up to a multiple of 32. */
+/* Copies k [at, at + count) of one row as bf16, padded with zeros to a multiple of 32. */
 static void copy_row(const struct product_bf16 *p, uint16_t *to, size_t row, size_t at, size_t count) {
     size_t from = row * p->b->k + at;
     if (p->a_type == DT_BF16)
@@ -60,8 +59,8 @@ static void copy_row(const struct product_bf16 *p, uint16_t *to, size_t row, siz
     memset(to + count, 0, (round_up(count, 32) - count) * sizeof *to);
 }
 
-/* Rows of a, k from `first` on: in place, or a copy. (Rows of 4 KiB all fall on the same lines of the first cache; a
- * copy costs more than that.) */
+/* Rows of a from k `first` on: in place, or copied. (Rows of 4 KiB all map to the same L1 sets, but a copy would cost
+ * more than that.) */
 static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, size_t first, size_t count,
                                  size_t *lda) {
     const struct product_bf16 *p = t->p;
@@ -71,8 +70,8 @@ static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, 
     }
     *lda = p->lda ? p->lda : MAX_ROW_STRIDE;
     if (p->lda) return (const uint16_t *)p->a + row * p->lda + first;
-    for (size_t i = 0; i < rows; i++) copy_row(p, t->a_room + i * MAX_ROW_STRIDE, row + i, first, count);
-    return t->a_room;
+    for (size_t i = 0; i < rows; i++) copy_row(p, t->a_scratch + i * MAX_ROW_STRIDE, row + i, first, count);
+    return t->a_scratch;
 }
 
 /* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. */
@@ -94,7 +93,7 @@ static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t 
     }
 }
 
-/* Inlined always: GCC takes a function that only prefetches for one without effect, and drops its calls. */
+/* Always inlined: GCC assumes that a function that only prefetches has no effect, and drops calls of it. */
 static inline __attribute__((always_inline)) void fetch_rows(const void *from, size_t stride, size_t rows,
                                                              size_t bytes) {
     const char *p = from;
@@ -102,15 +101,15 @@ static inline __attribute__((always_inline)) void fetch_rows(const void *from, s
         for (size_t j = 0; j < bytes; j += 64) __builtin_prefetch(p + j, 1);
 }
 
-/* Prefetches what the end of the tile reads, before the product, which takes much longer. */
+/* Prefetches what the epilogue reads, before the product, which takes much longer. */
 static inline __attribute__((always_inline)) void fetch_part(const struct product_bf16 *p, const struct part *x) {
     size_t n = p->b->n, at = x->row * n + x->col;
     if (p->c.how.residual) fetch_rows(p->c.how.residual + at, n * sizeof(float), x->rows, x->cols * sizeof(float));
     if (p->c.how.gate) fetch_rows(p->c.how.gate + at, n * sizeof(uint16_t), x->rows, x->cols * sizeof(uint16_t));
 }
 
-/* A block of rows times a group of panels. Whole panels are summed in c where that is possible, others apart: for
- * this strip alone, or in the tile's own when there are more. */
+/* One block of rows times one group of panels. Whole panels are summed in c if possible; others in a buffer for this
+ * strip alone or, if there are several strips, in the tile's buffer. */
 static void run_group(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels) {
     const struct product_bf16 *p = t->p;
     bool is_first = t->first == 0, is_last = t->first + t->count == p->b->k, one = is_first && is_last;
@@ -138,7 +137,7 @@ static void run_strip(const struct tile *t) {
     }
 }
 
-/* The strip of a tile's rows, transposed; padded with zeros. */
+/* Transposes the strip of a tile's rows, padded with zeros. */
 static void transpose_rows(struct tile *t, uint16_t *to) {
     const struct product_bf16 *p = t->p;
     size_t at = t->first * p->m + t->row, padding = round_up(t->count, 32) - t->count;
@@ -152,9 +151,9 @@ static void run_tile(void *ctx, size_t i, int thread) {
     const struct product_bf16 *p = ctx;
     const struct panels *b = p->b;
     (void)thread;
-    _Alignas(64) uint16_t strip[STRIP], a_room[MAX_BLOCK * MAX_ROW_STRIDE];
+    _Alignas(64) uint16_t strip[STRIP], a_scratch[MAX_BLOCK * MAX_ROW_STRIDE];
     _Alignas(64) float sums[SUMS];
-    struct tile t = {.p = p, .micro = p->v->bf16, .a_room = a_room, .sums = sums};
+    struct tile t = {.p = p, .micro = p->v->bf16, .a_scratch = a_scratch, .sums = sums};
     t.row = i / p->tiles_n * p->tile_m;
     t.col = i % p->tiles_n * p->tile_n;
     t.rows = smaller(p->tile_m, p->m - t.row);
@@ -178,10 +177,10 @@ static void run_tile(void *ctx, size_t i, int thread) {
 }
 
 /*
- * Tiles: all of k, as many columns as leave the strip of b in the second cache, and rows enough to be worth making that
- * strip. A product with few tiles is cut further, for there may be many threads: rows, or where they are few, columns.
- * A transposed a uses short strips of k, which are transposed in the cache, and many columns, because each tile
- * transposes anew.
+ * Tiles: all of k, as many columns as keep the strip of b in L2, and enough rows to amortize packing that strip. A
+ * product with few tiles is split further, as there may be many threads: by rows or, if these are few, by columns. A
+ * transposed a uses short strips of k, which are transposed in cache, and many columns, because each tile transposes
+ * again.
  */
 static void cut(struct product_bf16 *p) {
     size_t n = p->b->n, block = p->v->bf16->block, least_m = p->transposed && block < 64 ? 64 : 128;
@@ -198,7 +197,7 @@ static void cut(struct product_bf16 *p) {
     p->tiles_n = (n - 1) / p->tile_n + 1;
 }
 
-/* k = 0: the sums are empty. */
+/* k = 0: all sums are 0. */
 static void without_sums(const struct product_bf16 *p) {
     for (size_t i = 0; i < p->m; i++)
         for (size_t j = 0; j < p->b->n; j += PANEL) {
@@ -225,8 +224,8 @@ static void run_product(struct product_bf16 *p) {
     parallel_for(((p->m - 1) / p->tile_m + 1) * p->tiles_n, run_tile, p);
 }
 
-/* Rows that cannot be read in place are rounded and padded once, or without memory for it, by each tile that reads
- * them. */
+/* Rows that cannot be read in place are rounded and padded once or, if there is no memory for that, by each tile that
+ * reads them. */
 static void run_rounded(struct product_bf16 *p) {
     uint16_t scratch[ROUNDED], *heap = NULL;
     struct err e;

@@ -1,4 +1,4 @@
-/* Products of bf16 without bf16 instructions: widened to f32, and the path's f32 product. */
+/* bf16 products without bf16 instructions: widened to f32, for the path's f32 product. */
 #include "lib/kernel/kernel_internal.h"
 
 #define WIDE_K 320

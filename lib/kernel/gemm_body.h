@@ -1,11 +1,11 @@
 /*
- * A matrix product on one thread over the abstract vector of simd_body.h, in the manner of Goto and van de Geijn 2008
- * ("Anatomy of high-performance matrix multiplication"): b is packed in panels of NR columns that stay in the second
- * cache, and a micro-kernel holds MR x NR of c in registers over a block of k. The including file defines SIMD_TARGET,
- * W and the vector's operations. gemm_avx512.c is the one for AVX-512, with more registers.
+ * A matrix product on one thread over the abstract vector of simd_body.h, after Goto and van de Geijn 2008 ("Anatomy of
+ * high-performance matrix multiplication"): b is packed in panels of NR columns that stay in L2, and a micro-kernel
+ * holds MR x NR of c in registers over a block of k. The including file defines SIMD_TARGET, W and the vector's
+ * operations. gemm_avx512.c is the version for AVX-512, with more registers.
  *
- * An element of c is the sum over k in order, by v_fma, in blocks of KC: it does not depend on where a tile begins or
- * ends.
+ * An element of c is summed over k in order, with v_fma, in blocks of KC: the order does not depend on where a tile
+ * begins or ends.
  */
 
 #ifdef __clang__
@@ -17,11 +17,11 @@
 #define MR 6 /* 6 x 2 accumulators, two vectors of b, one broadcast of a: 15 of 16 registers */
 #define NR (2 * W)
 #define KC 256
-#define NC 160 /* columns of c that b is packed for: 160 KiB, in the second cache of any CPU */
+#define NC 160 /* columns of c that b is packed for: 160 KiB, in L2 on any CPU */
 
 /*
  * c[rows][n] = a b + beta c for a packed panel of b, n <= NR. Element (i, p) of a is a[i * row + p * step]. rows is a
- * constant at each call.
+ * constant in each call.
  */
 static inline __attribute__((always_inline)) SIMD_TARGET void micro(const size_t rows, size_t k, const float *a,
                                                                     size_t row, size_t step, const float *b, float beta,
@@ -40,7 +40,7 @@ static inline __attribute__((always_inline)) SIMD_TARGET void micro(const size_t
     vec scale = v_set(beta);
     UNROLL for (size_t i = 0; i < rows; i++) {
         float *to = c + i * ldc;
-        if (beta != 0) { /* with 0, what is there may be NaN */
+        if (beta != 0) { /* with 0, c may hold NaN */
             c0[i] = v_fma(scale, n0 == W ? v_load(to) : v_load_part(to, n0, 0), c0[i]);
             if (n1) c1[i] = v_fma(scale, n1 == W ? v_load(to + W) : v_load_part(to + W, n1, 0), c1[i]);
         }
@@ -69,7 +69,7 @@ EACH_COUNT(MICRO)
 #define ENTRY(rows) [rows] = micro_##rows,
 static micro_fn *const micros[MR + 1] = {EACH_COUNT(ENTRY)};
 
-/* b[p][j], j < n, p < k in panels of NR columns, each [k][NR] padded with zeros. `transposed`: b is [n][k]. */
+/* Packs b[p][j], j < n, p < k, as panels of NR columns, each [k][NR] padded with zeros. `transposed`: b is [n][k]. */
 static SIMD_TARGET void pack_b(float *to, const float *b, size_t ldb, size_t n, size_t k, bool transposed) {
     for (size_t j = 0; j < n; j += NR, to += NR * k) {
         size_t cols = smaller(NR, n - j);
@@ -83,7 +83,7 @@ static SIMD_TARGET void pack_b(float *to, const float *b, size_t ldb, size_t n, 
     }
 }
 
-/* to[p * MR + i] = a[i * row + p * step], i < rows, p < k. rows is a constant at the call that matters. */
+/* to[p * MR + i] = a[i * row + p * step], i < rows, p < k. rows is a constant in the frequent calls. */
 static inline __attribute__((always_inline)) SIMD_TARGET void pack_rows(float *to, const float *a, size_t row,
                                                                         size_t step, size_t rows, size_t k) {
     for (size_t p = 0; p < k; p++, a += step, to += MR)
@@ -99,8 +99,8 @@ static SIMD_TARGET void pack_a(float *to, const float *a, size_t lda, size_t row
         pack_rows(to, a, 1, lda, MR, k);
 }
 
-/* All m rows of c times the columns of one packed block of b. Rows of a are read in place, unless they are so far
- * apart that all fall on the same lines of the cache; columns (TN) are packed. */
+/* All m rows of c times the columns of one packed block of b. Rows of a are read in place unless their stride maps them
+ * all to the same cache sets; columns (TN) are packed. */
 static SIMD_TARGET void multiply_block(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda,
                                        const float *b, float beta, float *c, size_t ldc) {
     float packed[KC * MR];

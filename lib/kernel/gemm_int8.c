@@ -1,20 +1,20 @@
 /*
- * Products of 8-bit integers: quantized weights times activations that are rounded to 8 bits in blocks of 32. The sums
- * of a group of elements are exact; what follows is f32, in order of k, each operation rounded on its own. So an
- * element of c has the same bits whatever m, n, the tiles, the threads and the CPU path are.
+ * Products of 8-bit integers: quantized weights times activations rounded to 8 bits in blocks of 32. The sum over a
+ * group of elements is exact; the rest is f32, in order of k, each operation rounded separately. So an element of c has
+ * the same bits whatever m, n, the tiles, the threads and the CPU path are.
  *
- * A tile goes through its panels and the chunks of each; a chunk is multiplied with all rows of the tile while it is in
- * the cache.
+ * A tile goes through its panels and the chunks of each; a chunk is multiplied by all rows of the tile while it is in
+ * cache.
  */
 #include "lib/kernel/kernel_internal.h"
 
-#define SCRATCH (512 * 1024) /* activations that are rounded at a time, in bytes */
+#define SCRATCH (512 * 1024) /* bytes of rounded activations at a time */
 #define TILE_M  192
 #define TILE_N  256
 #define BLOCK   32
-#define STEPS   (BLOCK / 4) /* four of k are a step */
+#define STEPS   (BLOCK / 4) /* a step is four elements of k */
 
-/* Rows of activations as integers, in groups: a micro-kernel reads those of a group side by side. */
+/* Rows of activations as integers, in groups of rows that are interleaved for the micro-kernel. */
 struct rounded {
     uint32_t *a;
     float *d;
@@ -29,14 +29,14 @@ struct product_int8 {
     const void *a;
     const struct panels *b;
     struct result c;
-    size_t group_rows, first, rows; /* the current rows */
-    struct rounded rounded;         /* all of them, when a is not NULL; else a tile rounds what it needs */
+    size_t group_rows, first, rows; /* first, rows: the current rows */
+    struct rounded rounded;         /* the current rows if rounded.a is not NULL; else each tile rounds what it needs */
     size_t tile_m, tile_n, tiles_n, panel_bytes;
 };
 
 /* ---- activations ---- */
 
-/* Blocks [block, block + blocks) of a row, to be side by side with those of the other rows of its group. */
+/* Rounds blocks [block, block + blocks) of a row, interleaved with those of the other rows of its group. */
 static void round_row(const struct product_int8 *p, size_t row, size_t block, size_t blocks, size_t stride,
                       struct rounded to) {
     enum { AT_ONCE = 16 };
@@ -51,7 +51,7 @@ static void round_row(const struct product_int8 *p, size_t row, size_t block, si
     }
 }
 
-/* Start of a group of `rows` rounded rows, from a block on. */
+/* Start of a group of `rows` rounded rows, from block `block` on. */
 static struct rounded rounded_at(const struct product_int8 *p, size_t row, size_t rows, size_t block) {
     size_t blocks = p->b->k / BLOCK, groups = BLOCK / p->form->group;
     return (struct rounded){p->rounded.a + row * blocks * STEPS + block * STEPS * rows,
@@ -79,7 +79,7 @@ static void round_groups(void *ctx, size_t begin, size_t end) {
 
 /* ---- a tile ---- */
 
-/* One chunk of a panel for all rows of a tile. */
+/* Multiplies one chunk of a panel by all rows of a tile. */
 static void multiply_chunk(const struct product_int8 *p, size_t first, size_t rows, size_t block, size_t blocks,
                            const struct chunk_int8 *b, bool accumulate, float *sums) {
     uint32_t a[INT8_CHUNK / 4 * INT8_MAX_ROWS];
@@ -152,7 +152,7 @@ void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct pane
     if (most)
         p.rounded = (struct rounded){integers, d, extra};
     else
-        most = m; /* rows longer than the scratch */
+        most = m; /* rows are longer than the scratch */
     for (p.first = 0; p.first < m; p.first += most) {
         p.rows = smaller(most, m - p.first);
         multiply_rows(&p);

@@ -1,9 +1,9 @@
 /*
  * The micro-kernel for AVX2: VPMADDUBSW multiplies 32 unsigned codes by signed activations and adds pairs in 16 bits,
- * which codes of up to 7 bits cannot overflow (2 x 127 x 127 < 2^15); the eighth bit of a code goes a second way (2 x
- * 128 x 127).
+ * which codes of up to 7 bits cannot overflow (2 x 127 x 127 < 2^15); the eighth bit of a code is multiplied separately
+ * (2 x 128 x 127).
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <immintrin.h>
 
 #include "lib/kernel/kernel_internal.h"
@@ -15,7 +15,7 @@ static inline __attribute__((always_inline)) TARGET_AVX2 __m256i add_products(__
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
 }
 
-/* One row's sums over a group of elements. */
+/* The sums of one row over a group of elements. */
 TARGET_AVX2 static void sum_group(const uint8_t *codes, const uint32_t *a, size_t stride, size_t steps, bool is_wide,
                                   int32_t begin, int32_t sums[PANEL]) {
     const __m256i low = _mm256_set1_epi8(127);
@@ -32,7 +32,7 @@ TARGET_AVX2 static void sum_group(const uint8_t *codes, const uint32_t *a, size_
     for (int i = 0; i < 4; i++) _mm256_storeu_si256((__m256i *)(void *)(sums + 8 * i), s[i]);
 }
 
-/* c += integers * scale * d [+ min * extra], each operation rounded on its own; min NULL: none. */
+/* c += integers * scale * d [+ min * extra], each operation rounded separately; min NULL: none. */
 TARGET_AVX2 static void add_group(const int32_t *sums, const float *scale, float d, const float *min, float extra,
                                   float *c) {
     for (size_t j = 0; j < PANEL; j += 8) {

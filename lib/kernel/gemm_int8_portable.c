@@ -1,13 +1,13 @@
-/* Products of 8-bit integers for any CPU: rounding activations, unpacking a chunk, the micro-kernel. */
+/* Products of 8-bit integers for any CPU: rounding of activations, unpacking of a chunk, the micro-kernel. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
 #define BLOCK   32
-#define STEPS   (BLOCK / 4) /* four of k are a step */
-#define TINIEST 0x1p-120f   /* magnitudes below have no inverse times 127; a block of them is zeros */
+#define STEPS   (BLOCK / 4) /* per block; a step is four elements of k */
+#define TINIEST 0x1p-120f   /* near the point where 127 / |x| overflows; a block below counts as zeros */
 
-/* To nearest even, |v| < 2^22. */
+/* Rounds to nearest even; |v| < 2^22. */
 static inline int nearest(float v) {
     union {
         float f;
@@ -16,7 +16,7 @@ static inline int nearest(float v) {
     return u.i - 0x4b400000;
 }
 
-/* d = max |x| / 127, or NaN when an x is no number; integers nearest to x / d. */
+/* Rounds x to integers q nearest to x / d and returns d = max |x| / 127, or NaN if an element is not finite. */
 static float round_block(const float *x, int8_t *q) {
     uint32_t bits[BLOCK], most = 0;
     float max;
@@ -48,9 +48,9 @@ void round_int8_portable(const float *x, size_t blocks, const struct quant_form 
     }
 }
 
-/* Eight bits to the low bits of eight bytes. */
+/* Spreads eight bits to the lowest bits of eight bytes. */
 static inline uint64_t spread(uint8_t bits) {
-    uint64_t x = bits * 0x0101010101010101u & 0x8040201008040201u; /* in each byte one that counts */
+    uint64_t x = bits * 0x0101010101010101u & 0x8040201008040201u; /* one significant bit in each byte */
     return (x + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
 }
 
@@ -72,7 +72,7 @@ static void unpack_codes(const struct chunk_int8 *c, size_t steps, uint8_t *rest
             }
 }
 
-/* A factor of each group and column: f16, times a small integer where groups have one. */
+/* The factors of each group and column: an f16, times a small integer for types that have one per group. */
 static void unpack_factors(const uint8_t *f16, const int8_t *small, size_t groups, float *to) {
     for (size_t j = 0; j < PANEL; j++)
         for (size_t g = 0; g < groups; g++) {
@@ -90,7 +90,7 @@ void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to) {
     if (t->form->has_min) unpack_factors(t->b.min, t->b.mins, t->b.groups, to->min);
 }
 
-/* One row's sums over a group of elements, from codes of `steps` steps. */
+/* The sums of one row over a group of elements, `steps` steps of codes. */
 static void sum_group(const uint8_t *codes, const uint32_t *a, size_t stride, size_t steps, int32_t *restrict sums) {
     for (size_t s = 0; s < steps; s++, codes += 4 * PANEL, a += stride) {
         int8_t x[4];

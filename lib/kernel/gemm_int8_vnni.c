@@ -1,8 +1,8 @@
 /*
  * The micro-kernel for AVX512-VNNI: VPDPBUSD multiplies 64 unsigned codes by signed activations and adds four
- * neighbouring products to a lane, all exactly.
+ * neighboring products into a lane, all exactly.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <math.h>
 
 #include "lib/kernel/avx512.h"
@@ -10,10 +10,10 @@
 #define TARGET_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
 #define INLINE_VNNI static inline __attribute__((always_inline)) TARGET_VNNI
 
-/* 6 x 2 accumulators in integers, as many in f32; two vectors of b, one broadcast of a: 27 of 32 registers. */
+/* 6 x 2 integer accumulators, as many in f32; two vectors of b, one broadcast of a: 27 of 32 registers. */
 #define MR    6
-#define STEPS 8    /* in a block; four of k each */
-#define AHEAD 6144 /* how far b is prefetched, in bytes */
+#define STEPS 8    /* per block; four elements of k each */
+#define AHEAD 6144 /* prefetch distance in bytes of b */
 
 INLINE_VNNI int word_at(const uint32_t *p) {
     int word;
@@ -21,7 +21,7 @@ INLINE_VNNI int word_at(const uint32_t *p) {
     return word;
 }
 
-/* The sums of a group of elements so far, and those that begin it. */
+/* The sums over a group of elements, and their initial values. */
 struct group {
     __m512i s0[MR], s1[MR];
 };
@@ -57,7 +57,7 @@ INLINE_VNNI void end_sums(const int rows, const struct block_int8 *t, const stru
     }
 }
 
-/* c += integers * scale * d, each operation rounded on its own. */
+/* c += integers * scale * d, each operation rounded separately. */
 INLINE_VNNI void add_scaled(const int rows, const struct group *g, __m512 f0, __m512 f1, const float *d,
                             struct sums *c) {
     UNROLL for (int i = 0; i < rows; i++) {
@@ -77,7 +77,7 @@ INLINE_VNNI void add_minima(const int rows, __m512 f0, __m512 f1, const union ex
 
 /* ---- a chunk ---- */
 
-/* Codes of two steps, two vectors each: from their nibbles, and the bits above by masks. */
+/* Codes of two steps, two vectors each: nibbles, and higher bits from masks. */
 INLINE_VNNI void two_steps(const int planes, const uint8_t *from, const uint8_t *masks, __m512i codes[4]) {
     const __m512i nibble = _mm512_set1_epi8(15);
     UNROLL for (int i = 0; i < 2; i++) {
@@ -92,7 +92,7 @@ INLINE_VNNI void two_steps(const int planes, const uint8_t *from, const uint8_t 
     }
 }
 
-/* Factors of 16 columns: f16, times a small integer where groups have one. */
+/* Factors of 16 columns: an f16, times a small integer for types that have one per group. */
 INLINE_VNNI __m512 factors(const uint8_t *f16, const int8_t *small, size_t group, size_t col) {
     const void *h = f16 + ((small ? 0 : group) * PANEL + col) * sizeof(uint16_t);
     __m512 all = _mm512_cvtph_ps(_mm256_loadu_si256(h));
@@ -107,15 +107,15 @@ INLINE_VNNI void all_factors(const uint8_t *f16, const int8_t *small, size_t gro
             _mm512_store_ps(to + g * PANEL + half, factors(f16, small, g, half));
 }
 
-#define BYTES 3 /* instead of a number of planes: codes of eight bits */
+#define BYTES 3 /* in place of a number of planes: codes of eight bits */
 
 INLINE_VNNI void fetch(const void *p) {
     __builtin_prefetch((const uint8_t *)p + AHEAD);
 }
 
-/* rows, planes and groups (in a block) are constants at each call. One row is bound by memory, which is fastest read
- * sequentially: factors first, then codes (with masks there are two streams anyway, and this only costs). More rows
- * are bound by arithmetic and read factors as they need them. */
+/* rows, planes and groups (per block) are constants in each call. With one row the limit is memory, which is fastest
+ * when read sequentially: factors first, then codes (with masks there are two streams anyway, and this would only
+ * cost). With more rows the limit is arithmetic, and factors are read when needed. */
 INLINE_VNNI void micro(const int rows, const int planes, const int groups, const struct block_int8 *t) {
     const struct chunk_int8 *from = &t->b;
     const uint8_t *codes = from->codes, *masks = from->masks;
@@ -196,7 +196,7 @@ TARGET_VNNI static void round_rows(const float *x, size_t blocks, const struct q
         bool usable = max < INFINITY && max >= 0x1p-120f;
         *d = !(max < INFINITY) ? NAN : usable ? max / 127 : 0;
         __m512 inverse = _mm512_set1_ps(usable ? 127 / max : 0);
-        /* The factor 0 leaves NaN of infinities, whose integer is not 0: the mask is. */
+        /* A factor of 0 times infinity is NaN, whose integer is not 0; the mask makes it 0. */
         __mmask16 all = usable ? 0xffff : 0;
         __m512i q0 = _mm512_maskz_cvtps_epi32(all, _mm512_mul_ps(v0, inverse));
         __m512i q1 = _mm512_maskz_cvtps_epi32(all, _mm512_mul_ps(v1, inverse));

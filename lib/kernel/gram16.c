@@ -1,6 +1,6 @@
 /*
- * Sums of products of rows that were rounded to 16 bits: what the CPU's path multiplies, cut into tasks. A task owns what it adds to,
- * and its integers are exact, so who does it and in which order changes nothing.
+ * Gram matrices and products of rows rounded to 16 bits, split into tasks over the path's micro-kernel. A task owns the
+ * part of the result that it adds to, and integer sums are exact, so results do not depend on threads.
  */
 #include "lib/kernel/kernel_internal.h"
 
@@ -42,7 +42,7 @@ void kernel_rows16_take(struct kernel_rows16 *r, size_t rows, const float *x) {
     parallel_for(panels16(r->n), take_panel, &(struct rows16_job){.micro = simd()->rows16, .a = r, .x = x});
 }
 
-/* Rows of c that belong to a panel of a. */
+/* Adds to the rows of c that belong to one panel of a. */
 static void add_products(void *ctx, size_t panel, int thread) {
     const struct rows16_job *j = ctx;
     size_t row = panel * ROWS16_PANEL, n = j->b->n;

@@ -1,8 +1,8 @@
 /*
- * Rows in 16 bits for AVX512-VNNI: VPDPWSSD multiplies 32 pairs and adds neighbours to a lane, which is twice what a fused
- * multiply-add does. It wraps on its way, which does no harm, as the whole sum fits (kernel.h).
+ * Rows in 16 bits for AVX512-VNNI: VPDPWSSD multiplies 32 pairs and adds neighbors into a lane, twice the rate of fused
+ * multiply-adds. Intermediate sums may wrap, which is harmless because the final sum fits (kernel.h).
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <float.h>
 #include <math.h>
 
@@ -11,12 +11,12 @@
 #define TARGET_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
 #define INLINE_VNNI static inline __attribute__((always_inline)) TARGET_VNNI
 
-#define MR    8   /* of 32 rows of a block: 8 x 2 accumulators */
-#define PAIRS 128 /* at once: a's and b's are 16 KiB each, and stay in the first cache */
+#define MR    8   /* of the 32 rows of a block: 8 x 2 accumulators */
+#define PAIRS 128 /* at a time: 16 KiB each of a and b, which stay in L1 */
 
 /* ---- rounding ---- */
 
-/* 46200 and not 46340, the root of 2^31: rounding adds up to 1/2 to each of 1024 numbers, and the norm is a sum in f32. */
+/* 46200, not 46340 = sqrt(2^31): rounding adds up to 1/2 to each of 1024 numbers, and the norm is a sum in f32. */
 #define NORM_TOP  46200.0f
 #define VALUE_TOP 32767.0f
 
@@ -30,7 +30,8 @@ TARGET_VNNI static void take_half(__mmask16 mask, size_t rows, const float *x, s
     }
     __m512 s = _mm512_max_ps(_mm512_div_ps(most, _mm512_set1_ps(VALUE_TOP)),
                              _mm512_div_ps(_mm512_sqrt_ps(squares), _mm512_set1_ps(NORM_TOP)));
-    /* what is not a number stays none: every sum with it is none. Below, nothing is left of squares in f32 either. */
+    /* NaN stays NaN, and so does every sum with it. Columns with a scale below FLT_MIN become 0: their squares vanish
+     * in f32, too. */
     __mmask16 none = _mm512_cmp_ps_mask(squares, squares, _CMP_UNORD_Q),
               some = _mm512_cmp_ps_mask(s, _mm512_set1_ps(FLT_MIN), _CMP_GE_OQ);
     __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(1), s);
@@ -59,7 +60,7 @@ INLINE_VNNI __m512i broadcast(const uint32_t *p) {
     return _mm512_set1_epi32(word);
 }
 
-/* MR rows of sums [MR][32] go on over some pairs. */
+/* Continues the sums [MR][32] of MR rows over some pairs. */
 TARGET_VNNI static void add_pairs(size_t pairs, const uint32_t *a, const uint32_t *b, int32_t *sums) {
     __m512i c0[MR], c1[MR];
     UNROLL for (int i = 0; i < MR; i++) {
@@ -80,7 +81,7 @@ TARGET_VNNI static void add_pairs(size_t pairs, const uint32_t *a, const uint32_
     }
 }
 
-/* c += scale scale sum, each operation rounded on its own. */
+/* c += scale scale sum, each operation rounded separately. */
 TARGET_VNNI static void add_sums(const struct block_rows16 *t, const int32_t *sums) {
     for (size_t i = 0; i < t->rows; i++)
         for (size_t j = 0; j < t->cols; j += 16) {

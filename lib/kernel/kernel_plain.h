@@ -1,9 +1,9 @@
 /*
- * The kernels as the textbooks have them: one thread, one loop a formula, everything in one type. This is what the fast
- * ones are tested against, what gradients are checked with (in double), and where to read what a kernel computes.
+ * The kernels in textbook form: one thread, one loop per formula, one type. The fast kernels are tested against these,
+ * gradients are checked with them (in double), and they define what a kernel computes.
  *
- * A template: define REAL and PLAIN(name) and include, once for each type. Everything is static; kernel.h says what the
- * arguments mean.
+ * A template: define REAL and PLAIN(name) and include it, once for each type. Everything is static; kernel.h documents
+ * the arguments.
  *
  *     #define REAL double
  *     #define PLAIN(name) plain64_##name
@@ -14,7 +14,7 @@
 #ifndef RILL_KERNEL_PLAIN_H
 #define RILL_KERNEL_PLAIN_H
 #define PLAIN_FN __attribute__((unused)) static void
-/* Strides that make one triple loop all three products: element (i, p) of a is at a[i * a_row + p * a_col]. */
+/* Strides that turn one triple loop into all three products: element (i, p) of a is a[i * a_row + p * a_col]. */
 struct plain_strides {
     size_t a_row, a_col, b_row, b_col;
 };
@@ -44,19 +44,19 @@ PLAIN_FN PLAIN(matmul_tn)(size_t m, size_t n, size_t k, const REAL *a, const REA
     PLAIN(matmul)(m, n, k, a, b, beta, c, (struct plain_strides){1, m, n, 1});
 }
 
-/* a [m][k] times b [n][k]: what kernel_multiply computes of operands that are already rounded to bf16. */
+/* a [m][k] times b [n][k]: what kernel_multiply computes from operands already rounded to bf16. */
 PLAIN_FN PLAIN(multiply)(size_t m, size_t n, size_t k, const REAL *a, const REAL *b, REAL beta, const REAL *bias,
                          const REAL *residual, REAL *c) {
     PLAIN(matmul_nt)(m, n, k, a, b, beta, c);
     for (size_t i = 0; i < m * n; i++) c[i] += (bias ? bias[i % n] : 0) + (residual ? residual[i] : 0);
 }
 
-/* 32 numbers as d q with |q| <= 127. */
+/* 32 numbers as d q with |q| <= 127; returns d. */
 __attribute__((unused)) static REAL PLAIN(round_int8)(int *q, const REAL *x) {
     REAL max = 0, sum = 0;
     for (int i = 0; i < 32; i++) {
         max = (REAL)fabs(x[i]) > max ? (REAL)fabs(x[i]) : max;
-        sum += x[i] * 0; /* NaN if one is not finite */
+        sum += x[i] * 0; /* NaN if an element is not finite */
         q[i] = 0;
     }
     if (sum != 0) return sum;
@@ -67,8 +67,8 @@ __attribute__((unused)) static REAL PLAIN(round_int8)(int *q, const REAL *x) {
 
 /*
  * a [m][k] times n columns of weights scale * code + min, with a scale and a minimum for each `group` of k: codes
- * [n][k], scale and min [n][k/group], min NULL: none. In float it gives the bits of kernel_multiply with panels of
- * quantized blocks.
+ * [n][k], scale and min [n][k/group], min NULL: none. In float it gives the bits of kernel_multiply with quantized
+ * panels.
  */
 PLAIN_FN PLAIN(multiply_int8)(size_t m, size_t n, size_t k, size_t group, const REAL *a, const int *codes,
                               const REAL *scale, const REAL *min, REAL *c) {
@@ -93,7 +93,7 @@ PLAIN_FN PLAIN(transpose)(REAL *y, const REAL *x, size_t rows, size_t cols) {
     for (size_t i = 0; i < rows * cols; i++) y[i % cols * rows + i / cols] = x[i];
 }
 
-/* ---- element by element ---- */
+/* ---- elementwise operations -------------------------------------------------------------------------------------- */
 
 PLAIN_FN PLAIN(fill)(REAL *y, size_t n, REAL a) {
     for (size_t i = 0; i < n; i++) y[i] = a;
@@ -162,7 +162,7 @@ PLAIN_FN PLAIN(route)(REAL *probs, uint32_t *ids, REAL *weights, const REAL *log
     }
 }
 
-/* By the definition: d p_j / d x_i = p_j ((i = j) - p_i), d w_a / d p_b = ((a = b) - w_a) / sum. */
+/* By definition: d p_j / d x_i = p_j ((i = j) - p_i), d w_a / d p_b = ((a = b) - w_a) / sum. */
 PLAIN_FN PLAIN(route_backward)(REAL *dlogits, const REAL *dweights, const uint32_t *ids, const REAL *probs, size_t rows,
                                size_t experts, size_t k, bool normalise) {
     for (size_t r = 0; r < rows; r++) {
@@ -227,7 +227,7 @@ PLAIN_FN PLAIN(rmsnorm)(REAL *y, REAL *inv, const REAL *x, const REAL *w, size_t
 PLAIN_FN PLAIN(rmsnorm_backward)(REAL *dx, REAL *dw, const REAL *dy, const REAL *x, const REAL *w, const REAL *inv,
                                  size_t rows, size_t d) {
     for (size_t r = 0; r < rows; r++, dx += d, dy += d, x += d) {
-        REAL dot = 0; /* sum dy w x: what reaches inv */
+        REAL dot = 0; /* sum dy w x: the gradient of inv, up to a factor */
         for (size_t i = 0; i < d; i++) dot += dy[i] * w[i] * x[i];
         for (size_t i = 0; i < d; i++) {
             dx[i] += inv[r] * w[i] * dy[i] - inv[r] * inv[r] * inv[r] / (REAL)d * dot * x[i];
@@ -238,7 +238,7 @@ PLAIN_FN PLAIN(rmsnorm_backward)(REAL *dx, REAL *dw, const REAL *dy, const REAL 
 
 /* ---- LayerNorm ---- */
 
-/* moments [rows][2]: mean, 1 / deviation */
+/* moments [rows][2]: mean, 1 / standard deviation */
 PLAIN_FN PLAIN(layernorm)(REAL *y, REAL *moments, const REAL *x, const REAL *w, const REAL *b, size_t rows, size_t d,
                           REAL eps) {
     for (size_t r = 0; r < rows; r++, x += d, y += d, moments += 2) {
@@ -285,7 +285,7 @@ PLAIN_FN PLAIN(rope)(REAL *x, size_t rows, size_t n_heads, size_t head_dim, cons
             }
 }
 
-/* ---- attention: one query against the keys [begin, end) of its sequence that it sees ---- */
+/* ---- attention: one query against keys [begin, end) of its sequence, those it sees ------------------------------- */
 
 __attribute__((unused)) static void PLAIN(attention_range)(const struct kernel_attention *a, size_t t, size_t length,
                                                            size_t *begin, size_t *end) {
@@ -294,8 +294,8 @@ __attribute__((unused)) static void PLAIN(attention_range)(const struct kernel_a
 }
 
 /*
- * p[j - begin]: softmax of the scaled, capped scores; returns their log-sum-exp. dcap: derivative of the cap for a
- * score (1 without a cap). k points to the first key that is seen, of this head.
+ * p[j - begin]: softmax of the scaled, capped scores; returns their log-sum-exp. dcap: the derivative of the cap for
+ * each score (1 without a cap), or NULL. k points to the first key that the query sees, in this head.
  */
 __attribute__((unused)) static REAL PLAIN(attention_row)(const struct kernel_attention *a, REAL *p, REAL *dcap,
                                                          const REAL *q, const REAL *k, size_t ld, size_t n) {
@@ -450,9 +450,9 @@ __attribute__((unused)) static uint32_t PLAIN(sample)(double u, const REAL *x, s
 }
 
 /*
- * One row of the distillation loss. t [d] is the target as a whole row (zeros where it has no entry), in_k [d] says
- * which tokens the ghost does not stand for; ghost 0: none. dx [d] is the gradient of weight * loss. Everything from
- * the definition: log p = log softmax(x/T); d log p_j / dx_i = ((i = j) - p_i) / T.
+ * One row of the distillation loss. t [d] is the target as a dense row (zeros where it has no entry), in_k [d] says
+ * which tokens have an entry, ghost is the probability of all others; 0: none. dx [d] is the gradient of weight * loss.
+ * All by definition: log p = log softmax(x/T); d log p_j / dx_i = ((i = j) - p_i) / T.
  */
 PLAIN_FN PLAIN(distill_loss)(const struct kernel_loss *how, const REAL *t, const bool *in_k, REAL ghost, uint32_t label,
                              REAL weight, const REAL *x, size_t d, REAL *kl, REAL *ce, REAL *dx) {
@@ -475,7 +475,7 @@ PLAIN_FN PLAIN(distill_loss)(const struct kernel_loss *how, const REAL *t, const
     }
 }
 
-/* A term f of a divergence between t and p, and df/dp, from the definition (kernel_divergence). */
+/* A term f of a divergence between t and p, and df/dp, by definition (kernel_divergence). */
 __attribute__((unused)) static REAL PLAIN(divergence_term)(enum kernel_divergence_kind kind, REAL a, REAL b, REAL t,
                                                            REAL p, REAL *slope) {
     REAL m, f;
@@ -505,13 +505,14 @@ __attribute__((unused)) static REAL PLAIN(divergence_term)(enum kernel_divergenc
     }
 }
 
-/* Shares of forward and reverse KL: head are the fewest most probable of the n - n_rest first of t with a mass of mu. */
+/* Shares of forward and reverse KL. The head is the fewest most probable of the first n - rest elements of t with a sum
+ * of at least mu. */
 __attribute__((unused)) static void PLAIN(divergence_adapt)(REAL mu, const REAL *t, const REAL *p, size_t n, bool rest,
                                                             REAL *a, REAL *b) {
     REAL mass = 0, head = 0, all = 0, last = INFINITY;
     size_t last_i = 0, entries = rest ? n - 1 : n;
     for (size_t i = 0; i < n; i++) all += (REAL)fabs(t[i] - p[i]);
-    for (size_t k = 0; k < entries && mass < mu; k++) { /* the next one in descending order, ties by index */
+    for (size_t k = 0; k < entries && mass < mu; k++) { /* next in descending order, ties by index */
         size_t best = n;
         for (size_t i = 0; i < entries; i++) {
             bool later = t[i] < last || (t[i] == last && (k == 0 || i > last_i));
@@ -527,8 +528,9 @@ __attribute__((unused)) static void PLAIN(divergence_adapt)(REAL mu, const REAL 
 }
 
 /*
- * One row of a divergence over a partition of its tokens into n classes: of[i] is token i's, t [n] the teacher's mass of each. Each
- * token a class of its own is the dense case; `rest`: the last one are the tokens outside the entries. p [n] is scratch.
+ * One row of a divergence over a partition of its tokens into n classes: of[i] is the class of token i, t [n] the
+ * teacher's probability of each. In the dense case each token is its own class; `rest`: the last class is the tokens
+ * outside the entries. p [n] is scratch.
  */
 PLAIN_FN PLAIN(divergence)(const struct kernel_divergence *how, const REAL *t, const size_t *of, size_t n, bool rest,
                            REAL weight, const REAL *x, size_t d, REAL *p, REAL *value, REAL *dx) {
@@ -628,7 +630,7 @@ PLAIN_FN PLAIN(unit)(REAL *u, const REAL *x, size_t n, size_t step) {
 
 #ifndef RILL_KERNEL_PLAIN_LSTM
 #define RILL_KERNEL_PLAIN_LSTM
-/* The position of a step of a sequence: the second direction begins at the end. */
+/* The position of a step of a sequence: the second direction starts at the end. */
 __attribute__((unused)) static size_t plain_lstm_at(const struct kernel_lstm *s, size_t direction, size_t seq,
                                                     size_t step) {
     return direction ? s->starts[seq + 1] - 1 - step : s->starts[seq] + step;
@@ -706,7 +708,7 @@ PLAIN_FN PLAIN(momentum)(const struct kernel_momentum *o, REAL *u, REAL *m, cons
     }
 }
 
-/* A moment as bf16: up or down at random, by the 16 bits that belong to element i. */
+/* A moment as bf16, rounded up or down at random by the 16 bits that belong to element i. */
 __attribute__((unused)) static uint16_t PLAIN(round_randomly)(float x, uint64_t step, uint64_t stream, size_t i,
                                                               bool second) {
     uint32_t words[4], bits;
@@ -717,7 +719,7 @@ __attribute__((unused)) static uint16_t PLAIN(round_randomly)(float x, uint64_t 
 
 /* ---- second-order methods ---- */
 
-/* u^T u = h^-1 by the textbook: h = R R^T, then R^-1, both column by column. scratch [n][n]. */
+/* u^T u = h^-1 by textbook formulas: h = R R^T, then R^-1, both column by column. scratch [n][n]. */
 PLAIN_FN PLAIN(inverse_factor)(REAL *u, const REAL *h, size_t n, REAL *r) {
     for (size_t i = 0; i < n * n; i++) u[i] = r[i] = 0;
     for (size_t c = n; c-- > 0;)
@@ -734,7 +736,7 @@ PLAIN_FN PLAIN(inverse_factor)(REAL *u, const REAL *h, size_t n, REAL *r) {
         }
 }
 
-/* One row at a time; `keep` is asked for each column. w [rows][cols], not transposed. */
+/* One row at a time; calls `keep` for each column. w [rows][cols], not transposed. */
 PLAIN_FN PLAIN(feedback)(REAL *w, const REAL *u, size_t rows, size_t cols, REAL (*keep)(size_t row, size_t col, REAL w),
                          REAL *loss) {
     for (size_t r = 0; r < rows; r++)

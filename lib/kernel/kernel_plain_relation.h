@@ -1,6 +1,6 @@
-/* A part of kernel_plain.h, which includes it: losses on features, relations and attention. */
+/* The part of kernel_plain.h (which includes it) for losses on features, relations and attention. */
 
-/* ---- relations: values only, whose gradients are differences. u, w: scratch like x and t ---- */
+/* ---- relations: values only; tests differentiate them numerically. u, w: scratch like x and t -------------------- */
 
 #ifndef PLAIN_VALUE
 #define PLAIN_VALUE __attribute__((unused)) static REAL
@@ -32,7 +32,7 @@ PLAIN_VALUE PLAIN(cosine_rows)(const REAL *x, size_t d, size_t i, size_t j) {
     return PLAIN(dot_rows)(x, d, i, j) / (REAL)sqrt(PLAIN(dot_rows)(x, d, i, i) * PLAIN(dot_rows)(x, d, j, j));
 }
 
-/* Row i of what a relation compares, [n]; 0 at i itself where that is no pair. */
+/* Row i [n] of the compared relation; 0 at i itself if that is not a pair. */
 PLAIN_FN PLAIN(relation_row)(const struct kernel_relation *how, size_t n, const REAL *x, size_t d, size_t i,
                              REAL *row) {
     REAL sum = 0, g = (REAL)how->gamma;
@@ -158,7 +158,7 @@ PLAIN_VALUE PLAIN(mmd_mean)(enum kernel_mmd_kind kind, REAL variance, size_t n, 
     return sum / ((REAL)ud * (REAL)wd);
 }
 
-/* variance: what it is at the point where the gradient is wanted. */
+/* variance: its value at the point where the gradient is computed. */
 PLAIN_VALUE PLAIN(mmd)(enum kernel_mmd_kind kind, REAL variance, size_t n, const REAL *t, size_t td, const REAL *x,
                        size_t d, REAL *w, REAL *u) {
     for (size_t c = 0; c < td; c++) PLAIN(unit)(w + c, t + c, n, td);
@@ -167,7 +167,7 @@ PLAIN_VALUE PLAIN(mmd)(enum kernel_mmd_kind kind, REAL variance, size_t n, const
            2 * PLAIN(mmd_mean)(kind, variance, n, u, d, w, td);
 }
 
-/* Of all queries of sequence 0, times row_weight; p: scratch [2][longest sequence]. */
+/* For all queries of sequence 0, times row_weight; p: scratch [2][longest sequence]. */
 PLAIN_VALUE PLAIN(attention_loss)(enum kernel_attention_loss_kind kind, const struct kernel_attention *a, const REAL *t,
                                   const REAL *row_weight, const REAL *q, const REAL *k, REAL *p) {
     size_t d = a->head_dim, ld = a->n_kv_heads * d, length = a->starts[1] - a->starts[0], begin, end;
@@ -188,7 +188,7 @@ PLAIN_VALUE PLAIN(attention_loss)(enum kernel_attention_loss_kind kind, const st
     return sum;
 }
 
-/* The teacher's t in descending order; p: scratch [d]. */
+/* t is in descending order; p: scratch [d]. */
 PLAIN_VALUE PLAIN(sorted_distance)(REAL temperature, const REAL *t, const REAL *x, size_t d, REAL *p) {
     REAL sum = 0, value = 0;
     for (size_t i = 0; i < d; i++) sum += p[i] = (REAL)exp(x[i] / temperature);

@@ -21,7 +21,7 @@ void kernel_gather(struct kernel_array y, struct kernel_array table, const uint3
     kernel_split(n, piece_rows(d), gather_piece, &(struct embedding){NULL, host_f32(y), host_f32(table), ids, n, d});
 }
 
-/* A strip of columns a task: a token that occurs twice is added by one task, in order. */
+/* One strip of columns per task: a token that occurs twice is added by one task, in order. */
 static void scatter_strip(void *ctx, size_t begin, size_t end) {
     const struct embedding *c = ctx;
     for (size_t i = 0; i < c->n; i++)
@@ -44,9 +44,9 @@ struct rope {
     int sign;
 };
 
-#define ANGLES 64 /* per step: cosines and sines of a row are kept on the stack for all its heads */
+#define ANGLES 64 /* pairs at a time: their cosines and sines stay on the stack for all heads of a row */
 
-/* n cosines and sines of row r, from the pair `first` on. */
+/* n cosines and sines of row r, starting at pair `first`. */
 static void rope_angles(const struct rope *c, size_t r, size_t first, size_t n, float *cosine, float *sine) {
     const struct kernel_rotation *how = c->how;
     size_t table = how->table ? how->table[r] : 0;

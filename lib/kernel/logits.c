@@ -1,4 +1,4 @@
-/* Rows of logits: normalise, store, find. Rows are read in chunks that stay in the first cache. */
+/* Rows of logits: normalization, storing in other types, largest elements. Rows are read in chunks that stay in L1. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
@@ -9,15 +9,15 @@ void first_row(atomic_size_t *first, size_t r) {
     }
 }
 
-/* A row's sum so far, and exp((x - max) s) of a chunk. */
+/* Adds exp((x - max) s) of a chunk to a row's sum. */
 typedef double add_chunk_fn(const struct simd *v, double sum, const float *x, size_t n, float max, float s);
 
 static double add_exact(const struct simd *v, double sum, const float *x, size_t n, float max, float s) {
     return sum + v->exp_sum(x, n, max, s);
 }
 
-/* One pass over memory: each chunk is read from the cache a second time, with the running maximum known (the online
- * normaliser of Milakov and Gimelshein 2018, chunk by chunk). */
+/* One pass over memory: each chunk is read again from cache once the running maximum is known (the online normalizer of
+ * Milakov and Gimelshein 2018, by chunks). */
 static struct softmax_sum row_sum(const struct simd *v, const float *x, size_t d, float s, add_chunk_fn *add_chunk) {
     struct softmax_sum out = {.max = -INFINITY};
     for (size_t i = 0; i < d; i += ROW_CHUNK) {
@@ -36,7 +36,7 @@ struct softmax_sum row_softmax_sum(const struct simd *v, const float *x, size_t 
     return row_sum(v, x, d, s, add_exact);
 }
 
-/* Summed directly: as 1 - sum p it would lose all digits when the entries have nearly all. */
+/* Summed directly: 1 - sum p would lose all digits if the entries have nearly all probability. */
 double row_others_sum(const struct simd *v, const float *x, size_t d, float max, float s, const uint32_t *ids,
                       size_t k) {
     float part[ENTRY_CHUNK];
@@ -99,10 +99,10 @@ struct storing {
     size_t d;
     float s;
     bool log_probs;
-    atomic_size_t bad; /* the first row that is */
+    atomic_size_t bad; /* the first row with a value that is not finite */
 };
 
-/* By powers of two, 128 of which are added up in f32: their errors are a thousandth of f16's. */
+/* By powers of two, 128 of which are summed in f32: the error is a thousandth of f16's. */
 static double add_powers(const struct simd *v, double sum, const float *x, size_t n, float max, float s) {
     for (size_t i = 0; i < n; i += WEIGHED) sum += v->exp2_sum(x + i, smaller(WEIGHED, n - i), max, s * LOG2_E);
     return sum;
@@ -114,7 +114,7 @@ static bool store_f16(const struct storing *c, uint16_t *y, const float *x) {
     return c->v->affine_f16(y, x, c->d, z.max, c->s, (float)log(z.sum));
 }
 
-/* A chunk is converted and checked in the first cache. */
+/* Chunks are converted and checked while in L1. */
 static bool store_any(const struct storing *c, unsigned char *y, const float *x) {
     float scratch[ROW_CHUNK];
     struct err unused;
@@ -149,7 +149,7 @@ size_t kernel_store_logits(enum dtype type, void *host_y, struct kernel_array x,
     return atomic_load(&c.bad);
 }
 
-/* ---- the largest ---- */
+/* ---- the largest element ----------------------------------------------------------------------------------------- */
 
 static void argmax_rows(void *ctx, size_t begin, size_t end) {
     const struct rows_f32 *c = ctx;
@@ -168,7 +168,7 @@ void kernel_argmax(uint32_t *index, struct kernel_array x, size_t rows, size_t d
     kernel_split(rows, piece_rows(d), argmax_rows, &c);
 }
 
-/* ---- the k largest: a heap whose root is the worst of the k best so far, which is the bound to be beaten ---- */
+/* ---- the k largest: a heap whose root is the worst of the k best so far, which is the bound to beat -------------- */
 
 struct heap {
     uint32_t *ids;
@@ -176,7 +176,7 @@ struct heap {
     size_t n;
 };
 
-/* Is entry a to leave before entry b? The smaller value, and of equals the later index. */
+/* Does entry a rank below entry b? By smaller value, then by higher index. */
 static bool worse(const struct heap *h, size_t a, size_t b) {
     return h->values[a] < h->values[b] || (h->values[a] == h->values[b] && h->ids[a] > h->ids[b]);
 }
@@ -208,7 +208,7 @@ static void topk_row(const struct simd *v, struct heap h, const float *x, size_t
         h.ids[0] = (uint32_t)i, h.values[0] = x[i];
         sift_down(&h, 0);
     }
-    while (h.n > 1) { /* heap sort: the worst goes to the end */
+    while (h.n > 1) { /* heap sort: moves the worst to the end */
         swap(&h, 0, --h.n);
         sift_down(&h, 0);
     }

@@ -1,9 +1,8 @@
 /*
- * The distillation loss of a row of logits and its gradient, in place if the caller wants: two passes over the row
- * (sums, then gradient), for the sparse kinds of target touch a few entries of a gradient that is a scaled softmax
- * everywhere.
+ * The distillation loss of a row of logits and its gradient, optionally in place, in two passes over the row (sums,
+ * then gradient): sparse targets change only a few entries of a gradient that is otherwise a scaled softmax.
  *
- * With z = x / T, p = softmax(z), S = sum t, d(T^2 KL)/dx:
+ * With z = x / T, p = softmax(z), S = sum t, d(T^2 KL)/dx is
  *   sparse or dense      T (S p_i - t_i)
  *   ghost g, q = sum_K p T ((S + g) p_i - t_i)                   in K
  *                        T (S - g q / (1 - q)) p_i               outside
@@ -22,7 +21,7 @@ struct loss {
     struct view dx;
 };
 
-/* Sums of a row, from the first pass. */
+/* A row, with its sums from the first pass. */
 struct row {
     const float *x, *dense;
     const uint32_t *ids;
@@ -30,13 +29,13 @@ struct row {
     size_t k;
     uint32_t label;
     float s;                  /* 1 / T */
-    struct softmax_sum z, z1; /* at T; at 1, when cross-entropy is asked for */
+    struct softmax_sum z, z1; /* at T; at 1, if cross-entropy is needed */
     double log_sum;           /* log z.sum */
     double mass;              /* S */
     double ghost, others;     /* g; sum over i not in K of exp((x_i - max) s), >= OTHERS_MIN */
 };
 
-/* log p of one entry, in f64 from the exact difference to the maximum. */
+/* log p of one entry, in f64 from the exact difference from the maximum. */
 static double log_prob(const struct row *w, uint32_t id) {
     return ((double)w->x[id] - w->z.max) * w->s - w->log_sum;
 }
@@ -59,7 +58,7 @@ static bool has_teacher(const struct kernel_target *t) {
     return t->dense || t->ids;
 }
 
-/* First pass: fills *w, returns the row's losses. */
+/* First pass: fills *w and returns the row's losses in *kl and *ce. */
 static void measure(const struct loss *c, size_t r, struct row *w, double *kl, double *ce) {
     const struct kernel_target *t = c->target;
     *w = (struct row){.x = c->x + r * c->d, .s = 1 / c->how->temperature, .label = UINT32_MAX};
@@ -85,12 +84,14 @@ static void measure(const struct loss *c, size_t r, struct row *w, double *kl, d
     }
 }
 
-/* The factors of a row's gradient, of the two softmaxes and of the target. */
+/* The factors of a row's gradient, for the two softmaxes and the target. */
 struct coefficients {
-    double kl, ce;       /* kl_weight T, ce_weight, of this row */
-    double outside, b;   /* of exp((x - max) s) and exp(x - max) */
-    double inside;       /* of the first, of tokens in K: where there is a ghost. They are computed on their own, not */
-    bool ghost, ce_only; /* corrected, for the two factors may differ by many orders of magnitude. */
+    double kl, ce;     /* kl_weight T and ce_weight, for this row */
+    double outside, b; /* of exp((x - max) s) and of exp(x - max) */
+    /* In place of `outside` for tokens in K if there is a ghost. Computed separately instead of corrected, because the
+     * two may differ by many orders of magnitude. */
+    double inside;
+    bool ghost, ce_only;
 };
 
 static struct coefficients coefficients_of(const struct loss *c, const struct row *w, float weight) {
@@ -111,11 +112,11 @@ static struct coefficients coefficients_of(const struct loss *c, const struct ro
         return g;
     }
     g.outside = g.kl * w->mass / w->z.sum;
-    if (w->s == 1) g.outside += b, g.b = 0; /* the two softmaxes are one */
+    if (w->s == 1) g.outside += b, g.b = 0; /* both softmaxes are the same */
     return g;
 }
 
-/* Elements [from, from + n) of the row's gradient, not in place. */
+/* Elements [from, from + n) of the row's gradient; dx is not part of x. */
 static void differentiate_part(const struct loss *c, const struct row *w, const struct coefficients *g, size_t from,
                                size_t n, float *dx) {
     const float *x = w->x + from, *dense = g->ce_only || !w->dense ? NULL : w->dense + from;
@@ -133,7 +134,7 @@ static void differentiate_part(const struct loss *c, const struct row *w, const 
     if (g->ce != 0 && w->label >= from && w->label - from < n) dx[w->label - from] -= (float)g->ce;
 }
 
-/* Second pass. A piece goes through a buffer: dx may overwrite x, and is rounded when it is bf16. */
+/* Second pass, in chunks through a buffer, because dx may overwrite x or be bf16. */
 static void differentiate(const struct loss *c, const struct row *w, float weight, size_t at) {
     struct coefficients g = coefficients_of(c, w, weight);
     float part[ENTRY_CHUNK];

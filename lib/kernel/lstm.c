@@ -1,22 +1,23 @@
 /*
- * LSTM over concatenated sequences. A task takes some sequences of one direction through all of their steps, so steps need no
- * meeting of threads; a step's recurrent product reads the weights once for all of them, and sums an element in an order that
- * depends on the number of units alone: a sequence gives the same bits whatever is beside it.
+ * LSTM over concatenated sequences. A task takes a few sequences of one direction through all of their steps, so
+ * threads never wait for each other between steps. A step's recurrent product reads the weights once for all of them
+ * and sums each element in an order that depends only on the number of units: the bits of a sequence do not depend on
+ * the others.
  */
 #include "lib/kernel/kernel_internal.h"
 
-#define BLOCK 4 /* sequences of a task: rows of v->mix_block */
+#define BLOCK 4 /* sequences per task: rows of v->mix_block */
 
 struct direction {
     float *gates, *cells, *dgates;
-    const float *weight, *bias; /* weight: as the product wants it */
+    const float *weight, *bias; /* weight: transposed in the forward pass */
 };
 
 struct lstm {
     const struct simd *v;
     const struct kernel_lstm *shape;
     struct direction direction[2];
-    float *y; /* forward */
+    float *y; /* written by the forward pass */
     const float *states, *dy;
     float *carried; /* backward: dh and dc of each sequence, [directions][n_seqs][2][units] */
     size_t blocks;
@@ -26,7 +27,7 @@ static size_t length_of(const struct kernel_lstm *s, size_t seq) {
     return s->starts[seq + 1] - s->starts[seq];
 }
 
-/* The position of a step: the second direction begins at the end. */
+/* The position of a step: the second direction starts at the end. */
 static size_t position_of(const struct kernel_lstm *s, size_t direction, size_t seq, size_t step) {
     return direction ? s->starts[seq + 1] - 1 - step : s->starts[seq] + step;
 }
@@ -35,7 +36,7 @@ static size_t width(const struct kernel_lstm *s) {
     return s->directions * s->units;
 }
 
-/* The sequences of a task, and the longest of them. */
+/* The sequences of a task, and the length of the longest. */
 struct block {
     size_t direction, first, end, longest;
 };
@@ -91,7 +92,7 @@ void kernel_lstm(const struct kernel_lstm *s, struct kernel_array y, const struc
     parallel_for(s->directions * c.blocks, forward_task, &c);
 }
 
-/* dh = dy + what the step after this one sends back; a sequence's last step is its first here. */
+/* dh = dy + the gradient from the step after this one. The last step of each sequence comes first here. */
 static void backward_step(const struct lstm *c, const struct block *b, size_t step) {
     const struct kernel_lstm *s = c->shape;
     const struct direction *d = &c->direction[b->direction];
@@ -137,7 +138,7 @@ void kernel_lstm_backward(const struct kernel_lstm *s, const struct kernel_array
     parallel_for(s->directions * c.blocks, backward_task, &c);
 }
 
-/* ---- the states before each position ------------------------------------------------------------------------------- */
+/* ---- the states before each position ----------------------------------------------------------------------------- */
 
 struct before {
     const struct kernel_lstm *shape;

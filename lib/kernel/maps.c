@@ -1,11 +1,12 @@
-/* Losses between what a sequence's features are as a whole: energies of positions, products of layers, distributions of channels. */
+/* Losses on a sequence's features as a whole: energies of positions, products of layers, distributions of channels,
+ * contrast. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
-/* ---- energies of positions --------------------------------------------------------------------------------------------- */
+/* ---- energies of positions --------------------------------------------------------------------------------------- */
 
-/* q_i = sum_c x_ic^2 of each row; returns their length. */
+/* q_i = sum_c x_ic^2 for each row; returns the length of q. */
 static double energies(double *q, const float *x, size_t n, size_t d) {
     const struct simd *v = simd();
     double sum = 0;
@@ -31,7 +32,7 @@ double kernel_energy_map(double weight, size_t n, const float *t, size_t td, con
     return sum;
 }
 
-/* ---- products of two layers ---------------------------------------------------------------------------------------------- */
+/* ---- products of two layers -------------------------------------------------------------------------------------- */
 
 double kernel_flow(double weight, size_t n, size_t d, const float *ta, const float *tb, const float *xa,
                    const float *xb, float *scratch, float *da, float *db) {
@@ -72,16 +73,16 @@ double kernel_moves(double weight, size_t n, const float *ta, const float *tb, s
     return sum;
 }
 
-/* ---- distributions of channels ------------------------------------------------------------------------------------------- */
+/* ---- distributions of channels ----------------------------------------------------------------------------------- */
 
 struct channels {
     const struct simd *v;
     size_t n, d;
-    float *u;    /* [d][n] channels over the positions, of length 1 */
+    float *u;    /* [d][n] channels over positions, of length 1 */
     double *inv; /* [d] 1 / length */
-    /* the Gaussian kernel: against own and other's channels */
+    /* For the Gaussian kernel, against own and the other's channels: */
     const struct channels *other;
-    double own_share, other_share, variance; /* of exp(c / variance) in the value; 1 / variance in the gradient */
+    double own_share, other_share, variance; /* factors of exp(c / variance) in the value */
     double *values;                          /* [d] */
     float *g;                                /* [d][n], or NULL */
 };
@@ -112,7 +113,7 @@ static double linear(struct channels *t, struct channels *x, double *scratch) {
     return sum;
 }
 
-/* With (u . w)^2 the sum over pairs is that over [n][n] of the squared difference of the means of u u^T. */
+/* For (u . w)^2 the sum over pairs is that over [n][n] of the squared difference of the means of u u^T. */
 static double poly(struct channels *t, struct channels *x, double *scratch) {
     size_t n = x->n;
     float *gt = (float *)scratch, *gx = gt + n * n;
@@ -128,7 +129,7 @@ static double poly(struct channels *t, struct channels *x, double *scratch) {
     return sum;
 }
 
-/* Sum over the channels b of exp((u . b - 1) / variance), and its gradient times share. */
+/* Returns the sum over channels b of exp((u . b - 1) / variance), and adds its gradient times share to g. */
 static double gauss_row(const struct channels *c, const struct channels *b, const float *u, double share, float *g) {
     double sum = 0;
     for (size_t j = 0; j < b->d; j++) {
@@ -166,7 +167,7 @@ static double gaussian(struct channels *t, struct channels *x, double *scratch) 
     return sum;
 }
 
-/* From channels of length 1 back to the features. */
+/* The gradient with respect to the features from that of the normalized channels. */
 static void channel_gradient(const struct channels *c, double weight, float *dx) {
     for (size_t k = 0; k < c->d; k++) {
         const float *u = c->u + k * c->n, *g = c->g + k * c->n;
@@ -195,7 +196,7 @@ double kernel_mmd(enum kernel_mmd_kind kind, double weight, size_t n, const floa
     return value;
 }
 
-/* ---- contrast ----------------------------------------------------------------------------------------------------------------- */
+/* ---- contrast ---------------------------------------------------------------------------------------------------- */
 
 static void to_units(double *u, double *inv, const float *x, size_t n, size_t d) {
     const struct simd *v = simd();
@@ -206,7 +207,7 @@ static void to_units(double *u, double *inv, const float *x, size_t n, size_t d)
     }
 }
 
-/* -ln softmax of a line of n scores `step` apart at its own place; adds share (softmax - one there) to e. */
+/* -ln softmax of n scores with stride `step`, at index `own`; adds share (softmax - 1 at `own`) to e. */
 static double own_place(const double *s, double *e, size_t n, size_t step, size_t own, double share) {
     double max = -INFINITY, sum = 0;
     for (size_t j = 0; j < n; j++) max = fmax(max, s[j * step]);

@@ -1,4 +1,4 @@
-/* The right-hand matrix of a product as kernel.h has it: which packing it is in, filling it, one column back. */
+/* The right-hand matrix of a product (kernel.h): packing, filling, reading a column back. */
 #include "lib/kernel/kernel_internal.h"
 
 /* ---- making and filling ---- */
@@ -42,7 +42,7 @@ struct kernel_matrix kernel_pack_nn(struct kernel_array memory, size_t n, size_t
     return kernel_matrix_in(memory, KERNEL_PACKED_BF16, DT_BF16, n, k);
 }
 
-/* ---- one column back ---- */
+/* ---- reading a column back --------------------------------------------------------------------------------------- */
 
 struct gathering {
     float *y;

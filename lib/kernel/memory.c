@@ -1,8 +1,8 @@
-/* Memory of the CPU, which is the one device: host memory, so a buffer is its address. */
+/* Memory of the CPU, the only device: host memory, so a buffer is its address. */
 #include "lib/kernel/kernel_internal.h"
 
 struct kernel_device {
-    char identity; /* its address is what tells devices apart */
+    char identity; /* gives each device an address of its own */
 };
 
 struct kernel_device *kernel_cpu(void) {

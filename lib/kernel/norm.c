@@ -7,27 +7,27 @@ struct norm {
     const struct simd *v;
     struct view y, x, dx, dy;
     float *kept, *dw;
-    const float *w, *b, *moments; /* what was kept */
+    const float *w, *b, *moments; /* moments: those kept by the forward pass */
     size_t rows, d;
     float eps;
     const struct norm_rows *how; /* backward */
 };
 
-/* Backward of a row, and of columns [col, col + n) of it to the gradient of w. */
+/* Backward of one row; dw: of columns [col, col + n) of it, to the gradient of w. */
 struct norm_rows {
     void (*dx)(const struct norm *c, size_t r, size_t step);
     void (*dw)(const struct norm *c, size_t r, size_t col, size_t n, float *sum);
 };
 
-/* Columns of a row that are taken at a time: all, unless something must be widened. */
+/* Columns per step: whole rows, unless something must be widened. */
 static size_t row_step(const struct norm *c) {
     bool f32 = c->x.dtype == DT_F32 && c->y.dtype == DT_F32 && c->dx.dtype == DT_F32 && c->dy.dtype == DT_F32;
     return f32 ? c->d : WIDENED;
 }
 
 /*
- * dw = sum over rows. As in reduce.c, rows are summed in blocks and the blocks in order. A task takes a block
- * for dx and dw while its rows are in the cache; sums of as many blocks as fit are kept on the stack.
+ * dw is a sum over rows. As in reduce.c, rows are summed in blocks and the blocks in order. A task computes dx and dw
+ * of a block while its rows are in cache; the sums of as many blocks as fit are on the stack.
  */
 #define NORM_ROWS 128
 #define NORM_SUMS (32 * 1024)
@@ -51,7 +51,7 @@ static void norm_block(void *ctx, size_t i, int thread) {
     }
 }
 
-/* The same of rows that are too long for that. */
+/* The same for rows that are too long for that. */
 static void dw_strip(void *ctx, size_t begin, size_t end) {
     const struct norm *c = ctx;
     float sum[COLUMNS];
@@ -134,7 +134,7 @@ void kernel_rmsnorm(struct kernel_array y, struct kernel_array inv, struct kerne
 }
 
 /*
- * y = x w i with i = (mean(x^2) + eps)^(-1/2), di/dx = -i^3 x / d:
+ * With y = x w i, i = (mean(x^2) + eps)^(-1/2), di/dx = -i^3 x / d:
  *   dx = i w dy - x i^3 / d sum(dy w x)
  */
 static void rmsnorm_dx_row(const struct norm *c, size_t r, size_t step) {
@@ -155,7 +155,7 @@ static void rmsnorm_dx_row(const struct norm *c, size_t r, size_t step) {
     }
 }
 
-/* sum[n] += dy x i of columns [col, col + n) of a row */
+/* sum[n] += dy x i for columns [col, col + n) of a row */
 static void rmsnorm_dw_row(const struct norm *c, size_t r, size_t col, size_t n, float *sum) {
     float dy[WIDENED], x[WIDENED];
     for (size_t i = 0, m; i < n; i += m) {
@@ -175,8 +175,8 @@ void kernel_rmsnorm_backward(struct kernel_array dx, struct kernel_array dw, str
 
 /* ---- LayerNorm ---- */
 
-/* Mean and 1 / deviation; the squares are of what is left of x without the mean, so that a large mean costs no
- * digits. */
+/* Mean and 1 / standard deviation. Squares are summed after subtracting the mean, so that a large mean costs no
+ * precision. */
 static void row_moments(const struct norm *c, size_t at, size_t step, float out[2]) {
     float scratch[WIDENED], centred[WIDENED];
     double sum = 0, squares = 0;
@@ -227,7 +227,7 @@ void kernel_layernorm(struct kernel_array y, struct kernel_array moments, struct
 }
 
 /*
- * With z = (x - mean) i, i = 1 / deviation, g = w dy:
+ * With z = (x - mean) i, i = 1 / standard deviation, g = w dy:
  *   dx = i (g - mean(g) - z mean(g z))
  */
 static void layernorm_dx_row(const struct norm *c, size_t r, size_t step) {

@@ -1,6 +1,6 @@
 /*
- * bf16 and its layouts: conversions, transposition, panels of a right-hand matrix. Everything is made of four loops of
- * the CPU path: to bf16, pairs from two rows, transposition of 32-bit words (pairs), and back from bf16.
+ * bf16 and its layouts: conversion, transposition, panels of a right-hand matrix. Everything is built from four loops
+ * of the CPU path: to bf16, pairs from two rows, transposition of 32-bit words (pairs), and from bf16.
  */
 #include "lib/kernel/kernel_internal.h"
 
@@ -38,8 +38,8 @@ static size_t round_up(size_t n, size_t unit) {
 
 /* ---- panels from [n][k] ---- */
 
-#define LANES   16  /* rows that are transposed at once */
-#define K_CHUNK 512 /* of k: whole blocks of every type */
+#define LANES   16  /* rows transposed at a time */
+#define K_CHUNK 512 /* elements of k: whole blocks of every type */
 #define LD      (K_CHUNK + 32)
 
 /* A matrix that is not packed, in bytes. */
@@ -56,7 +56,7 @@ static struct pack_rows rows_of(const struct panels *b) {
                               type->block_bytes};
 }
 
-/* n elements in whole blocks. Quantized elements are those of tensor_to_f32, rounded. */
+/* n elements, whole blocks. Quantized elements are those of tensor_to_f32, rounded. */
 static void round_blocks(const struct pack_rows *b, uint16_t *to, const unsigned char *from, size_t n) {
     enum { STEP = 256 };
     if (b->type == DT_BF16) {
@@ -82,7 +82,7 @@ static bool are_words(const struct pack_rows *b, const unsigned char *from) {
     return ((uintptr_t)from | b->row_bytes) % sizeof(uint32_t) == 0;
 }
 
-/* One panel, or the first `cols` columns of it. */
+/* Makes one panel, or only its first `cols` columns. */
 static void make_panel(const struct pack_rows *b, uint16_t *to, size_t col, size_t cols, size_t first, size_t count) {
     _Alignas(64) uint16_t rows[LANES * LD];
     for (size_t k = 0; k < count; k += K_CHUNK) {
@@ -139,13 +139,13 @@ void pack_nt(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b) {
     parallel_for((n + PANEL - 1) / PANEL, pack_nt_task, &p);
 }
 
-/* ---- panels from [k][n]: two rows give the pairs ---- */
+/* ---- panels from [k][n]: pairs come from two rows ---------------------------------------------------------------- */
 
 #define NN_COLS 256
 #define NN_ROWS 256
 #define AHEAD   16 /* rows */
 
-/* `cols` elements of row r from column c on, as bf16: in place or in `scratch`; zeros for a row past the end. */
+/* `count` elements of row r from column c on, as bf16: in place or in `scratch`; zeros for a row past the end. */
 static const uint16_t *row_part(const struct simd *v, uint16_t *scratch, enum dtype type, const void *x, size_t rows,
                                 size_t cols, size_t r, size_t c, size_t count) {
     if (r >= rows) {
@@ -187,7 +187,7 @@ void pack_nn(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b) {
 #define T_STEP 128
 #define T_COLS 64
 
-/* Strips of columns, of f32 through a block of rounded rows. */
+/* f32 is rounded in strips of columns through a small buffer. */
 void transpose_to_bf16(uint16_t *y, size_t ldy, enum dtype type, const void *x, size_t ldx, size_t rows, size_t cols) {
     const struct simd *v = simd();
     if (type == DT_BF16) {

@@ -1,5 +1,5 @@
-/* The layouts of bf16 for AVX-512. */
-#if defined(__x86_64__)
+/* Transposition of bf16 for AVX-512. */
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include "lib/kernel/avx512.h"
 
 TARGET void transpose_words_avx512(uint32_t *y, size_t ldy, const uint32_t *x, size_t ldx, size_t n, size_t k) {
@@ -19,7 +19,7 @@ TARGET void transpose_words_avx512(uint32_t *y, size_t ldy, const uint32_t *x, s
     }
 }
 
-/* 16 columns of two rows as pairs. */
+/* 16 columns of two rows, interleaved as pairs. */
 INLINE __m512i paired(const uint16_t *x, const uint16_t *z, __mmask16 mask) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
     return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, z)), 16));
@@ -31,7 +31,7 @@ INLINE void prefetch_rows(const uint16_t *x, size_t ldx, size_t rows, size_t col
         for (size_t c = 0; c < cols; c += 32) __builtin_prefetch(x + r * ldx + c);
 }
 
-/* 32 rows x 16 columns at a time: pairs of rows, then words. Every store is a whole line where y lets it. */
+/* 32 rows x 16 columns at a time: first pairs of rows, then words. Each store is a whole cache line if y is aligned. */
 TARGET void transpose_bf16_avx512(uint16_t *y, size_t ldy, const uint16_t *x, size_t ldx, size_t rows, size_t cols) {
     static const uint16_t zero[16];
     for (size_t i = 0; i < rows; i += 32, x += 32 * ldx) {

@@ -1,27 +1,28 @@
 /*
- * Quantized blocks as products of integers read them: panels of 32 columns, cut into chunks of 256 of k (the last one may be
- * shorter). A chunk is what its columns' blocks say, side by side:
+ * Quantized blocks in the layout of integer products: panels of 32 columns, split into chunks of 256 of k (the last may
+ * be shorter). A chunk holds its columns' blocks, interleaved:
  *
- *     types without scales of groups     f16 d [k/32][32], f16 min [k/32][32]
+ *     types without scales per group     f16 d [k/32][32], f16 min [k/32][32]
  *     types with them                    f16 d [32], f16 min [32], i8 scales [k/group][32], i8 mins [k/group][32]
  *     codes of 8 bits                    u8 [k/4][32][4]
- *     codes of up to 6 bits              u8 [k/8][32][4]: low nibbles of step 2i, and of step 2i + 1 above them; then the fifth
- *                                        and sixth bits as masks, u64 [k/4][planes][2]: bit i % 64 of word i / 64 is that of byte i
+ *     codes of up to 6 bits              u8 [k/8][32][4]: low nibbles of step 2i, with those of step 2i + 1 above
+ *                                        them; then the fifth and sixth bits as masks, u64 [k/4][planes][2]: bit
+ *                                        i % 64 of word i / 64 belongs to byte i
  *
- * where a step is four of k, and what a type has no use for (minima, masks) is left out. So a matrix takes the bits that it
- * takes on disk, codes of two and three bits apart, and is read from front to back.
+ * where a step is four elements of k, and parts that a type does not need (minima, masks) are left out. So a matrix
+ * takes as many bits as on disk, except that codes of two and three bits take four, and is read sequentially.
  */
 #include "lib/kernel/kernel_internal.h"
 
-#define STEP (4 * PANEL) /* codes of a step, in bytes */
+#define STEP (4 * PANEL) /* bytes of codes per step */
 
 static unsigned planes_of(const struct quant_form *f) {
     return f->bits > 4 && f->bits < 8 ? f->bits - 4 : 0;
 }
 
-/* Bytes of the parts of a chunk. */
+/* Bytes of each part of a chunk. */
 struct sizes {
-    size_t factors, small, codes, masks; /* factors and small ones twice where there are minima */
+    size_t factors, small, codes, masks; /* factors and small occur twice if there are minima */
 };
 
 static struct sizes sizes_of(const struct quant_form *f, size_t blocks) {
@@ -66,20 +67,20 @@ size_t panels_int8_bytes(enum dtype type, size_t n, size_t k) {
 struct packing_int8 {
     const struct simd *v;
     const struct quant_form *form;
-    size_t n, k, block; /* elements of a block, */
+    size_t n, k, block; /* block: its number of elements */
     size_t block_bytes, row_bytes, panel_bytes;
     uint8_t *to;
     const uint8_t *from;
 };
 
-/* The low bit of each of eight bytes; the first byte's is the lowest. */
+/* Bit `shift` of each of eight bytes; that of the first byte is the lowest. */
 static uint8_t low_bits(const uint8_t *bytes, int shift) {
     uint64_t x;
     memcpy(&x, bytes, sizeof x);
     return (uint8_t)((x >> shift & 0x0101010101010101) * 0x0102040810204080 >> 56);
 }
 
-/* Codes of whole steps into their place. */
+/* Stores the codes of whole steps. */
 static void put_codes(const struct quant_form *f, const struct chunk_int8 *c, const uint8_t *codes, size_t steps) {
     uint8_t *to = (uint8_t *)c->codes, *masks = (uint8_t *)c->masks;
     if (f->bits == 8) {
@@ -98,7 +99,7 @@ static void put_f16(const uint8_t *base, size_t i, uint16_t h) {
     memcpy((uint8_t *)base + i * sizeof h, &h, sizeof h);
 }
 
-/* One column's blocks in a chunk: its scales into their place, its codes into a row. */
+/* Stores the scales of one column's blocks in a chunk, and writes its codes to a row. */
 static void take_column(const struct packing_int8 *p, const struct chunk_int8 *c, size_t col, const uint8_t *from,
                         size_t count, uint8_t *codes) {
     const struct quant_form *f = p->form;
@@ -121,7 +122,7 @@ static void pack_panel(void *ctx, size_t i, int thread) {
     _Alignas(64) uint8_t rows[PANEL * INT8_CHUNK], codes[PANEL * INT8_CHUNK];
     uint8_t *to = p->to + i * p->panel_bytes;
     size_t cols = smaller(PANEL, p->n - i * PANEL);
-    memset(rows, 0, sizeof rows); /* of columns that there are not */
+    memset(rows, 0, sizeof rows); /* columns past the end stay 0 */
     for (size_t k = 0; k < p->k; k += INT8_CHUNK) {
         size_t count = smaller(INT8_CHUNK, p->k - k);
         struct chunk_int8 c = chunk_at(p->form, to, count / 32);
@@ -153,7 +154,7 @@ void pack_int8(uint8_t *to, size_t n, size_t k, enum dtype type, const void *blo
     parallel_for((n + PANEL - 1) / PANEL, pack_panel, &p);
 }
 
-/* ---- and back ---- */
+/* ---- reading back ------------------------------------------------------------------------------------------------ */
 
 static float f16_at(const uint8_t *base, size_t i) {
     uint16_t h;
@@ -161,7 +162,7 @@ static float f16_at(const uint8_t *base, size_t i) {
     return f16_to_f32(h);
 }
 
-/* The byte at `i` of a step: code i % 4 of column i / 4. */
+/* Byte i of a step: code i % 4 of column i / 4. */
 static int code_at(const struct quant_form *f, const struct chunk_int8 *c, size_t step, size_t i) {
     if (f->bits == 8) return c->codes[step * STEP + i];
     int code = c->codes[step / 2 * STEP + i] >> step % 2 * 4 & 15;
@@ -170,7 +171,7 @@ static int code_at(const struct quant_form *f, const struct chunk_int8 *c, size_
     return code;
 }
 
-/* With the bits of tensor_to_f32. */
+/* Gives the bits of tensor_to_f32. */
 void int8_column(float *y, const struct panels *b, size_t col) {
     const struct quant_form *f = quant_form(b->dtype);
     const uint8_t *p = (const uint8_t *)b->data + col / PANEL * panel_int8_bytes(f, b->k);

@@ -1,4 +1,4 @@
-/* Pruning of tensors: the smallest weights to zero, columns removed. */
+/* Pruning of tensors: zeroing the smallest weights, removing columns. */
 #include "lib/kernel/kernel.h"
 
 #include <math.h>
@@ -10,7 +10,7 @@ size_t kernel_zero_smallest(float *x, size_t n, size_t k, float *scratch) {
         float threshold = kernel_kth_abs(x, n, k - 1, scratch);
         size_t below = 0;
         for (size_t i = 0; i < n; i++) below += fabsf(x[i]) < threshold;
-        size_t ties = k - below; /* of those equal to the threshold, the first ones go */
+        size_t ties = k - below; /* how many of those equal to the threshold are zeroed, the first ones */
         for (size_t i = 0; i < n; i++) {
             float a = fabsf(x[i]);
             if (a < threshold)

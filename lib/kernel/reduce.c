@@ -1,10 +1,10 @@
 /*
- * Sums. Over a whole vector: into a fixed number of parts, added in order. Down the rows of a matrix: each task owns a
- * strip of columns and goes down all rows in order, so no partial sums need to be kept anywhere.
+ * Sums. Over a whole vector: a fixed number of parts, added in order. Over the rows of a matrix: each task owns a strip
+ * of columns and goes through all rows in order, so no partial sums need to be stored.
  */
 #include "lib/kernel/kernel_internal.h"
 
-/* ---- over a vector: the number of parts depends on n alone ---- */
+/* ---- over a vector: the number of parts depends only on n -------------------------------------------------------- */
 
 #define PARTS 64
 
@@ -35,11 +35,10 @@ double kernel_sum_squares(struct kernel_array x, size_t n) {
     return kernel_dot(x, x, n);
 }
 
-/* ---- along the columns ---- */
+/* ---- over the rows, for each column ------------------------------------------------------------------------------ */
 
 /*
- * Rows that are summed on their own before they join the total: the error grows with 128 + rows / 128, not with
- * rows.
+ * Rows are summed in blocks before they are added to the total: the error grows with 128 + rows / 128, not with rows.
  */
 #define ROW_BLOCK 128
 
@@ -49,7 +48,7 @@ struct columns {
     float *out;
     const float *x;
     size_t rows, d;
-    struct view typed; /* instead of x: acc_typed */
+    struct view typed; /* used by acc_typed instead of x */
 };
 
 static void sum_strip(void *ctx, size_t begin, size_t end) {
@@ -95,7 +94,7 @@ void kernel_col_abs_sum(float *out, const float *x, size_t rows, size_t d) {
                  &(struct columns){.v = simd(), .acc = acc_abs, .out = out, .x = x, .rows = rows, .d = d});
 }
 
-/* ---- along the rows ---- */
+/* ---- for each row ------------------------------------------------------------------------------------------------ */
 
 struct weight_rows {
     const struct simd *v;
@@ -129,7 +128,7 @@ void kernel_add_bias(struct kernel_array y, struct kernel_array bias, size_t row
 
 /* ---- the k-th smallest magnitude ---- */
 
-/* |x| as an integer: without the sign bit, floats are ordered as their bits are (NaN above infinity). */
+/* x| as an integer: without the sign bit, floats are ordered like their bits (NaN above infinity). */
 static uint32_t magnitude(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
@@ -140,8 +139,8 @@ static uint32_t magnitude(float x) {
 #define BUCKETS    (1u << RADIX_BITS)
 
 /*
- * Radix selection from the top: a histogram of the leading 11 bits finds the bucket that holds the k-th, its members
- * are gathered in scratch, and the next bits decide among those. Three passes of which only the first sees everything.
+ * Radix selection from the top: a histogram of the leading 11 bits finds the bucket of the k-th, whose members are
+ * gathered in scratch, and the next bits decide among those. Of the three passes only the first reads everything.
  */
 float kernel_kth_abs(const float *x, size_t n, size_t k, float *scratch) {
     PROFILE(ELEMENTWISE);

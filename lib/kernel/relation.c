@@ -1,4 +1,4 @@
-/* Losses between the relations that instances have among one another, teacher's and student's, and their gradients. */
+/* Losses between the relations among a teacher's instances and those among a student's, and their gradients. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
@@ -10,14 +10,14 @@ struct side {
     enum base base;
     const float *x;
     size_t n, d;
-    double *r;      /* [n][n] the relation, and then the loss's gradient with respect to it */
+    double *r;      /* [n][n] the relation, later the gradient of the loss with respect to it */
     double *length; /* [n] of rows, for cosines */
-    double *f;      /* [n][n] weights of x_j in the gradient of x_i */
+    double *f;      /* [n][n] weight of x_j in the gradient of x_i */
     double weight;
     float *dx;
 };
 
-/* ---- relations of rows ------------------------------------------------------------------------------------------------- */
+/* ---- relations of rows ------------------------------------------------------------------------------------------- */
 
 static double square_distance(const float *x, const float *y, size_t n) {
     double sum[4] = {0};
@@ -57,11 +57,11 @@ static void find_relations(struct side *s) {
     kernel_split(s->n, 1, relation_rows, s);
 }
 
-/* ---- from relations back to rows ------------------------------------------------------------------------------------------ */
+/* ---- from relations back to rows --------------------------------------------------------------------------------- */
 
-#define COLUMNS 64 /* taken at a time */
+#define COLUMNS 64 /* per step */
 
-/* Row i of the gradient: columns [c, c + n). y is x_j, or x_i - x_j for distances. */
+/* Columns [c, c + n) of row i of the gradient: the sum of f_ij y, where y is x_j, or x_i - x_j for distances. */
 static void gradient_part(const struct side *s, size_t i, size_t c, size_t n, double acc[COLUMNS]) {
     const float *own = s->x + i * s->d + c;
     bool distance = s->base == BASE_DISTANCE || s->base == BASE_SQUARE;
@@ -94,7 +94,7 @@ static double factor(const struct side *s, size_t i, size_t j) {
     return 0;
 }
 
-/* The gradient of a cosine has no part along the row itself. */
+/* The gradient of a cosine is orthogonal to the row itself. */
 static void gradient_rows(void *ctx, size_t begin, size_t end) {
     const struct side *s = ctx;
     double acc[COLUMNS];
@@ -103,7 +103,7 @@ static void gradient_rows(void *ctx, size_t begin, size_t end) {
         const float *x = s->x + i * s->d;
         double along = 0, length2 = s->base == BASE_COSINE ? s->length[i] * s->length[i] : 0;
         for (size_t j = 0; j < s->n; j++) s->f[i * s->n + j] = s->weight * factor(s, i, j);
-        /* sum_j f_ij x_i . x_j is the part along the row: known from the relations themselves */
+        /* sum_j f_ij x_i . x_j / |x_i|^2: the component along the row */
         for (size_t j = 0; length2 > 0 && j < s->n; j++)
             along += s->f[i * s->n + j] * s->v->dot(x, s->x + j * s->d, s->d) / length2;
         for (size_t c = 0; c < s->d; c += COLUMNS) {
@@ -114,7 +114,7 @@ static void gradient_rows(void *ctx, size_t begin, size_t end) {
     }
 }
 
-/* ---- the losses: value, and s->r becomes the gradient -------------------------------------------------------------------- */
+/* ---- losses: return the value and replace s->r by the gradient --------------------------------------------------- */
 
 static double similarity(const double *t, double *r, size_t n) {
     double sum = 0, share = 1 / ((double)n * (double)n);
@@ -135,7 +135,7 @@ static double similarity(const double *t, double *r, size_t n) {
     return sum;
 }
 
-/* e^(-2 g) sum over p of (2 g)^p / p! c^p, and its derivative; c itself where there is no order. */
+/* e^(-2 g) sum over p of (2 g)^p / p! c^p, and its derivative; c itself if the order is 0. */
 static double correlate(const struct kernel_relation *how, double c, double *slope) {
     double value = 0, term = exp(-2 * how->gamma), power = 1, before = 0;
     *slope = 1;
@@ -161,7 +161,7 @@ static double correlation(const struct kernel_relation *how, const double *t, do
     return sum;
 }
 
-/* (c + 1) / 2 of the others, as shares of their sum. */
+/* (c + 1) / 2 for all others, divided by their sum. */
 static double shares(double *r, size_t n, size_t i) {
     double sum = 0;
     for (size_t j = 0; j < n; j++) sum += r[j] = j == i ? 0 : fmax((r[j] + 1) / 2, 0);
@@ -260,15 +260,15 @@ double kernel_relation(const struct kernel_relation *how, size_t n, const float 
     return value;
 }
 
-/* ---- angles ----------------------------------------------------------------------------------------------------------------- */
+/* ---- angles ------------------------------------------------------------------------------------------------------ */
 
 struct angles {
     const struct simd *v;
     size_t n, d;
     const float *x;
     float *u;    /* [n][d] unit vectors from the corner to the others */
-    double *c;   /* [n][n] their cosines, then the gradient */
-    double *inv; /* [n] 1 / their lengths */
+    double *c;   /* [n][n] their cosines, later the gradient */
+    double *inv; /* [n] 1 / length of the differences */
     size_t corner;
 };
 
@@ -295,7 +295,7 @@ static void find_angles(struct angles *a, size_t corner) {
     kernel_split(a->n, 4, cosine_rows_of, a);
 }
 
-/* d cos(u_i, u_k) / du_i = u_k, and du_i / dx_i = (1 - u u^T) / length; the corner gets the opposite. */
+/* d cos(u_i, u_k) / du_i = u_k and du_i / dx_i = (1 - u u^T) / length; the corner gets the negative. */
 static void angle_gradient(const struct angles *a, double weight, double *g, double *dx) {
     for (size_t i = 0; i < a->n; i++) {
         double along = 0;

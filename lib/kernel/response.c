@@ -1,11 +1,12 @@
-/* Further losses of rows of logits: against targets made of labels, against the teacher's logits, and of the order of tokens. */
+/* Further losses on rows of logits: against targets made from labels, against the teacher's logits, and on the order of
+ * tokens. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
 struct response {
     const struct simd *v;
-    double (*row)(const struct response *c, size_t r); /* its value; adds to dx */
+    double (*row)(const struct response *c, size_t r); /* returns the loss of row r; adds to dx */
     const struct kernel_label_target *label_how;
     const struct kernel_rank *rank;
     bool centred;
@@ -27,7 +28,7 @@ static void response_rows(void *ctx, size_t begin, size_t end) {
     for (size_t r = begin; r < end; r++) c->value[r] = !c->row_weight || c->row_weight[r] != 0 ? c->row(c, r) : 0;
 }
 
-/* ---- targets of labels ------------------------------------------------------------------------------------------------- */
+/* ---- targets made from labels ------------------------------------------------------------------------------------ */
 
 /* dx += weight T (p - t) */
 static void label_gradient(const struct response *c, size_t r, const struct softmax_sum *z, float weight) {
@@ -72,7 +73,7 @@ void kernel_label_target(const struct kernel_label_target *how, const uint32_t *
     kernel_split(rows, piece_rows(d), response_rows, &c);
 }
 
-/* ---- against the teacher's logits ---------------------------------------------------------------------------------------- */
+/* ---- against the teacher's logits -------------------------------------------------------------------------------- */
 
 static double mse_row(const struct response *c, size_t r) {
     const float *x = c->x + r * c->d, *z = c->z + r * c->d;
@@ -102,7 +103,7 @@ void kernel_logit_mse(bool centred, float weight, const float *z, const float *r
     kernel_split(rows, piece_rows(d), response_rows, &c);
 }
 
-/* ---- the order of tokens -------------------------------------------------------------------------------------------------- */
+/* ---- the order of tokens ----------------------------------------------------------------------------------------- */
 
 /* The function of y = x_i - x_j, and its derivative. */
 static double pair_loss(const struct kernel_rank *o, double y, double *slope) {

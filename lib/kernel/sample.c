@@ -1,7 +1,7 @@
 /*
- * Draws from rows of logits by inversion: a draw is the first index whose cumulative weight exceeds u times the sum of
- * all. A row is read from memory once, a chunk at a time, which gives the sums of its pieces; those that a draw falls
- * into are walked. Halves are widened a chunk at a time too, so that no row is ever whole in f32.
+ * Draws from rows of logits by inversion: a draw is the first index whose cumulative weight exceeds u times the total.
+ * A row is read from memory once, in chunks, for the sums of its pieces; then only pieces that contain a draw are
+ * walked. f16 and bf16 are also widened in chunks, so a row never exists whole in f32.
  */
 #include <float.h>
 #include <math.h>
@@ -9,8 +9,8 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define PIECES 4096 /* of a row at most: their sums are kept on the stack */
-#define DRAWS  256  /* at a time: their sorted thresholds fit on the stack, and one pass serves them all */
+#define PIECES 4096 /* maximum per row: their sums are on the stack */
+#define DRAWS  256  /* at a time: their sorted thresholds fit on the stack, and one pass serves all */
 
 struct sampling {
     const struct simd *v;
@@ -20,18 +20,18 @@ struct sampling {
     const unsigned char *x;
     size_t d, n;
     float s;           /* 1 / T, for powers of two */
-    size_t piece;      /* floats of a row that are skipped at once when no draw falls into them */
-    atomic_size_t bad; /* the first row with something that is not finite */
+    size_t piece;      /* elements of a row that are skipped together if no draw falls into them */
+    atomic_size_t bad; /* the first row with a value that is not finite */
 };
 
 /* Sums of a row. */
 struct weights {
     const unsigned char *x;
     float max;
-    double total, sum[PIECES]; /* of 2^((x - max) s), all and each piece */
+    double total, sum[PIECES]; /* of 2^((x - max) s): the total, and each piece */
 };
 
-/* n <= ROW_CHUNK logits from `at` on. */
+/* n <= ROW_CHUNK logits from `at` on, in f32. */
 static const float *get(const struct sampling *c, const unsigned char *x, size_t at, size_t n, float *scratch) {
     const unsigned char *from = x + dtype_row_bytes(c->type, at);
     if (c->type == DT_F32) return (const float *)(const void *)from;
@@ -43,14 +43,14 @@ static const float *get(const struct sampling *c, const unsigned char *x, size_t
     return scratch;
 }
 
-/* A new maximum: what was weighed before becomes less, or nothing where a walk would find nothing. */
+/* Sets a new maximum: rescales earlier sums; those so small that a walk would find only zeros become 0. */
 static void raise(const struct sampling *c, struct weights *w, float max, size_t pieces) {
     double shrink = exp2(((double)w->max - max) * c->s);
     for (size_t i = 0; i < pieces; i++) w->sum[i] = w->sum[i] * shrink < FLT_MIN ? 0 : w->sum[i] * shrink;
     w->max = max;
 }
 
-/* Returns false when something is not finite. */
+/* Returns false if a value is not finite. */
 static bool weigh(const struct sampling *c, struct weights *w) {
     float scratch[ROW_CHUNK];
     bool finite = true;
@@ -71,9 +71,9 @@ static bool weigh(const struct sampling *c, struct weights *w) {
 }
 
 /*
- * Gives the draws that fall into a piece, which spans the cumulative weights from `before` to `end`, their ids; returns
- * how many of the sorted thresholds those are. The walk and the piece's sum differ in their last bits: what falls
- * between them goes to the last index with any weight.
+ * Sets the ids of the draws that fall into a piece, whose cumulative weights go from `before` to `end`; returns how
+ * many of the sorted thresholds these are. The walk and the piece's sum differ in their last bits: a threshold in
+ * between goes to the last index with any weight.
  */
 static size_t draw_piece(const struct sampling *c, const struct weights *w, size_t piece, double before, double end,
                          const double *threshold, size_t n, uint32_t *ids) {
@@ -99,11 +99,11 @@ static void draw(const struct sampling *c, const struct weights *w, const double
     double before = 0;
     while (last > 0 && !(w->sum[last] > 0)) last--;
     for (size_t i = 0; i <= last && next < n; i++) {
-        double end = i < last ? before + w->sum[i] : INFINITY; /* u close to 1 too */
+        double end = i < last ? before + w->sum[i] : INFINITY; /* also for u close to 1 */
         if (threshold[next] < end) next += draw_piece(c, w, i, before, end, threshold + next, n - next, ids + next);
         before = end;
     }
-    while (next < n) ids[next++] = 0; /* weights that are NaN */
+    while (next < n) ids[next++] = 0; /* only if weights are NaN */
 }
 
 /* ---- sorting ---- */
@@ -118,7 +118,7 @@ static int compare_u32(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Few are sorted faster by insertion. */
+/* Insertion sort is faster for few elements. */
 static void sort(double *x, size_t n) {
     if (n > 64) {
         qsort(x, n, sizeof *x, compare_f64);

@@ -1,9 +1,9 @@
 /*
- * Activation functions and what a layer does with them, over the vector of simd_body.h, which includes this file. A new
- * one is two functions of a vector, a line in ACTIVATIONS and a member of enum kernel_act.
+ * Activation functions and the loops that use them, over the vector of simd_body.h, which includes this file. A new one
+ * needs two functions of a vector, a line in ACTIVATIONS and a member of enum kernel_act.
  */
 
-/* tanh x = (e^2x - 1) / (e^2x + 1), which is 1 in f32 long before e^2x overflows. */
+/* tanh x = (e^2x - 1) / (e^2x + 1), which rounds to 1 in f32 long before e^2x overflows. */
 static inline SIMD_TARGET vec v_tanh(vec x) {
     vec limited = v_max(v_set(-20), v_min(v_set(20), x));
     vec e = v_expm1(v_add(limited, limited));
@@ -36,16 +36,16 @@ static inline SIMD_TARGET vec slope_silu(vec x) {
     return v_mul(s, v_fma(x, v_sub(v_set(1), s), v_set(1)));
 }
 
-/* ---- GELU (Hendrycks and Gimpel 2016): x F(x), F the normal distribution ---- */
+/* ---- GELU (Hendrycks and Gimpel 2016): x F(x), F the normal distribution function -------------------------------- */
 
 #define SQRT_HALF 0.70710678118654752f
 
-/* F(-|x|), so that nothing cancels on either side. */
+/* Uses F(-|x|), so that nothing cancels on either side. */
 static inline SIMD_TARGET vec act_gelu(vec x) {
     vec size = v_abs(x), below = v_half_erfc(v_mul(size, v_set(SQRT_HALF)));
     return v_sub(v_max(v_set(0), x), v_mul(size, below));
 }
-/* F(x) + x f(x), f the density */
+/* F(x) + x f(x), with f the density */
 static inline SIMD_TARGET vec slope_gelu(vec x) {
     vec below = v_half_erfc(v_mul(v_abs(x), v_set(SQRT_HALF))), side = v_step(x);
     vec f = v_mul(v_set(0.39894228040143268f), v_exp(v_mul(v_mul(x, x), v_set(-0.5f))));
@@ -53,7 +53,7 @@ static inline SIMD_TARGET vec slope_gelu(vec x) {
     return v_fma(x, f, distribution);
 }
 
-/* Its approximation by tanh, with 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+/* The approximation with tanh, by 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
 static inline SIMD_TARGET vec gelu_sigmoid(vec x) {
     vec cubic = v_fma(v_mul(x, x), v_set(2 * 0.7978845608028654f * 0.044715f), v_set(2 * 0.7978845608028654f));
     return v_sigmoid(v_mul(x, cubic));
@@ -63,11 +63,11 @@ static inline SIMD_TARGET vec act_gelu_tanh(vec x) {
 }
 static inline SIMD_TARGET vec slope_gelu_tanh(vec x) {
     vec s = gelu_sigmoid(x), rise = v_fma(v_mul(x, x), v_set(6 * 0.7978845608028654f * 0.044715f),
-                                          v_set(2 * 0.7978845608028654f)); /* of 2 u */
+                                          v_set(2 * 0.7978845608028654f)); /* derivative of 2 u */
     return v_fma(v_mul(v_mul(x, rise), s), v_sub(v_set(1), s), s);
 }
 
-/* ... and by sigmoid(1.702 x) */
+/* The approximation x sigmoid(1.702 x) */
 static inline SIMD_TARGET vec act_gelu_quick(vec x) {
     return v_mul(x, v_sigmoid(v_mul(x, v_set(1.702f))));
 }
@@ -165,7 +165,7 @@ ACTIVATIONS(ACTIVATION_LOOPS)
 
 /* ---- soft caps: y = cap tanh(x / cap) (Bello et al. 2016; Gemma 2) ---- */
 
-/* y = cap tanh(factor x): factor is 1 / cap, or with a scale of x in it. */
+/* y = cap tanh(factor x): factor is 1 / cap, possibly times a scale of x. */
 FN void op_softcap(float *y, const float *x, size_t n, float cap, float factor) {
     for (size_t i = 0; i < n; i += W)
         store(y + i, v_mul(v_set(cap), v_tanh(v_mul(v_set(factor), load(x + i, n - i)))), n - i);

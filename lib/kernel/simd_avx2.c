@@ -1,5 +1,5 @@
 /* The path for x86-64 with AVX2 and FMA: eight lanes. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #include <immintrin.h>
 #include <math.h>
 
@@ -13,7 +13,7 @@
 #define SIMD_TRANSPOSE(what) transpose_##what##_plain
 #define W                    8
 #define VF                   static inline SIMD_TARGET
-#define NEAREST              (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
+#define NEAREST              (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang accepts no variable */
 
 typedef __m256 vec;
 typedef struct {
@@ -30,7 +30,7 @@ VF void v_store(float *p, vec v) {
     _mm256_storeu_ps(p, v);
 }
 
-/* The first n lanes, n < 8. Masked moves read and write nothing outside them. */
+/* Mask of the first n lanes, n < 8. Masked loads and stores do not touch memory outside them. */
 VF __m256i first(size_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -79,7 +79,7 @@ VF vec power_of_two(__m256i k) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
 }
 
-/* In two halves, for 2^n itself may be out of range where the product is not. */
+/* In two halves, because 2^n itself may be out of range where the product is not. */
 VF vec v_ldexp(vec x, vec n) {
     __m256i k = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(k, 1);
     return _mm256_mul_ps(_mm256_mul_ps(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(k, half)));
@@ -166,7 +166,7 @@ VF vec v_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(words(p), 16));
 }
 
-/* u + 0x7fff + (its last kept bit) carries into the upper half exactly when the lower half rounds up. */
+/* Adding 0x7fff plus the last kept bit carries into the upper half exactly if the lower half rounds up. */
 VF void v_store_bf16(uint16_t *p, vec v) {
     __m256i u = _mm256_castps_si256(v), high = _mm256_srli_epi32(u, 16);
     __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));

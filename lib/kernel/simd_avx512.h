@@ -1,6 +1,6 @@
 /*
- * The vector of the paths with AVX-512: sixteen lanes, masks for the ends. The including file defines SIMD_TARGET, and
- * SIMD_HAS_BF16 when that has the instructions for bf16.
+ * The vector of the AVX-512 paths: sixteen lanes, with masks for partial vectors. The including file defines
+ * SIMD_TARGET, and SIMD_HAS_BF16 if that includes the bf16 instructions.
  */
 #include <immintrin.h>
 #include <math.h>
@@ -8,12 +8,12 @@
 #include "lib/kernel/kernel_internal.h"
 
 #define SIMD_GEMM            gemm_avx512
-#define SIMD_INT8            &int8_avx2 /* dispatch.c puts VNNI in its place */
+#define SIMD_INT8            &int8_avx2 /* dispatch.c replaces it with VNNI */
 #define SIMD_TRANSPOSE(what) transpose_##what##_avx512
 #define W                    16
 #define VF                   static inline SIMD_TARGET
-#define NEAREST              (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang takes no variable */
-#define SUBNORMAL            0x20                                            /* of VFPCLASSPS */
+#define NEAREST              (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) /* a macro: clang accepts no variable */
+#define SUBNORMAL            0x20                                            /* a category of VFPCLASSPS */
 
 typedef __m512 vec;
 typedef struct {
@@ -30,7 +30,7 @@ VF void v_store(float *p, vec v) {
     _mm512_storeu_ps(p, v);
 }
 
-/* The first n lanes, n < 16. Masked moves read and write nothing outside them. */
+/* Mask of the first n lanes, n < 16. Masked loads and stores do not touch memory outside them. */
 VF __mmask16 first(size_t n) {
     return (__mmask16)((1u << n) - 1);
 }
@@ -146,7 +146,7 @@ VF vec v_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(words(p), 16));
 }
 
-/* u + 0x7fff + (its last kept bit) carries into the upper half exactly when the lower half rounds up. */
+/* Adding 0x7fff plus the last kept bit carries into the upper half exactly if the lower half rounds up. */
 VF __m256i rounded(vec v) {
     __m512i u = _mm512_castps_si512(v), high = _mm512_srli_epi32(u, 16);
     __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -155,7 +155,7 @@ VF __m256i rounded(vec v) {
     return _mm512_cvtepi32_epi16(h);
 }
 
-/* VCVTNEPS2BF16 does it at once, but flushes subnormals: the bits would depend on the path. */
+/* VCVTNEPS2BF16 does this in one instruction but flushes subnormals, so the bits would depend on the path. */
 VF void v_store_bf16(uint16_t *p, vec v) {
 #ifdef SIMD_HAS_BF16
     __m256i h = (__m256i)_mm512_cvtneps_pbh(v);

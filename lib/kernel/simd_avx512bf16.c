@@ -1,6 +1,6 @@
-/* The path for x86-64 with AVX-512 and AVX512-BF16, which rounds to bf16 in one instruction. AMX's loops are these
- * too. */
-#if defined(__x86_64__)
+/* The path for x86-64 with AVX-512 and AVX512-BF16, which rounds to bf16 in one instruction. The amx path uses its
+ * loops, too. */
+#if defined(__x86_64__) && !defined(KERNEL_PORTABLE)
 #define SIMD_TARGET   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
 #define SIMD_NAME     "avx512bf16"
 #define SIMD_TABLE    simd_avx512bf16

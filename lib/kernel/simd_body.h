@@ -1,23 +1,23 @@
 /*
- * The loops of one CPU path, over an abstract vector. simd_portable.c, simd_avx2.c and simd_avx512.c each define the
- * vector and then include this file, so an algorithm is written once. What the including file gives:
+ * The loops of one CPU path, over an abstract vector. simd_portable.c, simd_avx2.c and simd_avx512.h each define the
+ * vector and then include this file, so an algorithm is written once. The including file defines:
  *
  *   SIMD_TARGET           function attribute that lets the compiler use the path's instructions
- *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end; SIMD_GEMM its matrix product,
- *                         SIMD_INT8 its micro-kernel of integers, SIMD_TRANSPOSE its transposition of words
+ *   SIMD_NAME, SIMD_TABLE the path's name and the table defined at the end; SIMD_GEMM its f32 matrix product,
+ *                         SIMD_INT8 its integer micro-kernel, SIMD_TRANSPOSE its transposition of words
  *   vec, W                a vector of W floats
  *   v_set v_load v_store v_load_part(p, n, fill) v_store_part(p, v, n)   part: only the first n < W lanes
- *   v_add v_sub v_mul v_div v_sqrt v_abs v_fma(a, b, c) = a b + c        (portable: with two roundings)
- *   v_max v_min(a, b)     b where either is NaN
+ *   v_add v_sub v_mul v_div v_sqrt v_abs v_fma(a, b, c) = a b + c        (portable: rounded twice)
+ *   v_max v_min(a, b)     b if either is NaN
  *   v_round               to the nearest integer; v_ldexp(x, n) = x 2^n for integral n in [-150, 128]
  *   v_exponent(x)         floor(log2 x) of a positive normal number
  *   v_hmax v_hsum         over the lanes, in a fixed order
- *   v_above(a, b)         bit i: is a > b in lane i?
- *   dvec                  W numbers in f64: d_zero d_set d_load_part(p, n; padded with zeros) d_muladd(a, b, c) = a b + c
+ *   v_above(a, b)         bit i: a > b in lane i
+ *   dvec                  W numbers in f64: d_zero d_set d_load_part(p, n; padded with 0) d_muladd(a, b, c) = a b + c
  *   d_round d_sum         as above
  *   d_add(d, v) d_fma(d, a, b)   d + v, d + a b for vectors of f32, exact products
  *   d_narrow(d)           to f32
- *   v_load_bf16(p) v_store_bf16(p, v)   W bf16: widened; rounded to nearest even, NaN kept NaN
+ *   v_load_bf16(p) v_store_bf16(p, v)   W bf16: widened; rounded to nearest even, NaN stays NaN
  *   v_load_f16(p) v_store_f16(p, v)     W f16, likewise
  *   v_pair(p, q)          the bits of p[i] | q[i] << 16 in lane i
  */
@@ -40,11 +40,11 @@ static inline SIMD_TARGET void store(float *p, vec v, size_t left) {
 }
 
 /*
- * exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody and Waite; ln 2's leading part has 9
+ * exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two steps (Cody and Waite; the leading part of ln 2 has 9
  * bits, so n times it is exact even without FMA); exp(r) = 1 + r + r^2 P(r) with Cephes' P of degree 5. Measured
- * against libm's double over every seventh float in [-104, 105]: at most 1.02 ulp where the result is normal, 0.76 of
- * the smallest subnormal below. NaN stays NaN, above 88.73 is infinity, below -103.98 is 0.
- * exp_parts gives exp(r) - 1, and n; |x| is at most 104.
+ * against libm's double for every seventh float in [-104, 105]: at most 1.02 ulp if the result is normal, else 0.76 of
+ * the smallest subnormal. NaN stays NaN, above 88.73 it is infinity, below -103.98 it is 0. exp_parts returns exp(r) -
+ * 1 and sets n; |x| is at most 104.
  */
 static inline SIMD_TARGET vec exp_parts(vec x, vec *n) {
     *n = v_round(v_mul(x, v_set(1.44269504088896341f)));
@@ -68,8 +68,8 @@ static inline SIMD_TARGET vec v_expm1(vec x) {
     return v_add(v_ldexp(p, n), v_sub(v_ldexp(one, n), one));
 }
 
-/* 2^x for x <= 0, within 3 U: a minimax polynomial of degree 5 (1.5 U) and its roundings. Below -149.5 it is 0, NaN
- * stays NaN. */
+/* 2^x for x <= 0, within 3 U: a minimax polynomial of degree 5 (1.5 U) plus rounding. Below -149.5 it is 0, NaN stays
+ * NaN. */
 static inline SIMD_TARGET vec v_exp2(vec x) {
     x = v_max(v_set(-150), x);
     vec n = v_round(x), r = v_sub(x, n), p = v_set(0.001326472731307149f);
@@ -157,7 +157,7 @@ FN float op_max(const float *x, size_t n) {
     return v_hmax(v_max(a, b));
 }
 
-/* 0 x is 0 or NaN. */
+/* 0 * x is 0, or NaN if x is not finite. */
 FN float op_max_finite(const float *x, size_t n, bool *finite) {
     vec a = v_set(-INFINITY), b = a, bad = v_set(0), worse = bad;
     size_t i = 0;
@@ -310,7 +310,7 @@ FN void op_rotate(float *x1, float *x2, const float *cosine, const float *sine, 
 
 /* ---- a vector against rows ---- */
 
-/* One dot product in f32: four sums of W lanes, so that the additions do not wait for each other. */
+/* A dot product in f32: four sums of W lanes, so that additions need not wait for each other. */
 static inline SIMD_TARGET float dot_f32(const float *x, const float *y, size_t n) {
     vec s0 = v_set(0), s1 = s0, s2 = s0, s3 = s0;
     size_t i = 0;
@@ -354,7 +354,7 @@ FN void op_mix_rows(float *y, const float *p, const float *rows, size_t ld, size
 
 /* ---- the loss ---- */
 
-/* Log-probabilities of minus infinity are pulled up to a number whose exp is still 0: 0 log 0 is then 0, not NaN. */
+/* Log-probabilities of minus infinity are raised to a number whose exp is still 0, so that 0 log 0 is 0, not NaN. */
 #define LOG_ZERO (-1e30f)
 
 FN double op_kl_dense(const float *logt, const float *x, size_t n, float m, float s, double c, double *mass) {
@@ -372,7 +372,7 @@ FN double op_kl_dense(const float *logt, const float *x, size_t n, float m, floa
     return d_sum(kl);
 }
 
-/* The flags are constants at each call, so that every combination is a loop without branches. */
+/* The flags are constants in each call, so each combination is a loop without branches. */
 static inline SIMD_TARGET void loss_gradient(float *dx, const float *x, const float *logt, size_t n, float m, float s,
                                              float a, float b, float c, bool two, bool dense) {
     for (size_t i = 0; i < n; i += W) {
@@ -455,7 +455,7 @@ FN void op_pair_rows(uint32_t *y, const uint16_t *x, size_t ld, size_t pairs) {
         for (size_t i = 0; i < PANEL; i += W) v_store((float *)(void *)(y + i), v_pair(x + i, x + ld + i));
 }
 
-/* Sums with what is added to them; which, is a constant at each call, so that a loop has no branch. */
+/* Sums plus bias and residual; which of these are NULL is constant in a call, so loops have no branches. */
 static inline SIMD_TARGET vec finished(const float *x, const float *bias, const float *residual, size_t i,
                                        size_t left) {
     vec v = load(x + i, left);
@@ -490,7 +490,7 @@ FN void op_from_f16(float *y, const uint16_t *x, size_t n) {
     v_store_part(y + i, v_load_f16(last), n - i);
 }
 
-/* What rounds to 65504 is smaller than 65520; what is no number is not. */
+/* What rounds to at most 65504 is less than 65520; NaN is not. */
 FN bool op_affine_f16(uint16_t *y, const float *x, size_t n, float m, float s, float c) {
     const unsigned all = (1u << W) - 1;
     unsigned good = all;
@@ -504,11 +504,11 @@ FN bool op_affine_f16(uint16_t *y, const float *x, size_t n, float m, float s, f
     return good == all;
 }
 
-/* ---- attention's softmax, one block of scores ---- */
+/* ---- the softmax of attention, one block of scores --------------------------------------------------------------- */
 
-#define SOFTMAX_ROWS 64 /* at a time: their maxima are kept on the stack */
+#define SOFTMAX_ROWS 64 /* rows at a time: their factors are on the stack */
 
-/* New maxima of n rows, and what the old ones' sums are to be multiplied by. */
+/* Updates the maxima of n rows, and returns the factors for the old sums. */
 static inline SIMD_TARGET void new_maxima(const float *x, size_t n, size_t ld, const uint32_t *seen, float s, float *m,
                                           float *shrink) {
     for (size_t r = 0; r < n; r++) {
@@ -559,7 +559,7 @@ FN void op_softmax_backward_bf16(uint16_t *p, uint16_t *ds, const float *x, cons
     }
 }
 
-/* ---- random numbers: Philox4x32-10 as lib/base has it, sixteen counters side by side ---- */
+/* ---- random numbers: Philox4x32-10 as in lib/base, sixteen counters at once -------------------------------------- */
 
 typedef uint32_t lanes32 __attribute__((vector_size(64)));
 typedef uint64_t lanes64 __attribute__((vector_size(64)));
@@ -575,7 +575,7 @@ FN void op_random(uint32_t *out, uint64_t seed, uint64_t stream, uint64_t counte
             c1[i] = (uint32_t)((counter + i) >> 32);
         }
         for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            /* 32 x 32 to 64 bits: the even lanes and the odd ones */
+            /* 32 x 32 to 64 bits, for even and odd lanes separately */
             lanes64 even0 = ((lanes64)c0 & low) * 0xD2511F53u, odd0 = ((lanes64)c0 >> 32) * 0xD2511F53u;
             lanes64 even1 = ((lanes64)c2 & low) * 0xCD9E8D57u, odd1 = ((lanes64)c2 >> 32) * 0xCD9E8D57u;
             c0 = (lanes32)((even1 >> 32) | (odd1 & ~low)) ^ c1 ^ k0;

@@ -1,9 +1,10 @@
 /*
- * Divergences between a teacher's and the student's distribution, element by element, over the vector of a CPU path: included by
- * simd_body.h. A kind is written once, as its term f and p df/dp; what it is of, kernel_divergence says.
+ * Divergences between the teacher's and the student's distribution, element by element, over the vector of a CPU path;
+ * included by simd_body.h. Each kind is one function of its term f and of p df/dp; kernel_divergence has the formulas.
  */
 
-/* Cephes' logf: x = 2^n (1 + r) with 1 + r in [sqrt(1/2), sqrt(2)]. Within 2 U of the larger of |log x| and 1; positive normal x. */
+/* Cephes' logf: x = 2^n (1 + r) with 1 + r in [sqrt(1/2), sqrt(2)]. For positive normal x; the error is at most 2 U
+ * times the larger of |log x| and 1. */
 static inline SIMD_TARGET vec v_log(vec x) {
     vec n = v_exponent(v_mul(x, v_set(1.41421356f)));
     vec r = v_sub(v_ldexp(x, v_sub(v_set(0), n)), v_set(1)), p = v_set(7.0376836292e-2f);
@@ -21,13 +22,13 @@ static inline SIMD_TARGET vec v_log(vec x) {
     return v_fma(n, v_set(0.693359375f), v_add(r, y));
 }
 
-/* A mixture's logarithm; where both have nothing it meets a factor of 0. */
+/* The logarithm of a mixture; where both probabilities are 0 it is multiplied by 0. */
 static inline SIMD_TARGET vec log_mixture(vec m) {
     return v_log(v_max(v_set(1.2e-38f), m));
 }
 
 struct divergence_terms {
-    vec f, g; /* g: p df/dp, up to a multiple of p, which the sum of the gradient cancels */
+    vec f, g; /* g: p df/dp, up to a multiple of p, which cancels in the gradient */
 };
 
 static inline SIMD_TARGET struct divergence_terms kl_terms(vec lt, vec lp, vec a, vec b) {
@@ -57,7 +58,7 @@ static inline SIMD_TARGET struct divergence_terms jensen_shannon_terms(vec lt, v
     return (struct divergence_terms){v_fma(a, v_mul(t, v_sub(lt, lm)), g), g};
 }
 
-/* p df/dp = p sign(p - t) / 2: (max - min) is the distance, and where it is not 0 its share of itself 1. */
+/* p df/dp = p sign(p - t) / 2. The sign is d / |d|, and 0 where d is 0. */
 static inline SIMD_TARGET struct divergence_terms variation_terms(vec lt, vec lp, vec a, vec b) {
     vec t = v_exp(lt), p = v_exp(lp), half = v_set(0.5f), d = v_sub(p, t);
     vec sign = v_div(d, v_max(v_set(1.2e-38f), v_abs(d)));

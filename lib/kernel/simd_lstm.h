@@ -1,6 +1,6 @@
 /* The loops of an LSTM, over the vector of simd_body.h, which includes this file. */
 
-/* y[r] += sum_i p[r][i] b[i] for R rows and V vectors from column j on. */
+/* y[r] += sum_i p[r][i] b[i] for R rows and V vectors, starting at column j. */
 static inline SIMD_TARGET __attribute__((always_inline)) void lstm_tile(const int R, const int V, float *const *y,
                                                                         const float *const *p, const float *b, size_t k,
                                                                         size_t n, size_t j) {
@@ -18,7 +18,7 @@ static inline SIMD_TARGET __attribute__((always_inline)) void lstm_tile(const in
         for (int v = 0; v < V; v++) v_store(y[r] + j + (size_t)v * W, s[r][v]);
 }
 
-/* An element is summed in the order of i, whatever the number of rows. */
+/* Each element is summed in the order of i, whatever the number of rows. */
 static inline SIMD_TARGET __attribute__((always_inline)) void
 lstm_strip(const int R, const int V, float *const *y, const float *const *p, const float *b, size_t k, size_t n) {
     size_t j = 0;
@@ -57,7 +57,7 @@ FN void op_lstm_cell(float *gates, float *cell, float *h, const float *before, s
     }
 }
 
-/* s' = s (1 - s) of a sigmoid, 1 - t^2 of a tanh */
+/* derivative: s (1 - s) for a sigmoid, 1 - t^2 for a tanh */
 FN void op_lstm_cell_backward(float *dgates, float *dcell, const float *dh, const float *gates, const float *cell,
                               const float *before, size_t units) {
     const float *gi = gates, *gf = gi + units, *gg = gf + units, *go = gg + units;

@@ -74,12 +74,12 @@ static inline vec v_min(vec a, vec b) {
     return v_select(a < b, a, b);
 }
 
-/* Adding 1.5 * 2^23 pushes the fraction out of the mantissa, with the rounding of the addition. */
+/* Adding 1.5 * 2^23 shifts the fraction out of the mantissa, with rounding. */
 static inline vec v_round(vec a) {
     return (a + 12582912.0f) - 12582912.0f;
 }
 
-/* In two halves, for 2^n itself may be out of range where the product is not. */
+/* In two halves, because 2^n itself may be out of range where the product is not. */
 static inline vec v_ldexp(vec x, vec n) {
     ivec k = __builtin_convertvector(n, ivec), half = k >> 1;
     return x * (vec)((half + 127) << 23) * (vec)((k - half + 127) << 23);
@@ -145,7 +145,7 @@ static inline vec d_narrow(dvec a) {
     return (vec){(float)a.lo[0], (float)a.lo[1], (float)a.hi[0], (float)a.hi[1]};
 }
 
-/* Scalar: clearer than selecting halves of a vector of four, and no path that matters takes it. */
+/* Scalar: clearer than with vectors of four, and this path is not performance-critical. */
 static inline vec v_load_f16(const uint16_t *p) {
     return (vec){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
 }

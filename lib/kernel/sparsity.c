@@ -1,4 +1,4 @@
-/* Masks: which weights of a matrix become zero, by |w| times a factor of their column, within rows or within groups of a row. */
+/* Masks: which weights of a matrix become zero, by |w| times a factor of the column, within rows or groups of a row. */
 #include <math.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@ struct mask {
     float *scratch; /* [parallel_threads()][2 cols] */
 };
 
-/* |x_j| scale_j of a row. */
+/* x_j scale_j of a row; callers take absolute values. */
 static void score_row(const struct mask *m, const float *x, float *score) {
     if (!m->scale) {
         memcpy(score, x, m->cols * sizeof *score);
@@ -79,7 +79,7 @@ size_t kernel_count_zeros(const float *x, size_t n) {
 
 /* ---- bits ---- */
 
-#define BIT_BYTES 4096 /* in a task */
+#define BIT_BYTES 4096 /* per task */
 
 struct bits {
     float *x;

@@ -1,13 +1,14 @@
-/* Distributions over different vocabularies: their probabilities in descending order against each other. */
+/* The distance between distributions over different vocabularies: their probabilities in descending order are
+ * compared. */
 #include <math.h>
 
 #include "lib/kernel/kernel_internal.h"
 
-/* Rows are dealt to a fixed number of lanes, each with scratch of its own. */
+/* Rows are distributed to a fixed number of lanes, each with its own scratch. */
 #define LANES 8
 
 struct entry {
-    uint32_t key, id; /* key ascending: the larger the probability, the smaller */
+    uint32_t key, id; /* the larger the probability, the smaller the key */
 };
 
 struct transport {
@@ -36,7 +37,7 @@ size_t kernel_sorted_scratch(size_t d) {
 
 static uint32_t float_key(float p) {
     uint32_t bits;
-    memcpy(&bits, &p, sizeof bits); /* not negative: ordered as integers */
+    memcpy(&bits, &p, sizeof bits); /* not negative, so ordered like an integer */
     return ~bits;
 }
 
@@ -47,7 +48,7 @@ static float key_float(uint32_t key) {
     return p;
 }
 
-/* Descending probabilities, ties by id: a radix sort, eleven bits at a time. */
+/* Sorts by descending probability, ties by id: a radix sort, eleven bits at a time. */
 static void sort(struct lane *l, const float *p, size_t d) {
     enum { BITS = 11, BUCKETS = 1 << BITS };
     for (size_t i = 0; i < d; i++) l->own[i] = (struct entry){float_key(p[i]), (uint32_t)i};

@@ -1,4 +1,4 @@
-/* The table of response codecs, and the names of encodings on the command line. A codec is one file and one row here. */
+/* The tables of codecs, and the names of encodings on the command line. */
 #include <stdio.h>
 #include <string.h>
 
@@ -44,7 +44,7 @@ bool knowledge_is_response(const char *tensor) {
     return false;
 }
 
-/* "topk:K, ghost:K, sample:N or dense" */
+/* Writes the list for messages: "topp:P, sample:N, ghost:K, topk:K or dense". */
 static const char *expected(char *out, size_t size) {
     size_t n = 0;
     for (size_t i = COUNT_OF(responses); i-- > 0;) {

@@ -1,7 +1,7 @@
 /*
- * attention: for each position and head the weights of the positions that it attends to. Of a causal teacher these are
- * the position itself and those before it: a triangle, the rest is not stored. The rows of a sequence stand one after another,
- * each with its heads side by side, in the batch in which the sequence ends.
+ * Codec `attention`: the weights of the positions that each position and head attends to. A causal teacher attends to
+ * the position itself and earlier ones, so only that triangle is stored. The rows of a sequence are contiguous, each
+ * with its heads side by side, in the batch in which the sequence ends.
  */
 #include "lib/knowledge/knowledge_internal.h"
 

@@ -1,4 +1,4 @@
-/* dense: all of the teacher's logits or log-probabilities, teacher.logits [rows][columns] in f32, f16 or bf16. */
+/* Codec `dense`: all of the teacher's logits or log-probabilities, teacher.logits [rows][columns], f32, f16 or bf16. */
 #include <stdio.h>
 #include <string.h>
 
@@ -50,7 +50,7 @@ static int find(const struct knowledge_format *f, const struct batch *b, uint64_
                 struct err *e) {
     if (batch_need(b, "teacher.logits", f->dtype, 2, (uint64_t[]){rows, knowledge_stored_columns(f)}, t, e))
         return e->code;
-    if ((*t)->desc.dims[0] == rows) return 0; /* 0 would match any */
+    if ((*t)->desc.dims[0] == rows) return 0; /* batch_need takes 0 rows for any number */
     return err_set(e, ERR_DATA, "\"teacher.logits\" has %llu rows: expected %llu",
                    (unsigned long long)(*t)->desc.dims[0], (unsigned long long)rows);
 }
@@ -64,7 +64,7 @@ static int check(const struct knowledge_format *f, const struct batch *b, const 
 }
 
 int knowledge_check_dense(const struct knowledge_format *f, const struct batch *b, struct err *e) {
-    const struct tensor *t = batch_find(b, "teacher.logits"); /* knowledge_view has seen to its shape */
+    const struct tensor *t = batch_find(b, "teacher.logits"); /* its shape was checked by knowledge_view */
     return check(f, b, t, e);
 }
 

@@ -1,4 +1,5 @@
-/* What response codecs share: reading and appending entries of the queue, writing and checking rows of the encoder. */
+/* Code shared by response codecs: reading and appending entries of the queue, writing and checking rows of the
+ * encoder. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -20,7 +21,7 @@ int knowledge_read_n(const cJSON *o, struct knowledge_format *f, struct err *e) 
     return 0;
 }
 
-/* ---- the queue ---------------------------------------------------------------------------------------------------- */
+/* ---- the queue --------------------------------------------------------------------------------------------------- */
 
 void *knowledge_extend(struct buf *b, size_t n, struct err *e) {
     if (buf_reserve(b, n, e)) return NULL;
@@ -81,7 +82,7 @@ static int find_entries(struct knowledge_entries *s, const struct knowledge_form
         batch_need(b, values, dtype, 1, s->ids->desc.dims, &s->values, e))
         return e->code;
     s->total = s->ids->desc.dims[0];
-    if (s->n->desc.dims[0] != rows) /* 0 would match any */
+    if (s->n->desc.dims[0] != rows) /* batch_need takes 0 rows for any number */
         return err_set(e, ERR_DATA, "\"teacher.n\" has %llu rows: expected %llu",
                        (unsigned long long)s->n->desc.dims[0], (unsigned long long)rows);
     if (s->values->desc.dims[0] != s->total)
@@ -92,7 +93,7 @@ static int find_entries(struct knowledge_entries *s, const struct knowledge_form
 static int decode_entries_row(struct knowledge_rows *k, const struct knowledge_format *f,
                               const struct knowledge_entries *s, uint64_t at, size_t n, knowledge_entries_fn *row,
                               struct err *e) {
-    size_t least = f->encoding == KNOW_GHOST ? 0 : 1; /* all is rest: the teacher's answer is not known here */
+    size_t least = f->encoding == KNOW_GHOST ? 0 : 1; /* a ghost without entries: nothing is known */
     if (n < least || n > f->n || n > s->total - at)
         return err_set(e, ERR_DATA, "%zu entries: expected %zu to %u, %llu are left", n, least, f->n,
                        (unsigned long long)(s->total - at));
@@ -118,7 +119,7 @@ int knowledge_decode_entries(struct knowledge_rows *k, const struct knowledge_fo
     return 0;
 }
 
-/* ---- the encoder -------------------------------------------------------------------------------------------------- */
+/* ---- the encoder ------------------------------------------------------------------------------------------------- */
 
 const char knowledge_not_finite[] = "the teacher's output is not finite";
 

@@ -1,4 +1,4 @@
-/* rows: a vector of `cols` values for each position or sequence: hidden states, q, k, v, sentence vectors. */
+/* Codec `rows`: a vector of `cols` values per position or sequence: hidden states, q, k, v, sentence vectors. */
 #include "lib/knowledge/knowledge_internal.h"
 
 static int check(const struct knowledge_field *field, struct err *e) {

@@ -1,15 +1,15 @@
 /*
- * sample: n draws with replacement from each row's distribution (Anshumann et al. 2025), teacher.draws u8: one string of bits
- * for the batch, the lowest bit of a byte first. For each row
- *     k        4 bits: order of the codes of ids that makes this row shortest
+ * Codec `sample`: n draws with replacement from each row's distribution (Anshumann et al. 2025), teacher.draws u8: one
+ * bit string per batch, lowest bit of a byte first. For each row
+ *     k        4 bits: the order of the gap codes that makes this row shortest
  *     entries  until their counts sum to n, in ascending order of id:
- *                  gap    id - (that of the entry before, or -1) - 1: Elias' gamma code of (gap >> k) + 1, then k bits of gap
- *                         (exponential Golomb code of order k: Teuhola 1978)
- *                  count  Elias' gamma code (Elias 1975): b zeros, a one, b more bits of the number, lowest first
+ *                  gap    id - (id of the previous entry, or -1) - 1: Elias gamma code of (gap >> k) + 1, then the k
+ *                         low bits of gap (exponential Golomb code of order k: Teuhola 1978)
+ *                  count  Elias gamma code (Elias 1975): b zeros, a one, then b more bits of the number, lowest first
  * and zero bits up to a whole byte at the end of the batch. Tokens of BPE and unigram vocabularies are numbered by
- * frequency, so most gaps are small and few are large, which is what these codes are for.
+ * frequency, so most gaps are small and few are large; these codes suit that distribution.
  *
- * Streams of rill 1.0 have arrays instead: teacher.n, teacher.ids, teacher.counts. They are read, not written.
+ * Streams of rill 1.0 have arrays instead: teacher.n, teacher.ids, teacher.counts. They are read but not written.
  */
 #include <stdio.h>
 #include <string.h>
@@ -20,7 +20,7 @@
 #define ORDER_BITS 4
 #define MAX_ORDER  15
 #define ENTRY_BYTES                                                                                                    \
-    16 /* of an entry's codes, at most: 49 + 15 bits of a gap below 2^24, 31 of a count, and room to write words */
+    16 /* upper limit of an entry: 49 + 15 bits for a gap below 2^24, 31 for a count, and slack for word writes */
 
 static void text(const struct knowledge_format *f, char *out, size_t size) {
     snprintf(out, size, "sample:%u", f->n);
@@ -30,13 +30,13 @@ static bool describe(cJSON *o, const struct knowledge_format *f) {
     return json_put_u64(o, "n", f->n);
 }
 
-/* ---- codes ------------------------------------------------------------------------------------------------------------- */
+/* ---- codes ------------------------------------------------------------------------------------------------------- */
 
 static unsigned log2_of(uint32_t v) {
     return 31 - (unsigned)__builtin_clz(v);
 }
 
-/* Bits [0, n) of v behind `at` bits; what lies behind them is zero. */
+/* Appends bits [0, n) of v at bit *at; all bits from there on must be zero. */
 static void put_bits(unsigned char *bytes, uint64_t *at, uint64_t v, unsigned n) {
     for (unsigned done = 0; done < n;) {
         unsigned shift = *at % 8, take = 8 - shift < n - done ? 8 - shift : n - done;
@@ -50,14 +50,14 @@ static void put_gamma(unsigned char *bytes, uint64_t *at, uint32_t v) {
     unsigned b = log2_of(v);
     *at += b;
     put_bits(bytes, at, 1, 1);
-    put_bits(bytes, at, v, b); /* without its highest bit, which the zeros say */
+    put_bits(bytes, at, v, b); /* without its highest bit, which the count of zeros implies */
 }
 
 static unsigned gamma_bits(uint32_t v) {
     return 2 * log2_of(v) + 1;
 }
 
-/* The order that codes the gaps of ascending ids in the fewest bits; of equal ones the least. */
+/* Returns the order that codes the gaps of ascending ids in the fewest bits; the smallest of equals. */
 static unsigned best_order(const uint32_t *ids, size_t n) {
     unsigned best = 0;
     uint64_t least = UINT64_MAX;
@@ -89,7 +89,7 @@ static int put_row(struct knowledge_encoder *k, size_t n, const uint32_t *ids, c
     return 0;
 }
 
-/* A string of bits that is read. Past its end all are zero, and `at` says so. */
+/* A bit reader. Bits past the end read as zero; then at > end. */
 struct bits {
     const unsigned char *bytes;
     uint64_t at, end;
@@ -106,7 +106,7 @@ static uint64_t take_bits(struct bits *b, unsigned n) {
     return v;
 }
 
-/* 0: there is none, or it has more than 31 bits. */
+/* Reads a gamma code. Returns 0 at the end of the bits, or if the number has more than 31 bits. */
 static uint32_t take_gamma(struct bits *b) {
     unsigned zeros = 0;
     while (b->at < b->end && zeros < 31) {
@@ -122,9 +122,9 @@ static uint32_t take_gamma(struct bits *b) {
     return b->at <= b->end ? v : 0;
 }
 
-/* ---- encoding ---------------------------------------------------------------------------------------------------------- */
+/* ---- encoding ---------------------------------------------------------------------------------------------------- */
 
-/* n uniforms in [0, 1) with 53 bits for a row: a pure function of seed and row. */
+/* Draws n uniforms in [0, 1) with 53 bits for a row: a pure function of seed and row. */
 static void draw_uniforms(double *u, size_t n, uint64_t seed, uint64_t row) {
     uint32_t word[4];
     for (size_t i = 0; i < n; i++) {
@@ -144,7 +144,7 @@ static int encode_block(struct knowledge_encoder *k, size_t first, size_t rows, 
     size_t bad = kernel_sample(ids, u, kernel_host_array(x.type, x.data), rows, cols, n, inv_temperature);
     if (bad < rows) return knowledge_fail_at_row(k, first + bad, e, knowledge_not_finite);
     for (size_t r = 0; r < rows; r++) {
-        uint32_t *row = ids + r * n; /* ascending: equal draws are neighbours, and are counted in place */
+        uint32_t *row = ids + r * n; /* ascending: equal draws are adjacent, so they are counted in place */
         size_t entries = 0;
         for (size_t i = 0; i < n; i++) {
             if (entries && row[entries - 1] == row[i])
@@ -181,9 +181,8 @@ static int write_batch(struct knowledge_encoder *k, uint64_t rows, struct err *e
     return knowledge_put_tensor(k, "teacher.draws", DT_U8, 0, 0, &k->response[0], e);
 }
 
-/* ---- decoding ---------------------------------------------------------------------------------------------------------- */
+/* ---- decoding ---------------------------------------------------------------------------------------------------- */
 
-/* An entry of a row into the queue. */
 static int put_entry(struct knowledge_rows *k, const struct knowledge_format *f, uint32_t id, uint32_t count,
                      struct err *e) {
     float prob = (float)count / (float)f->n;
@@ -226,7 +225,7 @@ static int decode_codes(struct knowledge_rows *k, const struct knowledge_format 
     return 0;
 }
 
-/* A row of the arrays of a stream of rill 1.0. */
+/* Reads a row of the arrays in a stream of rill 1.0. */
 static int array_row(struct knowledge_rows *k, const struct knowledge_format *f, const struct knowledge_entries *s,
                      uint64_t at, size_t n, struct err *e) {
     uint64_t sum = 0;
@@ -255,7 +254,7 @@ static int decode(struct knowledge_rows *k, const struct knowledge_format *f, co
     return knowledge_decode_entries(k, f, b, rows, "teacher.counts", knowledge_count_type(f), array_row, e);
 }
 
-/* Nearly all rows take less: as many entries as draws, each with a gap as long as if ids were spread evenly. */
+/* An estimate that nearly all rows stay below: as many entries as draws, with ids spread evenly. */
 static double bytes(const struct knowledge_format *f) {
     double cols = knowledge_stored_columns(f), n = f->n < cols ? f->n : cols;
     return (ORDER_BITS + n * (3 + log2_of((uint32_t)(cols / n) + 1) + 1)) / 8;

@@ -1,6 +1,6 @@
 /*
- * topk, ghost, topp: the largest log-probabilities of each row, in descending order, as teacher.n, teacher.ids and
- * teacher.logprobs f16. topp (nucleus: Holtzman et al. 2020) keeps as few of them as have at least the share p.
+ * Codecs `topk`, `ghost` and `topp`: the largest log-probabilities of each row, in descending order, as teacher.n,
+ * teacher.ids and teacher.logprobs f16. topp (nucleus: Holtzman et al. 2020) keeps the fewest that sum to at least p.
  */
 #include <math.h>
 #include <stdio.h>
@@ -9,9 +9,9 @@
 #include "lib/knowledge/knowledge_internal.h"
 
 #define F16_LOWEST   0xFBFF /* -65504 */
-#define TOPP_BEGIN   64     /* entries that are looked for at first */
-#define TOPP_ROWS    64     /* at a time */
-#define TYPICAL_TOPP 64.0   /* entries of a row, for sizes */
+#define TOPP_BEGIN   64     /* first number of entries to try */
+#define TOPP_ROWS    64     /* rows per block */
+#define TYPICAL_TOPP 64.0   /* typical entries per row, for size estimates */
 
 static bool parse_share(const char *argument, struct knowledge_format *f) {
     if (!parse_f64(argument, &f->p) || !(f->p > 0 && f->p <= 1)) return false;
@@ -37,9 +37,9 @@ static int read_members(const cJSON *o, struct knowledge_format *f, struct err *
     return f->encoding == KNOW_TOPP ? json_get_f64(o, "p", 1e-9, 1, &f->p, e) : 0;
 }
 
-/* ---- encoding ---------------------------------------------------------------------------------------------------------- */
+/* ---- encoding ---------------------------------------------------------------------------------------------------- */
 
-/* The nearest f16 to a log-probability, or the nearest one below it. */
+/* Rounds a log-probability to the nearest f16, or down to the next one below. */
 static uint16_t round_logprob(double v, bool down) {
     if (v > 0) v = 0;
     if (v < -65504) return F16_LOWEST;
@@ -47,7 +47,7 @@ static uint16_t round_logprob(double v, bool down) {
     return down && f16_to_f32(h) > v ? (h == 0 ? 0x8001 : h + 1) : h;
 }
 
-/* Of top-p as few of the n entries as have the share. */
+/* Returns how many of the n entries to keep; for topp the fewest that sum to p. *enough: do n entries suffice? */
 static size_t entries_of(const struct knowledge_format *f, const double *logprobs, size_t n, bool *enough) {
     double sum = 0;
     *enough = true;
@@ -73,7 +73,7 @@ static int put_row(struct knowledge_encoder *k, size_t n, const uint32_t *ids, c
     return 0;
 }
 
-/* The n largest of each row, in scratch memory. */
+/* Finds the n largest entries of each row, into scratch memory. */
 static int find_top(struct knowledge_encoder *k, size_t rows, const float *x, float inv_temperature, size_t n,
                     struct err *e) {
     size_t d = knowledge_stored_columns(&k->format);
@@ -89,20 +89,21 @@ static int find_top(struct knowledge_encoder *k, size_t rows, const float *x, fl
     return 0;
 }
 
-/* The row with as many entries as its share needs, of the n largest that stand in scratch memory at `at`. */
+/* Writes row `at` of the n-entry rows in scratch memory, cut to its share; writes nothing if n entries are not
+ * enough. */
 static int put_share(struct knowledge_encoder *k, size_t at, size_t n, bool *enough, struct err *e) {
     const double *logprobs = (const double *)k->scratch[2].data + at * n;
     size_t take = entries_of(&k->format, logprobs, n, enough);
     return *enough ? put_row(k, take, (const uint32_t *)k->scratch[0].data + at * n, logprobs, e) : 0;
 }
 
-/* A row that a block's entries do not suffice for. */
+/* Encodes a row that needs more entries than its block provided. */
 static int encode_flat_row(struct knowledge_encoder *k, const float *x, float inv_temperature, size_t n, size_t most,
                            struct err *e) {
     for (bool enough = false; !enough;) {
         n = n < most / 8 ? n * 8 : most;
         if (find_top(k, 1, x, inv_temperature, n, e) || put_share(k, 0, n, &enough, e)) return e->code;
-        if (n == most && !enough) /* the vocabulary's rounding, or the most that there may be */
+        if (n == most && !enough) /* rounding keeps the whole vocabulary below p, or the limit on entries is reached */
             return put_row(k, n, (const uint32_t *)k->scratch[0].data, (const double *)k->scratch[2].data, e);
     }
     return 0;
@@ -155,7 +156,7 @@ static int write_batch(struct knowledge_encoder *k, uint64_t rows, struct err *e
     return knowledge_put_tensor(k, "teacher.logprobs", DT_F16, 0, 0, &k->response[2], e);
 }
 
-/* ---- decoding ---------------------------------------------------------------------------------------------------------- */
+/* ---- decoding ---------------------------------------------------------------------------------------------------- */
 
 static int read_logprobs(const uint16_t *logprobs, size_t n, float *probs, float *rest, struct err *e) {
     double sum = 0;

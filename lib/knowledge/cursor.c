@@ -1,4 +1,4 @@
-/* Checks that batches that cut a sequence into pieces fit together. */
+/* Checks that consecutive batches fit together, including sequences cut into pieces. */
 #include "lib/knowledge/knowledge_internal.h"
 
 int knowledge_cursor_step(struct knowledge_cursor *c, const struct stream_batch *head, const uint32_t *lengths,

@@ -33,7 +33,7 @@ static void set_pointers(struct knowledge_rows *k, const struct knowledge_format
     set_feature_counts(k);
 }
 
-/* ---- tokens, lengths and labels ------------------------------------------------------------------------------------- */
+/* ---- tokens, lengths and labels ---------------------------------------------------------------------------------- */
 
 static int check_tokens(const struct knowledge_format *f, const uint32_t *tokens, uint64_t n, struct err *e) {
     uint32_t vocab = f->n_used ? f->n_used : f->vocab_size;
@@ -44,7 +44,7 @@ static int check_tokens(const struct knowledge_format *f, const uint32_t *tokens
     return 0;
 }
 
-/* Appends lengths; the first is added to that of an open sequence. */
+/* Appends lengths; the first one extends an open sequence. */
 static int append_lengths(struct knowledge_rows *k, const struct stream_batch *head, const uint32_t *lengths,
                           struct err *e) {
     uint32_t first = 0;
@@ -83,7 +83,7 @@ static int append_mask(struct knowledge_rows *k, const struct batch *b, struct e
     return 0;
 }
 
-/* Room for the types of n more positions, all 0, as are those of the positions before the first batch with types. */
+/* Returns space for the types of n more positions, all 0, after filling in zeros for batches that had no types. */
 static uint32_t *extend_types(struct knowledge_rows *k, uint64_t n, struct err *e) {
     struct buf *to = &k->memory[MEM_TYPES];
     uint64_t missing = k->n_positions - to->len / sizeof(uint32_t);
@@ -93,7 +93,7 @@ static uint32_t *extend_types(struct knowledge_rows *k, uint64_t n, struct err *
     return types + missing;
 }
 
-/* Token types, once a batch has them. */
+/* Appends token types, from the first batch that has any. */
 static int append_types(struct knowledge_rows *k, const struct batch *b, struct err *e) {
     const struct tensor *t = batch_find(b, BATCH_TYPES);
     uint64_t n = b->head.n_positions;
@@ -107,7 +107,7 @@ static int append_types(struct knowledge_rows *k, const struct batch *b, struct 
     return 0;
 }
 
-/* A position's label is the token behind it, if the mask lets it be one; the last position of a piece gets its own when
+/* The label of a position is the next token, if the mask allows it; the last position of a piece gets its label when
  * the next piece arrives. */
 static int next_labels(struct knowledge_rows *k, const struct batch *b, bool joined, struct err *e) {
     const struct stream_batch *head = &b->head;
@@ -125,7 +125,7 @@ static int next_labels(struct knowledge_rows *k, const struct batch *b, bool joi
     return 0;
 }
 
-/* Labels that the stream holds, n of them below `most` (0: any), or none. */
+/* Appends n labels from the stream, each below `most` (0: no limit), or "none" for all if the batch has no labels. */
 static int stored_labels(struct knowledge_rows *k, const struct batch *b, uint64_t n, uint32_t most, struct err *e) {
     const struct tensor *t = batch_find(b, BATCH_LABELS);
     uint32_t *labels = knowledge_extend(&k->memory[MEM_LABELS], n * sizeof *labels, e);
@@ -148,9 +148,9 @@ static int append_labels(struct knowledge_rows *k, const struct knowledge_format
     return stored_labels(k, b, n, knowledge_columns(f), e);
 }
 
-/* ---- positions that count ----------------------------------------------------------------------------------------------- */
+/* ---- positions that count ---------------------------------------------------------------------------------------- */
 
-/* Counts flags [n] on, a u64 for each position and one before the first. */
+/* Appends running sums of flags [n]: one u64 per position, after a leading 0. */
 static int append_sums(struct buf *sums, const uint8_t *flags, uint64_t n, struct err *e) {
     uint64_t zero = 0;
     if (!sums->len && buf_append(sums, &zero, sizeof zero, e)) return e->code;
@@ -160,7 +160,8 @@ static int append_sums(struct buf *sums, const uint8_t *flags, uint64_t n, struc
     return 0;
 }
 
-/* A label without an answer would be learnt without the teacher. `joined`: that of the position before has become known. */
+/* A labelled position without a prediction would be trained without the teacher: reject it. `joined`: the label of the
+ * position before the batch has just become known. */
 static int check_counted(const struct knowledge_rows *k, uint64_t n, bool joined, struct err *e) {
     const uint64_t *before = (const uint64_t *)k->memory[MEM_COUNTED].data;
     const uint32_t *labels = (const uint32_t *)k->memory[MEM_LABELS].data;
@@ -174,7 +175,8 @@ static int check_counted(const struct knowledge_rows *k, uint64_t n, bool joined
     return 0;
 }
 
-/* Which positions of the batch count, as flags and counted on; the rows that the response has. */
+/* Reads which positions of the batch are counted, as flags and running sums; sets the number of rows of the
+ * response. */
 static int append_counted(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                           bool joined, uint64_t *rows, struct err *e) {
     const struct tensor *t = batch_find(b, KNOWLEDGE_COUNTED);
@@ -192,12 +194,13 @@ static int append_counted(struct knowledge_rows *k, const struct knowledge_forma
                            (unsigned long long)i, KNOWLEDGE_COUNTED, flag[i]);
     if (append_sums(sums, flag, n, e)) return e->code;
     const uint64_t *end = (const uint64_t *)(const void *)(sums->data + sums->len);
-    if (f->target == TARGET_SEQUENCE) return 0; /* fields alone are of positions */
+    if (f->target == TARGET_SEQUENCE) return 0; /* only fields have rows per position */
     *rows = end[-1] - end[-1 - (ptrdiff_t)n];
     return check_counted(k, n, joined, e);
 }
 
-/* The decoded rows of the batch, which are of the positions that count, among n of which the others are empty. */
+/* The batch's decoded rows belong to its counted positions: spreads them over all n positions, with empty rows
+ * between. */
 static int spread_rows(struct knowledge_rows *k, const struct knowledge_format *f, uint64_t n, uint64_t rows,
                        struct err *e) {
     struct buf *ends = &k->memory[MEM_OFFSET], *rests = &k->memory[MEM_REST];
@@ -209,7 +212,7 @@ static int spread_rows(struct knowledge_rows *k, const struct knowledge_format *
     const uint8_t *flag = k->memory[MEM_COUNT_FLAGS].data;
     uint64_t *end = (uint64_t *)(void *)(ends->data + ends->len) - n;
     float *rest = ghost ? (float *)(void *)(rests->data + rests->len) - n : NULL;
-    for (uint64_t i = n, from = rows; i-- > 0;) { /* from the back: what is read lies before what was written */
+    for (uint64_t i = n, from = rows; i-- > 0;) { /* backwards, so that reads stay ahead of writes */
         end[i] = end[(ptrdiff_t)from - 1];
         if (rest) rest[i] = flag[i] ? rest[from - 1] : 1;
         from -= flag[i];
@@ -217,7 +220,7 @@ static int spread_rows(struct knowledge_rows *k, const struct knowledge_format *
     return 0;
 }
 
-/* ---- fields ------------------------------------------------------------------------------------------------------------- */
+/* ---- fields ------------------------------------------------------------------------------------------------------ */
 
 static int begin_fields(struct knowledge_rows *k, const struct knowledge_format *f, struct err *e) {
     if (k->n_fields || !f->n_fields) return 0;
@@ -228,7 +231,7 @@ static int begin_fields(struct knowledge_rows *k, const struct knowledge_format 
     return 0;
 }
 
-/* Which positions of the batch are sampled: as flags, and counted. */
+/* Reads which positions of the batch are sampled, as flags and running sums. */
 static int append_sampled(struct knowledge_rows *k, const struct batch *b, struct err *e) {
     const struct tensor *t;
     uint64_t n = b->head.n_positions, zero = 0;
@@ -248,7 +251,7 @@ static int append_sampled(struct knowledge_rows *k, const struct batch *b, struc
     return append_sums(&k->memory[MEM_SAMPLED], flag, n, e);
 }
 
-/* The rows that fields of pairs have in this batch: those of the sequences that end in it. *from: the first of them. */
+/* Appends the lengths of the batch's PER_PAIR rows, those of sequences that end in it. *from: index of the first. */
 static int append_pair_lengths(struct knowledge_rows *k, const struct knowledge_format *f, const struct batch *b,
                                size_t *from, struct err *e) {
     const uint32_t *lengths = batch_lengths(b);
@@ -265,7 +268,7 @@ static int append_pair_lengths(struct knowledge_rows *k, const struct knowledge_
     return 0;
 }
 
-/* A weight is a probability. */
+/* Attention weights are probabilities: rejects negative values and NaN. */
 static int check_weights(const struct knowledge_field *field, const void *data, uint64_t n, struct err *e) {
     for (uint64_t i = 0; i < n; i++) {
         float v;
@@ -287,7 +290,7 @@ static int append_scales(struct knowledge_feature *x, const struct batch *b, uin
     return buf_append(&x->stored.scales, t->data, t->n_bytes, e);
 }
 
-/* The field's tensors of the batch. pairs: number of the first row of the batch in the queue. */
+/* Appends the field's tensors. pairs: index in the queue of the batch's first PER_PAIR row. */
 static int append_field(struct knowledge_rows *k, struct knowledge_feature *x, const struct batch *b, size_t pairs,
                         struct err *e) {
     const struct knowledge_field *field = x->field;
@@ -305,7 +308,7 @@ static int append_field(struct knowledge_rows *k, struct knowledge_feature *x, c
     dims[1] = field->cols;
     snprintf(name, sizeof name, "teacher.%s", field->name);
     if (batch_need(b, name, field->dtype, pair ? 1 : 2, dims, &t, e)) return e->code;
-    if (t->desc.dims[0] != dims[0]) /* 0 would match any */
+    if (t->desc.dims[0] != dims[0]) /* batch_need takes 0 rows for any number */
         return err_set(e, ERR_DATA, "tensor '%s' has %llu rows: expected %llu", name,
                        (unsigned long long)t->desc.dims[0], (unsigned long long)dims[0]);
     uint64_t n = tensor_elems(&t->desc);
@@ -411,7 +414,7 @@ static void drop_front(struct buf *b, size_t n) {
     memmove(b->data, b->data + n, b->len);
 }
 
-/* Rows of fields that belong to the first n_seqs sequences. */
+/* Removes the rows of fields that belong to the first n_seqs sequences. */
 static void drop_fields(struct knowledge_rows *k, size_t n_seqs) {
     size_t pairs = 0, first;
     for (size_t i = 0; i < k->n_fields; i++) {
@@ -426,7 +429,7 @@ static void drop_fields(struct knowledge_rows *k, size_t n_seqs) {
     if (k->pair_lengths) drop_front(&k->memory[MEM_PAIR_LENGTHS], pairs * sizeof *k->pair_lengths);
 }
 
-/* The sums before n positions go; those after them begin from 0. */
+/* Removes the running sums of n positions; the others are reduced to start from 0. */
 static void drop_sums(struct buf *sums, size_t n) {
     uint64_t *sum = (uint64_t *)(void *)sums->data, before = sum[n];
     drop_front(sums, n * sizeof *sum);
@@ -482,7 +485,7 @@ static int append_field_rows(struct knowledge_rows *k, const struct knowledge_ro
     return append_some(&to->scales, &x->stored.scales, *first, *rows, scales, e);
 }
 
-/* Of n positions from number `first` on, what `from` counts. */
+/* Appends running sums for n positions of `from`, starting at position `first`. */
 static int append_sums_of(struct buf *sums, const uint64_t *from, size_t first, size_t n, struct err *e) {
     uint64_t zero = 0;
     if (!sums->len && buf_append(sums, &zero, sizeof zero, e)) return e->code;
@@ -508,7 +511,7 @@ static int append_fields_of(struct knowledge_rows *k, const struct knowledge_row
                        sizeof(uint32_t), e);
 }
 
-/* Types, once one of the queues has them. */
+/* Appends types, if either queue has any. */
 static int append_types_of(struct knowledge_rows *k, const struct knowledge_rows *from, size_t first, size_t n,
                            struct err *e) {
     if (!k->memory[MEM_TYPES].len && !from->types) return 0;
@@ -561,8 +564,7 @@ int knowledge_append_seqs(struct knowledge_rows *k, const struct knowledge_rows 
 
 /* ---- digests ----------------------------------------------------------------------------------------------------- */
 
-/* Probabilities of top entries have been through exp, whose last bit may be another on another machine, and are
- * left out. */
+/* The probabilities of top entries are left out: they come from exp, whose last bit may differ between machines. */
 static void digest_response(struct digest_state *d, const struct knowledge_rows *k, const struct knowledge_format *f,
                             size_t first, size_t n) {
     uint64_t from = k->offset[first], entries = k->offset[first + n] - from;
@@ -612,7 +614,7 @@ void knowledge_rows_release(struct knowledge_rows *k) {
 /* ---- for the loss ------------------------------------------------------------------------------------------------ */
 
 double knowledge_inv_temperature(const struct knowledge_format *f, double temperature) {
-    return f->temperature / temperature; /* that of logits is 1 */
+    return f->temperature / temperature; /* the stored temperature of logits is 1 */
 }
 
 struct dense_job {
@@ -620,7 +622,7 @@ struct dense_job {
     const struct knowledge_format *f;
     size_t first;
     float *to;
-    bool stored; /* rows are numbered among those that count */
+    bool stored; /* rows are numbered among the counted ones */
 };
 
 static void load_row(void *ctx, size_t r, int thread) {

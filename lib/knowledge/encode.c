@@ -1,6 +1,6 @@
 /*
- * Encodes a teacher's output into batches of knowledge. Three steps: `begin` announces positions, a codec appends entries
- * for a range of rows, and the cutter adds the tokens and fields of these rows and closes the batch.
+ * Encodes a teacher's output into batches of knowledge, in three steps: `begin` announces positions, a codec appends
+ * entries for a range of rows, and the cutter adds tokens and fields of these rows and closes the batch.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -12,12 +12,12 @@
 
 #define BATCH_BYTES     (16u << 20)
 #define BATCH_POSITIONS 4096
-#define BATCH_OVERDUE   16 /* times that many positions: a sequence so long is cut */
-#define DENSE_BLOCK     64 /* rows in f32 at a time */
+#define BATCH_OVERDUE   16 /* times that many positions: longer sequences are cut */
+#define DENSE_BLOCK     64 /* rows converted to f32 at a time */
 
 /* ---- where batches are cut --------------------------------------------------------------------------------------- */
 
-/* Bytes of a position: of the response where it is sparse, and of all fields. */
+/* Returns the bytes per position in all fields and a sparse response. */
 static double position_bytes(const struct knowledge_format *f) {
     double bytes = knowledge_typical_bytes(f);
     if (f->encoding == KNOW_TOPP) return bytes + 6.0 * KNOWLEDGE_TYPICAL_LENGTH;
@@ -38,12 +38,12 @@ static void set_limits(struct knowledge_encoder *k) {
     k->limit = k->target * BATCH_OVERDUE;
 }
 
-/* Does the sequence end where the rows announced for it end? */
+/* Does sequence in_seq end in this announcement? */
 static bool ends_here(const struct knowledge_encoder *k, size_t in_seq) {
     return in_seq + 1 < k->in.n_seqs || !(k->in.flags & BATCH_CONTINUES);
 }
 
-/* Positions from here to where the batch must be closed, or to the last one announced. */
+/* Returns the number of positions up to where the batch must be closed, or up to the last one announced. */
 static size_t run_length(const struct knowledge_encoder *k) {
     uint64_t n = 0, collected = k->head.n_positions;
     for (size_t i = k->in_seq; i < k->in.n_seqs; i++) {
@@ -54,7 +54,7 @@ static size_t run_length(const struct knowledge_encoder *k) {
     return n;
 }
 
-/* ---- the batch ------------------------------------------------------------------------------------------------------ */
+/* ---- the batch --------------------------------------------------------------------------------------------------- */
 
 static int put_field(struct knowledge_encoder *k, uint32_t i, struct err *e) {
     const struct knowledge_field *field = &k->format.fields[i];
@@ -70,13 +70,12 @@ static int put_field(struct knowledge_encoder *k, uint32_t i, struct err *e) {
     return 0;
 }
 
-/* A tensor of the tokens themselves. */
 static int put_plain(struct knowledge_encoder *k, const char *name, enum dtype dtype, const struct buf *b,
                      struct err *e) {
     return batch_write_vector(k->w, name, dtype, b->data, b->len / dtype_row_bytes(dtype, 1), e);
 }
 
-/* What a batch has besides, where it says something. */
+/* Optional tensors of a batch, written only if they differ from the default. */
 struct extras {
     bool masked, typed, some; /* some: not all positions count */
 };
@@ -103,12 +102,12 @@ static int put_tensors(struct knowledge_encoder *k, const struct extras *x, stru
     return 0;
 }
 
-/* Closes the batch; `open`: in the middle of its last sequence. */
+/* Writes the batch. `open`: its last sequence continues in the next one. */
 static int write_batch(struct knowledge_encoder *k, bool open, struct err *e) {
     if (!k->head.n_positions) return 0;
-    struct extras x = {.masked = memchr(k->mask.data, 0, k->mask.len) != NULL, /* all 1 is what none says */
+    struct extras x = {.masked = memchr(k->mask.data, 0, k->mask.len) != NULL, /* a missing mask means all 1 */
                        .some = knowledge_may_count(&k->format) && memchr(k->counted.data, 0, k->counted.len) != NULL};
-    for (size_t i = 0; i < k->types.len; i++) x.typed |= k->types.data[i] != 0; /* none: all 0 */
+    for (size_t i = 0; i < k->types.len; i++) x.typed |= k->types.data[i] != 0; /* missing types mean all 0 */
     k->head.n_seqs = (uint32_t)(k->lengths.len / sizeof(uint32_t));
     k->head.n_tensors = count_tensors(k, &x);
     k->head.flags = open ? BATCH_CONTINUES : 0;
@@ -121,7 +120,7 @@ static int write_batch(struct knowledge_encoder *k, bool open, struct err *e) {
     return 0;
 }
 
-/* Bytes of `from` that were not taken yet. */
+/* Appends the next n bytes of `from` that were not taken before. */
 static int take_bytes(struct buf *to, const struct buf *from, struct buf *done, size_t n, struct err *e) {
     assert(n <= from->len - done->len);
     if (buf_append(to, from->data + done->len, n, e)) return e->code;
@@ -137,7 +136,7 @@ static int take_field(struct knowledge_encoder *k, uint32_t i, uint64_t values, 
     return scale ? take_bytes(&to->scales, &from->scales, &done->scales, vectors * scale, e) : 0;
 }
 
-/* The rows of fields of n positions, and of the sequence if it ends with them. */
+/* Takes the rows of fields for n positions, and for the sequence if it ends with them. */
 static int take_fields(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const struct knowledge_format *f = &k->format;
     const uint8_t *sampled = f->tap_positions ? k->in_sampled.data + k->done : NULL;
@@ -178,7 +177,6 @@ static int take_types(struct knowledge_encoder *k, size_t n, struct err *e) {
     return 0;
 }
 
-/* What stands beside the tokens. */
 static int take_labels(struct knowledge_encoder *k, size_t n, bool ends, struct err *e) {
     const uint32_t *labels = (const uint32_t *)k->in_labels.data;
     if (buf_append(&k->mask, k->in_mask.data + k->done, n, e) || take_types(k, n, e) ||
@@ -191,11 +189,11 @@ static int take_labels(struct knowledge_encoder *k, size_t n, bool ends, struct 
     return 0;
 }
 
-/* The next `n` positions, all of one sequence, into the batch being made. */
+/* Moves the next `n` positions, all of one sequence, into the current batch. */
 static int take_positions(struct knowledge_encoder *k, size_t n, struct err *e) {
     const uint32_t *tokens = (const uint32_t *)k->in_tokens.data + k->done;
     uint32_t length = (uint32_t)n;
-    bool goes_on = k->head.n_positions && k->pos > 0; /* the batch holds the position before already */
+    bool goes_on = k->head.n_positions && k->pos > 0; /* the batch already holds the previous position */
     bool ends = n == k->seq_left && ends_here(k, k->in_seq);
     if (!k->head.n_positions) k->head.first_seq = k->seq, k->head.first_pos = k->pos;
     if (buf_append(&k->tokens, tokens, n * sizeof *tokens, e) || take_labels(k, n, ends, e) ||
@@ -213,7 +211,7 @@ static int take_positions(struct knowledge_encoder *k, size_t n, struct err *e) 
     return 0;
 }
 
-/* The run's entries are in the batch: its tokens follow, and the batch is closed when it is full. */
+/* Adds the tokens of n positions whose rows are in the batch already, and closes the batch when it is full. */
 static int finish_run(struct knowledge_encoder *k, size_t n, struct err *e) {
     while (n) {
         size_t take = k->seq_left < n ? k->seq_left : n;
@@ -227,7 +225,7 @@ static int finish_run(struct knowledge_encoder *k, size_t n, struct err *e) {
     return full ? write_batch(k, k->pos > 0, e) : 0;
 }
 
-/* Positions that the sequence has left in this announcement, without the last `keep` of them. */
+/* Takes all but the last `keep` positions that the current sequence has left in this announcement. */
 static int take_rest(struct knowledge_encoder *k, size_t keep, struct err *e) {
     for (uint64_t n = k->seq_left - keep; n;) {
         uint64_t room = k->limit - k->head.n_positions, take = n < room ? n : room;
@@ -239,17 +237,17 @@ static int take_rest(struct knowledge_encoder *k, size_t keep, struct err *e) {
 
 /* ---- rows of the response --------------------------------------------------------------------------------------- */
 
-/* Rows of the response in one of their forms: logits, entries, or none. */
+/* Rows of the response in one of these forms: logits, stored dense rows, entries, or none. */
 struct rows {
     struct logits x;
-    const unsigned char *stored; /* dense, as they are */
+    const unsigned char *stored; /* dense rows, copied unchanged */
     float inv_temperature;
     const uint64_t *offset;
     const uint32_t *ids;
     const float *values;
 };
 
-/* Where the rows of the next n positions are, when some do not count. */
+/* Records the offsets of the counted ones among the next n positions, if not all are counted. */
 static int place_rows(struct knowledge_encoder *k, size_t n, struct err *e) {
     k->row_at.len = 0;
     for (uint64_t i = 0; k->some && i < n; i++)
@@ -257,7 +255,7 @@ static int place_rows(struct knowledge_encoder *k, size_t n, struct err *e) {
     return 0;
 }
 
-/* The next rows, n of them, which are those of `positions` positions. */
+/* Encodes the next n rows, which belong to the next `positions` positions. */
 static int encode_run(struct knowledge_encoder *k, struct rows *r, size_t n, size_t positions, struct err *e) {
     int rc = place_rows(k, positions, e);
     if (rc) return rc;
@@ -279,12 +277,12 @@ static int encode_run(struct knowledge_encoder *k, struct rows *r, size_t n, siz
     return rc;
 }
 
-/* Positions that are left of what was announced: none of them counts. */
+/* Takes the positions that are left of the announcement, none of which is counted. */
 static int take_uncounted(struct knowledge_encoder *k, struct err *e) {
     struct rows none = {0};
     while (k->done < k->in.n_positions) {
         size_t n = run_length(k);
-        assert(k->some && !memchr(k->in_counted.data + k->done, 1, n)); /* rows of those that count have come */
+        assert(k->some && !memchr(k->in_counted.data + k->done, 1, n)); /* all counted rows have come */
         if (encode_run(k, &none, 0, n, e) || finish_run(k, n, e)) return e->code;
     }
     return 0;
@@ -320,7 +318,7 @@ int knowledge_encoder_open(struct knowledge_encoder **out, struct stream_writer 
     return rc ? rc : knowledge_encoder_new(out, w, f, seed, e);
 }
 
-/* n values, or as many times `byte`. */
+/* Copies n bytes; if `from` is NULL, fills them with `byte`. */
 static int copy_in(struct buf *b, const void *from, int byte, size_t n, struct err *e) {
     b->len = 0;
     if (buf_reserve(b, n, e)) return e->code;
@@ -332,7 +330,7 @@ static int copy_in(struct buf *b, const void *from, int byte, size_t n, struct e
     return 0;
 }
 
-/* What has been taken of a field's rows goes; of pairs the rows of an open sequence may stay. */
+/* Discards the rows of a field that were taken. PER_PAIR rows of an open sequence may remain. */
 static void forget_taken(struct buf *from, struct buf *done) {
     if (done->len) memmove(from->data, from->data + done->len, from->len - done->len);
     from->len -= done->len;
@@ -372,15 +370,16 @@ int knowledge_encoder_field(struct knowledge_encoder *k, size_t i, const struct 
     return buf_append(&to->scales, part->scales.data, part->scales.len, e);
 }
 
-/* A row of a sequence stands in the batch in which the sequence ends. */
+/* The row of a sequence belongs to the batch in which the sequence ends. */
 static int encode_sequences(struct knowledge_encoder *k, size_t rows, struct rows *r, struct err *e) {
     for (; rows; rows--)
         if (take_rest(k, 1, e) || encode_run(k, r, 1, 1, e) || take_rest(k, 0, e)) return e->code;
     bool open = k->in_seq + 1 == k->in.n_seqs && (k->in.flags & BATCH_CONTINUES);
-    return open && k->seq_left ? take_rest(k, 0, e) : 0; /* no row comes for what is left of the announcement */
+    return open && k->seq_left ? take_rest(k, 0, e) : 0; /* an open sequence has no row yet */
 }
 
-/* How many of the next *n positions count; those after the last one that `rows` has a row for are left out. */
+/* Returns how many of the next *n positions are counted, after cutting *n after the position of the last of `rows`
+ * rows. */
 static size_t rows_of(const struct knowledge_encoder *k, size_t *n, size_t rows) {
     size_t count = 0;
     if (!k->some) return *n < rows ? *n : (*n = rows);
@@ -424,9 +423,9 @@ int knowledge_encoder_entries(struct knowledge_encoder *k, size_t rows, const ui
     return encode_rows(k, rows, (struct rows){.offset = offset, .ids = ids, .values = values}, e);
 }
 
-/* ---- batches of another stream ----------------------------------------------------------------------------------------- */
+/* ---- batches of another stream ----------------------------------------------------------------------------------- */
 
-/* Dense rows of a batch, looked at where they lie: draws are made of them as they are, for else they are widened in blocks. */
+/* Encodes the dense rows of a batch in place: draws can be made from any type, other encodings need blocks of f32. */
 static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledge_format *f, const struct batch *b,
                               struct err *e) {
     const struct knowledge_rows *d = &k->decoded;
@@ -435,7 +434,7 @@ static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledg
     if (k->codec->draws_any_type) {
         struct rows r = {.x = {f->dtype, d->dense}, .inv_temperature = (float)inv_temperature};
         int rc = encode_rows(k, rows, r, e);
-        struct err found; /* says which value it is */
+        struct err found; /* names the value at fault */
         if (rc == ERR_DATA && knowledge_check_dense(f, b, &found)) *e = found;
         return rc;
     }
@@ -453,7 +452,7 @@ static int encode_dense_batch(struct knowledge_encoder *k, const struct knowledg
     return 0;
 }
 
-/* A field's vectors of the batch in another type. */
+/* Converts the batch's rows of a field to another type. */
 static int convert_field(struct knowledge_encoder *k, uint32_t to, const struct knowledge_feature *from,
                          struct err *e) {
     const struct knowledge_field *field = from->field;
@@ -480,12 +479,12 @@ static int convert_field(struct knowledge_encoder *k, uint32_t to, const struct 
     return rc;
 }
 
-/* The fields that go on, as they are or in another type. */
+/* Passes on the fields of the output, converted if their type differs. */
 static int forward_fields(struct knowledge_encoder *k, struct err *e) {
     for (uint32_t i = 0; i < k->format.n_fields; i++) {
         const struct knowledge_field *field = &k->format.fields[i];
         const struct knowledge_feature *from = k->decoded.fields;
-        while (strcmp(from->field->name, field->name) != 0) from++; /* knowledge_check_encode has seen to it */
+        while (strcmp(from->field->name, field->name) != 0) from++; /* exists: knowledge_check_encode has checked */
         if (from->field->dtype == field->dtype ? knowledge_encoder_field(k, i, &from->stored, e)
                                                : convert_field(k, i, from, e))
             return e->code;
@@ -522,7 +521,7 @@ int knowledge_encoder_batch(struct knowledge_encoder *k, const struct knowledge_
         return knowledge_encoder_rows(k, f->target == TARGET_SEQUENCE ? d->n_rows : d->n_positions, NULL, 0, e);
     if (f->encoding == KNOW_DENSE) return encode_dense_batch(k, f, b, e);
     for (uint64_t i = 0; f->encoding == KNOW_SAMPLE && i < d->offset[d->n_rows]; i++)
-        d->probs[i] = rintf(d->probs[i] * (float)f->n); /* counts again */
+        d->probs[i] = rintf(d->probs[i] * (float)f->n); /* back to counts */
     return knowledge_encoder_entries(k, d->n_rows, d->offset, d->ids, d->probs, e);
 }
 

@@ -1,4 +1,4 @@
-/* Fields: their names, their rows as stored and in f32, and which positions have them. */
+/* Fields: their names, their rows as stored and as f32, and the positions that have rows. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,9 +7,9 @@
 
 #define ALL_INT8 127.0f
 
-/* ---- names --------------------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------------------------- */
 
-/* What the response's tensors and those that all fields share are called, behind "teacher.". */
+/* Names after "teacher." that belong to the response and to tensors shared by all fields. */
 static const char *const taken[] = {"logits", "n",         "ids",     "logprobs",        "counts",
                                     "draws",  "positions", "counted", KNOWLEDGE_RESPONSE};
 
@@ -70,7 +70,7 @@ const struct knowledge_field *knowledge_pair_field(const struct knowledge_format
     return NULL;
 }
 
-/* ---- vectors --------------------------------------------------------------------------------------------------------------- */
+/* ---- vectors ----------------------------------------------------------------------------------------------------- */
 
 size_t knowledge_vector_bytes(enum dtype dtype, uint64_t length) {
     return (size_t)(length * dtype_row_bytes(dtype, 1));
@@ -84,7 +84,7 @@ uint64_t knowledge_field_values(const struct knowledge_field *field, const uint3
     return sum * field->heads;
 }
 
-/* The largest magnitude becomes 127; the scale is what an integer is multiplied with. */
+/* Quantizes so that the largest magnitude becomes 127; returns the scale to multiply by. */
 static float store_int8(int8_t *to, const float *x, size_t n) {
     float most = 0;
     for (size_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
@@ -115,7 +115,7 @@ void knowledge_part_release(struct knowledge_part *p) {
     buf_release(&p->scales);
 }
 
-/* Vectors from number `vector` on, whose values begin at element `at`. */
+/* Loads n vectors, starting with number `vector`, whose values begin at element `at`. */
 static void load_vectors(const struct knowledge_feature *feature, uint64_t vector, uint64_t at, size_t n, size_t length,
                          float *out) {
     enum dtype dtype = feature->field->dtype;
@@ -130,7 +130,7 @@ static void load_vectors(const struct knowledge_feature *feature, uint64_t vecto
         for (size_t j = 0; j < length; j++) out[i * length + j] = scales[i] * (float)x[i * length + j];
 }
 
-/* ---- rows -------------------------------------------------------------------------------------------------------------------- */
+/* ---- rows -------------------------------------------------------------------------------------------------------- */
 
 const uint64_t *knowledge_feature_before(const struct knowledge_rows *k, size_t field) {
     const struct knowledge_field *f = k->fields[field].field;
@@ -170,9 +170,9 @@ void knowledge_feature_pairs(const struct knowledge_rows *k, size_t field, size_
         }
 }
 
-/* ---- positions ------------------------------------------------------------------------------------------------------------- */
+/* ---- positions --------------------------------------------------------------------------------------------------- */
 
-#define SAMPLED_STREAM 0x74617073 /* apart from the random numbers of draws */
+#define SAMPLED_STREAM 0x74617073 /* separates these random numbers from those of draws */
 
 size_t knowledge_count_positions(enum stream_target target, size_t n_seqs, const uint32_t *lengths, const uint8_t *mask,
                                  const uint32_t *labels, uint8_t *counted) {
@@ -222,14 +222,14 @@ int knowledge_pairs_end(struct knowledge_pairs *p, const struct knowledge_format
     return 0;
 }
 
-/* ---- sizes ------------------------------------------------------------------------------------------------------------------- */
+/* ---- sizes ------------------------------------------------------------------------------------------------------- */
 
 double knowledge_field_bytes(const struct knowledge_field *field, const struct knowledge_extent *x) {
     double scale = (double)knowledge_scale_bytes(field->dtype), value = (double)dtype_row_bytes(field->dtype, 1);
     double rows = field->per == PER_SEQUENCE ? 1 : (double)(field->sampled ? x->sampled : x->length);
     double length = (double)x->length, vectors = field->codec->vectors(field);
     if (field->counted) rows = (double)x->counted;
-    /* a sampled row is that of a position in the middle, on average */
+    /* on average a sampled row is that of a position in the middle */
     double n = field->per == PER_PAIR ? (field->causal ? (length + 1) / 2 : length) : field->cols;
     if (field->causal && field->counted && x->counted) n = (double)x->reach / (double)x->counted;
     return rows * vectors * (n * value + scale);

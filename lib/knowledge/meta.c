@@ -1,16 +1,16 @@
-/* The name of an encoding, and the description of a knowledge stream in META. */
+/* The description of a knowledge stream in META: writing, reading, and comparing formats. */
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/knowledge/knowledge_internal.h"
 
-/* Below this range a softmax is an argmax, above it a constant; neither teaches anything. */
+/* Below this range a softmax is an argmax, above it uniform; neither teaches anything. */
 #define MIN_TEMPERATURE 0.01
 #define MAX_TEMPERATURE 1000.0
 
-/* ---- writing ------------------------------------------------------------------------------------------------------------- */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
-/* What this file alone has a say in. "knowledge" is what streams of rill 1.0 have in place of "fields". */
+/* Members of META that this file owns. Streams of rill 1.0 have "knowledge" in place of "fields". */
 static const char *const ours[] = {"kind",    "vocab",   "vocab_size", "knowledge",    "target",
                                    "classes", "teacher", "fields",     "tap_positions"};
 
@@ -65,9 +65,9 @@ int knowledge_meta_put(cJSON *meta, const struct knowledge_format *f, struct err
     return put_members(meta, f) ? 0 : err_nomem(e, "META of knowledge");
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------------- */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-/* An optional digest into a fixed field. */
+/* Reads an optional digest into a fixed-size string. */
 static int get_digest(const cJSON *object, const char *key, char out[DIGEST_TEXT_SIZE], struct err *e) {
     const char *text = NULL;
     struct digest d;
@@ -78,7 +78,7 @@ static int get_digest(const cJSON *object, const char *key, char out[DIGEST_TEXT
     return 0;
 }
 
-/* The response, whose codec stands under `key`. */
+/* Reads the response, whose codec is named by `key`. */
 static int get_response(const cJSON *o, const char *key, struct knowledge_format *f, struct err *e) {
     const char *name;
     if (!knowledge_stored_columns(f))
@@ -92,7 +92,7 @@ static int get_response(const cJSON *o, const char *key, struct knowledge_format
     return codec->read(o, f, e);
 }
 
-/* A stream of rill 1.0 has nothing but a response. */
+/* Reads a stream of rill 1.0, which has only a response. */
 static int get_old(const cJSON *o, struct knowledge_format *f, struct err *e) {
     if (!cJSON_IsObject(o)) return err_set(e, ERR_DATA, "META has no \"fields\"");
     return get_digest(o, "teacher", f->teacher, e) ? e->code : get_response(o, "encoding", f, e);
@@ -141,7 +141,7 @@ static int get_field(const cJSON *o, const char *name, struct knowledge_format *
     return 0;
 }
 
-/* All fields of pairs share their rows, and all sampled ones their positions. */
+/* PER_PAIR fields must agree on their rows, and sampled fields need tap_positions. */
 static int check_fields(const struct knowledge_format *f, struct err *e) {
     const struct knowledge_field *first = NULL;
     for (uint32_t i = 0; i < f->n_fields; i++) {
@@ -231,7 +231,7 @@ static int fit_classes(struct knowledge_format *f, uint32_t classes, struct err 
 }
 
 int knowledge_fit_target(struct knowledge_format *f, enum stream_target target, uint32_t columns, struct err *e) {
-    if (f->target == TARGET_NEXT && !f->encoding) f->target = target; /* plain tokens: there is no label yet */
+    if (f->target == TARGET_NEXT && !f->encoding) f->target = target; /* plain tokens have no labels yet */
     if (f->target != target)
         return err_set(e, ERR_DATA, "the target of the data is \"%s\", that of the model \"%s\"",
                        stream_target_name(f->target), stream_target_name(target));
@@ -256,7 +256,7 @@ int knowledge_fit(struct knowledge_format *f, uint32_t n_tokens, struct err *e) 
                    f->vocab_size, n_tokens);
 }
 
-/* The number of tokens that a plain stream of a named vocabulary announces depends on the padding of its model. */
+/* A plain stream of a named vocabulary may differ in vocab_size, which depends on its model's padding. */
 static bool same_tokens(const struct knowledge_format *a, const struct knowledge_format *b) {
     bool padding_alone = a->encoding == KNOW_NONE && a->vocab[0];
     return !strcmp(a->vocab, b->vocab) && (a->vocab_size == b->vocab_size || padding_alone);
@@ -280,7 +280,7 @@ static bool same_format(const struct knowledge_format *a, const struct knowledge
            a->log_probs == b->log_probs && a->partial == b->partial && same_tokens(a, b);
 }
 
-/* Teachers may differ: knowledge of several, concatenated, is one curriculum. */
+/* The teachers are not compared: streams of several teachers may be concatenated. */
 int knowledge_check_same(const struct knowledge_format *first, const struct knowledge_format *other, struct err *e) {
     if (same_format(first, other)) return 0;
     char was[64], is[64];

@@ -1,6 +1,6 @@
 /*
- * Mixes what several teachers say about the same tokens into one answer. The inputs are read in step: a piece is as long as the
- * shortest rest of their batches, so that batches may be cut differently and memory holds one batch of each.
+ * Mixes the predictions of several teachers for the same tokens. The inputs are read in lockstep: a piece extends to
+ * the nearest end of a current batch, so batches may be cut differently, and memory holds one batch per input.
  */
 #include <float.h>
 #include <math.h>
@@ -9,27 +9,27 @@
 
 #include "lib/knowledge/knowledge_internal.h"
 
-#define MIX_BLOCK 64 /* dense rows at a time */
+#define MIX_BLOCK 64 /* dense rows mixed at a time */
 
-/* A teacher's stream, and how far it has been mixed. */
+/* A teacher's stream and the read position in it. */
 struct lane {
     struct stream_reader *r;
     const struct knowledge_format *f;
-    double weight; /* all sum to 1 */
+    double weight; /* normalised: they sum to 1 */
     struct batch batch;
-    struct knowledge_rows rows; /* of the batch */
-    size_t at, row, seq;        /* positions, rows of the response, whole sequences of it that are done */
-    uint32_t in_seq;            /* positions of sequence `seq` in this batch that are done */
-    size_t next_seq;            /* `seq` and `in_seq` after the piece at hand */
+    struct knowledge_rows rows; /* of the current batch */
+    size_t at, row, seq;        /* done in this batch: positions, rows of the response, complete sequences */
+    uint32_t in_seq;            /* done positions of sequence `seq` in this batch */
+    size_t next_seq;            /* `seq` and `in_seq` after the current piece */
     uint32_t next_in_seq;
-    struct buf lengths; /* u32: of the pieces of sequences in the piece at hand */
-    size_t ended;       /* of which so many end with it */
+    struct buf lengths; /* u32: lengths of the parts of sequences in the current piece */
+    size_t ended;       /* sequences that end in it */
     bool open;
 };
 
 struct entry {
     uint32_t id, lane;
-    double p; /* weighted; of draws their number */
+    double p; /* weighted; for draws their count */
 };
 
 struct knowledge_mixer {
@@ -38,13 +38,13 @@ struct knowledge_mixer {
     size_t n;
     struct lane *lanes;
     struct buf sum, x;              /* f64 and f32 [MIX_BLOCK][columns] */
-    struct buf entries;             /* struct entry, of a row */
-    struct buf offset, ids, values; /* of a piece: u64, u32, f32 */
-    struct buf counted;             /* u8 [positions of the piece]: all teachers answer there */
+    struct buf entries;             /* struct entry, of one row */
+    struct buf offset, ids, values; /* of the current piece: u64, u32, f32 */
+    struct buf counted;             /* u8 [positions of the piece]: 1 where all teachers have a prediction */
     struct knowledge_mix_counts counts;
 };
 
-/* ---- can they be mixed? ------------------------------------------------------------------------------------------------ */
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
 
 static int disagree(struct err *e, const char *what, const char *first, const char *other) {
     return err_set(e, ERR_DATA, "%s differ: first %s, here %s", what, first, other);
@@ -62,7 +62,7 @@ static int check_encoding(const struct knowledge_format *a, const struct knowled
     return err_set(e, ERR_DATA, "temperatures differ: first %g, here %g", a->temperature, b->temperature);
 }
 
-/* Another teacher's answers beside the first's. */
+/* Checks that another teacher's predictions can be mixed with the first's. */
 static int check_pair(const struct knowledge_format *a, const struct knowledge_format *b, double temperature,
                       struct err *e) {
     char first[32], other[32];
@@ -82,7 +82,7 @@ static int check_pair(const struct knowledge_format *a, const struct knowledge_f
     return check_encoding(a, b, temperature, e);
 }
 
-/* How many entries or draws a row of the mixture has at most. */
+/* Sets the largest number of entries or draws in a row of the mixture. */
 static int count_entries(const struct knowledge_mix_input *in, size_t n, struct knowledge_format *out, struct err *e) {
     uint64_t sum = 0, most = knowledge_stored_columns(out);
     uint32_t least = UINT32_MAX;
@@ -123,7 +123,7 @@ int knowledge_mix_format(const struct knowledge_mixture *how, const struct knowl
                            "draws are pooled, so a teacher's weight is its number of draws (encode with other numbers: "
                            "logit-dump --encode sample:N)");
     *out = *first;
-    out->teacher[0] = 0; /* there are several: the provenance names them */
+    out->teacher[0] = 0; /* several teachers, which provenance names */
     if (how->temperature > 0) out->temperature = how->temperature;
     if (first->encoding != KNOW_DENSE) return count_entries(in, n, out, e);
     out->log_probs = true;
@@ -168,9 +168,9 @@ struct knowledge_mix_counts knowledge_mixer_counts(const struct knowledge_mixer 
     return m->counts;
 }
 
-/* ---- in step --------------------------------------------------------------------------------------------------------------- */
+/* ---- reading in lockstep ----------------------------------------------------------------------------------------- */
 
-/* The next batch with positions, if the one at hand is used up. */
+/* Reads the next batch that has positions, if the current one is used up. */
 static int refill(struct lane *l, bool *more, struct err *e) {
     *more = true;
     if (l->at < l->rows.n_positions) return 0;
@@ -188,7 +188,7 @@ static int refill(struct lane *l, bool *more, struct err *e) {
     return 0;
 }
 
-/* How the next n positions are cut into sequences. */
+/* Cuts the next n positions into parts of sequences. */
 static int cut_piece(struct lane *l, size_t n, struct err *e) {
     const struct knowledge_rows *k = &l->rows;
     size_t seq = l->seq;
@@ -231,7 +231,7 @@ static uint32_t type_at(const struct lane *l, size_t i) {
     return l->rows.types ? l->rows.types[l->at + i] : 0;
 }
 
-/* The first of n positions at which the two do not speak of the same token, or n. */
+/* Returns the first of n positions at which token, mask, type or label differ, or n. */
 static size_t first_difference(const struct lane *a, const struct lane *b, size_t n) {
     bool masked = a->f->target == TARGET_MASKED;
     for (size_t i = 0; i < n; i++)
@@ -264,7 +264,7 @@ static int check_same(const struct knowledge_mixer *m, const struct lane *b, siz
     return 0;
 }
 
-/* How many positions the next piece has: none when all streams end here. */
+/* Sets the number of positions of the next piece: 0 if all streams have ended. */
 static int next_piece(struct knowledge_mixer *m, size_t *n, struct err *e) {
     struct lane *first = &m->lanes[0];
     bool more = false, others = false;
@@ -284,7 +284,7 @@ static int next_piece(struct knowledge_mixer *m, size_t *n, struct err *e) {
     return 0;
 }
 
-/* Positions that all teachers answer at. */
+/* Marks the positions at which all teachers have a prediction. */
 static int find_counted(struct knowledge_mixer *m, size_t n, struct err *e) {
     m->counted.len = 0;
     uint8_t *counted = knowledge_extend(&m->counted, n, e);
@@ -298,7 +298,7 @@ static int find_counted(struct knowledge_mixer *m, size_t n, struct err *e) {
     return 0;
 }
 
-/* Without the rows of positions that do not count; how many are left. */
+/* Removes the rows of positions that are not counted; returns how many are left. */
 static size_t keep_counted(const struct knowledge_mixer *m, float *x, size_t first, size_t n, size_t d) {
     size_t kept = 0;
     if (m->out.target == TARGET_SEQUENCE) return n;
@@ -310,7 +310,7 @@ static size_t keep_counted(const struct knowledge_mixer *m, float *x, size_t fir
     return kept;
 }
 
-/* ---- dense answers ------------------------------------------------------------------------------------------------------------ */
+/* ---- dense predictions ------------------------------------------------------------------------------------------- */
 
 struct dense_sum {
     bool geometric;
@@ -327,7 +327,8 @@ static void add_row(void *ctx, size_t r, int thread) {
     for (size_t i = 0; i < j->d; i++) sum[i] += j->weight * (j->geometric ? x[i] : exp(x[i]));
 }
 
-/* Back to logarithms. A probability that is 0 in f64 becomes the least that is not: a stored answer is finite. */
+/* Back to logarithms. A probability of 0 in f64 becomes the least positive number, because stored values must be
+ * finite. */
 static void finish_row(void *ctx, size_t r, int thread) {
     const struct dense_sum *j = ctx;
     const double *sum = j->sum + r * j->d;
@@ -341,12 +342,12 @@ static int mix_dense(struct knowledge_mixer *m, struct knowledge_encoder *k, siz
     if (buf_reserve(&m->sum, MIX_BLOCK * d * sizeof(double), e) || buf_reserve(&m->x, MIX_BLOCK * d * sizeof(float), e))
         return e->code;
     struct dense_sum j = {m->mean == MEAN_GEOMETRIC, 0, (double *)m->sum.data, (float *)m->x.data, d};
-    for (size_t first = 0; first < rows; first += MIX_BLOCK) { /* rows of all positions */
+    for (size_t first = 0; first < rows; first += MIX_BLOCK) { /* over all positions, counted or not */
         size_t n = rows - first < MIX_BLOCK ? rows - first : MIX_BLOCK;
         memset(j.sum, 0, n * d * sizeof *j.sum);
         for (size_t i = 0; i < m->n; i++) {
             const struct lane *l = &m->lanes[i];
-            struct kernel_target target; /* whose log-probabilities are in j.x */
+            struct kernel_target target; /* its log-probabilities are in j.x */
             knowledge_target(&l->rows, l->f, m->out.temperature, l->row + first, n, j.x, &target);
             j.weight = l->weight;
             parallel_for(n, add_row, &j);
@@ -358,7 +359,7 @@ static int mix_dense(struct knowledge_mixer *m, struct knowledge_encoder *k, siz
     return 0;
 }
 
-/* ---- entries ------------------------------------------------------------------------------------------------------------------- */
+/* ---- entries ----------------------------------------------------------------------------------------------------- */
 
 static int by_id(const void *a, const void *b) {
     const struct entry *x = a, *y = b;
@@ -386,7 +387,8 @@ static int gather_row(struct knowledge_mixer *m, size_t r, struct err *e) {
     return 0;
 }
 
-/* One entry for each id, `lane` counts the teachers that have it; in order of id. Returns how many there are. */
+/* Merges entries of the same id, in order of id; `lane` becomes the number of teachers that have it. Returns their
+ * number. */
 static size_t join_entries(struct entry *x, size_t n) {
     size_t made = 0;
     if (n) qsort(x, n, sizeof *x, by_id);
@@ -402,7 +404,7 @@ static size_t join_entries(struct entry *x, size_t n) {
     return made;
 }
 
-/* The tokens whose probability all teachers tell. */
+/* Keeps the tokens that all teachers list. */
 static size_t keep_common(struct knowledge_mixer *m, struct entry *x, size_t n) {
     size_t kept = 0;
     for (size_t i = 0; i < n; i++)
@@ -440,7 +442,7 @@ static int mix_entries(struct knowledge_mixer *m, struct knowledge_encoder *k, s
                                      (const float *)m->values.data, e);
 }
 
-/* ---- the interface --------------------------------------------------------------------------------------------------------------- */
+/* ---- the interface ----------------------------------------------------------------------------------------------- */
 
 static int announce(struct knowledge_mixer *m, struct knowledge_encoder *k, size_t n, struct err *e) {
     const struct lane *l = &m->lanes[0];

@@ -1,4 +1,4 @@
-/* Prints knowledge as a table. One row at a time: speed does not matter for reading. */
+/* Prints knowledge as a table, one row at a time: speed does not matter here. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -10,12 +10,12 @@ struct entry {
     float prob;
 };
 
-/* The columns of a position. */
+/* What the table shows of a position. */
 struct row {
-    bool counts;                 /* there is an answer */
-    const struct entry *entries; /* by descending probability */
+    bool counts;                 /* there is a prediction */
+    const struct entry *entries; /* in descending order of probability */
     size_t n;
-    bool known; /* the label's probability is */
+    bool known; /* the probability of the label is known */
     double p_label;
     size_t rank; /* of the label, from 1; 0: it was never drawn */
 };
@@ -34,8 +34,8 @@ static int load_sparse(struct row *row, const struct knowledge_rows *k, const st
     for (size_t i = 0; i < n; i++) entries[i] = (struct entry){k->ids[k->offset[r] + i], k->probs[k->offset[r] + i]};
     if (n) qsort(entries, n, sizeof *entries, by_probability);
     *row = (struct row){.entries = entries, .n = n < top ? n : top};
-    row->known = f->encoding == KNOW_SAMPLE && k->labels[r] != UINT32_MAX; /* tokens that were not drawn have
-     * frequency 0 */
+    /* a token that was not drawn has frequency 0 */
+    row->known = f->encoding == KNOW_SAMPLE && k->labels[r] != UINT32_MAX;
     for (size_t i = 0; i < n; i++)
         if (entries[i].id == k->labels[r]) row->known = true, row->p_label = entries[i].prob, row->rank = i + 1;
     return 0;
@@ -49,8 +49,8 @@ static int load_dense(struct row *row, const struct knowledge_rows *k, const str
     float *x = (float *)(entries + n), *values = x + d;
     uint32_t *ids = (void *)(values + n);
     knowledge_dense_rows(k, f, r, 1, x);
-    kernel_log_softmax(kernel_f32(x), kernel_f32(x), 1, d,
-                       1); /* logits are at temperature 1, log-probabilities at their own */
+    /* logits are at temperature 1, log-probabilities at their own: no further division */
+    kernel_log_softmax(kernel_f32(x), kernel_f32(x), 1, d, 1);
     kernel_topk(ids, values, kernel_f32(x), 1, d, n);
     for (size_t i = 0; i < n; i++) entries[i] = (struct entry){ids[i], expf(values[i])};
     uint32_t label = k->labels[r];
@@ -59,11 +59,11 @@ static int load_dense(struct row *row, const struct knowledge_rows *k, const str
     row->p_label = exp(x[label]);
     row->rank = 1;
     for (size_t i = 0; i < d; i++) row->rank += x[i] > x[label];
-    for (size_t i = 0; i < label; i++) row->rank += x[i] == x[label]; /* of equals, the first */
+    for (size_t i = 0; i < label; i++) row->rank += x[i] == x[label]; /* ties: the lower id ranks first */
     return 0;
 }
 
-/* A token's id, and a column with its piece. */
+/* Prints a token's id, and its piece if there is a `spell`. */
 static int put_token(struct buf *out, const struct knowledge_tsv *t, uint32_t id, struct err *e) {
     if (id == UINT32_MAX) return buf_printf(out, e, t->spell ? "-\t-\t" : "-\t");
     if (buf_printf(out, e, "%u\t", id)) return e->code;
@@ -85,26 +85,27 @@ static int put_row(struct buf *out, const struct knowledge_tsv *t, const struct 
     if (!row->counts) return rc ? rc : buf_printf(out, e, "-\t-\t");
     if (!rc) rc = row->rank ? buf_printf(out, e, "%zu\t", row->rank) : buf_printf(out, e, "-\t");
     for (size_t i = 0; i < row->n; i++) rest -= row->entries[i].prob;
-    if (rest < 0.5e-6) rest = 0; /* the rest is rounding of f32 */
+    if (rest < 0.5e-6) rest = 0; /* what is left is f32 rounding */
     if (!rc) rc = buf_printf(out, e, "%.4g\t", rest);
     for (size_t i = 0; i < row->n && !rc; i++) rc = put_entry(out, t, &row->entries[i], i == 0, e);
     return rc;
 }
 
-/* Where a row of the table is: its sequence, the first position of that in the queue, and the row's. */
+/* The place of a table row: index of its sequence, and of that sequence's first position and the row's own, in the
+ * queue. */
 struct place {
     size_t seq, begin, position;
 };
 
-/* A field's row of this place, shown as its root mean square; "-" where it has none. Of pairs, the position that has the
- * largest weight in the mean over heads, and the weight. */
+/* Prints a field's row at this place as its root mean square, or "-" if it has none; for PER_PAIR, the position with
+ * the largest weight in the mean over heads, and that weight. */
 static int put_field(struct buf *out, const struct knowledge_rows *k, size_t i, const struct place *at,
                      struct buf *memory, struct err *e) {
     const struct knowledge_field *field = k->fields[i].field;
     size_t first, rows = knowledge_feature_span(k, i, at->seq, 1, &first), length = k->lengths[at->seq];
     bool pairs = field->per == PER_PAIR, whole = at->seq < knowledge_whole_seqs(k);
     bool here = field->per == PER_SEQUENCE ? at->position == at->begin : whole || !pairs;
-    if (field->per == PER_PAIR && at->seq == 0 && k->first_pos) here = false; /* its beginning is gone */
+    if (field->per == PER_PAIR && at->seq == 0 && k->first_pos) here = false; /* its beginning was dropped */
     const uint64_t *before = knowledge_feature_before(k, i);
     if (before) {
         here = here && before[at->position + 1] > before[at->position];
@@ -137,7 +138,7 @@ int knowledge_tsv_rows(const struct knowledge_tsv *t, struct buf *out, const str
     struct place at = {0};
     bool sequences = f->target == TARGET_SEQUENCE;
     struct knowledge_tsv labels = *t;
-    if (stream_target_classes(f->target)) labels.spell = NULL; /* classes are no tokens */
+    if (stream_target_classes(f->target)) labels.spell = NULL; /* class labels are not tokens */
     for (size_t r = first; r < first + rows && !rc; r++) {
         struct row row = {0};
         while (sequences ? at.seq < r : r - at.begin >= k->lengths[at.seq]) at.begin += k->lengths[at.seq++];
@@ -183,7 +184,7 @@ static void print_head(struct table *p) {
 
 static int print_batch(struct table *p, const struct batch *b, struct err *e) {
     if (knowledge_decode(&p->rows, p->f, b, e)) return e->code;
-    /* The label of an open sequence's last position is yet to come. */
+    /* The label of an open sequence's last position is in the next batch. */
     bool sequences = p->f->target == TARGET_SEQUENCE;
     uint64_t end = p->base + (sequences ? p->rows.n_rows : p->rows.n_positions - p->rows.open);
     uint64_t stop = end < p->next ? p->next : end - p->next < p->left ? end : p->next + p->left;

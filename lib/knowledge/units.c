@@ -1,19 +1,20 @@
-/* Sequences and packs of a file in any order: an index of where they are, and reading one of them. */
+/* Random access to the sequences and packs of a file: an index of where they are, and reading one of them. */
 #include <inttypes.h>
 #include <string.h>
 
 #include "lib/knowledge/knowledge_internal.h"
 
-/* ---- finding ----------------------------------------------------------------------------------------------------- */
+/* ---- indexing ---------------------------------------------------------------------------------------------------- */
 
-/* One sequence after another. A place is a batch and how many sequences to count from its front; the front may be the end of
- * a sequence, but where there are pairs, whose rows come with that end, it is the last batch that began with a whole one. */
+/* Walks over the sequences. A sequence is located by a batch and the number of sequences to skip from its front. The
+ * front may be the end of an earlier sequence, but not if there are PER_PAIR fields: their rows come with that end, so
+ * the batch must be one that begins with a whole sequence. */
 struct finder {
     struct knowledge_units *u;
-    struct stream_item head; /* of the batch under way */
-    uint64_t base;           /* the batch that places are counted from ... */
-    uint32_t counted;        /* ... and sequences that began in it and after it */
-    uint64_t offset, pack;   /* of the sequence under way; positions of the pack under way, 0: none */
+    struct stream_item head; /* the current batch */
+    uint64_t base;           /* offset of the batch that sequences are located from ... */
+    uint32_t counted;        /* ... and how many sequences have begun since */
+    uint64_t offset, pack;   /* of the current sequence; positions of the current pack, 0: none */
     uint32_t skip;
     uint64_t length;
     bool open;
@@ -60,7 +61,7 @@ static int find_in_batch(struct finder *s, const uint32_t *lengths, struct err *
 
 static int see_meta(struct finder *s, const struct stream_item *item, bool first, struct err *e) {
     struct knowledge_format now;
-    s->pack = 0; /* a pack does not go on in another segment */
+    s->pack = 0; /* packs do not cross segments */
     if (knowledge_meta_get(item->json, &now, e)) return e->code;
     if (first) s->u->format = now;
     return knowledge_check_same(&s->u->format, &now, e) ? err_prefix(e, "the segments disagree") : 0;
@@ -109,7 +110,7 @@ void knowledge_units_open(struct knowledge_units *u, struct stream_reader *r) {
     u->at = 0;
 }
 
-/* The next batch in the file. The first one after a jump may begin inside a sequence, of which only the end is then there. */
+/* Reads the next batch. The first one after a seek may begin inside a sequence, whose beginning is then missing. */
 static int read_batch(struct knowledge_units *u, const struct knowledge_format *f, bool first, struct err *e) {
     const struct stream_batch *head = &u->batch.head;
     bool more;
@@ -133,7 +134,7 @@ static int go_to(struct knowledge_units *u, const struct knowledge_format *f, ui
     return 0;
 }
 
-/* How many sequences from number `first` of the rows on have that many positions. 0: more batches are needed. */
+/* Sets *n to the number of sequences, starting with `first`, that have that many positions in total; 0: read more. */
 static int count_seqs(const struct knowledge_units *u, size_t first, uint64_t positions, size_t *n, struct err *e) {
     const struct knowledge_rows *k = &u->rows;
     uint64_t sum = 0;

@@ -1,4 +1,4 @@
-/* What a loss on logits asks for of its block: the teacher's rows, and the kernels that several are made of. */
+/* Helpers for losses on logits: the teacher's rows, and kernels shared by several losses. */
 #include "lib/losses/losses_internal.h"
 
 float *loss_reserve(struct buf *b, size_t n, struct err *e) {
@@ -19,7 +19,7 @@ static const float *in_process(const struct loss_block *b) {
     return kernel_host(rows_in_process(b), b->rows * b->vocab);
 }
 
-/* Losses that follow one another mostly share teacher and temperature: its softmax is made once. */
+/* Consecutive losses mostly share teacher and temperature, so the softmax is cached in l->dense. */
 int loss_block_target(struct loss_block *b, double temperature, struct kernel_target *out, struct err *e) {
     struct loss_list *l = b->list;
     struct kernel_array logits = rows_in_process(b);

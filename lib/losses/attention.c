@@ -1,11 +1,12 @@
-/* Losses on attention: the teacher's probabilities or scores of a block of queries at a time, against those of the student's q and k. */
+/* Losses on attention: the teacher's probabilities or scores against those from the student's q and k, by blocks of
+ * queries. */
 #include <math.h>
 
 #include "lib/losses/losses_internal.h"
 
-#define QUERIES 64 /* of a block: three arrays [QUERIES][heads][length] are in memory */
+#define QUERIES 64 /* per block, to bound memory: three arrays [QUERIES][heads][length] */
 
-/* ---- what they want --------------------------------------------------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 uint32_t loss_attention_layers(const struct loss_setting *s, const struct loss *l, struct err *e) {
     uint32_t layers = s->live ? s->live->n_layers : loss_layers_in_data(s->data, LOSS_ATTENTION_FIELD);
@@ -52,7 +53,7 @@ int loss_want_attention(struct loss *l, const struct loss_setting *s, const stru
     return check_heads(l, out->student.n_heads, out->teacher.n_heads, e);
 }
 
-/* ---- a layer ------------------------------------------------------------------------------------------------------------------ */
+/* ---- a layer ----------------------------------------------------------------------------------------------------- */
 
 struct run {
     struct loss_points *p;

@@ -1,9 +1,9 @@
-/* Losses on a block of logits: each head's gradient is added up in f32 and goes where grad_heads wants it. */
+/* Losses on a block of logits: each head's gradient is summed in f32, then written where grad_heads expects it. */
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"
 
-/* ---- one head -------------------------------------------------------------------------------------------------------------- */
+/* ---- one head ---------------------------------------------------------------------------------------------------- */
 
 static double sum_rows(const double *values, const float *row_weight, size_t rows) {
     double sum = 0;
@@ -12,7 +12,7 @@ static double sum_rows(const double *values, const float *row_weight, size_t row
     return sum;
 }
 
-/* The share of a loss that a head gets: head 0 is the last, head 1 + i exit i. */
+/* Returns the share of a loss that a head gets: head 0 is the last one, head 1 + i is exit i. */
 static double share_of(const struct loss_list *l, const struct loss *item, size_t head) {
     if (!item->type->logits) return 0;
     if (item->at == LOSS_AT_EXITS) return head ? 1 / (double)l->n_exits : 0;
@@ -21,10 +21,10 @@ static double share_of(const struct loss_list *l, const struct loss *item, size_
 
 static int head_losses(struct loss_list *l, const struct loss_rows *r, size_t head, const struct loss_block *common,
                        struct err *e) {
-    struct kernel_array slope = head ? r->exit_slopes[head - 1] : r->final_slope;
+    struct kernel_array out = head ? r->exit_dlogits[head - 1] : r->final_dlogits;
     size_t n = r->rows * r->vocab;
-    float *dlogits = kernel_has_data(slope) ? loss_reserve(&l->dlogits, n, e) : NULL;
-    if (kernel_has_data(slope) && !dlogits) return e->code;
+    float *dlogits = kernel_has_data(out) ? loss_reserve(&l->dlogits, n, e) : NULL;
+    if (kernel_has_data(out) && !dlogits) return e->code;
     if (dlogits) kernel_fill(kernel_f32(dlogits), n, 0);
     for (size_t i = 0; i < l->n; i++) {
         struct loss *item = &l->items[i];
@@ -38,12 +38,12 @@ static int head_losses(struct loss_list *l, const struct loss_rows *r, size_t he
         if (item->type->logits(item, &b, e)) return e->code;
         item->sum += share * sum_rows(b.values, b.row_weight, b.rows);
     }
-    /* In f32 the gradient lies where the logits of this head were, which a teacher may still be: see loss_list_block. */
-    if (dlogits) kernel_convert(slope, kernel_f32(dlogits), n);
+    /* In f32 the gradient overwrites this head's logits, which may still teach other heads: see loss_list_block. */
+    if (dlogits) kernel_convert(out, kernel_f32(dlogits), n);
     return 0;
 }
 
-/* kl and ce in one kernel, which writes the gradient over the logits. */
+/* Computes kl and ce in one kernel, which overwrites the logits with the gradient. */
 static int fused_losses(struct loss_list *l, const struct loss_rows *r, const struct loss_block *common,
                         struct err *e) {
     struct loss *kl = NULL, *ce = NULL;
@@ -60,9 +60,9 @@ static int fused_losses(struct loss_list *l, const struct loss_rows *r, const st
     if (kl) how.temperature = (float)loss_temperature(kl), how.kl_weight = (float)kl->weight;
     if (ce) how.ce_weight = (float)ce->weight;
     if (kl && loss_block_target(&b, loss_temperature(kl), &target, e)) return e->code;
-    kernel_distill_loss(&how, &target, b.row_weight, r->final, r->rows, r->vocab, values[0], values[1], r->final_slope);
+    kernel_distill_loss(&how, &target, b.row_weight, r->final, r->rows, r->vocab, values[0], values[1], r->final_dlogits);
     for (size_t i = 0; kl && i < r->rows; i++) values[0][i] = loss_kl_value(r->format, &target, i, values[0][i]);
-    /* added row by row to the sum of the step: its bits do not depend on how rows are cut into blocks */
+    /* summed row by row over the whole step, so that the bits do not depend on how rows are cut into blocks */
     for (size_t i = 0; i < r->rows; i++) {
         if (b.row_weight[i] == 0) continue;
         if (kl) kl->sum += values[0][i];
@@ -71,7 +71,7 @@ static int fused_losses(struct loss_list *l, const struct loss_rows *r, const st
     return 0;
 }
 
-/* Exits first: the last head's gradient may take the place of its logits, which teach the exits. */
+/* Exits go first: the gradient of the last head may overwrite its logits, from which exits may learn. */
 int loss_list_block(struct loss_list *l, const struct loss_rows *r, struct err *e) {
     float *row_weight = loss_reserve(&l->row_weight, r->rows, e);
     l->values.len = 0;

@@ -1,4 +1,4 @@
-/* The values of a loss's keys. */
+/* Access to the values of a loss's keys. */
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"

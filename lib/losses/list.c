@@ -1,18 +1,18 @@
-/* A list of losses against what a run has: defaults, names, what is refused; weights and sums of the steps. */
+/* Binding a list of losses to what a run provides: defaults, names, checks; and the weights and sums of steps. */
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"
 
-/* ---- defaults ---------------------------------------------------------------------------------------------------------- */
+/* ---- defaults ---------------------------------------------------------------------------------------------------- */
 
 static bool is(const struct loss *l, const struct loss_type *t) {
     return l->type == t && l->at == LOSS_AT_FINAL;
 }
 
-/* One that is measured only. */
+/* Inserts a loss that is only measured. */
 static int add_measured(struct loss_list *l, const struct loss_type *t, size_t at, struct err *e) {
-    if (l->n == LOSS_MAX) return 0; /* nothing depends on it */
+    if (l->n == LOSS_MAX) return 0; /* full: measuring is optional */
     if (loss_list_add(l, t->name, e)) return e->code;
     struct loss own = l->items[l->n - 1];
     memmove(&l->items[at + 1], &l->items[at], (l->n - 1 - at) * sizeof own);
@@ -33,7 +33,7 @@ static int add_defaults(struct loss_list *l, const struct loss_setting *s, struc
     return has_ce ? 0 : add_measured(l, &loss_ce, l->n, e);
 }
 
-/* ---- who teaches, where -------------------------------------------------------------------------------------------------- */
+/* ---- teacher and head -------------------------------------------------------------------------------------------- */
 
 static int resolve_teacher(struct loss *l, const struct loss_setting *s, struct err *e) {
     if (!l->type->encodings) return 0;
@@ -67,7 +67,7 @@ static int resolve_at(struct loss *l, const struct loss_setting *s, struct err *
                        : 0;
 }
 
-/* ---- can the teacher's answer serve it? ------------------------------------------------------------------------------------ */
+/* ---- can the teacher's response serve it? ------------------------------------------------------------------------ */
 
 static int check_encoding(const struct loss *l, const struct knowledge_format *f, struct err *e) {
     char have[64], need[64];
@@ -100,7 +100,7 @@ static int check_teacher(struct loss *l, const struct loss_setting *s, struct er
     return 0;
 }
 
-/* ---- names ------------------------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------------------------- */
 
 static void name_column(struct loss *l, const struct loss_setting *s) {
     const char *name = l->type->name;
@@ -127,9 +127,9 @@ static int check_columns(const struct loss_list *l, struct err *e) {
     return 0;
 }
 
-/* ---- binding ----------------------------------------------------------------------------------------------------------------- */
+/* ---- binding ----------------------------------------------------------------------------------------------------- */
 
-/* kl and ce of the last head, and nothing else on logits. */
+/* Are kl and ce of the last head, each at most once, the only losses on logits? */
 static bool can_fuse(const struct loss_list *l) {
     const struct loss_type *once[] = {&loss_kl, &loss_ce};
     size_t n = 0, on_logits = 0;
@@ -194,7 +194,7 @@ void loss_list_release(struct loss_list *l) {
     *l = (struct loss_list){0};
 }
 
-/* ---- steps ------------------------------------------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
 
 void loss_list_begin_step(struct loss_list *l, uint64_t step, uint64_t steps) {
     double along = steps > 1 ? (double)(step - 1) / (double)(steps - 1) : 0;
@@ -207,7 +207,7 @@ void loss_list_begin_step(struct loss_list *l, uint64_t step, uint64_t steps) {
 
 double loss_list_total(const struct loss_list *l, double labelled) {
     double total = 0;
-    for (size_t i = 0; i < l->n; i++) /* a value that is measured may be infinite */
+    for (size_t i = 0; i < l->n; i++) /* a value that is only measured may be infinite */
         if (l->items[i].weight != 0) total += l->items[i].weight * l->items[i].factor * (l->items[i].sum / labelled);
     return total;
 }

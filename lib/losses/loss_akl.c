@@ -1,4 +1,5 @@
-/* Adaptive Kullback-Leibler divergence: forward and reverse, weighted by where the student is further off. */
+/* Adaptive Kullback-Leibler divergence: forward and reverse, weighted by how far off the student is in head and
+ * tail. */
 #include "lib/losses/losses_internal.h"
 
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {

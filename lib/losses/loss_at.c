@@ -1,4 +1,4 @@
-/* Attention transfer: how much each position's features have in them. */
+/* Attention transfer: the distribution of feature energy over positions. */
 #include "lib/losses/losses_internal.h"
 
 static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {

@@ -2,7 +2,7 @@
 #include "lib/losses/losses_internal.h"
 
 struct crd {
-    struct loss_pairs map; /* first: loss_map_needs */
+    struct loss_pairs map; /* must be first: loss_map_needs */
     struct maps {
         struct loss_projector student, teacher;
     } maps[LOSS_MAX_PAIRS];
@@ -36,7 +36,7 @@ static int group(struct loss *l, struct loss_group *g, double *value, struct err
 static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) {
     struct crd *c = l->state;
     struct loss_sides of = {.n = 2, .run = group, .share = 1 / (double)c->map.n, .most = loss_most(l, "positions")};
-    const float *rows; /* a copy: the way back reads it */
+    const float *rows; /* a copy, because the backward pass reads it */
     size_t cols, n = p->in->n_positions;
     if (loss_teacher_copy(p, POINT_LAYER, c->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
     of.var[0] = loss_project(p->t, &c->maps[i].student, loss_student_point(p, POINT_LAYER, c->map.pairs[i].student));

@@ -1,8 +1,8 @@
-/* Flow of the solution procedure: products of one layer's features with another's. */
+/* Flow of the solution procedure: Gram matrices between the features of two layers. */
 #include "lib/losses/losses_internal.h"
 
 struct fsp {
-    struct loss_pairs map; /* first: loss_map_needs */
+    struct loss_pairs map; /* must be first: loss_map_needs */
     struct loss_projector projectors[LOSS_MAX_PAIRS];
 };
 

@@ -1,8 +1,9 @@
-/* Factor transfer: the teacher's features in short, and the student's translated to that. */
+/* Factor transfer: a paraphraser compresses the teacher's features, and a translator maps the student's to the
+ * result. */
 #include "lib/losses/losses_internal.h"
 
 struct ft {
-    struct loss_pairs map; /* first: loss_map_needs */
+    struct loss_pairs map; /* must be first: loss_map_needs */
     struct maps {
         struct loss_projector encode, decode, translate;
     } maps[LOSS_MAX_PAIRS];
@@ -27,10 +28,10 @@ static int prepare(struct loss *l, const struct loss_setting *s, struct param_se
     return 0;
 }
 
-/* The paraphraser learns from its own reconstruction alone: its factors are a constant to the student. */
+/* The paraphraser is trained only by its reconstruction: for the student its factors are constant. */
 static int pair(struct loss *l, struct loss_points *p, size_t i, struct err *e) {
     struct ft *f = l->state;
-    const float *rows; /* a copy: the way back reads it */
+    const float *rows; /* a copy, because the backward pass reads it */
     size_t cols, n = p->in->n_positions;
     if (loss_teacher_copy(p, POINT_LAYER, f->map.pairs[i].teacher, &rows, &cols, e)) return e->code;
     struct grad_var *factors =

@@ -1,11 +1,11 @@
-/* Hidden states: the outputs of the student's layers against those of the teacher's, through a learned map where widths differ. */
+/* Hidden states: outputs of the student's layers against the teacher's, through a learned map where widths differ. */
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"
 
 struct hidden {
-    struct loss_pairs map;                            /* first: loss_map_needs */
-    struct loss_projector projectors[LOSS_MAX_PAIRS]; /* value without data: none */
+    struct loss_pairs map;                            /* must be first: loss_map_needs */
+    struct loss_projector projectors[LOSS_MAX_PAIRS]; /* without data: none */
 };
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {

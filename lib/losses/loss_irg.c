@@ -1,4 +1,4 @@
-/* Instance relationship graph: its edges, and how its vertices move from one layer to another. */
+/* Instance relationship graph: its edges, and how its vertices change from one layer to another. */
 #include "lib/losses/losses_internal.h"
 
 static int edges(struct loss *l, struct loss_group *g, double *value, struct err *e) {

@@ -1,7 +1,7 @@
 /* Generalised Jensen-Shannon divergence, in the convention of TRL's GKDTrainer: other libraries mirror beta. */
 #include "lib/losses/losses_internal.h"
 
-/* At the ends the mixture is one of the two, and the limit is a KL divergence. */
+/* At either end the mixture equals one of the two distributions, and the limit is a KL divergence. */
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {
     double beta = loss_number(l, "beta");
     if (beta == 0) return loss_divergence(l, b, DIVERGENCE_KL, 1, 0, e);

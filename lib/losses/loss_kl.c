@@ -1,4 +1,4 @@
-/* Forward Kullback-Leibler divergence, with T^2: what "distillation" means where nothing else is said. */
+/* Forward Kullback-Leibler divergence, times T^2: the usual meaning of "distillation". */
 #include <math.h>
 
 #include "lib/losses/losses_internal.h"
@@ -13,7 +13,7 @@ const char *loss_kl_name(const struct knowledge_format *f) {
     return names[f->encoding];
 }
 
-/* It differs from the kernel's sum by what the student has no part in. */
+/* The reported value differs from the kernel's sum by a term that does not depend on the student. */
 double loss_kl_value(const struct knowledge_format *f, const struct kernel_target *target, size_t r, double kl) {
     double mass;
     if (target->dense || !target->ids || target->rest) return kl;

@@ -1,4 +1,4 @@
-/* MiniLM: attention of the last layer, and the relation of its values. */
+/* MiniLM: attention of the last layer, and the self-relation of its values. */
 #include "lib/losses/losses_internal.h"
 
 struct minilm {

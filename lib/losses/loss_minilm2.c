@@ -1,4 +1,4 @@
-/* MiniLMv2: relations of queries, of keys and of values, cut into as many heads as one likes. */
+/* MiniLMv2: self-relations of queries, keys and values, split into any number of heads. */
 #include "lib/losses/losses_internal.h"
 
 static const enum model_point of[] = {POINT_Q, POINT_K, POINT_V};

@@ -1,4 +1,4 @@
-/* Neuron selectivity transfer: channels as samples of a distribution over positions. */
+/* Neuron selectivity transfer: channels are samples of a distribution over positions. */
 #include "lib/losses/losses_internal.h"
 
 static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {

@@ -1,4 +1,4 @@
-/* Patient knowledge distillation: directions of hidden states. */
+/* Patient knowledge distillation: hidden states, normalised to length 1. */
 #include "lib/losses/losses_internal.h"
 
 static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
@@ -13,7 +13,7 @@ static int needs(struct loss *l, const struct loss_setting *s, struct err *e) {
     return 0;
 }
 
-/* |x / |x| - t / |t||^2 is twice 1 - cos. */
+/* |x / |x| - t / |t||^2 = 2 (1 - cos) */
 static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {
     double share = 2 / (double)g->n;
     (void)l, (void)e;

@@ -1,4 +1,4 @@
-/* Probabilistic knowledge transfer: who is whose neighbour, as a distribution. */
+/* Probabilistic knowledge transfer: each instance's similarities to the others, as a distribution. */
 #include "lib/losses/losses_internal.h"
 
 static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {

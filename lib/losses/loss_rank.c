@@ -1,7 +1,7 @@
-/* Losses on the order in which the teacher puts its first tokens, whatever their probabilities. */
+/* Losses on the order of the teacher's most probable tokens, whatever their probabilities. */
 #include "lib/losses/losses_internal.h"
 
-/* The first k of a dense row as entries; sparse ones are in that order as they are. */
+/* Returns the first k tokens of dense rows as entries; sparse rows are in descending order already. */
 static int entries(struct loss_block *b, size_t k, struct kernel_target *t, struct err *e) {
     struct arena *a = &b->list->memory;
     if (loss_block_target(b, loss_temperature(b->loss), t, e)) return e->code;

@@ -1,4 +1,4 @@
-/* Reverse Kullback-Leibler divergence, which seeks one mode of the teacher. */
+/* Reverse Kullback-Leibler divergence, which is mode-seeking. */
 #include "lib/losses/losses_internal.h"
 
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {

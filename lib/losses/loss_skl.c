@@ -1,4 +1,4 @@
-/* Skew Kullback-Leibler divergence: the student is mixed with the teacher, so that it stays finite. */
+/* Skew Kullback-Leibler divergence: mixing the student with the teacher keeps it finite. */
 #include "lib/losses/losses_internal.h"
 
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {

@@ -1,4 +1,4 @@
-/* Label smoothing: a part of the label's probability is shared out to all tokens. */
+/* Label smoothing: a part of the label's probability is spread over all tokens. */
 #include "lib/losses/losses_internal.h"
 
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {

@@ -1,4 +1,4 @@
-/* Similarity preserving: which instances are alike to the teacher should be to the student. */
+/* Similarity preserving: instances that are similar for the teacher should be similar for the student. */
 #include "lib/losses/losses_internal.h"
 
 static int group(struct loss *l, struct loss_group *g, double *value, struct err *e) {

@@ -1,4 +1,4 @@
-/* Teacher-free distillation: the teacher is a distribution made by hand from the label. */
+/* Teacher-free distillation: the teacher is a hand-made distribution around the label. */
 #include <math.h>
 
 #include "lib/losses/losses_internal.h"

@@ -1,4 +1,4 @@
-/* TinyBERT's losses inside the model: embeddings, hidden states and attention. Its fourth, of the prediction, is kl. */
+/* TinyBERT's losses on embeddings, hidden states and attention. Its fourth, on predictions, is kl. */
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"
@@ -6,7 +6,7 @@
 struct tinybert {
     struct loss_pairs map;
     struct loss_attention attention[LOSS_MAX_PAIRS];
-    struct loss_projector embed, hidden; /* value NULL: widths are equal */
+    struct loss_projector embed, hidden; /* without data: widths are equal */
 };
 
 static bool has(const struct loss *l, const char *term) {
@@ -49,7 +49,7 @@ static int project(struct loss_projector *p, struct loss *l, const struct loss_s
     return in == out ? 0 : loss_projector_new(p, l, what, 0, in, out, own, e);
 }
 
-/* One map for all layers, as in the paper. */
+/* One map serves all layers, as in the paper. */
 static int prepare(struct loss *l, const struct loss_setting *s, struct param_set *own, struct err *e) {
     struct tinybert *b = l->state;
     if (has(l, "embed") && project(&b->embed, l, s, POINT_EMBED, 0, own, e)) return e->code;

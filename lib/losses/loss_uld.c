@@ -1,4 +1,4 @@
-/* Universal logit distillation: probabilities in order, whatever tokens they are of. */
+/* Universal logit distillation: compares sorted probabilities, whatever their tokens. */
 #include "lib/losses/losses_internal.h"
 
 static int logits(struct loss *l, struct loss_block *b, struct err *e) {

@@ -1,11 +1,11 @@
-/* --loss NAME:key=value,... into a loss, and back. */
+/* Parses --loss NAME:key=value,..., and writes it back. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"
 
-/* The keys of a loss, for a message: "weight=W, label=NAME, temperature=T". */
+/* Writes the keys of a loss for a message: "weight=W, label=NAME, temperature=T". */
 static const char *keys_text(const struct loss_type *t, char *out, size_t size) {
     const struct loss_key *tables[] = {loss_common_keys, t->logits ? loss_logits_keys : NULL, t->keys};
     size_t n = 0;
@@ -74,7 +74,7 @@ static bool parse_own(const struct loss_key *k, const char *text, struct loss_va
     return k->kind != LOSS_CHOICE || is_choice(text, k->arg);
 }
 
-/* One "key=value". */
+/* Parses one "key=value". */
 static int parse_member(struct loss *l, const char *key, const char *value, unsigned *seen, struct err *e) {
     static const struct {
         const char *name;
@@ -131,7 +131,7 @@ int loss_list_add(struct loss_list *l, const char *text, struct err *e) {
     return 0;
 }
 
-/* The fewest digits that read back as v. */
+/* Writes v with the fewest digits that read back as v. */
 static void put_number(char out[32], double v) {
     double back = 0;
     for (int digits = 1; digits <= 17; digits++) {

@@ -1,13 +1,13 @@
-/* Losses on points inside the model: what they want, layer maps, projectors. */
+/* Losses on points inside the model: requests for points, layer maps, projectors. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"
 
-/* ---- wishes -------------------------------------------------------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
 
-/* Layers of another kind have other points. */
+/* Layers of other kinds (LSTM, for instance) may lack a point, hence the check. */
 static int want(const struct model_config *c, const char *whose, struct loss_point *points, size_t *n,
                 enum model_point p, uint32_t layer, struct err *e) {
     if (!model_point_cols(c, p, layer))
@@ -103,7 +103,7 @@ uint64_t loss_teacher_cols(const struct loss_setting *s, enum model_point p, uin
     return f ? f->cols : model_point_cols(s->live, p, layer);
 }
 
-/* ---- maps of layers -------------------------------------------------------------------------------------------------------- */
+/* ---- maps of layers ---------------------------------------------------------------------------------------------- */
 
 static int bad_map(const char *text, struct err *e) {
     return err_set(e, ERR_USAGE, "map=%.40s: expected %s, of at most %d layers", text, LOSS_MAP_FORMS, LOSS_MAX_PAIRS);
@@ -122,7 +122,7 @@ static int parse_pair(char *text, uint32_t student_layers, uint32_t teacher_laye
     return 0;
 }
 
-/* Maps with a name; false: it is none. No pairs: too many layers, or too few. */
+/* Parses a named map; returns false if it is none. Leaves *n at 0 if the numbers of layers do not fit. */
 static bool named_map(const char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *pairs,
                       size_t *n) {
     uint32_t s = student_layers, m = teacher_layers;
@@ -173,7 +173,7 @@ int loss_one_width(const struct loss *l, const struct loss_setting *s, const str
     return 0;
 }
 
-/* ---- projectors ------------------------------------------------------------------------------------------------------------- */
+/* ---- projectors -------------------------------------------------------------------------------------------------- */
 
 int loss_projector_new(struct loss_projector *p, struct loss *l, const char *what, uint32_t number, size_t in,
                        size_t out, struct param_set *own, struct err *e) {
@@ -215,7 +215,7 @@ struct grad_var *loss_project(struct grad_tape *t, struct loss_projector *p, str
     return grad_linear(t, x, grad_parameter(t, p->value, p->grad, &p->begun, p->out, p->in), NULL, NULL);
 }
 
-/* ---- over a micro-batch ------------------------------------------------------------------------------------------------------- */
+/* ---- running over a micro-batch ---------------------------------------------------------------------------------- */
 
 struct grad_var *loss_student_point(const struct loss_points *p, enum model_point point, uint32_t layer) {
     for (size_t i = 0; i < p->list->n_student; i++)

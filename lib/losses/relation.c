@@ -1,9 +1,9 @@
-/* Losses on groups of instances: the positions of a sequence, or the sequences of a micro-batch. */
+/* Losses on groups of instances: positions of a sequence, or sequences of a micro-batch. */
 #include <string.h>
 
 #include "lib/losses/losses_internal.h"
 
-/* ---- what they want ------------------------------------------------------------------------------------------------------ */
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 int loss_map_needs(struct loss *l, const struct loss_setting *s, size_t size, struct err *e) {
     uint32_t layers = loss_teacher_layers(s, l, POINT_LAYER, e);
@@ -26,20 +26,20 @@ int loss_some_term(const struct loss *l, const char *const *keys, size_t n, stru
     return err_set(e, ERR_USAGE, "the loss %s: all of its terms have the weight 0", l->type->name);
 }
 
-/* ---- instances ------------------------------------------------------------------------------------------------------------ */
+/* ---- instances --------------------------------------------------------------------------------------------------- */
 
 bool loss_pooled(const struct loss *l) {
     return loss_key_index(l->type, "per") >= 0 && !strcmp(loss_words(l, "per"), "sequence");
 }
 
-/* An instance is one labelled position, or the mean of those of a sequence: rows [first[i], first[i + 1]) of `at`. */
+/* An instance is the mean of rows at[first[i]] to at[first[i + 1] - 1]: one labelled position, or all of a sequence. */
 struct instances {
     size_t n;
     uint32_t *first, *at;
-    double labelled; /* what the group counts for */
+    double labelled; /* weight of the group: its labelled positions */
 };
 
-/* The labelled positions of sequence s that the teacher's data has, behind those there are; returns their number. */
+/* Collects the labelled positions of sequence s for which the teacher has rows; returns their number. */
 static size_t labelled_positions(const struct loss_points *p, const struct loss *l, size_t s, uint32_t *at) {
     const uint8_t *has = l->of_sampled ? p->sampled : NULL;
     size_t n = 0;
@@ -48,7 +48,7 @@ static size_t labelled_positions(const struct loss_points *p, const struct loss 
     return n;
 }
 
-/* At most `most` of them, as far apart as they can be. */
+/* Keeps at most `most` of them, evenly spaced; returns their number. */
 static size_t thin_out(uint32_t *at, size_t n, size_t most) {
     for (size_t i = 0; n > most && i < most; i++) at[i] = at[(2 * i + 1) * n / (2 * most)];
     return n < most ? n : most;
@@ -103,7 +103,7 @@ static void scatter(const struct instances *g, const float *dx, size_t d, float 
     }
 }
 
-/* ---- groups ----------------------------------------------------------------------------------------------------------------- */
+/* ---- groups ------------------------------------------------------------------------------------------------------ */
 
 static int run_group(struct loss *l, struct loss_points *p, const struct loss_sides *of, const struct instances *in,
                      float *const *whole, struct err *e) {
@@ -169,7 +169,7 @@ int loss_relation(struct loss_group *g, const struct kernel_relation *how, doubl
     return 0;
 }
 
-/* Teacher's rows last until the next call: the first are copied. */
+/* A teacher's rows are valid until the next call, so the first layer's are copied. */
 int loss_two_vars(struct loss *l, struct loss_points *p, const struct loss_pair *pairs, struct grad_var *a,
                   struct grad_var *b, loss_group_run *run, double share, struct err *e) {
     struct loss_sides of = {.n = 4, .var = {a, b}, .run = run, .share = share, .most = loss_most(l, "positions")};

@@ -1,4 +1,4 @@
-/* The table of losses, and what help says of it. */
+/* The table of losses, and its help. */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /*
- * Divergence from a reference, KL(reference || model) and related metrics, as llama.cpp's llama-perplexity
- * --kl-divergence reports them. A key means the same for every encoding: what an encoding does not determine is
- * bounded under another key.
+ * Divergence from a reference: KL(reference || model) and related metrics, as llama.cpp's llama-perplexity
+ * --kl-divergence reports them. A key means the same for every encoding; what an encoding does not determine is bounded
+ * under another key.
  */
 #include "lib/metrics/metrics_internal.h"
 
@@ -12,25 +12,25 @@
 
 struct divergence {
     struct model *m;
-    struct knowledge_format f;  /* as META says */
-    struct knowledge_format as; /* encoding of the decoded rows: topk is treated as ghost, which has the same bytes */
-    struct knowledge_rows rows; /* sequences that are not whole yet, or not scored */
+    struct knowledge_format f;  /* as in META */
+    struct knowledge_format as; /* of the decoded rows: topk is treated as ghost, which has the same bytes */
+    struct knowledge_rows rows; /* sequences that are incomplete or not scored yet */
     struct grad_tape *tape;
-    size_t base, row;     /* positions and rows before those that the model is being given */
-    double temperature;   /* at which both are compared; labels are scored at 1 */
+    size_t base, row;     /* positions and rows before those of the current pass */
+    double temperature;   /* of the comparison; labels are scored at 1 */
     struct buf reference; /* f32 [block][vocab]: dense log-probabilities */
     struct buf losses;    /* f64 [2][block]: KL, then cross-entropy to the label */
     struct buf tops;      /* u32 [2][block]: most probable tokens of the model, then of a dense reference */
-    uint64_t positions, labels_known, same_top, with_top; /* with_top: a ghost may know nothing of a position */
+    uint64_t positions, labels_known, same_top, with_top; /* with_top: positions with entries (a ghost may have none) */
     struct moments kld, cross, nll;
-    /* Of the reference's probability of the label, or from top entries of the most that it can be: nll_reference and
-     * delta_p are lower bounds then, ln_ratio is an upper one, and delta_p_most another. */
+    /* Of the reference's probability of the label, or for top entries of its upper bound: then nll_reference and
+     * delta_p are lower bounds, ln_ratio is an upper bound, and delta_p_most is the upper bound of delta_p. */
     struct moments nll_reference, ln_ratio, delta_p, delta_p_most, delta_p2;
     double co;                 /* sum of products of deviations of nll and nll_reference */
-    struct buf klds, delta_ps; /* f64: kept for the percentiles; sorted by divergence_finish */
+    struct buf klds, delta_ps; /* f64, kept for percentiles; sorted by divergence_finish */
 };
 
-/* What to do with the probability that a sparse reference does not assign to tokens. */
+/* How results describe the treatment of probability outside the entries. */
 static const char *const tails[] = {
     [KNOW_NONE] = NULL,
     [KNOW_DENSE] = "none",
@@ -44,7 +44,7 @@ static bool is_top(const struct divergence *d) {
     return d->f.encoding == KNOW_TOPK || d->f.encoding == KNOW_GHOST || d->f.encoding == KNOW_TOPP;
 }
 
-/* Does the reference determine a probability of the label at temperature 1? */
+/* Does the reference determine (or bound) the probability of the label at temperature 1? */
 static bool judges_labels(const struct divergence *d) {
     return d->f.encoding != KNOW_SAMPLE && d->temperature == 1;
 }
@@ -65,7 +65,7 @@ int divergence_new(struct divergence **out, struct model *m, const struct knowle
     d->m = m;
     d->f = *f;
     d->as = as;
-    /* Dense rows can be brought to any temperature; sparse ones are compared at their own. */
+    /* Dense rows can be converted to any temperature; sparse ones are compared at their own. */
     d->temperature = f->encoding == KNOW_DENSE ? 1 : f->temperature;
     int rc = grad_tape_new(&d->tape, m->device, false, model_precision(m), e);
     if (rc)
@@ -86,7 +86,7 @@ void divergence_free(struct divergence *d) {
 
 /* ---- positions --------------------------------------------------------------------------------------------------- */
 
-/* A block of rows as computed by the kernels. */
+/* A block of rows, as computed by the kernels. */
 struct block {
     const struct kernel_target *target;
     const double *kl, *ce;
@@ -94,11 +94,11 @@ struct block {
     const float *reference; /* dense: log-probabilities [rows][vocab] */
 };
 
-/* A sum of entries rounded to f16 is off by less than this (the tolerance of knowledge_decode). */
+/* Upper limit for the error of a sum of entries rounded to f16 (the tolerance of knowledge_decode). */
 #define SUM_SLACK 1e-3
 
-/* ln of the reference's probability of the label; from top entries without it, of the most that it can be: no more
- * than the least of them, nor than what they leave. */
+/* Returns ln of the reference's probability of the label. If the label is not among the top entries (*known = false),
+ * its upper bound: the smallest entry, or the rest if that is less. */
 static double reference_log_prob(const struct block *b, size_t r, size_t columns, bool *known) {
     const struct kernel_target *t = b->target;
     uint32_t label = t->label[r];
@@ -109,7 +109,7 @@ static double reference_log_prob(const struct block *b, size_t r, size_t columns
     *known = false;
     if (t->offset[r] == t->offset[r + 1]) return 0;
     double most = fmin(t->probs[t->offset[r + 1] - 1], t->rest[r] + SUM_SLACK);
-    return log(fmax(most, FLT_TRUE_MIN)); /* an entry that is 0 in f32 is less than that */
+    return log(fmax(most, FLT_TRUE_MIN)); /* an entry that is 0 in f32 is below this */
 }
 
 static int add_label(struct divergence *d, const struct block *b, size_t r, struct err *e) {
@@ -123,7 +123,7 @@ static int add_label(struct divergence *d, const struct block *b, size_t r, stru
     if (!judges_labels(d)) return 0;
     moments_add(&d->nll_reference, -log_prob);
     d->co += before * (-log_prob - d->nll_reference.mean);
-    moments_add(&d->ln_ratio, nll + log_prob); /* the error of the difference of the two, covariance included */
+    moments_add(&d->ln_ratio, nll + log_prob); /* its error includes the covariance of the two */
     double delta = exp(-nll) - exp(log_prob);
     moments_add(&d->delta_p, delta);
     moments_add(&d->delta_p_most, known ? delta : exp(-nll));
@@ -131,7 +131,7 @@ static int add_label(struct divergence *d, const struct block *b, size_t r, stru
     return is_top(d) ? 0 : buf_append(&d->delta_ps, &delta, sizeof delta, e);
 }
 
-/* Turns the kernel's sum of t ln(t / p) over the entries, and the rest as one token, into what is reported. */
+/* Adds the reported value, from the kernel's sum of t ln(t / p) over the entries and the rest as one token. */
 static int add_kl(struct divergence *d, const struct block *b, size_t r, struct err *e) {
     const struct kernel_target *t = b->target;
     double kl = b->kl[r], mass;
@@ -148,7 +148,7 @@ static int add_kl(struct divergence *d, const struct block *b, size_t r, struct 
     return buf_append(&d->klds, &kl, sizeof kl, e);
 }
 
-/* Names the sequence of row `at` of the queue. */
+/* Fails with the name of the sequence of row `at` of the queue. */
 static int not_finite(const struct divergence *d, size_t at, struct err *e) {
     size_t s = 0;
     if (d->as.target == TARGET_SEQUENCE)

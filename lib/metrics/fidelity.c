@@ -1,6 +1,6 @@
 /*
- * Fidelity of encodings: what the gradient of a student keeps of that by the teacher's dense answers, how well the target is calibrated,
- * what it takes in bytes and time. Gradients are those of the training loss, by the same kernel.
+ * Fidelity of encodings: how close a student's gradient is to that from the teacher's dense predictions, how well the
+ * target is calibrated, and its cost in bytes and time. Gradients are computed by the kernel of the training loss.
  */
 #include "lib/metrics/metrics_internal.h"
 
@@ -11,21 +11,21 @@
 
 #define BINS 15 /* of confidence */
 
-/* Inner products with the dense answers' gradient. */
+/* Inner products: with the gradient from dense predictions, with itself, and of the dense one with itself. */
 struct products {
     double dot, own, dense;
 };
 
-/* An encoding of the answers; the first is the dense one itself. */
+/* An encoding of the predictions; the first one is dense. */
 struct candidate {
     struct stream_reader *r;
-    struct knowledge_format f, as; /* as META says, and fitted to the student */
+    struct knowledge_format f, as; /* as in META, and fitted to the student */
     struct batch batch;
-    struct knowledge_rows rows; /* sequences that are not compared yet */
+    struct knowledge_rows rows; /* sequences not compared yet */
     bool ended;
-    struct moments angle; /* degrees, of each position */
+    struct moments angle; /* degrees, per position */
     struct products all;  /* sums over positions */
-    double *sum;          /* [columns] the gradient summed over positions */
+    double *sum;          /* [columns] gradient summed over positions */
     struct bin {
         double confidence;
         uint64_t n, right;
@@ -41,8 +41,8 @@ struct fidelity {
     size_t columns, n;
     struct candidate *c; /* [n] */
     uint64_t positions;  /* compared: those with a label */
-    /* Of a block of rows: */
-    struct buf dense, gradient, other; /* f32 [rows][columns]: the teacher, dlogits by dense answers and by others */
+    /* Scratch space for a block of rows: */
+    struct buf dense, gradient, other; /* f32 [rows][columns]: teacher; gradients from dense and other predictions */
     struct buf weight, lse;            /* f32 [rows] */
     struct buf kl, products;           /* f64 [rows], struct products [rows] */
     struct buf top;                    /* u32 [rows]: the student's most probable token */
@@ -63,7 +63,7 @@ static int fit(struct candidate *c, const struct fidelity_input *in, const struc
     return knowledge_fit_target(&c->as, model_predicts(&m->config), model_columns(m), e);
 }
 
-/* The encodings are at one temperature, which dense answers are brought to. */
+/* All sparse encodings must have one temperature, to which dense predictions are converted. */
 static int choose_temperature(struct fidelity *f, size_t *bad, struct err *e) {
     f->temperature = 0;
     for (size_t i = 1; i < f->n; i++) {
@@ -124,7 +124,7 @@ void fidelity_free(struct fidelity *f) {
     mem_free(f);
 }
 
-/* ---- a block of rows ------------------------------------------------------------------------------------------------------ */
+/* ---- a block of rows --------------------------------------------------------------------------------------------- */
 
 static int reserve_block(struct fidelity *f, size_t rows, struct err *e) {
     size_t n = rows * f->columns * sizeof(float);
@@ -163,7 +163,7 @@ struct column_job {
     size_t rows, d;
 };
 
-#define COLUMNS 1024 /* added up at a time */
+#define COLUMNS 1024 /* summed per task */
 static void add_columns(void *ctx, size_t block, int thread) {
     const struct column_job *j = ctx;
     size_t from = block * COLUMNS, to = from + COLUMNS < j->d ? from + COLUMNS : j->d;
@@ -172,7 +172,7 @@ static void add_columns(void *ctx, size_t block, int thread) {
         for (size_t i = from; i < to && j->weight[r] > 0; i++) j->sum[i] += (double)j->x[r * j->d + i];
 }
 
-/* Between gradients, in degrees; 0 where one of them is nothing. */
+/* Returns the angle between gradients in degrees; 0 if one of them is zero. */
 static double degrees(const struct products *p) {
     double norm = sqrt(p->own * p->dense);
     return norm > 0 ? acos(fmax(-1, fmin(1, p->dot / norm))) * (180 / M_PI) : 0;
@@ -182,8 +182,8 @@ static double norm_ratio(const struct products *p) {
     return p->dense > 0 ? sqrt(p->own / p->dense) : 0;
 }
 
-/* What the target says of the student's own most probable token, as a student that has learnt it would: entries of a truncated
- * answer are all there is, the rest of ghost is shared as the student shares it. */
+/* Returns the probability that the target gives the student's most probable token, once it is learned: truncated
+ * entries are renormalised, and the rest of a ghost is distributed as the student does. */
 static double taught(const struct fidelity *f, const struct candidate *c, const struct kernel_target *t,
                      const float *logits, size_t r) {
     uint32_t top = ((const uint32_t *)f->top.data)[r];
@@ -201,8 +201,8 @@ static double taught(const struct fidelity *f, const struct candidate *c, const 
     return c->f.encoding == KNOW_SAMPLE ? found : found / mass;
 }
 
-/* Guo et al. 2017, On calibration of modern neural networks, section 2: bins of equal width, here by the student's confidence, so that
- * draws, whose largest share is no unbiased estimate, fall into the same ones. */
+/* Guo et al. 2017, "On calibration of modern neural networks", section 2: bins of equal width. They are by the
+ * student's confidence, so that all encodings have the same bins (the largest share of draws is a biased estimate). */
 static void calibrate(const struct fidelity *f, struct candidate *c, const struct kernel_target *t, const float *logits,
                       size_t rows) {
     const uint32_t *top = (const uint32_t *)f->top.data;
@@ -264,9 +264,9 @@ static int compare_block(void *ctx, size_t first, size_t rows, size_t vocab, flo
     return 0;
 }
 
-/* ---- streams in step --------------------------------------------------------------------------------------------------------- */
+/* ---- reading streams in lockstep --------------------------------------------------------------------------------- */
 
-/* Bytes of the response, as they are and as the stream's zstd stores them. */
+/* Adds the bytes of the response, raw and compressed by zstd as in a stream. */
 static int measure(struct candidate *c, struct err *e) {
     for (uint32_t i = 0; i < c->batch.head.n_tensors; i++) {
         const struct tensor *t = &c->batch.tensors[i];
@@ -280,7 +280,7 @@ static int measure(struct candidate *c, struct err *e) {
     return 0;
 }
 
-/* Reads until a sequence is whole, or the stream ends. */
+/* Reads until a sequence is complete, or the stream ends. */
 static int refill(struct candidate *c, struct err *e) {
     bool more = true;
     while (!c->ended && !knowledge_whole_seqs(&c->rows)) {
@@ -295,7 +295,7 @@ static int refill(struct candidate *c, struct err *e) {
     return 0;
 }
 
-/* The first n sequences of both, positions in all. */
+/* Compares the first n sequences of both, which have `positions` positions. */
 static int check_same(const struct candidate *a, const struct candidate *b, size_t n, size_t positions, struct err *e) {
     const struct knowledge_rows *x = &a->rows, *y = &b->rows;
     size_t rows = knowledge_first_row(&a->as, n, positions);
@@ -308,7 +308,7 @@ static int check_same(const struct candidate *a, const struct candidate *b, size
                    stream_reader_name(a->r));
 }
 
-/* How many whole sequences all streams have; 0 when they have ended. */
+/* Sets *n to the number of complete sequences that all streams have, within a batch; 0: they have ended. */
 static int whole_seqs(struct fidelity *f, size_t *n, size_t *positions, struct err *e) {
     size_t least = SIZE_MAX;
     for (size_t i = 0; i < f->n; i++) {
@@ -346,7 +346,7 @@ uint64_t fidelity_positions(const struct fidelity *f) {
     return f->positions;
 }
 
-/* ---- results ----------------------------------------------------------------------------------------------------------------- */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 static double calibration_error(const struct candidate *c) {
     double sum = 0, n = 0;

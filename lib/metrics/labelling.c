@@ -1,18 +1,18 @@
-/* Labels that the data holds against a model's logits: masked tokens, classes of sequences, tags of tokens. */
+/* Scores a model's logits against labels in the data: masked tokens, classes of sequences, tags of tokens. */
 #include "lib/metrics/metrics_internal.h"
 
 #include <math.h>
 
 struct labelling {
     struct model *m;
-    struct knowledge_format f, as; /* as META says, and as rows are decoded: without a response or fields */
+    struct knowledge_format f, as; /* as in META, and as rows are decoded: without response and fields */
     struct knowledge_rows rows;
     struct grad_tape *tape;
-    size_t row; /* number of the first row that the model is being given */
+    size_t row; /* index of the first row of the current pass */
     struct buf losses, tops;
     struct moments nll;
     uint64_t right;
-    uint64_t *truth, *guessed, *both; /* [classes]: labels, answers, right answers; NULL for tokens */
+    uint64_t *truth, *guessed, *both; /* [classes]: labels, predictions, correct predictions; NULL for tokens */
 };
 
 int labelling_new(struct labelling **out, struct model *m, const struct knowledge_format *f, struct err *e) {
@@ -80,7 +80,7 @@ static int score_block(void *ctx, size_t first, size_t rows, size_t columns, flo
     return 0;
 }
 
-/* All whole sequences that wait. */
+/* Scores all complete passes of the queue. */
 static int score_queue(struct labelling *l, bool last, struct err *e) {
     struct knowledge_rows *k = &l->rows;
     size_t seq = 0, at = 0, n, positions;

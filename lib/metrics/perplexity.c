@@ -1,6 +1,6 @@
 /*
- * Perplexity by named protocols. Tokens come in any pieces and leave as windows: which windows there are depends on the
- * tokens, the ends of sequences and the options, never on where the stream's batches were cut.
+ * Perplexity by named protocols. Tokens arrive in pieces and are cut into windows, which depend on the tokens, the ends
+ * of sequences and the options, but not on where the stream's batches were cut.
  */
 #include "lib/metrics/metrics_internal.h"
 
@@ -26,25 +26,25 @@ int perplexity_choose(struct perplexity_options *o, const struct model *m, struc
     return 0;
 }
 
-/* Words of a text that comes in pieces: runs of white space, plus one. */
+/* Counts words of a text that arrives in pieces: runs of white space, plus one. */
 struct word_count {
     uint64_t words;
     bool in_space;
-    uint32_t code;    /* code point so far */
-    unsigned missing; /* its bytes to come */
+    uint32_t code;    /* bits of the current code point so far */
+    unsigned missing; /* its bytes still to come */
 };
 
 struct perplexity {
     struct model *m;
     struct perplexity_options o;
     struct scorer scorer;
-    struct buf text;   /* u32: tokens from the first of the next window on; at most a few contexts */
+    struct buf text;   /* u32: tokens from the start of the next window; at most a few contexts */
     struct buf labels; /* u32 [context]: scratch */
-    size_t unscored;   /* sliding, documents: tokens at the end of `text` that have not been targets of a window */
-    bool open;         /* inside a sequence; the stream guarantees that the last one is whole */
+    size_t unscored;   /* sliding, documents: tokens at the end of `text` that were not targets yet */
+    bool open;         /* inside a sequence; the stream guarantees that the last one is complete */
     struct word_count words;
     uint64_t windows, bytes, documents;
-    uint64_t bos; /* among the targets */
+    uint64_t bos; /* occurrences among the targets */
     struct moments nll;
 };
 
@@ -84,15 +84,15 @@ void perplexity_free(struct perplexity *p) {
     mem_free(p);
 }
 
-/* ---- bytes and words of what is scored --------------------------------------------------------------------------- */
+/* ---- bytes and words of the scored text -------------------------------------------------------------------------- */
 
-/* As Python's \s, which lm-eval splits by. */
+/* Same as Python's \s, at which lm-eval splits. */
 static bool is_space(uint32_t c) {
     return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-/* A token may end inside a character. Invalid UTF-8 is not a space, which is all that matters here. */
+/* A token may end inside a character. Invalid UTF-8 only has to count as something other than a space. */
 static void count_byte(struct word_count *w, unsigned char b) {
     if (b >= 0x80 && b < 0xc0 && w->missing) {
         w->code = w->code << 6 | (b & 0x3f);
@@ -131,7 +131,7 @@ static int flush(struct perplexity *p, struct err *e) {
     return 0;
 }
 
-/* Adds a window of n tokens, of which tokens[from .. n) are targets; the last one is a target only. */
+/* Adds a window of n tokens; tokens[from .. n) are targets, and the last one is only a target. */
 static int add_window(struct perplexity *p, const uint32_t *tokens, size_t n, size_t from, struct err *e) {
     uint32_t *labels = buf_u32(&p->labels);
     int rc = 0;
@@ -161,7 +161,7 @@ static void drop_text(struct perplexity *p, size_t n) {
     memmove(p->text.data, text_of(p) + n, p->text.len);
 }
 
-/* gptq and llama: disjoint windows of one text. */
+/* gptq and llama: cuts one text into disjoint windows. */
 static int cut_disjoint(struct perplexity *p, struct err *e) {
     size_t n = p->o.context;
     bool llama = p->o.protocol == PPL_LLAMA;
@@ -176,8 +176,8 @@ static int cut_disjoint(struct perplexity *p, struct err *e) {
     return rc;
 }
 
-/* sliding: `text` begins with the next window. Its first `after` tokens have been scored by the windows before. The
- * last window is what is left at the end of the text. */
+/* sliding: `text` begins with the next window, whose first `after` tokens were scored in earlier windows. The last
+ * window is what is left at the end of the text. */
 static int cut_sliding(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
@@ -201,14 +201,14 @@ static int cut_sequence(struct perplexity *p, bool end, struct err *e) {
     return rc;
 }
 
-/* documents: each full window has as many targets as a context has places, and for its first input the last target of
- * the window before. What is left at the end is scored with as much context as there is room for. */
+/* documents: each full window has n targets, and its first input is the last target of the previous window. The
+ * remainder is scored with as much context as fits. */
 static int cut_document(struct perplexity *p, bool end, struct err *e) {
     size_t n = p->o.context;
     int rc = 0;
     while (!rc && !perplexity_full(p) && p->unscored >= n) {
         drop_text(p, text_len(p) - p->unscored - 1);
-        rc = add_window(p, text_of(p), n + 1, 1, e); /* stays, as the context of a last, partial one */
+        rc = add_window(p, text_of(p), n + 1, 1, e); /* the text stays, as context for a partial last window */
         p->unscored -= n;
     }
     if (rc || !end) return rc;
@@ -220,7 +220,7 @@ static int cut_document(struct perplexity *p, bool end, struct err *e) {
     return rc;
 }
 
-/* Puts BOS (or EOS) before a document, unless it has it already; how many of the tokens are not text. */
+/* Puts BOS (or EOS) before a document. *skip: number of its tokens to skip, 1 if it begins with that token already. */
 static int begin_document(struct perplexity *p, uint32_t first, size_t *skip, struct err *e) {
     uint32_t prefix = metrics_prefix_token(p->m);
     *skip = first == prefix;
@@ -231,9 +231,9 @@ static int begin_document(struct perplexity *p, uint32_t first, size_t *skip, st
     return buf_append(&p->text, &prefix, sizeof prefix, e);
 }
 
-/* ---- tokens in --------------------------------------------------------------------------------------------------- */
+/* ---- input ------------------------------------------------------------------------------------------------------- */
 
-/* At most a context of tokens; does the sequence end with them? */
+/* Adds at most a context of tokens. end: the sequence ends with them. */
 static int feed_piece(struct perplexity *p, const uint32_t *tokens, size_t n, bool end, struct err *e) {
     size_t skip = 0;
     int rc = 0;
@@ -277,7 +277,7 @@ int perplexity_finish(struct perplexity *p, struct err *e) {
     if (!rc && !p->nll.n)
         rc = err_set(e, ERR_DATA, "not enough tokens for one window of %u by protocol %s (give a smaller --context)",
                      p->o.context, protocol_names[p->o.protocol]);
-    if (!rc && p->bos && p->m->vocab->add_bos) /* elsewhere it is a token like others: chats are full of <|im_start|> */
+    if (!rc && p->bos && p->m->vocab->add_bos) /* otherwise BOS is an ordinary token, such as <|im_start|> in chats */
         log_line(LOG_WARN, "%llu of the %llu tokens scored are BOS, which no text has (tokenize --bos never)",
                  (unsigned long long)p->bos, (unsigned long long)p->nll.n);
     return rc;
@@ -293,7 +293,7 @@ int perplexity_read(struct perplexity *p, struct stream_reader *r, const struct 
         if (!rc) watch(ctx);
     }
     batch_release(&b);
-    if (!rc) rc = stream_drain(r, e); /* what max_windows leaves out may be cut, too */
+    if (!rc) rc = stream_drain(r, e); /* read on, so that a truncated stream is noticed despite max_windows */
     if (!rc && perplexity_finish(p, e)) rc = err_prefix(e, "%s", stream_reader_name(r));
     return rc;
 }
@@ -314,7 +314,7 @@ static bool put_protocol(cJSON *o, const struct perplexity *p) {
            json_put_u64(o, "windows", p->windows) && json_put_u64(o, "scored", p->nll.n);
 }
 
-/* Per byte and per word of the targets' text: comparable between vocabularies. */
+/* Values per byte and per word of the targets' text, which are comparable between vocabularies. */
 static bool put_text(cJSON *o, const struct perplexity *p) {
     double nll = p->nll.mean * (double)p->nll.n, bytes = (double)p->bytes;
     if (!p->bytes) return true;

@@ -21,7 +21,7 @@ void metrics_wilson(uint64_t k, uint64_t n, double *low, double *high) {
     double p = (double)k / (double)n, z2n = z * z / (double)n;
     double centre = (p + z2n / 2) / (1 + z2n);
     double half = z * sqrt(p * (1 - p) / (double)n + z2n / (4 * (double)n)) / (1 + z2n);
-    *low = k == 0 ? 0 : centre - half; /* exactly: the difference may round to either side */
+    *low = k == 0 ? 0 : centre - half; /* exact, whereas the difference may round to either side */
     *high = k == n ? 1 : centre + half;
 }
 

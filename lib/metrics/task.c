@@ -1,21 +1,22 @@
 /*
- * Minimal pairs and multiple choice from JSON lines, by the conventions of EleutherAI's lm-evaluation-harness: a context's
- * trailing white space goes to the continuation, both are encoded together, what is too long loses its beginning.
+ * Minimal pairs and multiple choice from JSON lines, by the conventions of EleutherAI's lm-evaluation-harness: trailing
+ * white space of a context belongs to the continuation, both are encoded together, and texts that are too long lose
+ * their beginning.
  */
 #include "lib/metrics/metrics_internal.h"
 
 enum task_kind { TASK_NONE, TASK_PAIRS, TASK_CHOICE };
 static const char *const kind_names[] = {"none", "minimal_pairs", "multiple_choice"};
 
-/* The divisor of a continuation's log-probability. */
+/* Divisors of a continuation's log-probability. */
 enum { BY_NOTHING, BY_CHARS, BY_BYTES, BY_TOKENS, N_SCORES };
 static const char *const score_names[N_SCORES] = {"acc", "acc_norm", "acc_bytes", "acc_tokens"};
 
-/* A continuation in the pending batch. */
+/* A continuation in the current batch. */
 struct run {
     size_t positions;        /* in the scorer */
     double length[N_SCORES]; /* 1, characters, bytes, tokens */
-    bool first, gold;        /* of an item's runs */
+    bool first, gold;        /* first run of an item; the correct one */
 };
 
 struct task {
@@ -23,10 +24,10 @@ struct task {
     char *name;
     enum task_kind kind;
     struct scorer scorer;
-    struct buf line; /* a line of the file whose newline has not come yet */
+    struct buf line; /* a line of the file without its newline so far */
     uint64_t n_lines;
     bool begun;      /* the first bytes have been checked */
-    struct buf runs; /* struct run, whole items */
+    struct buf runs; /* struct run, of complete items */
     uint64_t n, truncated, right[N_SCORES];
     /* scratch */
     struct buf text;                /* context and continuation */
@@ -72,8 +73,8 @@ void task_free(struct task *t) {
 
 /* ---- scores ------------------------------------------------------------------------------------------------------ */
 
-/* For the continuations of one item, from `run` on: which one each score prefers, the first of equals (numpy's
- * argmax). */
+/* Scores the continuations of one item, starting with `run`: finds which one each score prefers, the first of ties
+ * (like numpy's argmax). Returns the next item's first run. */
 static const struct run *judge(struct task *t, const struct run *run, const struct run *end, const double **nll) {
     double best[N_SCORES] = {0};
     bool right[N_SCORES] = {false};
@@ -104,7 +105,7 @@ static int score_waiting(struct task *t, struct err *e) {
     return 0;
 }
 
-/* ---- texts to runs ----------------------------------------------------------------------------------------------- */
+/* ---- encoding texts ---------------------------------------------------------------------------------------------- */
 
 static bool is_space(char c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
@@ -116,8 +117,8 @@ static size_t characters(const char *s) {
     return n;
 }
 
-/* Tokens of context and continuation into t->tokens, after BOS where the model adds one or nothing else stands before the
- * continuation; *from is the continuation's first. */
+/* Encodes context and continuation into t->tokens, after BOS if the model adds one or the continuation has no context.
+ * *from: index of the continuation's first token. */
 static int encode(struct task *t, const char *context, const char *continuation, size_t *from, struct err *e) {
     size_t n = strlen(context);
     while (n && is_space(context[n - 1])) n--;
@@ -130,12 +131,12 @@ static int encode(struct task *t, const char *context, const char *continuation,
     uint32_t prefix = n && !t->m->vocab->add_bos ? TOKEN_NONE : metrics_prefix_token(t->m);
     if (!rc && prefix != TOKEN_NONE) rc = buf_append(&t->tokens, &prefix, sizeof prefix, e);
     *from = t->context.n + (prefix != TOKEN_NONE);
-    if (*from == 0) *from = 1; /* nothing precedes it: its first token is not scored */
+    if (*from == 0) *from = 1; /* nothing precedes the first token, so it is not scored */
     return rc ? rc : buf_append(&t->tokens, t->whole.ids, t->whole.n * sizeof *t->whole.ids, e);
 }
 
-/* The run after the encoded text, of which tokens[from .. n) are scored: from its left, what the context cannot hold is
- * left out. */
+/* Adds the encoded text as a run in which tokens[from .. n) are scored. The beginning is dropped if the model's context
+ * is too short. */
 static int add_run(struct task *t, size_t from, struct run r, struct err *e) {
     size_t n = t->tokens.len / sizeof(uint32_t), limit = t->m->config.context;
     size_t skip = n - 1 > limit ? n - 1 - limit : 0;
@@ -172,7 +173,7 @@ static int put_run(struct task *t, const char *context, const char *continuation
 
 /* ---- lines ------------------------------------------------------------------------------------------------------- */
 
-/* The member of one of these names (NULL ends them); more than one is an error, because all but one would be
+/* Finds the member with one of these names (NULL ends them). More than one is an error, because all but one would be
  * ignored. */
 static int find_one(const cJSON *o, const char *const *names, const cJSON **out, struct err *e) {
     const char *found = NULL;
@@ -199,12 +200,12 @@ static int minimal_pair(struct task *t, const cJSON *o, struct err *e) {
     int rc = json_get_str(o, "sentence_good", &good, e);
     if (!rc) rc = json_get_str(o, "sentence_bad", &bad, e);
     if (!rc) rc = check_kind(t, TASK_PAIRS, e);
-    /* The bad sentence comes first: of equal scores the first wins, and a tie is not correct. */
+    /* The bad sentence comes first: the first of equal scores wins, and a tie is not correct. */
     if (!rc) rc = put_run(t, "", bad, (struct run){.first = true}, e);
     return rc ? rc : put_run(t, "", good, (struct run){.gold = true}, e);
 }
 
-/* A number, or a string of digits. */
+/* Reads an index: a number, or a string of digits. */
 static int gold_index(const cJSON *item, int n, int *out, struct err *e) {
     uint64_t v = UINT64_MAX;
     if (cJSON_IsString(item) && !parse_u64(item->valuestring, &v)) v = UINT64_MAX;
@@ -246,9 +247,9 @@ static bool is_blank(const char *line, size_t n) {
     return n == 0;
 }
 
-/* Refuses what is not text as soon as its first bytes are there. */
+/* Rejects input that is not text as soon as its first bytes are available. */
 static int begin_text(struct task *t, struct err *e) {
-    size_t skip; /* a byte order mark: take_line skips it */
+    size_t skip; /* length of a byte order mark; take_line skips it */
     t->begun = true;
     return text_begin(t->line.data, t->line.len, &skip, e);
 }
@@ -312,7 +313,7 @@ cJSON *task_json(const struct task *t, struct err *e) {
     return NULL;
 }
 
-/* Several tasks of one kind: each counts alike, however many items it has. */
+/* Returns the mean over tasks of one kind, each with the same weight, however many items it has. */
 static cJSON *mean_of(struct task *const *tasks, size_t n_tasks, enum task_kind kind) {
     double sum[N_SCORES] = {0};
     uint64_t n = 0, items = 0;

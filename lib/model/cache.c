@@ -1,4 +1,4 @@
-/* Attention of sequences whose earlier keys and values are kept: what generation adds to the forward pass. */
+/* Attention with a key/value cache: what generation adds to the forward pass. */
 #include "lib/model/model_internal.h"
 
 size_t kv_width(const struct model_config *c, uint32_t layers) {
@@ -18,7 +18,7 @@ static struct kernel_cache *caches_of(const struct graph *g, uint32_t layer) {
     return caches;
 }
 
-/* The first n_decoded sequences bring one query to all that their cache holds; the others are whole. */
+/* Each of the first n_decoded sequences has one query, which attends to its whole cache; the others are prompts. */
 struct grad_var *graph_attend_cached(struct graph *g, uint32_t layer, struct grad_var *q, struct grad_var *k,
                                      struct grad_var *v, const struct kernel_attention *shape) {
     size_t n = g->in.n_seqs, decoded = g->n_decoded;

@@ -1,4 +1,4 @@
-/* The configuration of a model: its JSON form in META, its limits, what follows from it. */
+/* The configuration of a model: its JSON form in META, its limits, and what is derived from it. */
 #include "lib/model/model_internal.h"
 
 #include <math.h>
@@ -14,7 +14,7 @@ static const char *const act_names[] = {"silu", "gelu",         "gelu_tanh", "ge
 static const char *const position_names[] = {"rotary", "learned", "none", NULL};
 static const char *const output_names[] = {"lm", "masked_lm", "none", "classes", "token_classes", "span", NULL};
 
-/* What is absent unless it is named: zero is not written, and a key that is not there is zero. */
+/* Optional features: zero is not written, and an absent key means zero. */
 static const struct feature {
     const char *key;
     enum { FEATURE_BOOL, FEATURE_SIZE, FEATURE_FLOAT, FEATURE_NAME } type;
@@ -55,12 +55,12 @@ static const struct feature {
     {"classes", FEATURE_SIZE, offsetof(struct model_config, classes), NULL},
 };
 
-/* One number where all layers agree, an array where they do not; `optional` ones are absent where all are 0. */
+/* Written as a number if all layers agree, else as an array; `optional` ones are absent if all are 0. */
 static const struct per_layer {
     const char *key;
     size_t offset;
     uint32_t min, max;
-    bool optional; /* those that are not are of transformers' layers */
+    bool optional; /* the others are required of transformers */
 } per_layer[] = {
     {"heads", offsetof(struct model_layer, n_heads), 1, MODEL_MAX_DIM, false},
     {"kv_heads", offsetof(struct model_layer, n_kv_heads), 1, MODEL_MAX_DIM, false},
@@ -204,7 +204,7 @@ static int get_feature(struct model_config *c, const cJSON *o, const struct feat
     return rc;
 }
 
-/* A feature that this version does not know would make it compute something else. */
+/* An unknown feature must be refused: without it the model would compute something else. */
 static int check_keys(const cJSON *o, struct err *e) {
     static const char *const others[] = {"arch", "layers",   "hidden",   "head_dim", "vocab_size", "context",
                                          "tied", "qkv_bias", "norm_eps", "rope",     "local_rope"};
@@ -260,7 +260,7 @@ int model_config_from_json(struct model_config *c, const cJSON *o, struct arena 
     int rc = get_arch(c, o, a, e);
     if (!rc) rc = check_keys(o, e);
     for (size_t i = 0; !rc && i < COUNT_OF(features); i++) rc = get_feature(c, o, &features[i], e);
-    if (!rc) rc = get_numbers(c, o, e); /* which depend on the kind of layers */
+    if (!rc) rc = get_numbers(c, o, e); /* after `layer`, on which they depend */
     if (!rc) rc = get_ropes(c, o, a, e);
     if (rc) return rc;
     c->layers = arena_array(a, c->n_layers, sizeof *c->layers, e);
@@ -296,7 +296,7 @@ static int check_experts(const struct model_config *c, const struct model_layer 
     return check_range("width of experts", l->expert_ffn, MODEL_MAX_DIM, e);
 }
 
-/* Ranks belong to matrices that exist, and are at most the lesser of their rows and columns. */
+/* Ranks are only for matrices that exist, and at most the lesser of their rows and columns. */
 static int check_ranks(const struct model_config *c, uint32_t layer, struct err *e) {
     const struct model_layer *l = &c->layers[layer];
     static const char *const keys[FACTOR_COUNT] = {"q", "k", "v", "o", "gate", "up", "down"};
@@ -337,7 +337,7 @@ static int check_layer(const struct model_config *c, const struct model_layer *l
     return check_range("feed-forward width", l->ffn, MODEL_MAX_DIM, e);
 }
 
-/* Two directions, of which a classifier takes the ends; nothing of what transformers' layers have. */
+/* LSTMs are bidirectional, classify sequences, and have nothing of a transformer's layers. */
 static int check_lstm(const struct model_config *c, struct err *e) {
     if (c->hidden % 2) return err_set(e, ERR_DATA, "a hidden size of %u for LSTMs of two directions", c->hidden);
     if (!c->bidirectional) return err_set(e, ERR_DATA, "LSTMs of one direction");
@@ -350,7 +350,7 @@ static int check_lstm(const struct model_config *c, struct err *e) {
     return check_range("width of the embedding", model_embed_dim(c), MODEL_MAX_DIM, e);
 }
 
-/* Features that exclude each other. */
+/* Features that exclude or require each other. */
 static int check_features(const struct model_config *c, struct err *e) {
     if (c->parallel && c->norm_place != NORM_PRE)
         return err_set(e, ERR_DATA, "parallel attention and feed-forward parts have their norms before them");
@@ -421,7 +421,7 @@ int model_check_next_token(const struct model_config *c, struct err *e) {
     return err_set(e, ERR_DATA, "the model sees the tokens after a position, too: its logits do not predict them");
 }
 
-/* ---- what follows ------------------------------------------------------------------------------------------------ */
+/* ---- derived values ---------------------------------------------------------------------------------------------- */
 
 uint64_t model_parameters(const struct model_config *c) {
     uint64_t total = 0;
@@ -441,7 +441,7 @@ char *model_size_label(uint64_t parameters, char out[MODEL_SIZE_LABEL]) {
     size_t i = 0;
     while (i + 1 < COUNT_OF(units) && (double)parameters <= units[i].unit) i++;
     double v = (double)parameters / units[i].unit;
-    int decimals = rint(v) >= 10 ? 0 : rint(v) >= 1 ? 1 : 2; /* gguf-py's model_weight_count_rounded_notation */
+    int decimals = rint(v) >= 10 ? 0 : rint(v) >= 1 ? 1 : 2; /* as in gguf-py's model_weight_count_rounded_notation */
     snprintf(out, MODEL_SIZE_LABEL, "%.*f%c", decimals, v, units[i].letter);
     return out;
 }

@@ -1,4 +1,4 @@
-/* What the JSON of a configuration and of its rotary positions share. */
+/* Helpers that the JSON of a configuration and of its rotary positions share. */
 #include "lib/model/model_internal.h"
 
 #include <stdlib.h>

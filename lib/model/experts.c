@@ -1,7 +1,7 @@
 /*
- * Layers of which a position takes a few parts out of many: a router's softmax over all experts, the most probable of them, and
- * the sum of what these make of the rows that take them. Experts come in the order of their numbers, so a position's sum
- * has the order of transformers' experts, whatever else is in the batch and however many threads there are.
+ * Layers with experts: a softmax of the router over all experts, the most probable ones for each position, and the
+ * weighted sum of their outputs. Experts are added in the order of their numbers, as in transformers, so a position's
+ * sum does not depend on the rest of the batch or on the number of threads.
  */
 #include "lib/model/model_internal.h"
 
@@ -25,7 +25,7 @@ static void tap_routing(struct graph *g, uint32_t layer, const struct grad_routi
     grad_rewind(g->t, mark);
 }
 
-/* What the expert adds to its rows: y times their weights. */
+/* The expert's contribution to its rows: y times the routing weights. */
 static void tap_output(struct graph *g, uint32_t layer, uint32_t expert, const struct grad_routing *r,
                        const struct grad_var *y) {
     if (!g->tap || !y) return;
@@ -43,7 +43,7 @@ static void tap_output(struct graph *g, uint32_t layer, uint32_t expert, const s
 
 /* ---- an expert ---- */
 
-/* y and what one expert adds to the rows that take it. */
+/* Returns y plus the expert's contribution to its rows. */
 static struct grad_var *add_expert(struct graph *g, uint32_t layer, uint32_t expert, struct grad_var *h,
                                    const struct grad_routing *r, struct grad_var *y) {
     const struct model_config *c = &g->m->config;
@@ -73,7 +73,7 @@ struct grad_var *graph_experts(struct graph *g, uint32_t layer, struct grad_var 
         if (grad_routed(r, i) == 0) continue;
         struct grad_mark mark = grad_mark(g->t);
         y = add_expert(g, layer, i, h, r, y);
-        if (!grad_records(g->t)) grad_rewind(g->t, mark); /* y lies before it */
+        if (!grad_records(g->t)) grad_rewind(g->t, mark); /* y was allocated before the mark */
     }
     return r ? y : NULL;
 }

@@ -1,9 +1,10 @@
 /*
- * Generation: sequences in flight make one token a step; when one is finished, the next that waits takes its place.
+ * Generation: each sequence in flight gets one token per step; when one is finished, the next waiting sequence takes
+ * its place.
  *
  * A step is one forward pass over the newest token of every sequence in flight and the whole prompts of those that
- * join it: the weights are read once for both. Sequences wait, run and are delivered in the order in which they were
- * added; one that finishes early is kept until those before it are done.
+ * join, so the weights are read once for both. Sequences start and are delivered in the order in which they were added;
+ * one that finishes early is kept until those before it are delivered.
  */
 #include "lib/model/model_internal.h"
 #include "lib/model/sampling.h"
@@ -12,15 +13,15 @@
 #include <time.h>
 
 #define MAX_FLIGHT        64                /* sequences in flight */
-#define PREFILL_POSITIONS 2048              /* of prompts that join in one step (but a whole prompt) */
-#define CACHE_BYTES       ((size_t)1 << 30) /* what the caches may take together (but one sequence's) */
+#define PREFILL_POSITIONS 2048              /* prompt positions per step, except that one prompt always fits */
+#define CACHE_BYTES       ((size_t)1 << 30) /* all caches together, except that one sequence always fits */
 
-/* A sequence, from being added to being delivered. */
+/* A sequence, from model_generator_add to delivery. */
 struct sequence {
-    struct sequence *next; /* in the order of being added */
+    struct sequence *next; /* in order of addition */
     uint64_t number;
     size_t n_prompt, n_made;
-    struct buf tokens; /* the prompt, then what was made */
+    struct buf tokens; /* the prompt, then the generated tokens */
     struct kv_cache cache;
     bool done;
 };
@@ -32,13 +33,13 @@ struct model_generator {
     model_generated_fn *deliver;
     model_step_fn *progress;
     void *ctx;
-    struct sequence *first, *last; /* all that are not delivered */
-    struct sequence *waiting;      /* the first that has not begun; nor have those after it */
+    struct sequence *first, *last; /* all that are not yet delivered */
+    struct sequence *waiting;      /* the first that has not started; those after it have not either */
     struct sequence *flight[MAX_FLIGHT];
     size_t n_flight, n_waiting;
-    size_t position_bytes, cache_bytes; /* a position's share of a cache; what the caches in flight take */
+    size_t position_bytes, cache_bytes; /* bytes of one position, and of all caches in flight */
     struct model_generated sum;
-    struct buf tokens; /* of a step's input */
+    struct buf tokens; /* input of the current step */
 };
 
 /* ---- sequences --------------------------------------------------------------------------------------------------- */
@@ -57,13 +58,13 @@ static void sequence_free(const struct model_generator *g, struct sequence *s) {
     mem_free(s);
 }
 
-/* Positions that a sequence may come to hold: the last token that is made needs none. */
+/* Positions the cache may have to hold: the last generated token needs none. */
 static size_t capacity_for(const struct model_generator *g, const struct sequence *s) {
     size_t want = s->n_prompt + g->sampler.how.max_new - 1, context = g->m->config.context;
     return want < context ? want : context;
 }
 
-/* Nothing more is made for it: its cache is free for others. */
+/* Frees the cache as soon as the last token is there. */
 static void finish_sequence(struct model_generator *g, struct sequence *s) {
     g->cache_bytes -= s->cache.capacity * g->position_bytes;
     kernel_free(g->m->device, s->cache.memory);
@@ -71,7 +72,7 @@ static void finish_sequence(struct model_generator *g, struct sequence *s) {
     s->done = true;
 }
 
-/* Those that are done, up to the first that is not. */
+/* Delivers finished sequences up to the first unfinished one. */
 static int deliver_done(struct model_generator *g, struct err *e) {
     int rc = 0;
     while (!rc && g->first && g->first->done) {
@@ -87,10 +88,10 @@ static int deliver_done(struct model_generator *g, struct err *e) {
 
 /* ---- a step ------------------------------------------------------------------------------------------------------ */
 
-/* Takes the next sequence that waits into flight. */
+/* Moves the first waiting sequence into flight. */
 static int begin_sequence(struct model_generator *g, size_t capacity, uint64_t bytes, struct err *e) {
     struct sequence *s = g->waiting;
-    uint64_t n = capacity * kv_width(&g->m->config, g->m->config.n_layers); /* bytes has been checked */
+    uint64_t n = capacity * kv_width(&g->m->config, g->m->config.n_layers); /* bytes was checked */
     s->cache.memory = kernel_alloc(g->m->device, model_precision(g->m), n, e);
     if (!kernel_has_data(s->cache.memory)) return err_prefix(e, "key/value cache of %zu positions", capacity);
     s->cache.capacity = capacity;
@@ -118,8 +119,8 @@ static int fill_flight(struct model_generator *g, struct err *e) {
 }
 
 /*
- * A sequence that passes the length after which its keys rotate otherwise (LongRoPE) makes its cache anew, as transformers does for
- * Phi-3: it joins the flight again, after those that go on. Returns how many these are.
+ * A sequence that reaches the length where its keys would rotate differently (LongRoPE) rebuilds its cache, as
+ * transformers does for Phi-3: it rejoins the flight after the others. Returns the number of the others.
  */
 static size_t begin_anew(struct model_generator *g) {
     const struct model_rope *r = &g->m->config.rope, *local = &g->m->config.local_rope;
@@ -139,7 +140,7 @@ static size_t begin_anew(struct model_generator *g) {
     return n_on;
 }
 
-/* The input of the next pass: of each sequence what its cache does not hold yet. */
+/* The input of the next pass: for each sequence, the tokens that its cache does not hold yet. */
 static int lay_out_step(struct model_generator *g, struct model_input *in, uint32_t *lengths, struct err *e) {
     int rc = 0;
     g->tokens.len = 0;
@@ -164,14 +165,14 @@ static bool is_end(const struct model_sampling *how, uint32_t id) {
     return how->n_ends && bsearch(&id, how->ends, how->n_ends, sizeof id, by_id);
 }
 
-/* Samples a token for each sequence in flight; those that are done leave it. */
+/* Samples a token for each sequence in flight and removes the finished ones. */
 static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
                        struct kernel_array dlogits, struct err *e) {
     struct model_generator *g = ctx;
     const struct model_sampling *how = &g->sampler.how;
     uint32_t ids[MAX_FLIGHT];
     double u[MAX_FLIGHT] = {0};
-    (void)first, (void)vocab, (void)dlogits; /* MAX_FLIGHT rows are one block of the head; nothing is learned */
+    (void)first, (void)vocab, (void)dlogits; /* MAX_FLIGHT rows are one block of the head; no gradient */
     for (size_t i = 0; i < rows; i++) u[i] = sampler_uniform(&g->sampler, g->flight[i]->number, g->flight[i]->n_made);
     sampler_draw(&g->sampler, ids, logits, u, rows);
     size_t kept = 0;
@@ -190,7 +191,7 @@ static int take_tokens(void *ctx, size_t first, size_t rows, size_t vocab, struc
     return rc;
 }
 
-/* Runs the model up to the next token of each sequence. */
+/* Runs the model and samples the next token of each sequence. */
 static int run_step(struct model_generator *g, const struct model_input *in, struct err *e) {
     struct kv_cache *caches[MAX_FLIGHT];
     for (size_t i = 0; i < g->n_flight; i++) caches[i] = &g->flight[i]->cache;
@@ -212,7 +213,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* `decoding` sequences had begun before this step of n positions. */
+/* `decoding` of the n_seqs sequences were in flight before this step of n positions. */
 static void count_step(struct model_generator *g, size_t decoding, size_t n, size_t n_seqs, double seconds) {
     if (decoding == n_seqs) {
         g->sum.decoded += n;
@@ -291,7 +292,7 @@ int model_generator_add(struct model_generator *g, uint64_t seq, const uint32_t 
     if (s->done) return deliver_done(g, e);
     if (!g->waiting) g->waiting = s;
     g->n_waiting++;
-    /* As long as a whole flight waits, places that become free are taken at once. */
+    /* Wait for a full flight of prompts, so that a free place can be filled at once. */
     while (!rc && g->n_waiting >= MAX_FLIGHT) rc = step(g, e);
     return rc;
 }

@@ -1,4 +1,4 @@
-/* The forward pass, on a tape: inference and training are one code. */
+/* The forward pass on a tape: the same code for inference and training. */
 #include "lib/model/model_internal.h"
 
 #include <stdlib.h>
@@ -11,9 +11,10 @@ static void tap(struct graph *g, enum model_point point, uint32_t layer, const s
     if (x) graph_tap(g, (struct model_seen){.point = point, .layer = layer, .rows = x->rows}, x);
 }
 
-/* ---- wanted points ------------------------------------------------------------------------------------------------- */
+/* ---- wanted points ----------------------------------------------------------------------------------------------- */
 
-/* A point at the end of a segment. Without a record the next segment takes its memory over. */
+/* A point between layers, which are segments. On a tape that does not record, the next layer reuses its memory, so it
+ * is copied. */
 static void want_outside(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
     for (size_t i = 0; x && !grad_records(g->t) && i < g->n_wants; i++)
         if (g->wants[i].point == point && g->wants[i].layer == layer)
@@ -21,7 +22,8 @@ static void want_outside(struct graph *g, enum model_point point, uint32_t layer
     graph_want(g, point, layer, x);
 }
 
-/* Is a point inside this layer wanted? Without a record, memory that outlives the layer is taken for its copy. */
+/* Returns whether a point inside this layer is wanted. Without recording, allocates memory for its copy that outlives
+ * the layer. */
 static bool prepare_copies(struct graph *g, uint32_t layer) {
     bool inside = false;
     for (size_t i = 0; i < g->n_wants; i++) {
@@ -51,7 +53,7 @@ static int check_wants(const struct graph *g) {
     return 0;
 }
 
-/* ---- the parts of a layer ------------------------------------------------------------------------------------------ */
+/* ---- the parts of a layer ---------------------------------------------------------------------------------------- */
 
 /* The norm whose weight has this role; its bias, if it has one, is the next role. */
 static struct grad_var *norm(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x,
@@ -68,7 +70,7 @@ static struct grad_var *linear(struct graph *g, enum model_role role, uint32_t l
     return graph_linear(g, (struct model_slot){.role = role, .layer = layer}, x, bias, added);
 }
 
-/* What a part of the layer reads: norm(x), or x where norms come later. */
+/* The input of a part of the layer: norm(x), or x if norms come later. */
 static struct grad_var *before(struct graph *g, enum model_role role, uint32_t layer, struct grad_var *x) {
     if (!model_has_role(&g->m->config, role)) return x;
     return norm(g, role, layer, x, grad_precision(g->t));
@@ -78,7 +80,7 @@ static bool norm_is_after(const struct model_config *c) {
     return c->norm_place == NORM_SANDWICH || c->norm_place == NORM_OUTPUT;
 }
 
-/* x + y, what a part of the layer adds: scaled and with its norm, wherever that stands. */
+/* x + y, where y is a part's output: applies the residual scale and the norm after the part. */
 static struct grad_var *add_value(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *y,
                                   enum model_role post) {
     const struct model_config *c = &g->m->config;
@@ -87,7 +89,7 @@ static struct grad_var *add_value(struct graph *g, uint32_t layer, struct grad_v
     return c->norm_place == NORM_POST ? norm(g, post, layer, x, DT_F32) : x;
 }
 
-/* The same of y w^T + b. */
+/* The same for y w^T + b. */
 static struct grad_var *add_part(struct graph *g, uint32_t layer, struct grad_var *x, struct grad_var *y,
                                  enum model_role w, enum model_role b, enum model_role post) {
     const struct model_config *c = &g->m->config;
@@ -140,7 +142,7 @@ static struct grad_var *attend(struct graph *g, uint32_t layer, struct grad_var 
     return q && k && v ? graph_attend_cached(g, layer, q, k, v, &shape) : NULL;
 }
 
-/* attention(rope(q), rope(k), v) of h, the heads side by side */
+/* attention(rope(q), rope(k), v) of h, heads concatenated */
 static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_layer *l = &g->m->config.layers[layer];
     h = graph_expose(g, POINT_ATTN_IN, layer, h);
@@ -156,7 +158,7 @@ static struct grad_var *attention(struct graph *g, uint32_t layer, struct grad_v
     return graph_expose(g, POINT_O_IN, layer, attend(g, layer, q, k, v));
 }
 
-/* act(gate h) * up h, or act(up h): what down reads */
+/* the input of down: act(gate h) * up h, or act(up h) */
 static struct grad_var *feed_forward(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_config *c = &g->m->config;
     struct grad_var *y;
@@ -175,7 +177,7 @@ static struct grad_var *add_ffn(struct graph *g, uint32_t layer, struct grad_var
     return add_part(g, layer, x, y, ROLE_DOWN, ROLE_DOWN_BIAS, ROLE_FFN_POST_NORM);
 }
 
-/* The sum over experts, and what all positions take beside them, gated or not. */
+/* The sum over experts, plus the shared expert's output, gated or not. */
 static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var *h) {
     const struct model_config *c = &g->m->config;
     struct grad_var *y = graph_experts(g, layer, h), *shared;
@@ -186,14 +188,14 @@ static struct grad_var *mixture(struct graph *g, uint32_t layer, struct grad_var
     return grad_add(g->t, y, shared);
 }
 
-/* x + feed-forward part of its norm */
+/* x + feed-forward part of norm(x) */
 static struct grad_var *add_feed_forward(struct graph *g, uint32_t layer, struct grad_var *x) {
     struct grad_var *h = graph_expose(g, POINT_FFN_IN, layer, before(g, ROLE_FFN_NORM, layer, x));
     if (g->m->config.layers[layer].experts) return add_value(g, layer, x, mixture(g, layer, h), ROLE_FFN_POST_NORM);
     return add_ffn(g, layer, x, feed_forward(g, layer, h));
 }
 
-/* Both parts read the same x (GPT-NeoX, Black et al. 2022), before anything takes its memory over. */
+/* Both parts read the same x (GPT-NeoX, Black et al. 2022), so neither may overwrite it first. */
 static struct grad_var *parallel_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
     struct grad_var *h = before(g, ROLE_ATTN_NORM, layer, x);
     struct grad_var *h2 = g->m->config.shared_norm ? h : before(g, ROLE_FFN_NORM, layer, x);
@@ -202,7 +204,7 @@ static struct grad_var *parallel_layer(struct graph *g, uint32_t layer, struct g
     return add_ffn(g, layer, add_attention(g, layer, x, a), y);
 }
 
-/* Does this go of the layer begin at the point? */
+/* Does this part of the layer resume at the point? */
 static bool resumes_at(const struct graph *g, enum model_point point) {
     return g->part && g->part->resumes && g->part->from == point;
 }
@@ -211,7 +213,7 @@ bool model_layer_resumes(const struct model_config *c) {
     return !c->parallel && c->layer_kind == LAYER_TRANSFORMER;
 }
 
-/* x + attention, then + feed-forward of that. */
+/* x + attention, then + the feed-forward part of that. */
 static struct grad_var *serial_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
     g->residual = x;
     if (!resumes_at(g, POINT_FFN_IN) && !resumes_at(g, POINT_DOWN_IN)) {
@@ -233,7 +235,7 @@ static struct grad_var *layer_block(struct graph *g, uint32_t layer, enum model_
     return g->m->config.layer_kind == LAYER_LSTM ? graph_lstm(g, layer, x) : transformer_layer(g, layer, x);
 }
 
-/* Is this input one that the model can take? */
+/* ERR_DATA unless the model accepts this input. */
 static int check_input(const struct model *m, const struct model_input *in, struct err *e) {
     size_t at = 0;
     for (size_t s = 0; s < in->n_seqs; s++) {
@@ -258,9 +260,10 @@ static int check_input(const struct model *m, const struct model_input *in, stru
 }
 
 /*
- * LongRoPE has other frequencies in a sequence that is longer than the original context, at all of its positions. transformers looks at
- * the longest sequence of a batch, which is the same for each sequence alone. A cache that came to hold the original context has keys
- * with the frequencies of short ones: it cannot be continued, and whoever owns it makes it anew (transformers does so in Phi-3).
+ * LongRoPE uses other frequencies at all positions of a sequence longer than the original context. transformers decides
+ * by the longest sequence of a batch; here each sequence is decided on its own, with the result it has in a batch of
+ * one. A cache filled up to the original context has keys with the short frequencies: it cannot be continued, and its
+ * owner must rebuild it (as transformers does for Phi-3).
  */
 static int lay_out_tables(struct graph *g, bool local, struct err *e) {
     const struct model_rope *r = local ? &g->m->config.local_rope : &g->m->config.rope;
@@ -279,7 +282,7 @@ static int lay_out_tables(struct graph *g, bool local, struct err *e) {
     return 0;
 }
 
-/* Positions and sequence starts, in the tape's memory because going backward needs them too. */
+/* Positions and sequence starts, allocated on the tape because the backward pass needs them too. */
 static int lay_out(struct graph *g, struct err *e) {
     const struct model_input *in = &g->in;
     uint32_t *position = grad_alloc(g->t, in->n_positions * sizeof *position);
@@ -324,11 +327,11 @@ struct graph *graph_begin(struct model *m, struct grad_tape *t, const struct mod
     struct graph *g = grad_alloc(t, sizeof *g);
     if (!g) return grad_error(t, e) ? NULL : g;
     *g = (struct graph){.m = m, .t = t, .in = *in, .caches = caches, .tap = fn, .tap_ctx = ctx, .e = e};
-    if (m->config.token_types < 2) g->in.types = NULL; /* it has no two to tell apart */
+    if (m->config.token_types < 2) g->in.types = NULL; /* there is only one type */
     return check_input(m, &g->in, e) || lay_out(g, e) ? NULL : g;
 }
 
-/* Rows of a table of positions or token types; NULL ids: row 0. */
+/* Rows of a table of positions or token types; ids NULL: row 0. */
 static struct grad_var *look_up(struct graph *g, enum model_role role, const uint32_t *ids, uint32_t offset) {
     size_t n = g->in.n_positions;
     uint32_t *rows = grad_alloc(g->t, n * sizeof *rows);
@@ -336,7 +339,7 @@ static struct grad_var *look_up(struct graph *g, enum model_role role, const uin
     return rows ? grad_embed(g->t, leaf(g, role, 0), rows, n) : NULL;
 }
 
-/* The embedding of the tokens, brought to the width of the layers, with those of positions and types. */
+/* The embedding of the tokens, projected to the width of the layers, plus those of positions and types. */
 struct grad_var *graph_embed(struct graph *g) {
     const struct model_config *c = &g->m->config;
     struct grad_var *x = grad_embed(g->t, leaf(g, ROLE_EMBED, 0), g->in.tokens, g->in.n_positions);
@@ -363,7 +366,7 @@ struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x
     return x;
 }
 
-/* The first row of each sequence, or the ends of LSTMs, through the pooler if there is one. */
+/* The first row of each sequence, or the final states of LSTMs, through the pooler if there is one. */
 static struct grad_var *pooled(struct graph *g, struct grad_var *h) {
     const struct model_config *c = &g->m->config;
     h = c->layer_kind == LAYER_LSTM ? graph_lstm_ends(g, h) : grad_embed(g->t, h, g->starts, g->in.n_seqs);
@@ -429,14 +432,14 @@ struct grad_var *model_graph_want(struct model *m, struct grad_tape *t, const st
     g->wants = wants;
     g->n_wants = n_wants;
     struct grad_var *h = check_wants(g) ? NULL : run_graph(g);
-    g->n_wants = 0; /* the caller's array is not looked at when layers run again */
+    g->n_wants = 0; /* the caller's array must not be used when layers are recomputed */
     return h;
 }
 
 struct grad_var *model_exit(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *x,
                             struct err *e) {
     const struct model_config *c = &m->config;
-    if (c->no_final_norm && model_factor(c->logit_scale) != 1) { /* grad_scale would take over x */
+    if (c->no_final_norm && model_factor(c->logit_scale) != 1) { /* grad_scale would overwrite x */
         err_set(e, ERR_DATA, "a model without a final norm that scales its hidden states has no exits");
         return NULL;
     }
@@ -473,7 +476,7 @@ size_t model_asked_rows(const struct model_config *c, const struct model_input *
     return n;
 }
 
-/* Few rows, before others that nobody asked for. */
+/* Passes on the first n rows only; the others are padding. */
 struct few {
     size_t n;
     grad_loss_block *read;
@@ -487,7 +490,8 @@ static int read_few(void *ctx, size_t first, size_t rows, size_t vocab, struct k
     return f->read(f->ctx, first, f->n, vocab, logits, dlogits, e);
 }
 
-/* In f32 few rows have other bits than among many: they get company, unless the input has no more. */
+/* In f32 a product of at most KERNEL_FEW_ROWS rows has other bits than a larger one: such a selection is padded with
+ * copies of its first row, unless the whole input is that small. */
 bool model_run_head(struct model *m, struct grad_tape *t, const struct model_input *in, struct grad_var *h,
                     grad_loss_block *read, void *ctx) {
     struct grad_head head = model_logits_head(m, t);
@@ -504,9 +508,8 @@ bool model_run_head(struct model *m, struct grad_tape *t, const struct model_inp
     return h && (all > n ? grad_head(t, h, &head, read_few, &few) : grad_head(t, h, &head, read, ctx));
 }
 
-/* The rows of padding are cut off here, before anything is computed of them: rows come first in every way that the
- * matrix is stored (packed, the last panel is partly used). Nothing is ever added to their gradient,
- * which model_enable_grad zeroed. */
+/* Padding rows of the vocabulary are cut off here, before anything is computed for them: rows are the outer dimension
+ * in every format (packed, the last panel is partly used). Their gradient, zeroed by model_enable_grad, stays zero. */
 struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     const struct model_config *c = &m->config;
     if (c->output == OUTPUT_NONE) return (struct grad_head){.w = NULL};
@@ -524,7 +527,7 @@ struct grad_head model_logits_head(struct model *m, struct grad_tape *t) {
     return head;
 }
 
-/* Adapts model_logits_fn to grad_head, whose loss it is: a tape that does not record learns nothing. */
+/* Adapts model_logits_fn to grad_head, as a loss without gradient: the tape does not record. */
 struct logits_reader {
     model_logits_fn *fn;
     void *ctx;

@@ -77,7 +77,7 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
         ok = json_put_str(meta, "vocab", digest);
     }
     for (const cJSON *x = extra ? extra->child : NULL; ok && x; x = x->next) {
-        if (cJSON_GetObjectItemCaseSensitive(meta, x->string)) continue; /* kind, model and vocab are ours to say */
+        if (cJSON_GetObjectItemCaseSensitive(meta, x->string)) continue; /* kind, model and vocab are already written */
         cJSON *copy = cJSON_Duplicate(x, true);
         ok = copy && cJSON_AddItemToObject(meta, x->string, copy);
     }
@@ -87,7 +87,7 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
     return rc;
 }
 
-/* A buffer as large as an embedding is not kept while the layers are read; smaller ones are reused. */
+/* Larger buffers (for an embedding) are freed before layers are read; smaller ones are reused. */
 #define LARGE ((size_t)32 << 20)
 
 /* ---- the tensors, one after another ------------------------------------------------------------------------------ */
@@ -102,7 +102,7 @@ static int next_tensor_or_end(struct stream_reader *r, struct stream_item *item,
     }
 }
 
-/* Is the tensor at the cursor the expected one, and does it fit? */
+/* Checks that the current tensor is the expected one and fits. */
 static int check_place(struct model_tensors *t, const struct stream_item *item, struct err *e) {
     char expected[TENSOR_MAX_NAME + 1];
     if (t->next == model_slot_count(t->config))
@@ -120,7 +120,7 @@ static int check_place(struct model_tensors *t, const struct stream_item *item, 
     return model_slot_check(t->config, t->slot, &item->desc, e);
 }
 
-/* A message names the stream, once. */
+/* Prefixes a message with the stream's name unless it has it already. */
 static int say_where(const struct model_tensors *t, int rc, struct err *e) {
     const char *name = stream_reader_name(t->r);
     return rc && rc != ERR_IO && strncmp(e->msg, name, strlen(name)) != 0 ? err_prefix(e, "%s", name) : rc;

@@ -1,9 +1,9 @@
-/* Keys and values as a run time that keeps them quantized reads them back, and the queries that meet them. */
+/* Rounds queries, keys and values as a runtime with a quantized KV cache does. */
 #include <math.h>
 
 #include "lib/model/model_internal.h"
 
-enum { ROTATED = 64 }; /* the smallest rotation */
+enum { ROTATED = 64 }; /* the smallest rotation, and the one for values */
 
 int model_set_kv_cache(struct model *m, const struct model_kv_cache *how, struct err *e) {
     const struct model_config *c = &m->config;
@@ -19,7 +19,7 @@ int model_set_kv_cache(struct model *m, const struct model_kv_cache *how, struct
     return 0;
 }
 
-/* Elements that are rotated together; 0: none. */
+/* Number of elements that are rotated together; 0: none. */
 static size_t rotation_of(const struct model *m, bool key) {
     size_t n = ROTATED, head = m->config.head_dim;
     if (!m->kv.rotated || head % n) return 0;
@@ -27,7 +27,7 @@ static size_t rotation_of(const struct model *m, bool key) {
     return n;
 }
 
-/* x [n] by the orthonormal Hadamard matrix of Sylvester's order, which is its own inverse. */
+/* Multiplies x [n] by the orthonormal Hadamard matrix in Sylvester's order, which is its own inverse. */
 static void hadamard(float *x, size_t n) {
     float scale = 1 / sqrtf((float)n);
     for (size_t s = 1; s < n; s *= 2)
@@ -43,14 +43,14 @@ static void hadamard(float *x, size_t n) {
 struct store {
     float *x;
     unsigned char *blocks; /* [threads][row_bytes] */
-    float *turned;         /* [threads][cols] */
+    float *interleaved;    /* [threads][cols] */
     size_t cols, rotation, row_bytes;
-    size_t head; /* elements of a head whose pairs are put side by side; 0: none is */
+    size_t head; /* size of the heads whose rotary pairs are interleaved; 0: none */
     enum dtype dtype;
-    struct err *failed; /* [rows]; code 0: fine */
+    struct err *failed; /* [rows]; code 0: no error */
 };
 
-/* The rotary pairs of each head, half of it apart, side by side, and back. */
+/* Interleaves the rotary pairs of each head, which are half a head apart, or undoes it. */
 static void interleave(const struct store *s, const float *x, float *y, bool back) {
     size_t half = s->head / 2;
     for (size_t at = 0; at < s->cols; at += s->head)
@@ -69,7 +69,7 @@ static void rotate(const struct store *s, float *x) {
 
 static void store_row(void *ctx, size_t row, int thread) {
     const struct store *s = ctx;
-    float *x = s->x + row * s->cols, *y = s->head ? s->turned + (size_t)thread * s->cols : x;
+    float *x = s->x + row * s->cols, *y = s->head ? s->interleaved + (size_t)thread * s->cols : x;
     unsigned char *blocks = s->blocks + (size_t)thread * s->row_bytes;
     if (s->head) interleave(s, x, y, false);
     rotate(s, y);
@@ -83,8 +83,9 @@ static int store_rows(struct store *s, size_t rows, struct err *e) {
     struct arena a = {0};
     s->failed = arena_array(&a, rows, sizeof *s->failed, e);
     s->blocks = s->failed ? arena_array(&a, (size_t)parallel_threads(), s->row_bytes, e) : NULL;
-    s->turned = s->blocks ? arena_array(&a, (size_t)parallel_threads() * s->cols, sizeof *s->turned, e) : NULL;
-    int rc = s->turned ? 0 : e->code;
+    s->interleaved =
+        s->blocks ? arena_array(&a, (size_t)parallel_threads() * s->cols, sizeof *s->interleaved, e) : NULL;
+    int rc = s->interleaved ? 0 : e->code;
     if (!rc) parallel_for(rows, store_row, s);
     for (size_t i = 0; !rc && i < rows; i++)
         if (s->failed[i].code) *e = s->failed[i], rc = err_prefix(e, "position %zu", i);
@@ -105,7 +106,7 @@ struct grad_var *graph_store(struct graph *g, struct grad_var *x, enum model_poi
     const float *host = grad_host_value(g->t, x);
     if (!rows || !host) return NULL;
     memcpy(rows, host, n * sizeof *rows);
-    /* a product of blocks has queries in those of 8 bits, turned as the keys are */
+    /* ggml quantizes queries to q8_0 for products with blocks, rotated as the keys are */
     enum dtype dtype = which == POINT_Q ? DT_Q8_0 : m->kv.dtype;
     bool value = which == POINT_V;
     struct store s = {.x = rows,

@@ -1,18 +1,17 @@
 /*
- * Inference with one layer in memory: the loops of model_infer, over passes and over layers, the other way round. A
- * pass through a layer begins with the hidden states that the one before it left, so that what is between them is kept
- * for the whole block: [positions][hidden], or as wide as what the first layer reads.
+ * Inference with one layer in memory: model_infer with its loops over passes and over layers exchanged. Between two
+ * layers the hidden states of the whole block are kept: [positions][hidden], or as wide as the first layer's input.
  */
 #include "lib/model/model_internal.h"
 
-/* Rows of one kind, of all positions. */
+/* A value inside a layer, for all positions. */
 struct rows {
     struct buf data; /* [positions][cols] */
     enum dtype dtype;
     size_t cols;
 };
 
-/* Where the last passes over the states ended inside the layer, and what the next ones need to go on from there. */
+/* Where the last passes stopped inside the layer, and the values needed to resume there. */
 struct halt {
     bool any;
     enum model_point point;
@@ -24,44 +23,44 @@ struct model_layerwise {
     model_again_fn *again;
     void *again_ctx;
     bool read_once;       /* the first reader is at its end */
-    struct digest digest; /* of the stream: a file must not change between readings */
+    struct digest digest; /* of the stream: it must not change between readings */
 
-    /* One reading of the stream. */
+    /* The current reading of the stream. */
     struct stream_reader *r;
     struct stream_item item;
     struct model_tensors tensors;
 
-    struct buf states; /* of the block, [n_positions][width], width that of what comes out of the step before */
-    struct buf next;   /* where that is not the width of what goes in, the states are not written over each other */
+    struct buf states; /* of the block, [n_positions][width], the output of the last step */
+    struct buf next;   /* the next states, if their width differs: they cannot overwrite the current ones */
     model_tap *tap;
     void *tap_ctx;
 
     /* While model_layerwise_change runs. */
-    struct buf dense, dense_next; /* states by the weights as they were, into the layer and out of it */
+    struct buf dense, dense_next; /* input and output of the unchanged layer */
     struct grad_tape *t;
     const struct model_input *in;
     size_t n;
     int64_t layer;
     const struct model_changes *changes;
     struct halt halt;
-    bool skips; /* the layer at hand does not run */
+    bool skips; /* the current layer is left out */
 };
 
-/* Where a step of the block begins and ends, and who watches. */
+/* One step of the block: a layer (or the embedding), its input and output, and its tap. */
 struct step {
     int64_t layer; /* -1: the embedding */
     const struct buf *from;
-    struct buf *to; /* NULL: nowhere */
+    struct buf *to; /* NULL: discarded */
     model_tap *tap;
     void *ctx;
-    const enum model_point *last; /* where the pass may end; NULL: with the layer */
-    struct halt *halt;            /* the pass goes on from there, and leaves where it ends; NULL: from the start */
-    size_t every;                 /* of so many passes one, whose states are side by side; 0: 1 */
+    const enum model_point *last; /* point where the pass stops; NULL: none */
+    struct halt *halt;            /* where the pass resumes and stores its state; NULL: runs from the start */
+    size_t every;                 /* runs one pass in `every`, with contiguous states; 0: 1 */
 };
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-/* At the first tensor of the stream: of the first reader, or of a new one. */
+/* Moves to the first tensor of the stream: in the first reader, or in a new one. */
 static int begin_reading(struct model_layerwise *l, struct err *e) {
     if (l->read_once) {
         if (!l->again) return err_set(e, ERR_USAGE, "a model that comes through a pipe can be read once only");
@@ -80,7 +79,7 @@ static int begin_reading(struct model_layerwise *l, struct err *e) {
     return 0;
 }
 
-/* The next tensor of the stream into the model. */
+/* Loads the next tensor of the stream into the model. */
 static int load_next(struct model_layerwise *l, struct err *e) {
     bool more;
     return model_load_next(l->m, &l->tensors, &more, e);
@@ -93,7 +92,7 @@ static bool at_layer(const struct model_layerwise *l, uint32_t layer) {
     return model_role_in_layer(s.role) && s.layer == layer;
 }
 
-/* What comes before the layers: embedding, positions, their norm. */
+/* Everything before the layers: embedding, positions, their norm. */
 static int load_before_layers(struct model_layerwise *l, struct err *e) {
     int rc = 0;
     while (!rc && !model_role_in_layer(model_slot_at(&l->m->config, l->tensors.next).role)) rc = load_next(l, e);
@@ -118,7 +117,7 @@ static void drop_layer(struct model_layerwise *l, uint32_t layer) {
     for (size_t i = model_slot_of_layer(c, layer); i < end; i++) model_drop(l->m, model_slot_at(c, i));
 }
 
-/* What follows the layers, and the end of the stream. */
+/* Loads everything after the layers and reads the stream to its end. */
 static int finish_reading(struct model_layerwise *l, struct err *e) {
     struct stream_totals totals;
     bool more;
@@ -135,7 +134,7 @@ static int finish_reading(struct model_layerwise *l, struct err *e) {
     return 0;
 }
 
-/* An embedding that is needed again as the head. */
+/* Loads an embedding again that is also the head. */
 static int load_tied_head(struct model_layerwise *l, struct err *e) {
     const struct model_param *embed = model_param(l->m, ROLE_EMBED, 0);
     if (!l->m->config.tied || kernel_has_data(embed->value) || kernel_has_matrix(&embed->matrix)) return 0;
@@ -145,13 +144,13 @@ static int load_tied_head(struct model_layerwise *l, struct err *e) {
 
 /* ---- a block ----------------------------------------------------------------------------------------------------- */
 
-/* Of what goes into a layer. */
+/* The width of a layer's input; layer n_layers: of the final hidden states. */
 static size_t width_into(const struct model_layerwise *l, int64_t layer) {
     return layer < l->m->config.n_layers ? model_axis_size(&l->m->config, AXIS_INPUT, layer < 0 ? 0 : (uint32_t)layer)
                                          : l->m->config.hidden;
 }
 
-/* The states of one input as a variable, and back. */
+/* The states of one pass as a variable, and back. */
 static struct grad_var *take_states(const struct model_layerwise *l, const struct buf *states, struct grad_tape *t,
                                     int64_t layer, size_t first, size_t rows) {
     size_t width = width_into(l, layer);
@@ -164,11 +163,11 @@ static void put_states(struct buf *states, size_t first, const struct grad_var *
     kernel_download((float *)states->data + first * x->cols, x->value, x->rows * x->cols);
 }
 
-/* Positions in one pass through a layer: what is between two layers is small beside the weights then. */
+/* Positions per pass: with this many, a layer's activations are small compared with its weights. */
 #define PASS 512
 
-/* The next whole sequences of `in` from *seq and position *at on: as many as a pass takes, but never a remainder that is smaller,
-   because f32 multiplies a handful of rows in another order. */
+/* The next whole sequences of `in` from *seq and position *at: about PASS positions. A remainder smaller than PASS
+ * joins this pass, because f32 products of a few rows sum in another order. */
 static struct model_input next_pass(const struct model_input *in, size_t *seq, size_t *at) {
     struct model_input part = {.tokens = in->tokens + *at, .lengths = in->lengths + *seq};
     if (in->types) part.types = in->types + *at;
@@ -195,11 +194,11 @@ size_t model_layerwise_positions(const struct model_input *in, size_t n, size_t 
     return positions;
 }
 
-/* Of one pass, whose rows begin at `first`. */
+/* Where one pass stores its values when it stops; its rows begin at `first`. */
 struct halting {
     struct halt *halt;
     enum model_point point;
-    size_t first, positions; /* of all passes */
+    size_t first, positions; /* positions: of all passes */
     struct err *e;
     int rc;
 };
@@ -210,7 +209,7 @@ static void release_halt(struct halt *h) {
     buf_release(&h->residual.data);
 }
 
-/* The value at a point; NULL: it is made of the residual. */
+/* Where the value at a point is stored; NULL: it is recomputed from the residual. */
 static struct rows *rows_at(struct halt *h, enum model_point point) {
     return point == POINT_O_IN ? &h->o_in : point == POINT_DOWN_IN ? &h->down_in : NULL;
 }
@@ -241,7 +240,7 @@ static void keep_halt(void *ctx, const struct grad_var *value, const struct grad
     if (!k->rc && r) k->rc = keep_rows(r, k, value);
 }
 
-/* The rows of a pass as they were at the halt: what the rest of the layer is added to, and in `part` what it reads. */
+/* Restores the rows of a pass at the halt: returns the residual and sets part->given to the value at the point. */
 static struct grad_var *take_halt(struct halt *h, struct graph_part *part, struct grad_tape *t, size_t first,
                                   size_t n) {
     const struct rows *r = rows_at(h, h->point);
@@ -252,8 +251,8 @@ static struct grad_var *take_halt(struct halt *h, struct graph_part *part, struc
     return r && !part->given ? NULL : x;
 }
 
-/* May a pass end here for another one to go on? The norm before attention is as good as the start; experts do not wait for what all
-   positions take beside them. */
+/* Can a pass stop here and another resume? Before ATTN_IN there is only a norm, which is not worth it; and with
+ * experts, the residual does not yet include their sum at DOWN_IN. */
 static bool halts_at(const struct model_layerwise *l, int64_t layer, enum model_point point) {
     return point == POINT_O_IN || point == POINT_FFN_IN ||
            (point == POINT_DOWN_IN && !l->m->config.layers[layer].experts);
@@ -282,7 +281,7 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
     return 0;
 }
 
-/* One step of all inputs. */
+/* Runs one step for all inputs. */
 static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                       const struct step *s, struct err *e) {
     size_t first = 0, pass = 0, positions = model_layerwise_positions(in, n, s->every);
@@ -311,7 +310,7 @@ static int reserve_states(struct model_layerwise *l, struct buf *states, const s
     return 0;
 }
 
-/* The states of the block, from the states before. */
+/* Replaces the states of the block by the layer's output. */
 static int advance(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                    int64_t layer, struct err *e) {
     bool apart = layer >= 0 && width_into(l, layer) != width_into(l, layer + 1);
@@ -351,9 +350,9 @@ int model_layerwise_run(struct model_layerwise *l, struct grad_tape *t, const st
     return rc ? rc : load_tied_head(l, e);
 }
 
-/* ---- changing weights on the way ----------------------------------------------------------------------------------- */
+/* ---- changing weights on the way --------------------------------------------------------------------------------- */
 
-/* The step as the weights are, before anyone changes them. */
+/* Runs the layer with its unchanged weights on the dense states. */
 static int run_dense(struct model_layerwise *l, int64_t layer, struct err *e) {
     const struct model_changes *c = l->changes;
     struct step s = {.layer = layer, .from = &l->dense, .to = &l->dense_next, .every = c->dense_every};
@@ -368,7 +367,7 @@ static void swap_dense(struct model_layerwise *l) {
     l->dense = next;
 }
 
-/* What is loaded is visited, then runs as it is then. */
+/* One layer: dense run, visit, then the run with the changed weights. */
 static int change_step(struct model_layerwise *l, const struct model_changes *c, int64_t layer, struct err *e) {
     l->layer = layer;
     l->skips = false;
@@ -413,7 +412,7 @@ int model_layerwise_watch(struct model_layerwise *l, enum model_states which, co
     s.from = which == STATES_DENSE ? &l->dense : &l->states;
     if (which == STATES_DENSE) s.every = l->changes->dense_every;
     if (which == STATES_NOW && l->changes->in_order && model_layer_resumes(&l->m->config)) {
-        if (last && l->halt.any && *last <= l->halt.point) l->halt.any = false; /* back: from the start again */
+        if (last && l->halt.any && *last <= l->halt.point) l->halt.any = false; /* backwards: restart the layer */
         s.halt = &l->halt;
     }
     return run_inputs(l, l->t, l->in, l->n, &s, e);
@@ -431,7 +430,7 @@ const float *model_layerwise_dense_output(const struct model_layerwise *l) {
     return (const float *)l->dense_next.data;
 }
 
-/* Logits of one input, counted through the block. */
+/* Numbers the rows of one input's logits through the block. */
 struct shifted {
     model_logits_fn *fn;
     void *ctx;
@@ -441,7 +440,7 @@ struct shifted {
 static int shift_rows(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
                       struct kernel_array dlogits, struct err *e) {
     const struct shifted *s = ctx;
-    (void)dlogits; /* nothing is learned */
+    (void)dlogits; /* a tape that does not record needs no gradient */
     return s->fn(s->ctx, s->first + first, rows, vocab, kernel_host(logits, rows * vocab), e);
 }
 
@@ -477,7 +476,7 @@ struct model *model_layerwise_held(struct model_layerwise *l) {
     return l->m;
 }
 
-/* ---- the interface --------------------------------------------------------------------------------------------------- */
+/* ---- the interface ----------------------------------------------------------------------------------------------- */
 
 int model_layerwise_new(struct model_layerwise **out, struct kernel_device *device, struct stream_reader *r,
                         enum model_weight_format format, model_again_fn *again, void *again_ctx, struct err *e) {

@@ -49,16 +49,16 @@ static int param_alloc(const struct model *m, struct model_param *p, struct mode
     p->slot = slot;
     p->desc = *d;
     p->n = tensor_elems(d);
-    /* not zeroed: an untrusted size costs nothing until its data arrive */
+    /* not zeroed, so that an untrusted size costs nothing until its data arrives */
     p->value = kernel_alloc(m->device, DT_F32, p->n, e);
     return kernel_has_data(p->value) ? 0 : err_prefix(e, "tensor '%s'", d->name);
 }
 
-/* ---- taking tensors from a stream: in parts that stay in the cache between reading, checking and converting ------ */
+/* ---- taking tensors from a stream, in parts that stay in cache from reading through checks to conversion --------- */
 
 #define PART_BYTES ((size_t)1 << 20)
 
-/* The next n elements as they are stored, in the scratch for parts. */
+/* Reads the next n elements as stored, into the scratch buffer for parts. */
 static int take_part(struct model_tensors *t, uint64_t n, struct err *e) {
     const struct dtype_info *type = dtype_info(t->desc.dtype);
     t->data.len = 0;
@@ -82,7 +82,7 @@ static int load_f32(const struct model *m, struct model_param *p, struct model_t
     return rc;
 }
 
-/* Rows of the weight are columns of the product: each part makes whole panels. */
+/* Rows of the weight are columns of the product: each part fills whole panels. */
 static int fill_matrix(const struct kernel_matrix *b, struct model_tensors *t, struct err *e) {
     enum dtype type = t->desc.dtype;
     size_t rows = PART_BYTES / dtype_row_bytes(type, b->k) / KERNEL_PANEL * KERNEL_PANEL;
@@ -96,7 +96,7 @@ static int fill_matrix(const struct kernel_matrix *b, struct model_tensors *t, s
     return rc;
 }
 
-/* Blocks that are not packed for integers stay as they are: a product packs them as it goes. */
+/* Blocks that are not packed for integer products stay as they are: each product packs them as it goes. */
 static int load_packed(struct model *m, struct model_param *p, struct model_tensors *t, struct err *e) {
     const struct tensor_desc *d = &t->desc;
     size_t n = d->dims[0], k = d->dims[1];
@@ -179,12 +179,12 @@ int model_load(struct model **out, struct kernel_device *device, struct stream_r
     return rc;
 }
 
-/* That of PyTorch's uniform distribution: an LSTM's matrices go by its units, others by their columns. */
+/* Fan-in for PyTorch's uniform initialization: the number of units in LSTMs, the number of columns elsewhere. */
 static uint64_t fan_of(const struct model_config *c, struct model_slot s) {
     return model_axis_size(c, model_role_in_layer(s.role) ? AXIS_UNITS : model_role_info(s.role)->cols, s.layer);
 }
 
-/* GPT-2's initialisation (Radford et al. 2019, section 2.3): residual outputs shrink with the depth. `base` NULL: no muP. */
+/* GPT-2's initialization (Radford et al. 2019, section 2.3): residual outputs shrink with depth. base NULL: no muP. */
 static float init_scale(const struct model_config *c, const struct model_mup *base, struct model_slot s) {
     const struct model_role_info *role = model_role_info(s.role);
     bool lstm = c->layer_kind == LAYER_LSTM;

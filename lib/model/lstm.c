@@ -1,6 +1,6 @@
 /*
- * Layers of LSTMs: one runs from the beginning of each sequence to its end, one from the end to the beginning, and the layer's
- * output is the states of both, side by side. Each sequence of the input is a run of its own.
+ * LSTM layers: one LSTM runs from the start of each sequence to its end, one from the end to the start, and the layer's
+ * output is their states, concatenated. Sequences are independent.
  */
 #include "lib/model/model_internal.h"
 
@@ -8,7 +8,7 @@ static struct grad_var *leaf(struct graph *g, enum model_role role, uint32_t lay
     return graph_leaf(g, (struct model_slot){.role = role, .layer = layer});
 }
 
-/* What the inputs add is a product for all positions at once; only the recurrent part goes step by step. */
+/* The inputs' contribution to the gates is one product for all positions; only the recurrence runs step by step. */
 struct grad_var *graph_lstm(struct graph *g, uint32_t layer, struct grad_var *x) {
     static const enum model_role inputs[] = {ROLE_LSTM_INPUT, ROLE_LSTM_REVERSE_INPUT};
     struct grad_lstm_direction d[2];
@@ -26,7 +26,7 @@ struct grad_var *graph_lstm(struct graph *g, uint32_t layer, struct grad_var *x)
     return grad_lstm(g->t, 2, d, g->in.n_seqs, g->starts);
 }
 
-/* Rows of half the length: that of the first direction at the last position, and of the second at the first. */
+/* In rows of half the length: the first direction's at the last position, the second's at the first position. */
 struct grad_var *graph_lstm_ends(struct graph *g, struct grad_var *h) {
     size_t n = g->in.n_seqs;
     uint32_t *ends = grad_alloc(g->t, 2 * n * sizeof *ends);

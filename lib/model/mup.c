@@ -1,4 +1,4 @@
-/* Maximal update parametrization: which axes are widths, and what follows from how wide they are. */
+/* Maximal update parametrization: which axes are widths, and the factors that depend on them. */
 #include <math.h>
 
 #include "lib/model/model.h"
@@ -48,7 +48,7 @@ double model_mup_width(const struct model_config *c, const struct model_mup *bas
     return (double)model_axis_size(c, axis, layer) / (double)base->size[axis];
 }
 
-/* Norms of q's heads take away its size, so the factor comes after them. */
+/* Norms of q's heads undo any scaling of q, so the factor must come after them. */
 static bool scales_scores(const struct model_config *c, enum model_role role) {
     if (c->qk_norm != QK_NORM_NONE) return role == ROLE_Q_NORM || role == ROLE_Q_NORM_BIAS;
     return role == ROLE_Q || role == ROLE_Q_BIAS;

@@ -28,7 +28,7 @@ struct reader {
 static int read_rows(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
                      struct kernel_array dlogits, struct err *e) {
     const struct reader *r = ctx;
-    (void)dlogits; /* nothing is learned */
+    (void)dlogits; /* a tape that does not record needs no gradient */
     return r->fn(r->ctx, first, rows, vocab, kernel_host(logits, rows * vocab), e);
 }
 

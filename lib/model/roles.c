@@ -85,7 +85,7 @@ static bool has_classifier(const struct model_config *c) {
     return c->classes != 0;
 }
 
-/* A norm's bias exists where the norm does and norms have one. */
+/* A norm's bias exists if the norm does and norms have biases. */
 #define BIAS_OF(norm)                                                                                                  \
     static bool norm##_bias(const struct model_config *c) {                                                            \
         return c->norm_bias && norm(c);                                                                                \
@@ -261,7 +261,7 @@ uint64_t model_axis_size(const struct model_config *c, enum model_axis axis, uin
     case AXIS_POSITION: return (uint64_t)c->context + c->position_offset;
     case AXIS_TYPE: return c->token_types;
     case AXIS_CLASSES: return c->classes;
-    case AXIS_RANK: /* depends on the matrix: model_rank */
+    case AXIS_RANK: /* depends on the matrix: see model_rank */
     case AXIS_COUNT: break;
     }
     return 0;
@@ -290,7 +290,8 @@ uint64_t model_point_cols(const struct model_config *c, enum model_point p, uint
 
 /* ---- names ------------------------------------------------------------------------------------------------------- */
 
-/* The number `limit` bounds at the beginning of s, and what comes after it; NULL: none. "07" would be a second spelling of 7. */
+/* Parses a number below `limit` at the start of s and returns what follows it, or NULL. Leading zeros are refused: one
+ * spelling each. */
 static const char *parse_number(const char *s, uint32_t limit, uint32_t *out) {
     char digits[8];
     uint64_t v;
@@ -339,10 +340,10 @@ int model_slot_parse(const char *name, struct model_slot *out, struct err *e) {
     return err_set(e, ERR_DATA, "tensor '%s' has no role in a model", name);
 }
 
-/* ---- stream order: what comes before the layers, the layers, what comes after them ------------------------------- */
+/* ---- stream order: before the layers, the layers, after the layers ----------------------------------------------- */
 /*
- * Roles of which each expert has one stand together in the table. In a stream an expert's tensors come together, and one
- * expert after another.
+ * Roles that every expert has are consecutive in the table. In a stream the tensors of one expert are consecutive,
+ * expert by expert.
  */
 
 enum where { BEFORE, WITHIN, AFTER };
@@ -361,7 +362,7 @@ static bool has_part(const struct model_layer *l, enum model_part part) {
     return false;
 }
 
-/* Tensors of a configuration: outside layers, in a layer by what they ask of it, and of each expert. */
+/* Numbers of tensors: outside layers, per layer by the part they belong to, and per expert. */
 struct counts {
     size_t before, after, part[PART_BOTH + 1], each;
 };
@@ -379,7 +380,7 @@ static struct counts count_roles(const struct model_config *c) {
     return n;
 }
 
-/* Only matrices that exist have a rank: model_config_check. */
+/* model_config_check ensures that only existing matrices have a rank. */
 static size_t count_layer(const struct counts *n, const struct model_layer *l) {
     size_t sum = n->each * l->experts;
     for (int p = 0; p <= PART_BOTH; p++)
@@ -414,7 +415,7 @@ static bool is_here(const struct model_config *c, enum where where, uint32_t lay
            (!roles[role].is_out || c->layers[layer].rank[roles[role].factored]);
 }
 
-/* The nth tensor before the layers, of a layer or after them. */
+/* The nth tensor before the layers, of a layer, or after the layers. */
 static struct model_slot nth_slot(const struct model_config *c, const struct counts *n, enum where where,
                                   uint32_t layer, size_t nth) {
     struct model_slot s = {.layer = layer};

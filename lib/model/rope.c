@@ -1,11 +1,11 @@
-/* Rotary positions of a configuration: their JSON form in META, their limits, their frequencies. */
+/* Rotary positions: their JSON form in META, their limits, their frequencies. */
 #include "lib/model/model_internal.h"
 
 #include <math.h>
 
 static const char *const scaling_names[] = {"none", "linear", "llama3", "yarn", "longrope", NULL};
 
-/* Which scalings have which numbers. */
+/* Which scalings have which numbers in JSON. */
 enum { LINEAR = 1 << ROPE_LINEAR, LLAMA3 = 1 << ROPE_LLAMA3, YARN = 1 << ROPE_YARN, LONG = 1 << ROPE_LONG };
 
 static const struct {
@@ -144,7 +144,7 @@ double model_rope_attention(enum rope_scaling scaling, double factor, uint32_t o
     return sqrt(1 + log(factor) / log(original_context));
 }
 
-/* Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated. */
+/* Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those in between interpolated. */
 static double llama3(const struct model_rope *r, double f) {
     double wavelength = 2 * M_PI / f;
     double low = r->original_context / r->low_freq, high = r->original_context / r->high_freq;
@@ -154,7 +154,7 @@ static double llama3(const struct model_rope *r, double f) {
     return (1 - smooth) * f / r->factor + smooth * f;
 }
 
-/* The pair, as a real number, that turns `rotations` times within the original context. */
+/* The pair, as a real number, that rotates `rotations` times within the original context. */
 static double yarn_pair(const struct model_rope *r, uint32_t dims, double rotations) {
     return dims * log(r->original_context / (rotations * 2 * M_PI)) / (2 * log(r->theta));
 }
@@ -167,7 +167,7 @@ void model_yarn_bounds(const struct model_rope *r, uint32_t dims, double *low, d
     *high = fmin(*high, dims - 1.0);
 }
 
-/* As transformers has it: kept before `low`, stretched from `high` on, a ramp between. */
+/* As in transformers: kept below `low`, stretched from `high` on, with a linear ramp in between. */
 static double yarn(const struct model_rope *r, uint32_t dims, uint32_t pair, double f) {
     double low, high;
     model_yarn_bounds(r, dims, &low, &high);

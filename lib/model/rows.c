@@ -1,4 +1,4 @@
-/* Rows and the blocks of quantized types: warnings where a shape is asked for. */
+/* Row lengths and the blocks of quantized types: warnings about shapes that do not fit. */
 #include "lib/model/model.h"
 
 #include <inttypes.h>
@@ -10,7 +10,7 @@ uint32_t model_row_block(uint64_t row) {
 
 static bool warn_row(const char *what, uint64_t row, uint32_t wanted, model_warn_fn *warn, void *ctx) {
     char text[320], below[32] = "";
-    uint32_t block = model_row_block(row), next = block == 1 ? 32 : 256; /* what it is not a multiple of */
+    uint32_t block = model_row_block(row), next = block == 1 ? 32 : 256; /* what row is not a multiple of */
     if (row == 0 || block >= wanted) return false;
     if (row > next) snprintf(below, sizeof below, "%" PRIu64 " or ", row / next * next);
     snprintf(text, sizeof text,
@@ -22,7 +22,7 @@ static bool warn_row(const char *what, uint64_t row, uint32_t wanted, model_warn
     return true;
 }
 
-/* One warning for each kind of row, of the first layer that has it. */
+/* One warning for each kind of row, for the first layer concerned. */
 static void warn_rows(const struct model_config *before, const uint32_t *old_layer, const struct model_config *c,
                       model_warn_fn *warn, void *ctx) {
     bool ffn = false, expert = false, heads = false;

@@ -1,12 +1,12 @@
-/* Sampling one token from a row of logits: greedy, all, top-k, top-p; rows are shared out over the threads. */
+/* Sampling a token from each row of logits: greedy, full softmax, top-k, top-p; rows are distributed over threads. */
 #include "lib/model/sampling.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-#define NUCLEUS 256 /* candidates to look for the nucleus among, at first */
+#define NUCLEUS 256 /* candidates for the nucleus in the first attempt */
 
-/* Not greedy, and not simply from the whole row. */
+/* False for greedy sampling and for sampling from the whole row. */
 static bool needs_candidates(const struct sampler *s) {
     return s->how.temperature > 0 && (s->how.top_k > 0 || s->how.top_p < 1);
 }
@@ -41,8 +41,7 @@ struct candidates {
     double inv_t;
 };
 
-/* Draws from the softmax over the first n candidates by inversion; the last is taken when the mass runs out by
- * rounding. */
+/* Draws from the softmax over the first n candidates by inversion; the last one if rounding leaves mass over. */
 static uint32_t draw_among(const struct candidates *c, size_t n, double u) {
     double total = 0, top = c->values[0];
     for (size_t i = 0; i < n; i++) total += exp((c->values[i] - top) * c->inv_t);
@@ -54,8 +53,8 @@ static uint32_t draw_among(const struct candidates *c, size_t n, double u) {
     return c->ids[n - 1];
 }
 
-/* The smallest number of leading candidates, at most n, with probability mass of at least top_p; 0: n are not
- * enough. lse is that of the whole distribution over the temperature. */
+/* The smallest number of leading candidates, at most n, whose probability is at least top_p; 0: n are not enough. lse
+ * is the log-sum-exp of the whole row over the temperature. */
 static size_t nucleus(const struct candidates *c, size_t n, double lse, double top_p) {
     double mass = 0;
     for (size_t i = 0; i < n; i++) {
@@ -65,7 +64,7 @@ static size_t nucleus(const struct candidates *c, size_t n, double lse, double t
     return 0;
 }
 
-/* top-p is taken within top-k and of its mass, as Hugging Face's logits warpers chain them. */
+/* Top-p applies within top-k, to its renormalized mass, as Hugging Face's logits warpers are chained. */
 static uint32_t draw_top_k(const struct sampler *s, const struct candidates *c, struct kernel_array logits, double u) {
     size_t k = s->how.top_k;
     kernel_topk(c->ids, c->values, logits, 1, s->vocab, k);
@@ -76,7 +75,7 @@ static uint32_t draw_top_k(const struct sampler *s, const struct candidates *c, 
     return draw_among(c, n ? n : k, u);
 }
 
-/* The nucleus is mostly small: few candidates first, more when their mass is not enough. */
+/* The nucleus is usually small: start with few candidates, take more if their mass is not enough. */
 static uint32_t draw_top_p(const struct sampler *s, const struct candidates *c, struct kernel_array logits, double u) {
     float lse;
     kernel_logsumexp(&lse, logits, 1, s->vocab, (float)c->inv_t);

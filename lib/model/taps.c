@@ -1,4 +1,5 @@
-/* What the parts of the forward pass share: parameters as leaves of the tape, their adapters, and the points where values can be tapped. */
+/* Shared parts of the forward pass: parameters as leaves of the tape, adapters, and the points where values can be
+ * observed. */
 #include "lib/model/model_internal.h"
 
 static const char *const point_names[POINT_ALL] = {
@@ -48,7 +49,7 @@ struct grad_var *graph_adapt(struct graph *g, struct model_slot s, struct grad_v
     return grad_add(g->t, y, grad_linear(g->t, low, b, NULL, NULL));
 }
 
-/* The slot of the second factor; false: the matrix is whole. */
+/* Sets *out to the slot of the second factor; false: the matrix is stored whole. */
 static bool second_factor(const struct graph *g, struct model_slot s, struct model_slot *out) {
     *out = (struct model_slot){model_role_info(s.role)->out, s.layer, 0};
     return model_rank(&g->m->config, s.role, s.layer) != 0;
@@ -104,7 +105,7 @@ void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x
     grad_rewind(g->t, mark);
 }
 
-/* The variable at a point; in place of the copy's memory when there is one (prepare_copies). */
+/* Sets the wanted variable of a point, or fills its copy if prepare_copies allocated one. */
 void graph_want(struct graph *g, enum model_point point, uint32_t layer, struct grad_var *x) {
     for (size_t i = 0; x && i < g->n_wants; i++) {
         struct model_want *w = &g->wants[i];

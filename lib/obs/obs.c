@@ -1,15 +1,15 @@
-/* Gram matrices into factors, and matrices through them. */
+/* Factors of Gram matrices, and error feedback and least squares with them. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/obs/obs.h"
 
-#define GROWTH 10 /* of the damping from one try to the next */
+#define GROWTH 10 /* factor of the damping from one try to the next */
 
-/* ---- factors -------------------------------------------------------------------------------------------------------- */
+/* ---- factors ----------------------------------------------------------------------------------------------------- */
 
-/* Dead inputs, and the mean of the diagonal with a 1 for each of them. */
+/* Finds dead inputs, and the mean of the diagonal, where each of them counts as 1. */
 static int read_diagonal(struct obs_factor *f, const float *gram, double *mean, struct err *e) {
     double sum = 0;
     for (size_t i = 0; i < f->n; i++) {
@@ -29,7 +29,7 @@ struct place {
     uint32_t input;
 };
 
-/* Descending; ties by input, so that the order does not depend on the sort. */
+/* Descending; ties by input, so that the order does not depend on the sorting algorithm. */
 static int compare_places(const void *a, const void *b) {
     const struct place *x = a, *y = b;
     if (x->diagonal != y->diagonal) return x->diagonal < y->diagonal ? 1 : -1;
@@ -48,7 +48,7 @@ static int make_order(struct obs_factor *f, const float *gram, struct err *e) {
     return f->order ? 0 : e->code;
 }
 
-/* The upper triangle in the order of the columns, damped. */
+/* The damped upper triangle, in processing order. */
 static void arrange(const struct obs_factor *f, const float *gram, double add, float *h) {
     for (size_t i = 0; i < f->n; i++) {
         size_t from = f->order ? f->order[i] : i;
@@ -102,9 +102,9 @@ void obs_factor_free(struct obs_factor *f) {
     mem_free(f);
 }
 
-/* ---- matrices through them ---------------------------------------------------------------------------------------------- */
+/* ---- error feedback and least squares ---------------------------------------------------------------------------- */
 
-/* Columns of w, transposed, into their places, or back. */
+/* Moves columns of w, transposed, to processing order, or back. */
 static void place_columns(const struct obs_factor *f, float *places, float *inputs, size_t rows, bool back) {
     for (size_t i = 0; i < f->n; i++) {
         float *place = places + i * rows, *input = inputs + (f->order ? f->order[i] : i) * rows;
@@ -134,7 +134,7 @@ int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, 
     return scratch ? 0 : e->code;
 }
 
-/* Inputs of the rows of x to their places in y, or back. */
+/* Moves the columns of x to processing order in y, or back. */
 static void permute(const struct obs_factor *f, float *y, const float *x, size_t rows, bool back) {
     for (size_t r = 0; r < rows; r++, x += f->n, y += f->n)
         for (size_t i = 0; i < f->n; i++) y[back ? f->order[i] : i] = x[back ? i : f->order[i]];

@@ -1,4 +1,4 @@
-/* Runs gnuplot: the script on its standard input, the picture from its standard output. */
+/* Runs gnuplot: the script is its standard input, the SVG its standard output. */
 #include <errno.h>
 #include <spawn.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 
 extern char **environ;
 
-/* Three files without a name, so that neither side waits for the other. */
+/* Unnamed files instead of pipes, so that neither side can block the other. */
 struct process {
     int in, out, err;
 };
@@ -47,7 +47,7 @@ static int wait_for(pid_t pid, int *status, struct err *e) {
     return 0;
 }
 
-/* The message is the first line that says something. */
+/* The message is the first meaningful line of standard error. */
 static int failed(const struct process *p, int status, struct err *e) {
     struct buf said = {0};
     char line[256] = "it said nothing";

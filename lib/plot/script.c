@@ -1,4 +1,4 @@
-/* Curves of tables in gnuplot's language: a block of data for each, then how they are drawn. */
+/* Writes curves as a gnuplot script: a data block per curve, then the plot command. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 /* One curve: a column of a table. */
 struct curve {
     const struct plot_table *t;
-    size_t x, y, n; /* columns; rows in which both are numbers */
+    size_t x, y, n; /* columns; number of rows in which both are finite */
 };
 
 struct curves {
@@ -16,7 +16,7 @@ struct curves {
     struct buf list; /* struct curve */
 };
 
-/* ---- which curves ---------------------------------------------------------------------------------------------------- */
+/* ---- which curves ------------------------------------------------------------------------------------------------ */
 
 static bool is_drawable(const struct curve *c, size_t row) {
     const double *v = c->t->values + row * c->t->n_cols;
@@ -31,7 +31,7 @@ static int no_column(const struct plot_table *t, const char *name, struct err *e
     return err_set(e, ERR_DATA, "%s has no column \"%.80s\"; it has %s", t->name, name, have);
 }
 
-/* A logarithm takes what is above 0. */
+/* Logarithmic axes require values above 0. */
 static int check_log(const struct curve *c, size_t column, struct err *e) {
     for (size_t r = 0; r < c->t->n_rows; r++) {
         double v = c->t->values[r * c->t->n_cols + column];
@@ -42,7 +42,7 @@ static int check_log(const struct curve *c, size_t column, struct err *e) {
     return 0;
 }
 
-/* named: it was asked for, and must have something to show. */
+/* named: the user asked for this column, so it must have something to draw. */
 static int add(struct curves *s, const struct plot_table *t, size_t column, bool named, struct err *e) {
     long x = plot_table_column(t, s->p->x);
     if (x < 0) return no_column(t, s->p->x, e);
@@ -72,7 +72,7 @@ static int add_named(struct curves *s, const struct plot_table *t, struct err *e
     return 0;
 }
 
-/* What a log has beside losses and evaluations. */
+/* Columns of a log that are neither losses nor evaluations. */
 static bool is_of_the_step(const char *column) {
     static const char *const names[] = {"step", "lr", "grad_norm", "tokens", "noise_scale"};
     for (size_t i = 0; i < COUNT_OF(names); i++)
@@ -93,9 +93,9 @@ static int choose(struct curves *s, struct err *e) {
                                  p->tables[0].name);
 }
 
-/* ---- in gnuplot's language ---------------------------------------------------------------------------------------------- */
+/* ---- the script ---- */
 
-/* 'text': nothing in it has a meaning but the quote, which is doubled, and the end of a line, which is escaped. */
+/* Appends 'text': in single quotes only the quote is special, and doubled; line ends are escaped. */
 static int quote(struct buf *out, const char *text, struct err *e) {
     char shown[4096];
     escape_text(shown, sizeof shown, text, strlen(text));
@@ -120,7 +120,7 @@ static int put_data(struct buf *out, const struct curve *c, size_t number, struc
     return rc ? rc : buf_printf(out, e, "END\n");
 }
 
-/* Where the file's name is of use, it is said. */
+/* The label includes the file's name if there are several. */
 static int put_curve(struct buf *out, const struct curve *c, size_t number, bool several, struct err *e) {
     char label[2200];
     bool sparse = c->n < c->t->n_rows || c->n == 1;

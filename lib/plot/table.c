@@ -1,13 +1,13 @@
-/* Reads a table of numbers with a line of names: the log of a run. */
+/* Parses a table of numbers with a header line: the log of a run. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/plot/plot.h"
 
-/* A text that is read line by line; `end` is its own. */
+/* Text that is read line by line. */
 struct lines {
     const char *at, *end;
-    size_t number; /* of the line that was taken last */
+    size_t number; /* of the last line taken */
 };
 
 static bool next_line(struct lines *l, const char **line, size_t *n) {
@@ -27,7 +27,7 @@ static size_t count_fields(const char *line, size_t n) {
     return fields;
 }
 
-/* The field at *line, without the tab after it. */
+/* Takes the field at *line, and skips the tab after it. */
 static size_t take_field(const char **line, size_t *n, const char **field) {
     const char *tab = memchr(*line, '\t', *n);
     size_t length = tab ? (size_t)(tab - *line) : *n, skip = length + (tab != NULL);

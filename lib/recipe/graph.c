@@ -1,7 +1,7 @@
 /*
- * Builds the graph of a Makefile from provenance entries. A step whose output was written or read under a path is a rule;
- * a step that only wrote to a pipe is printed inside the rule that read it; a pipe with several readers gets a file.
- * Entries come from the stream and are not trusted.
+ * Builds the graph of a Makefile from provenance entries. A step whose output was written to or read from a path
+ * becomes a rule; a step that only wrote to a pipe is printed within the rule that read it; a pipe with several readers
+ * becomes a file. Entries come from the stream and are not trusted.
  */
 #include <stdio.h>
 #include <string.h>
@@ -53,7 +53,7 @@ static int read_input(struct recipe *r, size_t step, struct recipe_input *in, co
     in->parents = arena_array(&r->arena, (size_t)cJSON_GetArraySize(parents) + 1, sizeof *in->parents, e);
     if (!in->parents) return e->code;
     cJSON_ArrayForEach(id, parents) {
-        /* a missing entry means that we cannot make this input: the whole of it is a leaf */
+        /* an unknown parent means that this input cannot be rebuilt: it is a leaf */
         size_t parent = cJSON_IsString(id) ? find_step(r, id->valuestring, step) : NO_STEP;
         if (parent == NO_STEP) {
             in->n_parents = 0;
@@ -102,8 +102,8 @@ static bool same_rule(const struct recipe_file *f, const struct recipe_file *wan
     return f->n_steps == 0 || memcmp(f->steps, want->steps, f->n_steps * sizeof *f->steps) == 0;
 }
 
-/* The file of that name and rule. A name that already stands for something else (a file was overwritten between two
- * steps) gets a number appended: a Makefile cannot have two rules for one name. */
+/* Finds or adds the file of that name and rule. If the name already means something else (a file was overwritten
+ * between two steps), a number is appended, because a Makefile cannot have two rules for one name. */
 static int add_file(struct recipe *r, const struct recipe_file *want, struct recipe_file **out, struct err *e) {
     const char *name = want->wanted;
     for (unsigned n = 1;; n++) {
@@ -144,7 +144,7 @@ static int add_step_file(struct recipe *r, size_t step, const char *name, struct
     return add_file(r, &want, &r->steps[step].file, e);
 }
 
-/* Leaves are named first; products of the same name get a number. */
+/* Leaves are added first, so they keep their names; products of the same name get a number. */
 static int add_leaf(struct recipe *r, struct recipe_input *in, struct err *e) {
     struct recipe_file want = {.wanted = in->path, .rule = FILE_LEAF, .digest = in->digest};
     if (!in->path || in->is_fd) {
@@ -156,8 +156,8 @@ static int add_leaf(struct recipe *r, struct recipe_input *in, struct err *e) {
     return add_file(r, &want, &in->file, e);
 }
 
-/* How often a step's command reads a pipe: once, but a <(...) as often as its name is an argument, which in a forged entry
- * may be any number of times. */
+/* How often a step's command reads a pipe: once, or for <(...) as often as its name occurs as an argument, which in a
+ * forged entry may be any number of times. */
 static size_t count_reads(const struct recipe_step *s, const struct recipe_input *in) {
     size_t n = 0;
     for (size_t i = 0; in->is_fd && i < s->n_argv; i++) {
@@ -167,8 +167,8 @@ static size_t count_reads(const struct recipe_step *s, const struct recipe_input
     return n ? n : 1;
 }
 
-/* Names files for outputs: the path the output was written to, else the path a later step read it from. Counts the readers
- * of the rest, which are pipes. */
+/* Names files for outputs: the path that the output was written to, or else the path that a later step read it from.
+ * Counts the readers of the remaining outputs, which are pipes. */
 static int place_outputs(struct recipe *r, struct err *e) {
     for (size_t i = 0; i < r->n_steps; i++)
         if (r->steps[i].output && add_step_file(r, i, r->steps[i].output, e)) return e->code;
@@ -202,7 +202,7 @@ static int place_shared_pipes(struct recipe *r, struct err *e) {
     return 0;
 }
 
-/* The file called `path` that holds the concatenated outputs of these steps. */
+/* Returns the file named `path` with the concatenated outputs of these steps. */
 static int file_of_steps(struct recipe *r, const char *path, size_t *steps, size_t n, struct recipe_file **out,
                          struct err *e) {
     struct recipe_file want = {.wanted = path, .rule = FILE_CAT, .steps = steps, .n_steps = n};
@@ -228,9 +228,9 @@ static int resolve_inputs(struct recipe *r, struct err *e) {
     return 0;
 }
 
-/* ---- the file asked about ---------------------------------------------------------------------------------------- */
+/* ---- the target ---- */
 
-/* Steps that no other step read from. */
+/* Finds the steps that no other step reads from. */
 static int find_heads(struct recipe *r, size_t **heads, size_t *n, struct err *e) {
     bool *read = arena_array(&r->arena, r->n_steps, sizeof *read, e);
     *heads = arena_array(&r->arena, r->n_steps, sizeof **heads, e);

@@ -1,4 +1,4 @@
-/* Prints the graph as a Makefile, with file names quoted for make and words for make and the shell. */
+/* Prints the graph as a Makefile, with file names quoted for make, and words quoted for make and the shell. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +12,7 @@ static bool is_plain(const char *word) {
     return *word && word[strspn(word, safe)] == 0;
 }
 
-/* Control characters are escaped in the Makefile too: people read it in a terminal before they run it. */
+/* Control characters are escaped even in the Makefile: people read it in a terminal before running it. */
 static bool needs_escape(const char *text) {
     char shown[ESCAPE_MAX];
     bool found = false;
@@ -21,14 +21,14 @@ static bool needs_escape(const char *text) {
     return found;
 }
 
-/* Bytes of one character, as bash reads them between $' and '. */
+/* Writes the bytes of a character as escapes for bash's $'...'. */
 static int put_bytes(struct buf *b, const char *bytes, size_t n, struct err *e) {
     int rc = 0;
     for (size_t i = 0; i < n && !rc; i++) rc = buf_printf(b, e, "\\x%02x", (unsigned)(unsigned char)bytes[i]);
     return rc;
 }
 
-/* Between single quotes only the quote is special; make still needs $$ and no newline, for which bash has $'\n'. */
+/* Within single quotes only the quote is special to the shell, but make needs $$ and no newline, hence bash's $'\n'. */
 int recipe_quote_shell(struct buf *b, const char *word, struct err *e) {
     if (is_plain(word)) return buf_append(b, word, strlen(word), e);
     char shown[ESCAPE_MAX];
@@ -49,7 +49,7 @@ int recipe_quote_shell(struct buf *b, const char *word, struct err *e) {
     return rc ? rc : buf_append(b, "'", 1, e);
 }
 
-/* Tested with GNU make 4.3, character by character. A name that make cannot express is refused. */
+/* Tested with GNU make 4.3, character by character. ERR_DATA for a name that make cannot express. */
 int recipe_quote_make(struct buf *b, const char *name, bool is_target, struct err *e) {
     int rc = *name == '~' ? buf_append(b, "./", 2, e) : 0;
     bool escapes = needs_escape(name);
@@ -69,7 +69,7 @@ int recipe_quote_make(struct buf *b, const char *name, bool is_target, struct er
     return rc;
 }
 
-/* Keeps the text on the comment's line. */
+/* Prints text that cannot end the comment's line. */
 static int print_comment(struct buf *b, const char *text, struct err *e) {
     char shown[ESCAPE_MAX];
     int rc = 0;
@@ -87,14 +87,14 @@ struct printer {
     const struct recipe *r;
     struct buf *b;
     struct buf *prerequisites;  /* of the rule being printed */
-    struct recipe_file **queue; /* files to print, each once */
+    struct recipe_file **queue; /* files to print, without duplicates */
     size_t n_queue;
-    size_t rule; /* number of the one being printed, from 1 */
+    size_t rule; /* number of the rule being printed, from 1 */
     struct err *e;
     int depth;
 };
 
-/* Names each file once per rule, however often the command reads it. */
+/* Adds a prerequisite once per rule, however often the command reads it. */
 static int need_file(struct printer *p, struct recipe_file *f) {
     if (f->needed_by == p->rule) return 0;
     f->needed_by = p->rule;
@@ -114,14 +114,14 @@ static int raw(struct printer *p, const char *text) {
 
 static int print_step(struct printer *p, size_t step);
 
-/* "cat FILE" or the pipeline that makes it, whichever the step's output is. */
+/* Prints "cat FILE", or the pipeline that produces the step's output if it has no file. */
 static int print_source(struct printer *p, size_t step) {
     struct recipe_file *f = p->r->steps[step].file;
     if (!f) return print_step(p, step);
     return raw(p, "cat ") || word(p, f->name) || need_file(p, f) ? p->e->code : 0;
 }
 
-/* The left side of the | : the parents' outputs, concatenated. */
+/* Prints the left side of a pipe: the concatenated outputs of these steps. */
 static int print_sources(struct printer *p, const size_t *steps, size_t n) {
     bool group = n > 1;
     if (group && raw(p, "{ ")) return p->e->code;
@@ -148,7 +148,7 @@ static const struct recipe_input *find_input(const struct recipe_step *s, const 
     return NULL;
 }
 
-/* An argument that names an input is kept, unless the file was renamed or came from <(...). */
+/* An argument that names an input is unchanged, unless the file was renamed or came from <(...). */
 static int print_argument(struct printer *p, const struct recipe_step *s, const char *argument) {
     size_t prefix = 0;
     struct arena scratch = {0};
@@ -191,7 +191,7 @@ static int print_step(struct printer *p, size_t step) {
     return 0;
 }
 
-/* A step that wrote to a pipe must do so again: the output path is part of what it records. */
+/* A step that wrote to a pipe must do so again, because its output path is part of the provenance. */
 static int print_step_rule(struct printer *p, const struct recipe_file *f) {
     const struct recipe_step *s = &p->r->steps[f->steps[0]];
     if (print_step(p, f->steps[0])) return p->e->code;
@@ -217,7 +217,7 @@ static int print_body(struct printer *p, const struct recipe_file *f) {
     return 0;
 }
 
-/* The prerequisites are known only once the command is written, so that goes to a buffer of its own first. */
+/* The prerequisites are known only after the command, which is therefore printed to a separate buffer first. */
 static int print_rule(struct printer *p, const struct recipe_file *f) {
     struct buf body = {0}, prerequisites = {0}, *out = p->b;
     p->b = &body;

@@ -1,4 +1,4 @@
-/* Renders conversations into documents for corpus_encode, by the chat template of the vocabulary or of a file. */
+/* Renders conversations into documents for corpus_encode, by the chat template of a vocabulary or a file. */
 #include "lib/chat/chat.h"
 #include "lib/session/session.h"
 
@@ -6,7 +6,7 @@ struct session_chat {
     struct chat_template *template;
     struct chat_options options;
     struct chat_special special[4];
-    struct arena memory; /* of their texts */
+    struct arena memory; /* for the texts of `special` */
     const char *field;
     bool answers;
 };
@@ -27,7 +27,7 @@ static int open_template(struct session_chat *t, struct cli *c, const struct voc
     return rc;
 }
 
-/* Templates see the vocabulary's special tokens as variables. */
+/* Makes a special token of the vocabulary available to templates as a variable. */
 static int add_special(struct session_chat *t, const struct vocab *v, const char *name, uint32_t id, struct err *e) {
     if (id == TOKEN_NONE) return 0;
     const char *text = arena_strndup(&t->memory, (const char *)v->tokens[id].bytes, v->tokens[id].n_bytes, e);

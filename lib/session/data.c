@@ -1,4 +1,4 @@
-/* Opens the data stream that goes through a model and checks that both have the same vocabulary. */
+/* Opens the data stream that goes through a model, and checks that both have the same vocabulary. */
 #include <string.h>
 
 #include "lib/session/session.h"

@@ -1,4 +1,4 @@
-/* Reads a stream more than once: opens its file again. */
+/* Reads a stream more than once, by opening its file again. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -1,7 +1,7 @@
-/* Prompts continued by a model, into a stream of tokens or into text. */
+/* Continues prompts with a model, and writes a stream of tokens or text. */
 #include "lib/session/session.h"
 
-#define BATCH_POSITIONS 4096 /* a batch of the output is closed at the end of the sequence that reaches these */
+#define BATCH_POSITIONS 4096 /* of an output batch, which is closed at the end of the sequence that reaches this */
 
 struct sink {
     const struct session_generate_options *o;
@@ -9,7 +9,7 @@ struct sink {
     struct model *m;
     struct stream_writer *out; /* NULL with --text */
     struct buf tokens, lengths, line;
-    uint64_t next_seq; /* the number of the next prompt's first continuation */
+    uint64_t next_seq; /* number of the next prompt's first continuation */
     uint64_t seqs;
     struct model_generated sum;
 };
@@ -53,7 +53,8 @@ static void step_done(void *ctx, const struct model_generated *sum) {
     cli_progress(s->c, sum->made, "%llu sequences done", (unsigned long long)s->seqs);
 }
 
-/* Adds each complete prompt `repeat` times. Sequences are counted through, also where `cat` starts from 0 again. */
+/* Adds each complete prompt `repeat` times. Continuations are numbered consecutively, even across segments made by
+ * `cat`. */
 static int add_prompts(struct sink *s, struct model_generator *g, const struct knowledge_rows *rows, struct err *e) {
     const uint32_t *prompt = rows->tokens, *lengths = rows->lengths;
     int rc = 0;
@@ -64,8 +65,8 @@ static int add_prompts(struct sink *s, struct model_generator *g, const struct k
     return rc;
 }
 
-/* A prompt may be longer than a batch, and waits in the queue until it is complete, or longer than the model's
- * context. */
+/* Decodes a batch and adds its prompts. One that spans batches stays queued until it is complete; one longer than the
+ * model's context is an error. */
 static int take_batch(struct sink *s, struct model_generator *g, struct knowledge_rows *rows,
                       const struct session_data *in, const struct batch *b, struct err *e) {
     int rc = knowledge_decode(rows, &in->format, b, e);
@@ -75,7 +76,7 @@ static int take_batch(struct sink *s, struct model_generator *g, struct knowledg
     return rc == ERR_DATA ? err_prefix(e, "%s", stream_reader_name(in->stream)) : rc;
 }
 
-/* Refuses a model that continues nothing, before there is any output. */
+/* Fails for a model that cannot generate, before any output is opened. */
 static int open_generator(struct sink *s, struct model_generator **g, struct err *e) {
     const struct vocab *v = s->o->past_eos ? NULL : s->m->vocab;
     struct model_sampling sampling = s->o->sampling;
@@ -108,7 +109,7 @@ static int open_sink(struct sink *s, const struct session_data *in, struct err *
     FILE *text;
     if (s->o->text) return cli_text(s->c, &text, e);
     cJSON *meta = cJSON_Duplicate(stream_reader_meta(in->stream), true);
-    cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are independent texts now */
+    cJSON_DeleteItemFromObjectCaseSensitive(meta, "packed"); /* sequences are independent texts */
     cJSON_DeleteItemFromObjectCaseSensitive(meta, "context");
     int rc = meta ? cli_open_output(s->c, &s->out, e) : err_nomem(e, "description");
     if (!rc) rc = stream_write_meta(s->out, meta, e);
@@ -120,7 +121,7 @@ static double rate(uint64_t n, double seconds) {
     return seconds > 0 ? (double)n / seconds : 0;
 }
 
-/* Speeds of steps that take prompts, and of those that do not; 0: there were none. */
+/* Reports speeds of steps that process prompts, and of the others; 0: there were none. */
 static int put_report(const struct sink *s, struct err *e) {
     cJSON *to = cli_report(s->c);
     bool ok = json_put_u64(to, "sequences", s->seqs) && json_put_u64(to, "new_tokens", s->sum.made) &&

@@ -24,7 +24,7 @@ int session_put_precision(struct cli *c, const struct session_options *o, const 
         if (!strcmp(o->precision, "int8"))
             return err_set(e, ERR_USAGE, "%s: no weights are of a type that --precision int8 is for (rill quantize)",
                            strcmp(o->model, "-") != 0 ? o->model : "standard input");
-        name = "bf16"; /* for weights that are not quantized */
+        name = "bf16"; /* if no weights are quantized */
     }
     char key[32] = "precision";
     if (o->role) snprintf(key, sizeof key, "%s-precision", o->role);

@@ -1,12 +1,12 @@
-/* How large knowledge will be, before anything is run. */
+/* Estimates the size of knowledge without running the teacher. */
 #include <stdio.h>
 
 #include "lib/session/session.h"
 
 struct sizes {
     const struct knowledge_format *f;
-    double positions, counted;                              /* tokens so far; those that count */
-    double response, fields[KNOWLEDGE_MAX_FIELDS], sampled; /* bytes; sampled: of the positions' numbers */
+    double positions, counted;                              /* all tokens so far, and counted ones */
+    double response, fields[KNOWLEDGE_MAX_FIELDS], sampled; /* bytes; sampled: of teacher.positions */
     bool all_rows;
     struct knowledge_rows rows;
     struct buf flags;
@@ -15,7 +15,7 @@ struct sizes {
 int session_count_positions(const struct knowledge_format *tokens, enum stream_target target,
                             const struct knowledge_rows *rows, size_t n_seqs, size_t n_positions, struct buf *counted,
                             bool *some, struct err *e) {
-    *some = tokens->target == target && target != TARGET_SEQUENCE; /* else labels are not of this target */
+    *some = tokens->target == target && target != TARGET_SEQUENCE; /* otherwise labels are not of this target */
     if (!*some) return 0;
     if (buf_reserve(counted, n_positions, e)) return e->code;
     *some =
@@ -33,7 +33,7 @@ static void add_sequence(struct sizes *s, struct knowledge_extent x) {
     for (uint32_t i = 0; i < f->n_fields; i++) s->fields[i] += knowledge_field_bytes(&f->fields[i], &x);
 }
 
-/* All whole sequences of the queue. */
+/* Adds all complete sequences of the queue. */
 static int add_queue(struct sizes *s, const struct knowledge_format *tokens, struct err *e) {
     const struct knowledge_rows *k = &s->rows;
     size_t n_seqs = knowledge_whole_seqs(k), n = 0, at = 0;

@@ -1,21 +1,20 @@
-/* Taps: which points of a teacher become fields, and which fields are passed on; collecting their rows while a block of
- * sequences goes through the teacher. */
+/* Taps: parses which points of a teacher become fields, selects fields to pass on, and collects rows of fields while a
+ * block of sequences goes through the teacher. */
 #include <fnmatch.h>
 #include <string.h>
 
 #include "lib/session/session.h"
 
-#define WEIGHT_FLOATS ((size_t)1 << 22) /* of attention that are made at a time, unless one position has more */
+#define WEIGHT_FLOATS ((size_t)1 << 22) /* attention weights computed at a time, unless one position has more */
 
-/* ---- names ---------------------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------------------------------- */
 
 static const struct point {
     const char *name;
-    enum model_point point; /* that is watched; of attention, where queries come by */
+    enum model_point point; /* to observe; for attention that of the queries */
     bool in_layer;
     enum knowledge_per per;
-    bool
-        alone; /* what a position has is used for it alone: others attend to its q, k and v (losses on relations of them) */
+    bool alone; /* a position's row is used only for that position; q, k, v are also used by others that attend to it */
 } points[] = {
     {"embed", POINT_EMBED, false, PER_POSITION, true},
     {"hidden", POINT_LAYER, true, PER_POSITION, true},
@@ -50,7 +49,7 @@ int session_field_dtype(const char *name, enum dtype *out, struct err *e) {
                                   : err_set(e, ERR_USAGE, "a field of type \"%s\": expected bf16, int8 or f32", name);
 }
 
-/* One field for a layer, or for a point outside layers. */
+/* Adds one field, of a layer or of a point outside layers. */
 static int add_field(const struct point *p, const struct model_config *c, uint32_t layer, enum dtype dtype,
                      bool counted, struct knowledge_format *f, struct err *e) {
     struct knowledge_field field = {.layer = p->in_layer ? layer : KNOWLEDGE_NO_LAYER,
@@ -67,7 +66,7 @@ static int add_field(const struct point *p, const struct model_config *c, uint32
     return knowledge_field_add(f, &field, e);
 }
 
-/* "3,5-7", "all" or "last", of length len. */
+/* Adds a field for each layer of "3,5-7", "all" or "last"; `text` has length len. */
 static int add_layers(const char *text, size_t len, const struct point *p, const struct model_config *c,
                       enum dtype dtype, bool counted, struct knowledge_format *f, struct err *e) {
     char copy[256], *save = NULL;
@@ -123,9 +122,9 @@ int session_tap_parse(const char *text, const struct model_config *c, bool count
     return add_layers(layers ? layers : "last", layers ? layers_len : 4, p, c, dtype, counted, f, e);
 }
 
-/* ---- fields that are passed on --------------------------------------------------------------------------------- */
+/* ---- selecting fields to pass on ------------------------------------------------------------------------------- */
 
-/* A pattern that names nothing is a mistake. */
+/* A pattern that matches nothing is an error. */
 static int drop_fields(struct knowledge_format *f, const char *pattern, struct err *e) {
     uint32_t kept = 0;
     bool response = f->encoding && !fnmatch(pattern, "response", 0);
@@ -153,15 +152,15 @@ int session_choose_fields(const struct cli_list *drop, const char *field_dtype, 
     return 0;
 }
 
-/* ---- collecting ------------------------------------------------------------------------------------------------------------ */
+/* ---- collecting -------------------------------------------------------------------------------------------------- */
 
-/* A field, and how much of the block it has seen. */
+/* A field, and how far into the block its rows have been collected. */
 struct tapped {
     const struct point *point;
     uint32_t layer;
-    size_t seq, at; /* index of the next sequence, number of its first position in the block */
+    size_t seq, at; /* index of the next sequence, and of its first position in the block */
     struct knowledge_part part;
-    struct buf queries; /* of attention, until the keys come by */
+    struct buf queries; /* for attention, until the keys arrive */
 };
 
 struct session_taps {
@@ -170,8 +169,8 @@ struct session_taps {
     uint64_t seed;
     const uint32_t *lengths;
     size_t n_seqs;
-    const uint8_t *counted; /* [positions of the block], or NULL: all count */
-    struct buf sampled;     /* u8, one for each position of the block */
+    const uint8_t *counted; /* [positions of the block]; NULL: all are counted */
+    struct buf sampled;     /* u8, [positions of the block] */
     struct buf weights;
     struct tapped fields[KNOWLEDGE_MAX_FIELDS];
 };
@@ -227,12 +226,12 @@ const uint8_t *session_taps_sampled(const struct session_taps *t) {
     return t->f->tap_positions ? t->sampled.data : NULL;
 }
 
-/* Which positions of the block the field has rows of; NULL: all. */
+/* Returns which positions of the block have rows of the field; NULL: all. */
 static const uint8_t *rows_of(const struct session_taps *t, const struct knowledge_field *field) {
     return field->sampled ? t->sampled.data : field->counted ? t->counted : NULL;
 }
 
-/* Moves on by whole sequences of `rows` positions together. */
+/* Advances by whole sequences, which have `rows` positions in total. */
 static void advance(struct session_taps *t, struct tapped *x, size_t rows) {
     for (size_t n = 0; n < rows && x->seq < t->n_seqs; x->seq++) n += t->lengths[x->seq];
     x->at += rows;
@@ -250,7 +249,7 @@ static int see_rows(struct session_taps *t, uint32_t i, const float *x, size_t r
     return rc;
 }
 
-/* The weights of `n` positions of a sequence, from number `first` of it on: those that are kept, each as long as it is. */
+/* Keeps the weights of positions [first, first + n) of a sequence that have rows, each cut to its own length. */
 static int keep_weights(struct session_taps *t, uint32_t i, size_t first, size_t n, size_t length, struct err *e) {
     const struct knowledge_field *field = &t->f->fields[i];
     const float *p = (const float *)t->weights.data;

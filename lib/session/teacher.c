@@ -1,6 +1,6 @@
 /*
- * Runs a teacher over a stream of tokens. Sequences are queued and cut into forward passes, which depend on the sequences
- * alone; passes are gathered into blocks. A model that is in memory has one pass per block.
+ * Runs a teacher over a stream of tokens. Sequences are queued and cut into forward passes, which depend only on the
+ * sequences; passes are grouped into blocks. For a model in memory each pass is a block.
  */
 #include "lib/session/session.h"
 
@@ -20,18 +20,18 @@ struct session_teacher {
     struct grad_tape *scratch;
 
     /* The state of session_teacher_infer. */
-    struct knowledge_format format; /* of the tokens; the teacher's vocabulary size where they state none */
+    struct knowledge_format format; /* of the tokens, with the teacher's vocabulary size */
     struct knowledge_rows rows;
     struct batch batch;
-    struct knowledge_format data;       /* as the tokens' META says */
+    struct knowledge_format data;       /* as in the tokens' META */
     struct buf passes, inputs;          /* struct pass; struct model_input */
-    struct buf flags;                   /* u8: which positions at the head of the queue count */
-    const uint8_t *counted;             /* them, or NULL: all */
-    struct session_taps *taps;          /* NULL: nothing is tapped */
-    const struct knowledge_format *out; /* what is */
-    bool answers;                       /* logits are asked for */
-    size_t n_seqs, n_positions;         /* at the head of the queue, already cut into passes */
-    struct knowledge_encoder *to;       /* the caller's; NULL: not ready yet */
+    struct buf flags;                   /* u8: counted positions at the front of the queue */
+    const uint8_t *counted;             /* points to flags.data, or NULL: all are counted */
+    struct session_taps *taps;          /* NULL: no taps */
+    const struct knowledge_format *out; /* format of the tapped fields */
+    bool answers;                       /* logits are requested */
+    size_t n_seqs, n_positions;         /* at the front of the queue, already cut into passes */
+    struct knowledge_encoder *to;       /* caller owns; NULL: not created yet */
     session_teacher_ready *ready;
     void *ctx;
     double inv_temperature;
@@ -39,7 +39,7 @@ struct session_teacher {
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
-/* As many positions as have hidden states and tapped rows that fit an eighth of the free memory. */
+/* Returns how many positions have hidden states and tapped rows within an eighth of the free memory. */
 static uint64_t default_block(uint32_t hidden, const struct knowledge_format *taps) {
     double bytes = hidden * sizeof(float) + (taps ? knowledge_typical_bytes(taps) : 0);
     uint64_t n = (uint64_t)((double)mem_left() / 8 / bytes);
@@ -71,7 +71,7 @@ int session_teacher_open(struct session_teacher **out, struct cli *c, const stru
     t->c = c;
     t->options = o;
     t->how = *how;
-    if (!how->layerwise) t->how.block_tokens = 1; /* one pass */
+    if (!how->layerwise) t->how.block_tokens = 1; /* a block per pass */
     int rc = how->layerwise ? open_layerwise(t, o, e)
                             : session_load_model(c, o, session_weight_format(o), &t->model, &t->digest, e);
     const struct model *m = rc ? NULL : session_teacher_model(t);
@@ -115,12 +115,12 @@ int session_teacher_tap(struct session_teacher *t, const struct knowledge_format
     return 0;
 }
 
-/* ---- a block ----------------------------------------------------------------------------------------------------------- */
+/* ---- a block ----------------------------------------------------------------------------------------------------- */
 
 static int put_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     const struct session_teacher *t = ctx;
     (void)first, (void)vocab;                                    /* rows come in order */
-    int rc = t->taps ? session_taps_give(t->taps, t->to, e) : 0; /* what was seen since the logits before */
+    int rc = t->taps ? session_taps_give(t->taps, t->to, e) : 0; /* rows of the positions of these logits */
     if (!rc) rc = knowledge_encoder_rows(t->to, rows, host_logits, t->inv_temperature, e);
     cli_progress(t->c, knowledge_encoder_counts(t->to).positions, NULL);
     return rc;
@@ -133,7 +133,7 @@ static void layer_done(void *ctx, uint32_t layers) {
                  t->n_positions);
 }
 
-/* The queue's passes as inputs of the model. */
+/* Converts the passes of the queue to inputs of the model. */
 static int lay_out_inputs(struct session_teacher *t, const struct model_input **in, size_t *n, struct err *e) {
     const struct pass *p = (const struct pass *)t->passes.data;
     const uint32_t *tokens = t->rows.tokens, *lengths = t->rows.lengths;
@@ -155,7 +155,7 @@ static int lay_out_inputs(struct session_teacher *t, const struct model_input **
     return rc;
 }
 
-/* Called once the whole teacher has been read. */
+/* Gets the encoder from the caller; called when the whole teacher has been read. */
 static int make_encoder(struct session_teacher *t, struct err *e) {
     if (t->layerwise) {
         t->digest = model_layerwise_digest(t->layerwise);
@@ -179,7 +179,7 @@ static int announce(struct session_teacher *t, struct err *e) {
     return knowledge_encoder_begin(t->to, &in, e);
 }
 
-/* Which positions of the block count. */
+/* Finds the counted positions of the block. */
 static int count_block(struct session_teacher *t, struct err *e) {
     bool some = false;
     if (!t->how.all_rows &&
@@ -203,7 +203,7 @@ static int infer_block(struct session_teacher *t, struct err *e) {
     if (!rc && t->layerwise) rc = model_layerwise_logits(t->layerwise, t->scratch, in, n, fn, t, e);
     for (size_t i = 0; !rc && !t->layerwise && i < n; i++)
         rc = model_infer(t->model, t->scratch, &in[i], t->taps ? session_taps_see : NULL, t->taps, fn, t, e);
-    if (!rc && t->taps) rc = session_taps_give(t->taps, t->to, e); /* of positions after the last logits */
+    if (!rc && t->taps) rc = session_taps_give(t->taps, t->to, e); /* rows of positions after the last logits */
     if (!rc && !fn)
         rc =
             knowledge_encoder_rows(t->to, t->format.target == TARGET_SEQUENCE ? t->n_seqs : t->n_positions, NULL, 0, e);
@@ -213,7 +213,7 @@ static int infer_block(struct session_teacher *t, struct err *e) {
     return 0;
 }
 
-/* All passes that are complete in the queue, and all blocks of them. */
+/* Cuts complete passes from the queue, and runs complete blocks. */
 static int infer_queue(struct session_teacher *t, bool last, struct err *e) {
     uint64_t fit = t->how.batch_tokens;
     struct pass p;
@@ -251,7 +251,7 @@ int session_teacher_infer(struct session_teacher *t, struct session_data *tokens
     }
     if (knowledge_decode_end(&t->rows, e) || infer_queue(t, true, e)) return e->code;
     cli_progress_end(t->c);
-    /* No token at all: the knowledge is as empty, but it says whose it is. */
+    /* Without tokens the teacher is still read, because the empty knowledge names it. */
     if (!t->to && t->layerwise && model_layerwise_run(t->layerwise, t->scratch, NULL, 0, NULL, NULL, e)) return e->code;
     return t->to ? 0 : make_encoder(t, e);
 }

@@ -1,4 +1,4 @@
-/* Text files to a stream of tokens, by a vocabulary, and back. */
+/* Converts text to a stream of tokens with a vocabulary, and back. */
 #include <string.h>
 
 #include "lib/session/session.h"
@@ -11,13 +11,13 @@ struct work {
     const struct session_corpus *how;
     struct corpus_options o; /* resolved */
     struct cli_file *in;
-    size_t operand; /* number of `in` */
+    size_t operand; /* index of `in` */
     struct session_chat *chat;
     struct stream_writer *out;
     uint64_t bytes;
-    uint32_t mask;        /* the mask token */
+    uint32_t mask;        /* the vocabulary's mask token */
     struct buf masked;    /* u32: tokens and labels of a batch */
-    const char **classes; /* names, in the model's META */
+    const char **classes; /* names from the model's META */
 };
 
 static int open_text(struct work *w, size_t operand, struct err *e) {
@@ -82,7 +82,7 @@ static int write_meta(const struct work *w, struct err *e) {
     return rc;
 }
 
-/* The names of the model's classes, if it has any. */
+/* Sets the names of the model's classes, if it has any. */
 static int name_classes(struct work *w, const cJSON *model, struct err *e) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(model, "labels"), *name;
     int n = cJSON_IsArray(list) ? cJSON_GetArraySize(list) : 0;
@@ -97,7 +97,7 @@ static int name_classes(struct work *w, const cJSON *model, struct err *e) {
     return 0;
 }
 
-/* What the options come to with this vocabulary. A chat template writes BOS and EOS itself. */
+/* Resolves options that depend on the vocabulary. A chat template writes BOS and EOS itself. */
 static int prepare(struct work *w, const cJSON *model, struct err *e) {
     const struct session_corpus *how = w->how;
     bool chat = w->o.documents == CORPUS_CHAT;
@@ -168,7 +168,7 @@ int session_detokenize(struct cli *c, const struct vocab *v, bool skip_special, 
     if (!rc) rc = cli_text(c, &out, e);
     if (!rc) rc = session_check_vocab(v, &in, "tokens", e);
     while (!rc && (rc = knowledge_read(in.stream, &in.format, &b, &more, e)) == 0 && more) {
-        /* of the batch's segment: each was made in its way */
+        /* segments may have been tokenized with different options */
         rc = corpus_decoding(stream_reader_meta(in.stream), &d, e);
         if (!rc) rc = decode_batch(c, v, &d, &b, &text, e);
     }

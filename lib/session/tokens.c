@@ -1,4 +1,4 @@
-/* A stream of tokens whole in memory: data that a method goes through several times. */
+/* Loads all tokens of a stream into memory, for methods that use the data several times. */
 #include "lib/session/session.h"
 
 static int add_batch(struct session_tokens *t, const struct batch *b, uint64_t limit, const char *name, struct err *e) {

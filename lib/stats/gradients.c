@@ -1,20 +1,21 @@
-/* Gradients of a model's loss, one sequence after another: for scores of weights by gradients, and for the Fisher information. */
+/* Computes the gradients of a model's loss sequence by sequence, for gradient-based weight scores and
+ * the Fisher information. */
 #include "lib/stats/stats.h"
 
 #include <math.h>
 
 struct pass {
     const struct stats_labels *labels;
-    const uint32_t *tokens; /* of the sequence; the last of them predicts none */
+    const uint32_t *tokens; /* of the sequence; the last one predicts nothing */
     size_t n;
-    uint64_t first; /* position of the sequence among all */
+    uint64_t first; /* index of the sequence's first position */
 };
 
 struct rows {
     const struct pass *pass;
     size_t first, vocab;
     const float *logits;
-    float *dlogits; /* may be the same memory */
+    float *dlogits; /* may alias logits */
 };
 
 static size_t draw(const struct pass *p, size_t position, const float *weights, size_t vocab, double sum) {
@@ -28,7 +29,7 @@ static size_t draw(const struct pass *p, size_t position, const float *weights, 
     return label;
 }
 
-/* softmax(x) minus one at the label: the gradient of -log p(label). */
+/* Row of softmax(x) minus one at the label: the gradient of -log p(label) with respect to the logits. */
 static void differ_row(void *ctx, size_t r, int thread) {
     const struct rows *j = ctx;
     const float *x = j->logits + r * j->vocab;

@@ -1,9 +1,9 @@
-/* Second moments of what comes into a point of a layer, for methods that change a model layer by layer. */
+/* Sums second moments of the input at one point of a layer, for methods that change a model layer by layer. */
 #include <string.h>
 
 #include "lib/stats/stats.h"
 
-/* ---- the tensors at hand ----------------------------------------------------------------------------------------- */
+/* ---- tensors in memory during a visit ---------------------------------------------------------------------------- */
 
 int stats_part_begin(struct stats_part *p, struct model_layerwise *l, int64_t layer, struct err *e) {
     struct model *m = model_layerwise_held(l);
@@ -30,7 +30,7 @@ void stats_part_release(struct stats_part *p) {
     *p = (struct stats_part){0};
 }
 
-/* The weights as they were take the place of those that are there, or back. */
+/* Swaps the kept values with the current ones; a second call swaps them back. */
 static void swap_part(struct stats_part *p) {
     for (size_t i = p->first; i < p->end; i++) {
         struct kernel_array *was = &p->was[i - p->first], now = p->m->params[i].value;
@@ -45,11 +45,11 @@ static void swap_part(struct stats_part *p) {
 struct collector {
     struct stats_moments *m;
     struct model_layerwise *l;
-    float *dense, *diff; /* [positions][cols] x; [the rows of a pass][cols]; NULL: not wanted */
-    float *short_of;     /* [the rows of a pass][hidden] r */
-    float *held;         /* [the rows of a pass][cols] y, until the layer's output is seen */
+    float *dense, *diff; /* [positions][cols] x; [rows of a pass][cols] x - y; NULL: not needed */
+    float *short_of;     /* [rows of a pass][hidden] r */
+    float *held;         /* [rows of a pass][cols] y, until the layer's output is known */
     size_t at, diff_rows, short_rows, held_rows;
-    bool is_dense; /* x comes in */
+    bool is_dense; /* the pass with the kept weights, which gives x */
 };
 
 static int allocate(struct collector *k, const struct stats_moments_options *o, struct err *e) {
@@ -73,7 +73,7 @@ static int allocate(struct collector *k, const struct stats_moments_options *o, 
     return 0;
 }
 
-/* Room for the rows of a pass. */
+/* Grows a scratch buffer to the rows of a pass. */
 static int make_room(float **x, size_t *have, size_t rows, size_t cols, struct err *e) {
     if (*have >= rows) return 0;
     mem_free(*x);
@@ -101,7 +101,7 @@ static int add_products(struct collector *k, const struct model_seen *seen, size
     return 0;
 }
 
-/* r of some rows of the residual stream, with what was seen of them at the point. */
+/* Adds r of some rows of the residual stream, with y of the same rows. */
 static int add_residual(struct collector *k, const float *was, const float *now, const float *y, size_t rows,
                         struct err *e) {
     size_t hidden = model_layerwise_held(k->l)->config.hidden, n = rows * hidden;
@@ -112,7 +112,8 @@ static int add_residual(struct collector *k, const float *was, const float *now,
     return 0;
 }
 
-/* Attention's output is added to what comes into the layer; the feed-forward part's has been, when the layer's output is seen. */
+/* At POINT_O_IN, r is the difference of the layer's inputs. At POINT_DOWN_IN it is that of its outputs, so y is kept
+ * until the output is seen. */
 static int see_residual(struct collector *k, const struct model_seen *seen, struct err *e) {
     size_t hidden = model_layerwise_held(k->l)->config.hidden, at = k->at * hidden;
     if (seen->point == POINT_O_IN)

@@ -1,4 +1,4 @@
-/* Activation statistics: collecting, writing, reading, merging. */
+/* Activation statistics: collects, writes, reads and merges them. */
 #include "lib/stats/stats.h"
 
 #include <math.h>
@@ -6,12 +6,12 @@
 
 enum sum_kind { SUM_ABS, SUM_SQ, SEQ_SQ, SUM, SUM_KINDS };
 static const char *const sum_names[SUM_KINDS] = {"sum_abs", "sum_sq", "seq_sq", "sum"};
-/* Axes of a layer along which gradients are summed up; AXIS_EXPERT_FFN, of each expert, is beside them. */
+/* Axes of a layer along which gradients are summed. AXIS_EXPERT_FFN is separate, because each expert has one. */
 enum { TAYLOR_AXES = 3 };
 static const enum model_axis taylor_axes[TAYLOR_AXES] = {AXIS_QUERY, AXIS_KEY, AXIS_FFN};
 static const char *const taylor_names[TAYLOR_AXES] = {"query", "key", "ffn"};
 
-/* The sums of one point of one layer. */
+/* The sums at one point of one layer. */
 struct point_sums {
     size_t cols;
     double *sum[SUM_KINDS]; /* [cols] each */
@@ -25,7 +25,7 @@ struct expert_sums {
 };
 
 struct layer_sums {
-    struct point_sums point[POINT_EXPERT_IN]; /* those outside layers are in the first */
+    struct point_sums point[POINT_EXPERT_IN]; /* points outside layers are kept in layer 0 */
     struct expert_sums *experts;              /* [experts] */
     double influence;
     double *angular;             /* [layers up to this one] */
@@ -36,16 +36,16 @@ struct stats {
     struct model_config config;
     char vocab[DIGEST_TEXT_SIZE]; /* "" when unknown */
     uint64_t positions, sequences;
-    /* Older streams have no sums of signed values and no angles; gradients are taken when they are asked for. */
+    /* Older streams have neither signed sums nor angles; gradients are optional. */
     bool is_signed, gradients;
     struct layer_sums *layers; /* [n_layers] */
-    double *head_gram;         /* [columns][columns] of POINT_HEAD_IN; NULL: not asked for */
+    double *head_gram;         /* [cols][cols] of POINT_HEAD_IN; NULL: not requested */
     struct arena memory;
-    /* while a batch is collected */
-    struct buf gram; /* of it alone */
+    /* While a batch is collected: */
+    struct buf gram; /* head_gram of this batch alone */
     const struct model_input *in;
-    struct buf previous; /* copy of the residual stream before the layer */
-    struct buf lengths;  /* positions of each sequence that an expert sees */
+    struct buf previous; /* the residual stream before the current layer */
+    struct buf lengths;  /* positions of each sequence that an expert gets */
     struct buf ends;     /* [n_layers + 1][n_seqs][widest] the residual stream at the end of each sequence */
 };
 
@@ -132,9 +132,9 @@ void stats_free(struct stats *s) {
     mem_free(s);
 }
 
-/* ---- collecting ------------------------------------------------------------------------------------------------ */
+/* ---- collecting -------------------------------------------------------------------------------------------------- */
 
-/* How many of the positions that are seen each sequence has. */
+/* The number of observed positions of each sequence; NULL with *e set if memory is out. */
 static const uint32_t *seen_lengths(struct stats *s, const struct model_seen *seen, struct err *e) {
     if (!seen->positions) return s->in->lengths;
     s->lengths.len = 0;
@@ -156,7 +156,8 @@ static double angle(const float *x, const float *y, size_t n) {
     return acos(fmax(-1, fmin(1, cosine)));
 }
 
-/* Keeps the last position of each sequence, and adds the angles from what came into this layer and those before. */
+/* Keeps the states of each sequence's last position, and adds their angles to the inputs of this
+ * layer and all before it. */
 static int collect_angles(struct stats *s, const struct model_seen *seen, struct err *e) {
     const double pi = 3.14159265358979323846;
     size_t n = s->in->n_seqs, at = seen->point == POINT_EMBED ? 0 : seen->layer + 1;
@@ -178,11 +179,11 @@ static int collect_angles(struct stats *s, const struct model_seen *seen, struct
     return 0;
 }
 
-/* The residual stream: a layer's output is the next one's input. */
+/* Influence and angles of the residual stream: a layer's output is the next layer's input. */
 static int collect_residual(struct stats *s, const struct model_seen *seen, struct err *e) {
     size_t n = seen->rows * seen->cols;
     bool same = seen->point == POINT_EMBED || model_axis_size(&s->config, AXIS_INPUT, seen->layer) == seen->cols;
-    if (!same) /* there is no angle between vectors of two lengths: as if it were a right one */
+    if (!same) /* vectors of different sizes have no angle; counted as a right angle */
         s->layers[seen->layer].influence += (double)seen->rows;
     else if (seen->point == POINT_LAYER)
         s->layers[seen->layer].influence += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data),
@@ -199,7 +200,7 @@ static void add_signed(double *sum, const float *x, size_t rows, size_t cols) {
         for (size_t i = 0; i < cols; i++) sum[i] += x[r * cols + i];
 }
 
-/* In f32 within a batch, in f64 over batches. */
+/* Sums in f32 within a batch, in f64 across batches. */
 static int collect_gram(struct stats *s, const struct model_seen *seen, struct err *e) {
     size_t n = seen->cols;
     s->gram.len = 0;
@@ -214,7 +215,7 @@ static int collect_gram(struct stats *s, const struct model_seen *seen, struct e
 
 static int collect_point(void *ctx, const struct model_seen *seen, struct err *e) {
     struct stats *s = ctx;
-    if (seen->point >= POINT_COUNT) return 0; /* no input of a matrix */
+    if (seen->point >= POINT_COUNT) return 0; /* not the input of a matrix */
     if (seen->point == POINT_EXPERT_OUT) {
         struct expert_sums *expert = &s->layers[seen->layer].experts[seen->expert];
         expert->count += (double)seen->rows;
@@ -312,11 +313,11 @@ static int write_meta(const struct stats *s, struct stream_writer *w, struct err
     return rc;
 }
 
-/* One tensor of the statistics of a layer; those outside layers are with the first. */
+/* One tensor of a layer's statistics; those outside layers are with layer 0. */
 struct item {
     char name[128];
-    unsigned rank; /* 2: as many rows as columns */
-    uint64_t n;    /* of its rows, or elements; 0: this layer has none such */
+    unsigned rank; /* 2: a square matrix */
+    uint64_t n;    /* elements, or rows of the matrix; 0: this layer has no such tensor */
     double *sum;
 };
 enum {
@@ -345,7 +346,7 @@ static struct item gram_item(const struct stats *s, uint32_t layer) {
     return t;
 }
 
-/* Those beside the sums of points: k counts from these on. */
+/* The items after the sums at points, of which this is number k. */
 static struct item layer_item(const struct stats *s, uint32_t layer, size_t k) {
     struct layer_sums *l = &s->layers[layer];
     struct item t = scalar(&l->influence);
@@ -411,7 +412,7 @@ int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) {
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-/* The number between `before` and a dot; false: there is none. */
+/* *out = the number between the prefix `before` and the next dot; false: there is none below `limit`. */
 static bool number_after(const char *name, const char *before, uint32_t limit, uint32_t *out) {
     char digits[16] = {0};
     size_t n = strlen(before);
@@ -425,11 +426,11 @@ static bool number_after(const char *name, const char *before, uint32_t limit, u
     return true;
 }
 
-/* The sums of this name; n 0: unknown. */
+/* The item with this name; n 0: there is none. */
 static struct item find_item(const struct stats *s, const char *name) {
     char before[48];
     uint32_t layer = 0, expert;
-    (void)!number_after(name, "layers.", s->config.n_layers, &layer); /* else it is outside, or there is none */
+    (void)!number_after(name, "layers.", s->config.n_layers, &layer); /* otherwise it is outside layers, or unknown */
     size_t i = 0, end = LAYER_ITEMS;
     snprintf(before, sizeof before, "layers.%u.experts.", layer);
     if (number_after(name, before, s->config.layers[layer].experts, &expert)) {
@@ -476,7 +477,6 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
     return 0;
 }
 
-/* META of a segment: makes the statistics at the first, compares and adds the counts at each. */
 static int check_shape(const struct stats *s, const struct model_config *c, struct err *e) {
     const struct model_config *t = &s->config;
     if (t->n_layers != c->n_layers)
@@ -491,6 +491,7 @@ static int check_shape(const struct stats *s, const struct model_config *c, stru
     return 0;
 }
 
+/* META of a segment: creates the statistics at the first one, checks that later ones match, and adds the counts. */
 static int take_meta(struct stats **s, const struct stream_reader *r, const cJSON *meta, struct err *e) {
     struct arena scratch = {0};
     struct model_config c;
@@ -559,7 +560,7 @@ int stats_check(const struct stats *s, const struct model_config *c, struct dige
     return err_set(e, ERR_DATA, "statistics and model disagree: tokenizer %s against %s", s->vocab, own);
 }
 
-/* ---- asking ------------------------------------------------------------------------------------------------------ */
+/* ---- access ------------------------------------------------------------------------------------------------------ */
 
 uint64_t stats_positions(const struct stats *s) {
     return s->positions;

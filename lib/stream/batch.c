@@ -1,15 +1,15 @@
-/* Reads and writes batches of sequences as a whole: tokens, lengths and further tensors. */
+/* Reads and writes whole batches of sequences: tokens, lengths and other tensors. */
 #include "lib/stream/stream.h"
 
 #include <inttypes.h>
 
-/* Tensor memory is kept from batch to batch: slot i belongs to the i-th tensor, whatever its name. */
+/* Memory reused from batch to batch: slot i belongs to the i-th tensor, whatever its name. */
 struct batch_memory {
     struct tensor *tensors; /* [cap] */
     struct buf *data;       /* [cap] */
     uint32_t cap;
     const struct tensor *tokens, *lengths;
-    bool goes_on; /* the last batch ended inside a sequence, of which `next_pos` positions have been seen */
+    bool goes_on; /* the last batch ended inside a sequence, next_pos positions into it */
     uint64_t next_pos;
 };
 
@@ -29,7 +29,7 @@ void batch_forget(struct batch *b) {
     if (b->memory) b->memory->goes_on = false;
 }
 
-/* Room for n tensors, n <= BATCH_MAX_TENSORS. */
+/* Makes room for n <= BATCH_MAX_TENSORS tensors. */
 static int reserve(struct batch *b, uint32_t n, struct err *e) {
     if (!b->memory && !(b->memory = mem_zalloc(sizeof *b->memory, e))) return e->code;
     struct batch_memory *m = b->memory;
@@ -83,7 +83,7 @@ const uint32_t *batch_lengths(const struct batch *b) {
     return b->memory->lengths->data;
 }
 
-/* Checks that the lengths add up to the positions, none is zero, and the batch continues the one before. */
+/* Checks that the lengths add up to the positions, none is 0, and the batch continues the previous one. */
 static int check_lengths(struct batch *b, struct err *e) {
     struct batch_memory *m = b->memory;
     const uint32_t *lengths = m->lengths->data;
@@ -117,7 +117,7 @@ static int load_tensors(struct stream_reader *r, struct batch *b, struct err *e)
     struct stream_item item;
     for (uint32_t i = 0; i < b->head.n_tensors; i++) {
         struct buf *data = &b->memory->data[i];
-        if (stream_next(r, &item, e)) return e->code; /* the rules allow nothing but a tensor here */
+        if (stream_next(r, &item, e)) return e->code; /* the segment rules allow only a tensor here */
         if (stream_load_tensor(r, data, e)) return e->code;
         b->tensors[i] = (struct tensor){.desc = item.desc, .data = data->data, .n_bytes = data->len};
     }
@@ -128,8 +128,8 @@ int batch_load(struct stream_reader *r, struct batch *b, const struct stream_ite
     if (reserve(b, item->batch.n_tensors, e)) return e->code;
     b->head = item->batch;
     if (b->head.first_pos == 0)
-        b->memory->goes_on = false; /* the rules forbid it within a stream; or another stream
-     * begins */
+        /* A continued sequence cannot restart at 0 within a stream, so this may only be a new stream. */
+        b->memory->goes_on = false;
     if (load_tensors(r, b, e)) return e->code;
     return check_batch(b, e) ? err_prefix(e, "%s: record at byte %" PRIu64, stream_reader_name(r), item->offset) : 0;
 }

@@ -1,17 +1,17 @@
-/* Encodes and decodes chunks of tensor data: raw, zstd, byte planes, or these without zeros, on all threads. */
+/* Encodes and decodes chunks of tensor data on all threads: raw, zstd, byte planes, or byte planes without zeros. */
 #include "lib/stream/codec_internal.h"
 
 #include <inttypes.h>
-#define ZSTD_STATIC_LINKING_ONLY /* for ZSTD_c_literalCompressionMode: an experimental parameter that the shared
- * library knows by number */
+/* for ZSTD_c_literalCompressionMode, an experimental parameter that the shared library supports */
+#define ZSTD_STATIC_LINKING_ONLY
 #include <zstd.h>
 #include <zstd_errors.h>
 
 struct codec_thread {
     ZSTD_CCtx *cctx;
     ZSTD_DCtx *dctx;
-    struct buf planes; /* one chunk, split */
-    struct buf stored; /* of a sparse chunk: its map as bits, then the elements that are not 0 */
+    struct buf planes; /* one chunk, split into planes */
+    struct buf stored; /* of a sparse chunk: its bit map, then the non-zero elements */
 };
 
 int codecs_prepare(struct codecs *c, struct err *e) {
@@ -41,9 +41,9 @@ void codecs_release(struct codecs *c) {
 enum { ZSTD_LEVEL = 1, ENTROPY_ONLY = -1000000 };
 
 /*
- * Level 0 of planes: no search for matches worth the name (minimum length 7, a table of 64 positions, large steps), but
+ * Level 0 of planes: practically no search for matches (minimum length 7, a table of 64 positions, large steps), only
  * Huffman-coded literals. On bf16 weights this gives 66.7% where level 1 gives 68.3% and level 3 gives 70.5%, at twice
- * the speed: what matches there are by chance cost more bits than their literals.
+ * the speed: chance matches cost more bits than their literals.
  */
 static void entropy_only(ZSTD_CCtx *c) {
     ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, 1);
@@ -54,7 +54,7 @@ static void entropy_only(ZSTD_CCtx *c) {
     ZSTD_CCtx_setParameter(c, ZSTD_c_literalCompressionMode, ZSTD_lcm_huffman);
 }
 
-/* *out is 0 when it does not fit `capacity`. */
+/* *out is 0 if the result does not fit into `capacity`. */
 static int zstd_pack(struct codec_thread *t, const void *src, size_t n, void *dst, size_t capacity, int level,
                      size_t *out, struct err *e) {
     if (!t->cctx && !(t->cctx = ZSTD_createCCtx())) return err_nomem(e, "zstd");
@@ -70,7 +70,7 @@ static int zstd_pack(struct codec_thread *t, const void *src, size_t n, void *ds
     return 0;
 }
 
-/* The window that a frame asks for, 0 when its header is cut. RFC 8878, 3.1.1.1. */
+/* The window that a frame requires; 0 if its header is truncated. RFC 8878, 3.1.1.1. */
 static uint64_t zstd_window(const unsigned char *p, size_t n, uint64_t content) {
     if (n < 6) return 0;
     if (p[4] & 0x20) return content; /* single segment */
@@ -78,7 +78,7 @@ static uint64_t zstd_window(const unsigned char *p, size_t n, uint64_t content) 
     return ((uint64_t)1 << log) + (((uint64_t)1 << log) >> 3) * (p[5] & 7);
 }
 
-/* One frame that fills src and says that it holds n bytes, and does. */
+/* Decodes src, which must be a single frame that declares and yields n bytes. */
 static int zstd_unpack(struct codec_thread *t, const void *src, size_t n_src, void *dst, size_t n, struct err *e) {
     if (!t->dctx && !(t->dctx = ZSTD_createDCtx())) return err_nomem(e, "zstd");
     unsigned long long content = ZSTD_getFrameContentSize(src, n_src);
@@ -96,13 +96,13 @@ static int zstd_unpack(struct codec_thread *t, const void *src, size_t n_src, vo
     return r == n ? 0 : err_set(e, ERR_DATA, "zstd frame gave %zu bytes, expected %zu", r, n);
 }
 
-/* ---- planes: one u32 per plane (bytes as stored, top bit set when stored raw), then the planes ------------------- */
+/* ---- planes: one u32 per plane (stored bytes; top bit set if stored raw), then the planes ---- */
 
 #define PLANE_RAW 0x80000000u
 
 /*
- * Do the bytes look like noise? From a sample: the chance that two of them are equal is 1/256 for noise. Mantissas are
- * recognised in a fraction of the time that a compressor needs to give up on them.
+ * Do the bytes look random? Estimated from a sample: for random bytes, the probability that two are equal is 1/256.
+ * This detects mantissas in a fraction of the time that a compressor needs to give up on them.
  */
 static bool looks_random(const unsigned char *p, size_t n) {
     uint64_t count[256] = {0}, samples = 0, pairs = 0;
@@ -112,7 +112,7 @@ static bool looks_random(const unsigned char *p, size_t n) {
     return pairs * 256 < samples * samples * 5 / 4;
 }
 
-/* Appends the planes of `bytes` raw bytes. */
+/* Appends the planes of `bytes` bytes of raw data. */
 static int planes_pack(struct codec_thread *t, const struct dtype_info *dtype, const void *raw, size_t bytes, int level,
                        struct buf *out, struct err *e) {
     size_t stride = planes_stride(dtype), n = bytes / stride, at = 4 * stride;
@@ -134,7 +134,7 @@ static int planes_pack(struct codec_thread *t, const struct dtype_info *dtype, c
     return 0;
 }
 
-/* The planes at src, which they fill, into `bytes` raw bytes. */
+/* Decodes the planes at src, which must fill it exactly, into `bytes` bytes of raw data. */
 static int planes_unpack(struct codec_thread *t, const struct dtype_info *dtype, const unsigned char *src, size_t n_src,
                          void *raw, size_t bytes, struct err *e) {
     size_t stride = planes_stride(dtype), n = bytes / stride, at = 4 * stride;
@@ -158,18 +158,18 @@ static int planes_unpack(struct codec_thread *t, const struct dtype_info *dtype,
     return 0;
 }
 
-/* ---- sparse: a u32 (elements that are stored, top bit set when the map is one of 2:4), the map, their planes ------ */
+/* ---- sparse: a u32 (number of stored elements; top bit set if the map is 2:4), the map, their planes ---- */
 
 #define SPARSE_FOURS 0x80000000u
-enum { SPARSE_LEAST = 8 }; /* one in so many elements must be 0 for the map to be worth its bits */
+enum { SPARSE_LEAST = 8 }; /* at least one in this many elements must be 0 for the map to pay off */
 
-/* Room for the map and all elements of a chunk. */
+/* Makes room for the map and all elements of a chunk. */
 static int reserve_stored(struct codec_thread *t, size_t n, size_t bytes, struct err *e) {
     t->stored.len = 0;
     return buf_reserve(&t->stored, sparse_bits_bytes(n) + bytes, e);
 }
 
-/* *dense: too few elements are 0. */
+/* *dense: too few elements are 0, nothing was written. */
 static int sparse_pack(struct codec_thread *t, struct chunk *k, int level, bool *dense, struct err *e) {
     size_t stride = planes_stride(k->dtype), n = (size_t)k->n_raw / stride, bits = sparse_bits_bytes(n), head = 4;
     if (reserve_stored(t, n, (size_t)k->n_raw, e)) return e->code;

@@ -4,7 +4,7 @@
 #include <inttypes.h>
 
 enum {
-    PIECE = 1 << 14,       /* elements at a time: both sides stay in the cache, and decoding starts no threads */
+    PIECE = 1 << 14,       /* elements at a time: both sides stay in the cache, and conversion starts no threads */
     MAX_BLOCK_BYTES = 512, /* of any quantized type */
 };
 
@@ -17,19 +17,19 @@ struct scratch {
 struct against_map {
     struct stream_reader *a;
     struct stream_map *b;
-    bool *met; /* [tensors of b] */
+    bool *met; /* [tensors of b]: has a counterpart in a */
     struct buf data;
     struct scratch *scratch;
 
     /* The current tensor. */
     const struct dtype_info *type; /* of b's */
     struct tensor_difference *d;
-    size_t n_a, n_b;                    /* elements in the scratch; a's come first */
-    unsigned char cut[MAX_BLOCK_BYTES]; /* the beginning of one of b's blocks, continued in the next piece */
+    size_t n_a, n_b;                    /* elements in the scratch; those of a come first */
+    unsigned char cut[MAX_BLOCK_BYTES]; /* the first part of a block of b that continues in the next piece */
     size_t n_cut;
 };
 
-/* Compares so many blocks of b with the next elements of a. */
+/* Compares `blocks` blocks of b with the next elements of a. */
 static int compare_blocks(struct against_map *k, const unsigned char *data, uint64_t blocks, struct err *e) {
     struct scratch *s = k->scratch;
     for (uint64_t n = blocks * k->type->block_elems, now; n > 0; n -= now) {
@@ -119,7 +119,7 @@ int stream_compare_map(struct stream_reader *a, struct stream_map *b, stream_pai
 /* ---- batches ----------------------------------------------------------------------------------------------------- */
 
 struct name {
-    struct tensor_desc a, b; /* what pair.a and pair.b point to */
+    struct tensor_desc a, b; /* storage for pair.a and pair.b */
     struct stream_pair pair;
 };
 
@@ -131,7 +131,7 @@ struct by_batch {
     struct scratch *scratch;
 };
 
-/* The slot of the name, or a new one at k->n. */
+/* Returns the slot of the name, or the unused one at k->n. NULL and ERR_DATA if all are taken. */
 static struct name *find_name(struct by_batch *k, const char *name, struct err *e) {
     size_t i = 0;
     while (i < k->n && strcmp((k->names[i].pair.a ? &k->names[i].a : &k->names[i].b)->name, name) != 0) i++;
@@ -151,7 +151,7 @@ static void compare_tensors(const struct tensor *a, const struct tensor *b, stru
     }
 }
 
-/* Keeps the first batch of a pair, or the first one in which the two differ in shape. */
+/* Adds a pair of tensors to its name's slot, which keeps the shapes of the first pair, or of the first that differs. */
 static int add_pair(struct by_batch *k, const struct tensor *a, const struct tensor *b, struct err *e) {
     bool fits = a && b && tensor_same_shape(&a->desc, &b->desc);
     struct name *x = find_name(k, (a ? a : b)->desc.name, e);

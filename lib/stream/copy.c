@@ -1,18 +1,18 @@
-/* Concatenates streams: as they are, or some tensors of them, or encoded anew, or as one segment. */
+/* Concatenates streams: as they are, with some tensors left out, re-encoded, or merged into one segment. */
 #include "lib/stream/stream_internal.h"
 
-enum { PIECE_BYTES = 16 << 20 }; /* of a tensor that is encoded anew: what the codec takes at a time */
+enum { PIECE_BYTES = 16 << 20 }; /* read at a time when a tensor is re-encoded */
 
 struct stream_copier {
     struct stream_writer *w;
     struct stream_copy_options options;
     cJSON *meta;  /* of the segment being written; NULL before the first */
     char *source; /* the name of the stream it came from */
-    cJSON *prov;  /* of that segment, held back: the caller writes those of the last one */
+    cJSON *prov;  /* of that segment, held back: the caller writes that of the last segment */
     bool has_vocab;
     struct digest vocab;
-    uint64_t next_seq; /* when merging: number of the next sequence ... */
-    uint64_t shift;    /* ... and what maps the input's numbers to ours, modulo 2^64 */
+    uint64_t next_seq; /* when merging: number of the next sequence of the output */
+    uint64_t shift;    /* ... and its difference to the input's numbers, modulo 2^64 */
     bool shift_known;
     struct batch batch;
     struct buf data;
@@ -90,7 +90,7 @@ static int hold_prov(struct stream_copier *k, const cJSON *entry, struct err *e)
     return 0;
 }
 
-/* When merging, each input may have the same vocabulary. */
+/* When merging, every input may carry the same vocabulary; it is written once. */
 static int copy_vocab(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item, struct err *e) {
     struct digest d = digest_bytes(item->bytes, item->n_bytes);
     if (!k->has_vocab) {
@@ -109,7 +109,7 @@ static bool kept(const struct stream_copier *k, const char *name) {
     return !k->options.keep || k->options.keep(k->options.ctx, name);
 }
 
-/* Piece by piece. */
+/* Re-encodes a tensor in pieces. */
 static int recode_tensor(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item,
                          struct err *e) {
     size_t got;
@@ -124,11 +124,11 @@ static int recode_tensor(struct stream_copier *k, struct stream_reader *r, const
 
 static int copy_tensor(struct stream_copier *k, struct stream_reader *r, const struct stream_item *item,
                        struct err *e) {
-    /* In a batch, those to keep were counted before: see copy_batch. */
+    /* In a batch, copy_some_of_batch has already dropped the others. */
     if (!item->in_batch && !kept(k, item->desc.name)) return stream_skip_tensor(r, e);
     if (!k->options.recode) return stream_forward(r, k->w, item, e);
     if (k->w->options.codec != CODEC_RAW) return recode_tensor(k, r, item, e);
-    /* Raw data is one chunk, whose checksum comes before it. */
+    /* A tensor written whole and raw is one chunk, whose checksum precedes the data. */
     if (stream_load_tensor(r, &k->data, e)) return e->code;
     return stream_write_tensor(k->w, &item->desc, item->attrs, k->data.data, e);
 }

@@ -1,7 +1,7 @@
-/* Forwards a record from a reader to a writer as it is stored: verifies the payload, rewrites only the header. */
+/* Forwards a record from a reader to a writer in stored form: verifies the payload, rewrites only the header. */
 #include "lib/stream/stream_internal.h"
 
-/* A failure of the reader fails the writer, too: its output can no longer be complete. */
+/* A failure of the reader also fails the writer: its output can no longer be complete. */
 static int fail_both(struct stream_reader *r, struct stream_writer *w, struct err *e) {
     if (!r->failed.code) return writer_fail(w, e);
     if (!w->failed.code) w->failed = *e;

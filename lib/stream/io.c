@@ -9,12 +9,13 @@
 enum {
     BUFFER_BYTES = 1 << 20,
     PEEK_BYTES = 4096,      /* smallest buffer */
-    SKIM_BYTES = 4096,      /* read after a seek: a record header and a small payload */
+    SKIM_BYTES = 4096,      /* read after a skip: a record header and a small payload */
     BATCH_BYTES = 64 << 10, /* read after a seek to a batch: a batch of tokens, or the small tensors of a larger one */
-    DIRECT_BYTES = 128 << 10, /* from here on data bypasses the buffer */
+    /* larger transfers bypass the buffer */
+    DIRECT_BYTES = 128 << 10,
 };
 
-/* Best effort: a full pipe costs a context switch, and 64 KiB (the default) are full sixteen times as often. */
+/* Best effort: a full pipe costs a context switch, and the default of 64 KiB fills up sixteen times as often. */
 static void enlarge_pipe(int fd, const struct stat *st) {
     if (S_ISFIFO(st->st_mode)) (void)fcntl(fd, F_SETPIPE_SZ, BUFFER_BYTES);
 }
@@ -44,7 +45,7 @@ void input_close(struct input *in) {
     in->buf = NULL;
 }
 
-/* One read call; 0 at the end. */
+/* A single read; *got is 0 at the end of the file. */
 static int read_some(struct input *in, void *dst, size_t n, size_t *got, struct err *e) {
     ssize_t r = in->ended ? 0 : fd_read(in->fd, dst, n);
     *got = 0;
@@ -124,7 +125,7 @@ int input_seek_past(struct input *in, uint64_t n, struct err *e) {
     }
     if (lseek(in->fd, (off_t)(n - have), SEEK_CUR) < 0) return err_sys(e, errno, "cannot seek");
     in->from = in->to = 0;
-    if (in->cap > SKIM_BYTES) in->cap = SKIM_BYTES; /* a caller that seeks reads only headers */
+    if (in->cap > SKIM_BYTES) in->cap = SKIM_BYTES; /* a caller that skips reads only headers */
     in->ended = false;
     in->at += n;
     return 0;
@@ -155,7 +156,7 @@ void output_close(struct output *out) {
     out->buf = NULL;
 }
 
-/* Writes what is buffered and n bytes more, in as few calls as the kernel allows. */
+/* Writes the buffer and n more bytes, in as few calls as the kernel allows. */
 static int write_all(struct output *out, const unsigned char *data, size_t n, struct err *e) {
     if (!fd_write2(out->fd, out->buf, out->len, data, n)) return err_sys(e, errno, "cannot write");
     out->len = 0;

@@ -1,5 +1,5 @@
 /*
- * Random access to a file that is one segment. The index is trusted only where the record at the offset agrees with it;
+ * Random access to a file of one segment. An index entry is trusted only if the record at its offset agrees with it;
  * every record is verified on first use.
  */
 #include "lib/stream/stream_internal.h"
@@ -14,7 +14,7 @@
 struct map_tensor {
     uint64_t at, key; /* offset of the TENS record, hash of the name */
     cJSON *attrs;     /* parsed on first use */
-    bool verified;    /* the checksum of the single raw chunk has been verified */
+    bool verified;    /* the checksum of its single raw chunk has been verified */
 };
 
 struct map_key {
@@ -45,7 +45,7 @@ static int fail_at(const struct stream_map *m, uint64_t at, struct err *e) {
     return err_prefix(e, "%s: record at byte %" PRIu64, m->name, at);
 }
 
-/* The header at `at`; its payload must lie within the file. */
+/* Decodes the header at `at` and checks that its payload lies within the file. */
 static int record_at(const struct stream_map *m, uint64_t at, struct wire_record *r, struct err *e) {
     if (at % WIRE_ALIGN || at >= m->size || m->size - at < WIRE_RECORD_BYTES)
         return err_set(e, ERR_DATA, "lies outside the file");
@@ -66,7 +66,7 @@ static int verify_payload(const struct stream_map *m, uint64_t at, const struct 
     return wire_all_zero(p + r->stored, wire_padding(r->stored)) ? 0 : err_set(e, ERR_DATA, "padding is not zero");
 }
 
-/* A verified record there, of an expected type. */
+/* Decodes and verifies the record at `at`, which must be of the given type. */
 static int expect_record(const struct stream_map *m, uint64_t at, uint32_t tag, struct wire_record *r,
                          const unsigned char **payload, struct err *e) {
     char found[5], wanted[5];
@@ -151,7 +151,7 @@ static int read_index(struct stream_map *m, uint64_t at, struct err *e) {
     return 0;
 }
 
-/* Scans from the start when there is no index, or the end cannot be parsed; errors are found in order. */
+/* Scans from the start if there is no index or no valid end record; errors are then found in file order. */
 static int scan(struct stream_map *m, struct err *e) {
     struct stream_reader *r;
     struct stream_item item;
@@ -173,12 +173,12 @@ static int scan(struct stream_map *m, struct err *e) {
     if (!code && m->totals.segments > 1)
         code = err_set(e, ERR_DATA, "%s: has %" PRIu64 " segments, a file to be mapped has one", m->name,
                        m->totals.segments);
-    m->tensors = (void *)found.data; /* from mem_alloc, as buf promises */
+    m->tensors = (void *)found.data; /* from mem_alloc, as struct buf guarantees */
     m->n = found.len / sizeof *m->tensors;
     return code;
 }
 
-/* Reads the end record. False if there is none or it is not plausible. */
+/* Reads the end record. Returns false if there is none or it is invalid. */
 static bool read_end(struct stream_map *m, struct wire_ends *ends) {
     struct err ignored;
     struct wire_record r;
@@ -211,7 +211,7 @@ static int locate(struct stream_map *m, enum stream_kind expect, struct err *e) 
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
-/* The tensor's description; *data_at is the offset of its first DATA record. */
+/* Decodes the tensor's description; *data_at is the offset of its first DATA record. */
 static int decode_tensor(const struct stream_map *m, size_t i, struct wire_tens *t, uint64_t *data_at, struct err *e) {
     const struct map_tensor *x = &m->tensors[i];
     struct wire_record r;
@@ -226,11 +226,11 @@ static int decode_tensor(const struct stream_map *m, size_t i, struct wire_tens 
     return t->n_bytes == n_bytes ? 0 : err_set(e, ERR_DATA, "tensor '%s': size and dimensions disagree", t->desc.name);
 }
 
-/* Steps through a tensor's chunks under the same rules as the reader. */
+/* Iterates over the chunks of a tensor under the same rules as the reader. */
 struct walk {
     struct segment rules;
     struct wire_record r;
-    uint64_t at, next, stored; /* this chunk's record, the one after it, stored bytes so far */
+    uint64_t at, next, stored; /* of this chunk's record; of the next one; stored bytes so far */
 };
 
 static void walk_begin(struct walk *k, const struct wire_tens *t, size_t i, uint64_t data_at) {
@@ -270,7 +270,7 @@ static int decode_group(struct stream_map *m, struct chunk *group, size_t n, con
     return codec_decode(&m->codecs, group, n, &failed, e) ? fail_at(m, at[failed], e) : 0;
 }
 
-/* Decodes the chunk at k to `dst`. */
+/* Describes the chunk at k, to be decoded to `dst`. */
 static int chunk_of(struct stream_map *m, const struct walk *k, unsigned char *dst, struct chunk *out, struct err *e) {
     const unsigned char *p = m->data + k->at + WIRE_RECORD_BYTES;
     *out = (struct chunk){
@@ -287,7 +287,7 @@ static int chunk_of(struct stream_map *m, const struct walk *k, unsigned char *d
     return fail_at(m, k->at, e);
 }
 
-/* The headers of all chunks have been checked once. */
+/* Decodes all chunks; the caller has checked their headers. */
 static int decode_all(struct stream_map *m, const struct wire_tens *t, size_t i, uint64_t data_at, unsigned char *dst,
                       struct err *e) {
     struct chunk group[CODEC_GROUP] = {0};
@@ -345,7 +345,7 @@ int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const v
         *data = m->data + k.at + WIRE_RECORD_BYTES;
         return 0;
     }
-    while (k.rules.tensor_open) /* check that the chunks exist before allocating what they declare */
+    while (k.rules.tensor_open) /* check that the chunks exist before allocating the size they declare */
         if (walk_step(m, &k, e)) return fail_at(m, k.at, e);
     scratch->len = 0;
     if (buf_reserve(scratch, (size_t)t.n_bytes, e)) return err_prefix(e, "%s: tensor '%s'", m->name, t.desc.name);
@@ -361,7 +361,7 @@ static int compare_keys(const void *a, const void *b) {
     return (x->key > y->key) - (x->key < y->key);
 }
 
-/* Sorts the keys. Two tensors of one name are refused. */
+/* Sorts the keys for lookup by name. ERR_DATA if two tensors have the same name. */
 static int sort_names(struct stream_map *m, struct err *e) {
     struct wire_tens a, b;
     uint64_t at;
@@ -390,7 +390,7 @@ long stream_map_find(const struct stream_map *m, const char *name) {
     }
     for (; lo < m->n && m->keys[lo].key == key; lo++) {
         struct wire_tens t;
-        struct err broken; /* the caller's next call on this tensor then reports the error */
+        struct err broken; /* the caller's next call on this tensor reports the error */
         if (decode_tensor(m, m->keys[lo].i, &t, &at, &broken) || !strcmp(t.desc.name, name)) return (long)m->keys[lo].i;
     }
     return -1;
@@ -466,7 +466,7 @@ const cJSON *stream_map_prov(struct stream_map *m) {
     return m->prov;
 }
 
-/* Also verifies what is not in the index, and that the end record is in its place. */
+/* Walks all record headers; thereby also checks those not in the index, and that the end record is in place. */
 static int digest_content(struct stream_map *m, struct digest_state *content, struct err *e) {
     struct wire_record r = {.tag = TAG_META};
     unsigned char p[WIRE_CONTENT_BYTES];

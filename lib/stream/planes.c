@@ -1,7 +1,7 @@
 /*
- * Byte planes. Trained weights look like noise to a byte-wise compressor, yet the exponents of neighbours are alike:
- * bytes of equal significance, put side by side, compress by their skewed distribution alone (ZipNN, arXiv 2411.05239).
- * Floats are rotated left by one bit first, so that the whole exponent, without the sign, fills the top byte.
+ * Byte planes. Trained weights look random to a byte-wise compressor, but neighbouring exponents are similar: when
+ * bytes of equal significance are stored together, their skewed distribution compresses well (ZipNN, arXiv 2411.05239).
+ * Floats are first rotated left by one bit, so that the whole exponent, without the sign, fills the top byte.
  */
 #include "lib/stream/codec_internal.h"
 
@@ -10,7 +10,7 @@
     "tensor data is little-endian on the wire and in memory: a big-endian host needs byte swaps here and in the reader"
 #endif
 
-/* A sanitizer keeps clang from vectorizing the loops below, which must not be an error. */
+/* A sanitizer may keep clang from vectorizing the loops below; that must not be an error. */
 #pragma clang diagnostic ignored "-Wpass-failed"
 
 size_t planes_stride(const struct dtype_info *t) {

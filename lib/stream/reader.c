@@ -1,10 +1,10 @@
-/* Reads a stream item by item: segments, the order of their records, what each must contain. */
+/* Reads a stream item by item: segments, the order of their records, and what each must contain. */
 #include "lib/stream/stream_internal.h"
 
 #include <inttypes.h>
 #include <xxhash.h>
 
-/* Checks that fields only DATA uses have their fixed values. */
+/* Checks that the fields reserved for DATA have their fixed values. */
 static int check_plain(struct stream_reader *r, struct err *e) {
     const struct wire_record *h = &r->rec;
     bool ok = h->codec == CODEC_RAW && h->raw == h->stored && h->raw_offset == 0 && h->flags == 0;
@@ -14,7 +14,7 @@ static int check_plain(struct stream_reader *r, struct err *e) {
 
 /* ---- segments ---------------------------------------------------------------------------------------------------- */
 
-/* An empty payload may have no memory. */
+/* The buffer of an empty payload may be NULL. */
 static cJSON *parse_payload(const struct stream_reader *r, struct err *e) {
     return json_parse(r->payload.len ? (const char *)r->payload.data : "", r->payload.len, e);
 }
@@ -99,11 +99,11 @@ static void give_meta(const struct stream_reader *r, struct stream_item *item) {
     memcpy(item->tag, "META", 5);
 }
 
-/* Keeps an entry once, by its id. Past the limits it is still an item, but not part of stream_reader_prov. */
+/* Keeps one entry per id. Beyond the limits it is still returned as an item, but not by stream_reader_prov. */
 static int collect_prov(struct stream_reader *r, cJSON *entry, struct err *e) {
     const char *id;
     bool fresh = false;
-    r->scratch = entry; /* owned here unless it is kept */
+    r->scratch = entry; /* freed with the reader's scratch unless it is kept */
     if (json_get_str(entry, "id", &id, e)) return e->code;
     if (r->prov_ids.n >= LIMIT_PROVS || r->prov_bytes + r->payload.len > LIMIT_META) {
         if (!r->prov_full) log_line(LOG_WARN, "%s: more provenance than is kept: older entries only", r->name);
@@ -174,7 +174,7 @@ static int refuse_unknown(const struct stream_reader *r, const char *tag, struct
                    tag, STREAM_VERSION_MAJOR, r->minor, STREAM_VERSION_MAJOR, STREAM_VERSION_MINOR);
 }
 
-/* Interprets the record whose payload was read. item->type stays ITEM_EOF for records that callers do not see. */
+/* Interprets the record just read. Leaves item->type at ITEM_EOF for records that callers do not see. */
 static int take_record(struct stream_reader *r, struct stream_item *item, struct err *e) {
     switch (r->rec.tag) {
     case TAG_PROV: return take_prov(r, item, e);

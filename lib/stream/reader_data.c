@@ -1,5 +1,5 @@
 /*
- * Reads the data of a tensor in three ways that share one state: as it is stored (to skip or to forward), raw chunks
+ * Reads the data of a tensor in three ways that share one state: in stored form (to skip or to forward), raw chunks
  * straight into the caller's memory, and compressed chunks in groups that are decoded on all threads.
  */
 #include "lib/stream/stream_internal.h"
@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <xxhash.h>
 
-/* Hash while the bytes are still in the cache. */
+/* Small enough to hash while the bytes are still in the cache. */
 enum { PIECE_BYTES = 512 << 10 };
 
 void reader_begin_data(struct stream_reader *r) {
@@ -56,7 +56,7 @@ int reader_chunk(struct stream_reader *r, struct err *e) {
     return 0;
 }
 
-/* ---- a payload as it is stored ----------------------------------------------------------------------------------- */
+/* ---- a payload in stored form ---- */
 
 void reader_stored_begin(struct stream_reader *r) {
     r->chunk_ready = false;
@@ -125,7 +125,8 @@ static int read_raw(struct stream_reader *r, unsigned char *dst, size_t n, size_
 
 /* ---- compressed chunks: in groups -------------------------------------------------------------------------------- */
 
-/* Reads compressed chunks, starting with the one whose header was read, until the group is full or a raw one comes. */
+/* Reads compressed chunks, starting with the one whose header was read, until the group is full or a raw chunk
+ * comes. */
 static int gather(struct stream_reader *r, uint64_t *total, struct err *e) {
     size_t from[CODEC_GROUP];
     r->n_group = 0;
@@ -149,7 +150,7 @@ static int gather(struct stream_reader *r, uint64_t *total, struct err *e) {
         if (reader_chunk(r, e)) return e->code;
     } while (r->n_group < CODEC_GROUP && r->rec.codec != CODEC_RAW && *total + r->rec.raw <= LIMIT_CHUNK);
     for (size_t i = 0; i < r->n_group; i++)
-        r->group[i].stored = r->stored.data ? r->stored.data + from[i] : NULL; /* all of them are empty */
+        r->group[i].stored = r->stored.data ? r->stored.data + from[i] : NULL; /* NULL if all of them are empty */
     return 0;
 }
 
@@ -180,7 +181,7 @@ static int read_group(struct stream_reader *r, unsigned char *dst, size_t n, siz
     return decode(r, r->plain.data, e);
 }
 
-/* ---- what callers use -------------------------------------------------------------------------------------------- */
+/* ---- public functions ---- */
 
 static size_t take_plain(struct stream_reader *r, unsigned char *dst, size_t n) {
     size_t have = r->plain.len - r->plain_from;
@@ -222,7 +223,7 @@ int stream_read_f32(struct stream_reader *r, float *dst, size_t n, size_t *got, 
     r->values.len = 0;
     if (buf_reserve(&r->values, want, e)) return reader_remember(r, e);
     if (read_data(r, r->values.data, want, got, e)) return e->code;
-    *got = *got / t->block_bytes * t->block_elems; /* a tensor is a whole number of blocks, and so is the request */
+    *got = *got / t->block_bytes * t->block_elems; /* the tensor and the request are whole numbers of blocks */
     tensor_to_f32(t->dtype, r->values.data, dst, *got);
     return 0;
 }
@@ -250,7 +251,7 @@ int stream_read_tensor(struct stream_reader *r, void *dst, uint64_t n_bytes, str
     PROFILE(READING);
     size_t got;
     if (begin_whole(r, n_bytes, e) || read_data(r, dst, (size_t)n_bytes, &got, e)) return e->code;
-    return reader_skip_data(r, e); /* an empty tensor has one chunk left */
+    return reader_skip_data(r, e); /* an empty tensor still has one chunk */
 }
 
 int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
@@ -259,7 +260,7 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
     uint64_t left = r->seg.tensor_bytes;
     b->len = 0;
     if (begin_whole(r, left, e)) return e->code;
-    if (left > b->cap && mem_check(left - b->cap, e)) { /* before any of it is read */
+    if (left > b->cap && mem_check(left - b->cap, e)) { /* before reading any of it */
         err_prefix(e, "tensor '%s'", r->seg.desc.name);
         return reader_remember(r, e);
     }
@@ -267,7 +268,7 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
         uint64_t now = b->len > step ? b->len : step;
         size_t got;
         if (!r->inside && reader_has_chunk(r) && reader_chunk(r, e)) return e->code;
-        /* The size of a raw chunk is bounded by the file's, see reader_header. */
+        /* The size of a raw chunk is bounded by that of the file, see reader_header. */
         if (r->in.regular && r->chunk_ready && r->rec.codec == CODEC_RAW && r->rec.raw > now) now = r->rec.raw;
         if (now > left) now = left;
         if (buf_reserve(b, (size_t)now, e)) return reader_remember(r, e);

@@ -1,10 +1,9 @@
-/* One record of a stream: header, payload, padding, and the error messages for them. reader.c builds segments from
- * records. */
+/* Reads single records: header, payload, padding, and their error messages. reader.c builds segments from them. */
 #include "lib/stream/stream_internal.h"
 
 #include <inttypes.h>
 
-/* ---- failure: names stream, record and byte; stays --------------------------------------------------------------- */
+/* ---- failure: the message names stream, record and byte; the first failure is kept ---- */
 
 int reader_remember(struct stream_reader *r, struct err *e) {
     err_prefix(e, "%s", r->name);
@@ -61,7 +60,7 @@ int reader_header(struct stream_reader *r, struct err *e) {
         err_set(e, ERR_DATA, "has number %u: records are missing, repeated or out of order", r->rec.seq);
         return reader_fail(r, e);
     }
-    /* The file ends before the payload: report it before allocating anything for it. */
+    /* If the file ends before the payload does, report it before allocating memory. */
     uint64_t padded;
     if (!u64_align(r->rec.stored, WIRE_ALIGN, &padded)) {
         err_set(e, ERR_DATA, "payload of %" PRIu64 " bytes", r->rec.stored);
@@ -92,7 +91,6 @@ int reader_append(struct stream_reader *r, struct buf *b, uint64_t n, struct err
     return 0;
 }
 
-/* The payload of a record that is not DATA, verified. */
 int reader_payload(struct stream_reader *r, struct err *e) {
     const uint64_t limit = wire_payload_limit(r->rec.tag);
     const struct wire_record *h = &r->rec;
@@ -108,7 +106,6 @@ int reader_payload(struct stream_reader *r, struct err *e) {
     return reader_fail(r, e);
 }
 
-/* The writer failed and gave its reason. */
 int reader_aborted(struct stream_reader *r, struct err *e) {
     if (reader_payload(r, e)) return e->code;
     for (size_t i = 0; i < r->payload.len; i++)

@@ -1,4 +1,4 @@
-/* Checks the order of records within a segment, and counts what its index and end record must say. */
+/* Checks the order of records within a segment, and keeps the counts for its index and end record. */
 #include "lib/stream/segment_internal.h"
 
 #include <inttypes.h>
@@ -43,7 +43,7 @@ void nameset_release(struct nameset *s) {
     *s = (struct nameset){0};
 }
 
-/* ---- the index: in full but for batches, of which there may be any number ---------------------------------------- */
+/* ---- the index: complete except for batches, whose number is not bounded ---- */
 
 static int index_add(struct buf *to, uint32_t tag, uint64_t number, uint64_t offset, uint64_t key, struct err *e) {
     unsigned char p[WIRE_ENTRY_BYTES];
@@ -51,7 +51,7 @@ static int index_add(struct buf *to, uint32_t tag, uint64_t number, uint64_t off
     return buf_append(to, p, sizeof p, e);
 }
 
-/* Keeps every stride-th batch; when LIMIT_STRIDED are kept, drops every other one and doubles the stride. */
+/* Keeps every stride-th batch. When LIMIT_STRIDED are kept, drops every other one and doubles the stride. */
 static int index_add_batch(struct segment *s, struct err *e) {
     if (s->batches % s->stride) return 0;
     if (s->strided.len == LIMIT_STRIDED * WIRE_ENTRY_BYTES) {
@@ -59,7 +59,7 @@ static int index_add_batch(struct segment *s, struct err *e) {
             memcpy(s->strided.data + i * WIRE_ENTRY_BYTES, s->strided.data + 2 * i * WIRE_ENTRY_BYTES,
                    WIRE_ENTRY_BYTES);
         s->strided.len /= 2;
-        s->stride *= 2; /* LIMIT_STRIDED is even, so this batch's number is a multiple of the new stride too */
+        s->stride *= 2; /* LIMIT_STRIDED is even, so this batch's number is also a multiple of the new stride */
     }
     return index_add(&s->strided, TAG_BTCH, s->batches, s->bytes, s->batch.first_seq, e);
 }
@@ -69,7 +69,7 @@ int segment_index_build(const struct segment *s, struct buf *out, struct err *e)
     return s->strided.len ? buf_append(out, s->strided.data, s->strided.len, e) : 0;
 }
 
-/* ---- life -------------------------------------------------------------------------------------------------------- */
+/* ---- begin and release ---- */
 
 static void digest_hash(struct digest_state *d, uint64_t hash) {
     unsigned char p[8];
@@ -114,7 +114,7 @@ void segment_release(struct segment *s) {
 void segment_resume(struct segment *s) {
     s->tensor_open = s->has_index = false;
     s->batch_left = 0;
-    s->batches = s->positions = s->strided.len = 0; /* the first batch may begin anywhere */
+    s->batches = s->positions = s->strided.len = 0; /* the next batch may start at any position */
     s->stride = 1;
 }
 
@@ -124,7 +124,7 @@ static bool kind_has_batches(enum stream_kind k) {
     return k == STREAM_TOKENS || k == STREAM_KNOWLEDGE;
 }
 
-/* What holds for every record except META and DATA. */
+/* Rules for every record except META and DATA. */
 static int between_tensors(const struct segment *s, const char *what, struct err *e) {
     if (!s->kind) return err_set(e, ERR_DATA, "%s before the META record", what);
     if (s->has_index) return err_set(e, ERR_DATA, "%s after the index, only the end record may follow it", what);
@@ -166,9 +166,10 @@ int segment_vocab(struct segment *s, struct err *e) {
     return 0;
 }
 
-/* Does the batch continue the one before? The position in the last sequence is known only when it was alone. */
+/* Checks that the batch continues the previous one. The position within its last sequence is known only if that batch
+ * had a single sequence. */
 static int batch_follows(const struct segment *s, const struct stream_batch *b, struct err *e) {
-    if (s->batches == 0) return 0; /* a shard may begin anywhere */
+    if (s->batches == 0) return 0; /* a shard may start anywhere */
     const struct stream_batch *a = &s->batch;
     bool goes_on = a->flags & BATCH_CONTINUES;
     uint64_t seq = a->first_seq + a->n_seqs - goes_on;

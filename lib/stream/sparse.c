@@ -1,28 +1,30 @@
 /*
- * Elements whose bytes are all 0, left out: a map says where they are. A bit for each element, or, where of each four consecutive
- * elements exactly two stay (2:4), one of six patterns for each four, three of them to a byte.
+ * Sparse elements: those with all bytes 0 are left out, and a map says where. It has one bit per element, or, if of
+ * each four consecutive elements exactly two are stored (2:4), one of six patterns per four elements, three patterns to
+ * a byte.
  */
 #include "lib/stream/codec_internal.h"
 
 enum { FOUR = 4, FOURS = 3, PATTERNS = 6 };
-/* The bits of four elements, the first of them lowest. */
+/* Bits of four elements, the first one lowest. */
 static const unsigned char two_of_four[PATTERNS] = {0x3, 0x5, 0x6, 0x9, 0xa, 0xc};
 
-/* Is any byte not 0? */
+/* Is any byte non-zero? */
 static bool is_stored(const unsigned char *p, size_t stride) {
     unsigned char any = 0;
     for (size_t i = 0; i < stride; i++) any |= p[i];
     return any;
 }
 
-/* With a constant stride the loops over bytes vanish. */
+/* With a constant stride the compiler unrolls the loops over bytes. */
 static inline size_t split(const unsigned char *src, size_t n, const size_t stride, unsigned char *map,
                            unsigned char *dst) {
     size_t k = 0;
     for (size_t i = 0; i < n; i++) {
         bool stored = is_stored(src + i * stride, stride);
         map[i / 8] |= (unsigned char)(stored << i % 8);
-        memcpy(dst + k * stride, src + i * stride, stride); /* what is not stored is overwritten by the next one */
+        /* The next element overwrites one that is not stored. */
+        memcpy(dst + k * stride, src + i * stride, stride);
         k += stored;
     }
     return k;
@@ -69,7 +71,7 @@ size_t sparse_count(const unsigned char *map, size_t n) {
     return n % 8 && map[n / 8] >> n % 8 ? SIZE_MAX : k;
 }
 
-/* The pattern of the i-th four elements; PATTERNS: none. */
+/* The pattern of the i-th group of four elements; PATTERNS: not two of four. */
 static unsigned pattern_of(const unsigned char *map, size_t i) {
     unsigned bits = map[i / 2] >> i % 2 * FOUR & 0xf, p = 0;
     while (p < PATTERNS && two_of_four[p] != bits) p++;

@@ -1,4 +1,4 @@
-/* The names of stream kinds and codecs. */
+/* Names of stream kinds, targets and codecs. */
 #include "lib/stream/stream.h"
 
 static const char *const kinds[] = {
@@ -13,12 +13,12 @@ const char *stream_kind_name(enum stream_kind kind) {
     return (size_t)kind < COUNT_OF(kinds) ? kinds[kind] : "unknown";
 }
 
-/* The name may come from a file, and the message goes to a terminal. */
 const char *stream_target_name(enum stream_target target) {
     static const char *const names[] = {"next", "masked", "sequence", "token"};
     return names[target];
 }
 
+/* Unknown names may come from a hostile file, and the message goes to a terminal. */
 int stream_kind_parse(const char *name, enum stream_kind *out, struct err *e) {
     for (size_t i = STREAM_MODEL; i < COUNT_OF(kinds); i++)
         if (!strcmp(name, kinds[i])) {

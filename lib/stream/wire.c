@@ -84,7 +84,7 @@ void wire_head_encode(unsigned char out[WIRE_HEAD_BYTES], struct wire_head *h) {
     put64(out + 56, h->hash);
 }
 
-/* "what it starts with", safe to print. */
+/* Quotes the printable beginning of the file in the message. */
 static int refuse_text(const unsigned char *p, size_t n, struct err *e) {
     char start[33];
     size_t len = 0;

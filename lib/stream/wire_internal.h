@@ -1,6 +1,6 @@
 /*
- * wire: the bytes of the format (formats/rill.md) and nothing else: every multi-byte field of a rill stream is encoded
- * and decoded in wire.c. Decoders check what can be checked without context; segment_internal.h checks the order.
+ * wire: the bytes of the format (formats/rill.md) and nothing else: all multi-byte fields of a stream are encoded and
+ * decoded in wire.c. Decoders check what needs no context; segment_internal.h checks the order of records.
  */
 #ifndef RILL_STREAM_WIRE_INTERNAL_H
 #define RILL_STREAM_WIRE_INTERNAL_H
@@ -13,7 +13,7 @@ enum {
     WIRE_RECORD_BYTES = 64, /* record header */
     WIRE_TENS_BYTES = 88,   /* TENS payload before name and attributes */
     WIRE_BTCH_BYTES = 40,
-    WIRE_ENTRY_BYTES = 32, /* of the index */
+    WIRE_ENTRY_BYTES = 32, /* of an index entry */
     WIRE_ENDS_BYTES = 128,
 };
 
@@ -36,8 +36,8 @@ enum {
 #define LIMIT_OTHER   ((uint64_t)16 << 20)
 #define LIMIT_ATTRS   ((uint64_t)64 << 10)
 #define LIMIT_ABORT   ((uint64_t)4096)
-#define LIMIT_TENSORS ((uint64_t)1 << 20) /* outside batches, in one segment */
-#define LIMIT_PROVS   ((uint64_t)1 << 16) /* in one segment */
+#define LIMIT_TENSORS ((uint64_t)1 << 20) /* outside batches, per segment */
+#define LIMIT_PROVS   ((uint64_t)1 << 16) /* per segment */
 #define LIMIT_STRIDED 4096                /* batches in the index */
 #define LIMIT_INDEX   ((LIMIT_TENSORS + LIMIT_PROVS + LIMIT_STRIDED + 1) * WIRE_ENTRY_BYTES)
 #define LIMIT_WINDOW  ((uint64_t)1 << 24) /* zstd window */
@@ -55,14 +55,14 @@ struct wire_record {
     uint32_t seq, tensor;
     uint16_t codec, flags;
     uint64_t payload_hash;
-    uint64_t hash; /* of the header itself; filled by encode and decode */
+    uint64_t hash; /* of the header itself; set by encode and decode */
 };
 #define WIRE_LAST_CHUNK 1u
 
 struct wire_tens {
     struct tensor_desc desc;
     uint64_t n_bytes;
-    const char *attrs; /* points into the payload, n_attrs bytes of JSON, 0: none */
+    const char *attrs; /* points into the payload; n_attrs bytes of JSON, 0: none */
     size_t n_attrs;
 };
 
@@ -77,7 +77,7 @@ struct wire_ends {
 };
 
 uint64_t wire_hash(const void *data, size_t n); /* XXH3 64 */
-/* Zero bytes that follow n bytes of payload. */
+/* Number of zero bytes after n bytes of payload. */
 static inline size_t wire_padding(uint64_t n) {
     return (size_t)(-n & (WIRE_ALIGN - 1));
 }
@@ -88,14 +88,14 @@ static inline bool wire_optional(uint32_t tag) {
 static inline bool wire_safe_to_copy(uint32_t tag) {
     return tag >> 24 & 0x20;
 }
-uint64_t wire_payload_limit(uint32_t tag); /* of every record but DATA */
+uint64_t wire_payload_limit(uint32_t tag); /* of every record except DATA */
 void wire_tag_text(uint32_t tag, char out[5]);
 
 void wire_head_encode(unsigned char out[WIRE_HEAD_BYTES], struct wire_head *h);
-/* The message tells foreign formats and text apart. `n` bytes were available. */
+/* Decodes a head from the n bytes available. ERR_DATA tells foreign formats and text apart. */
 int wire_head_decode(const unsigned char *p, size_t n, struct wire_head *h, struct err *e) MUST_CHECK;
 void wire_record_encode(unsigned char out[WIRE_RECORD_BYTES], struct wire_record *r);
-/* The part of a record in the content digest: all of its header but the number in the segment. */
+/* The part of a record header that enters the content digest: all but its number in the segment. */
 #define WIRE_CONTENT_BYTES 44
 void wire_record_content(unsigned char out[WIRE_CONTENT_BYTES], const struct wire_record *r);
 static inline bool wire_is_content(uint32_t tag) {

@@ -5,7 +5,7 @@
 
 enum { CHUNK_BYTES = 1 << 20, CHUNK_MIN = 256 };
 
-/* ---- failure: the first one stays, so that a writer that missed a byte never ends its stream --------------------- */
+/* ---- failure: the first one is kept, so that a writer that lost a byte never completes its stream ---- */
 
 int writer_fail(struct stream_writer *w, struct err *e) {
     err_prefix(e, "%s", w->name);
@@ -41,7 +41,7 @@ int writer_put(struct stream_writer *w, struct wire_record *r, const void *paylo
     return writer_put_end(w, r, e);
 }
 
-/* Every record except DATA: stored raw. */
+/* Writes a record other than DATA, which is always stored raw. */
 static int put_plain(struct stream_writer *w, uint32_t tag, uint32_t tensor, const void *payload, size_t n,
                      struct err *e) {
     struct wire_record r = {.tag = tag, .stored = n, .raw = n, .tensor = tensor, .payload_hash = wire_hash(payload, n)};
@@ -205,7 +205,7 @@ int writer_begin_tensor(struct stream_writer *w, const struct tensor_desc *d, co
     return put_plain(w, TAG_TENS, w->seg.number, payload, n, e);
 }
 
-/* Downstream can start on a batch as soon as it is complete. */
+/* Flush a complete batch, so that the program downstream can start on it. */
 int writer_tensor_done(struct stream_writer *w, struct err *e) {
     return w->seg.batches && !w->seg.batch_left ? output_flush(&w->out, e) : 0;
 }
@@ -248,7 +248,7 @@ static int put_chunk(struct stream_writer *w, const struct chunk *k, struct err 
     return segment_data(s, &r, e) ? e->code : writer_put(w, &r, k->stored, e);
 }
 
-/* Cuts n bytes into chunks. n ends at a chunk's end or at the tensor's. */
+/* Cuts n bytes into chunks and writes them. n ends at a chunk boundary or at the end of the tensor. */
 static int put_chunks(struct stream_writer *w, const void *from, size_t n, struct err *e) {
     const unsigned char *data = from;
     do {
@@ -269,7 +269,7 @@ static int put_chunks(struct stream_writer *w, const void *from, size_t n, struc
     return 0;
 }
 
-/* Gathers pieces into groups of whole chunks; chunk boundaries do not depend on how the data came. */
+/* Collects data into groups of whole chunks; chunk boundaries do not depend on how the data was passed in. */
 static int add_data(struct stream_writer *w, const unsigned char *data, size_t n, struct err *e) {
     size_t unit = w->chunk * (w->options.codec == CODEC_RAW ? 1 : CODEC_GROUP);
     while (n > 0) {

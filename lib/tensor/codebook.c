@@ -1,6 +1,6 @@
 /*
- * Fitting vectors to the codebooks of the IQ types: which points are near which coordinates, and the search for a group's
- * scale. In the order of operations of ggml's reference, so that the same weights give the same bytes.
+ * Fits vectors to the codebooks of the IQ types: finds the points nearest to given coordinates, and the scale of a
+ * group. Follows ggml's reference in the order of operations, so that the same weights give the same bytes.
  */
 #include <float.h>
 #include <limits.h>
@@ -12,7 +12,7 @@
 
 enum { BLOCK = 256, MAX_GROUP = 32, MAX_VECTORS = 8 };
 
-/* ---- which points are near ---- */
+/* ---- neighbours of coordinates that are not a point ---- */
 
 static int distance(const struct codebook *b, int point, const int *at) {
     int sum = 0;
@@ -23,7 +23,7 @@ static int distance(const struct codebook *b, int point, const int *at) {
     return sum;
 }
 
-/* Lists the points of the smallest distances from coordinates that are no point; returns the end of the list. */
+/* Appends the points at the smallest distances from `at` to the list at `end`; returns the new end. */
 static int list_neighbours(const struct codebook *b, const int *at, int end) {
     int distances[1024], count = end++, beyond = -1;
     for (int i = 0; i < b->n; i++) distances[i] = distance(b, i, at);
@@ -49,7 +49,7 @@ static void index_points(const struct codebook *b) {
     int at[8] = {0}, end = 0;
     memset(b->places, 0xff, sizeof *b->places << b->dims * b->bits);
     for (int i = 0; i < b->n; i++) b->places[b->points[i]] = i;
-    for (int k = 0; k < b->dims;) { /* all coordinates, as an odometer */
+    for (int k = 0; k < b->dims;) { /* count through all coordinates */
         int32_t *place = &b->places[place_of(b, at)];
         if (*place < 0) {
             *place = -1 - end;
@@ -67,7 +67,7 @@ static void index_all(void) {
     index_points(&iq3_s_book);
 }
 
-/* Of the neighbours, the one with the smallest weighted error. */
+/* Returns the neighbour with the smallest weighted error. */
 static int nearest_neighbour(const struct codebook *b, int32_t place, const float *x, const float *w, float scale) {
     const uint16_t *list = b->neighbours - place - 1;
     float least = FLT_MAX;
@@ -83,7 +83,7 @@ static int nearest_neighbour(const struct codebook *b, int32_t place, const floa
     return best;
 }
 
-/* The point for one vector under a scale; *on_grid: its rounded coordinates are one. */
+/* Returns the point for one vector under a scale; *on_grid: its rounded coordinates are a point. */
 static int find_point(const struct codebook *b, const float *x, const float *w, float inverse, float scale,
                       bool *on_grid) {
     int at[8];
@@ -98,7 +98,7 @@ static int find_point(const struct codebook *b, const float *x, const float *w, 
 struct group {
     const struct codebook_search *s;
     int n_vectors;
-    float x[MAX_GROUP]; /* magnitudes, but for one of each eight that may be < 0 to make the signs even */
+    float x[MAX_GROUP]; /* magnitudes, except that one of each eight may be negated to make the signs even */
     float w[MAX_GROUP], root_w[MAX_GROUP];
     float scale;
     int points[MAX_VECTORS];
@@ -124,7 +124,7 @@ static void take_signs(struct group *g, const float *x, uint8_t *signs) {
     }
 }
 
-/* sum w x q and sum w q^2 for the points: the best scale for them is the quotient. */
+/* sum w x q and sum w q^2 over the group; the best scale for these points is their quotient. */
 static void sums_of(const struct group *g, const int *points, float *sum_xq, float *sum_q2) {
     const struct codebook *b = g->s->book;
     *sum_xq = *sum_q2 = 0;
@@ -154,7 +154,7 @@ static void try_scales(struct group *g, float largest) {
     }
 }
 
-/* The points once more, for the scale that was found, and the scale for those. */
+/* Searches the points again with the scale found, and then the best scale for them. */
 static void look_again(struct group *g) {
     const struct codebook_search *s = g->s;
     const struct codebook *b = s->book;
@@ -180,7 +180,7 @@ static void fit_group(struct group *g, uint8_t *signs) {
     g->scale = 0;
     uint8_t found[4];
     memcpy(found, signs, (size_t)s->group / 8);
-    memset(signs, 0, (size_t)s->group / 8); /* of a group that is stored as zeros */
+    memset(signs, 0, (size_t)s->group / 8); /* correct for a group stored as zeros */
     if (largest == 0 || largest < s->least) return;
     if (s->from_fit) {
         uint8_t codes[MAX_GROUP];
@@ -191,14 +191,14 @@ static void fit_group(struct group *g, uint8_t *signs) {
         g->scale = largest / (float)(2 * s->book->n_values - 1);
     try_scales(g, largest);
     look_again(g);
-    bool turn = g->scale < 0; /* scales are stored without a sign: all elements turn instead */
+    bool turn = g->scale < 0; /* scales are stored without a sign: negate all elements instead */
     if (turn) g->scale = -g->scale;
     for (int i = 0; i < s->group / 8; i++) signs[i] = turn ? (uint8_t)~found[i] : found[i];
 }
 
 /* ---- a block ---- */
 
-/* A group whose columns calibration never saw counts as if there were no importance, rather than nothing. */
+/* A group whose columns were all inactive during calibration is weighted as without importance, instead of by 0. */
 static void weigh(struct group *g, const float *x, const float *importance, float mean_square) {
     const struct codebook_search *s = g->s;
     float sigma = s->sigma * mean_square, floor_of = s->floor * mean_square;
@@ -226,7 +226,7 @@ static void fit_block(const struct codebook_search *s, const float *x, const flo
         fit_group(&g, b->signs + i * s->group / 8);
         for (int v = 0; v < g.n_vectors; v++) b->points[i * g.n_vectors + v] = (uint16_t)g.points[v];
         scales[i] = g.scale;
-        if (!(g.scale <= largest)) largest = g.scale; /* NaN stays: the caller cannot store it */
+        if (!(g.scale <= largest)) largest = g.scale; /* keeps NaN: the caller then fails to store it */
     }
     float d = largest / 31, inverse = d != 0 ? 1 / d : 0;
     b->d = d * s->stretch;

@@ -1,6 +1,6 @@
 /*
- * Conversion of every type to and from f32: the two loops that share the blocks among threads. Plain types are codecs with
- * blocks of one element. The encoded side may have any alignment, since it is often a mapped file.
+ * Converts every type to and from f32, splitting the blocks among threads. Plain types are codecs with blocks of one
+ * element. The encoded side may have any alignment, since it is often a mapped file.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -31,9 +31,9 @@ uint8_t quant_nearest(const struct quant_form *f, float v) {
     return (uint8_t)(f->steps[i] + f->offset);
 }
 
-/* ---- sharing the work ---- */
+/* ---- splitting the work ---- */
 
-/* Elements per piece. A single piece is converted without threads: small tensors are common. */
+/* Elements per piece. A single piece is converted without threads: most tensors are small. */
 #define PIECE 32768
 
 struct job {
@@ -45,7 +45,7 @@ struct job {
     unsigned char *bytes_out;
     size_t n_blocks, piece; /* in blocks */
     const struct row_weights *weights;
-    atomic_size_t bad_block; /* the first that cannot be encoded, or n_blocks */
+    atomic_size_t bad_block; /* the first block that cannot be encoded, or n_blocks */
 };
 
 static size_t piece_length(const struct job *j, size_t first) {
@@ -95,10 +95,11 @@ void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n) {
 
 /* ---- encoding ---- */
 
-/* More than any block can hold (Q4_K: 65504 * 63 * 15), and small enough that no sum of squares overflows. */
+/* Larger than any block can represent (Q4_K: 65504 * 63 * 15), and small enough that sums of squares do not
+ * overflow. */
 #define MAX_QUANTIZED 1e9f
 
-/* Index of the first value that is NaN, infinite or too large, or n: a step at a time without a branch. */
+/* Returns the index of the first value that is NaN, infinite or too large, or n. Branches only once per step. */
 static uint64_t first_unfit(const float *src, uint64_t n) {
     enum { STEP = 1024 };
     for (uint64_t i = 0; i < n; i += STEP) {
@@ -148,13 +149,13 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
     return 0;
 }
 
-/* ---- rounding at scales that are there ---- */
+/* ---- rounding with existing scales ---- */
 
 static void round_group(const struct quant_form *f, float scale, float min, const float *x, uint8_t *codes) {
     for (unsigned i = 0; i < f->group; i++) codes[i] = quant_nearest(f, scale != 0 ? (x[i] - min) / scale : 0);
 }
 
-/* The same where steps are even, without a call or a branch for each element. */
+/* The same for even steps, without a call or a branch per element. */
 static void round_even_group(const struct quant_form *f, float scale, float min, const float *x, uint8_t *codes) {
     int low = -f->offset, high = (int)f->code_top - f->offset;
     float divisor = scale != 0 ? scale : INFINITY;
@@ -188,9 +189,9 @@ void tensor_round_at(enum dtype dtype, const float *src, void *blocks, uint64_t 
     parallel_for((j.n_blocks + j.piece - 1) / j.piece, round_piece, &j);
 }
 
-/* ---- looking for NaN and infinities ---- */
+/* ---- searching for NaN and infinities ---- */
 
-/* Does the unsigned number at p, `size` bytes of little-endian, have all bits of `mask` set? */
+/* Does the little-endian unsigned number of `size` bytes at p have all bits of `mask` set? */
 static bool bits_all_set(const unsigned char *p, size_t size, uint64_t mask) {
     uint64_t v = 0;
     memcpy(&v, p, size);
@@ -204,8 +205,8 @@ static uint64_t first_with_bits(const unsigned char *p, size_t size, uint64_t ma
 }
 
 /*
- * The commonest types, a step at a time without a branch: are all bits of the mask set in any element? The lanes are
- * those of SSE2 and NEON.
+ * For the most common types: tests whether any element has all bits of the mask set, branching only once per step. The
+ * vectors have the width of SSE2 and NEON.
  */
 #define STEP 512
 typedef uint32_t lanes32 __attribute__((vector_size(16)));
@@ -233,7 +234,7 @@ FIRST_NONFINITE(first_nonfinite_f32, lanes32, uint32_t, 0x7f800000)
 FIRST_NONFINITE(first_nonfinite_f16, lanes16, uint16_t, 0x7c00)
 FIRST_NONFINITE(first_nonfinite_bf16, lanes16, uint16_t, 0x7f80)
 
-/* Element of a block that is known to be bad; 0 where all are, though they decode to numbers. */
+/* Returns the index of the first non-finite element in a block with a bad scale; 0 if all elements are finite. */
 static uint64_t first_in_block(const struct element_type *type, const unsigned char *block) {
     float x[QUANT_MAX_BLOCK];
     type->decode(block, x, 1);
@@ -254,7 +255,7 @@ uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
     }
     const struct element_type *type = element_type(dtype);
     if (!type->info.is_quantized) return n;
-    /* No code can compensate a non-finite scale; with finite f16 scales every product is finite. */
+    /* No code can make up for a non-finite scale; with finite f16 scales every product is finite. */
     for (uint64_t i = 0; i < n; i += type->info.block_elems, p += type->info.block_bytes) {
         if (type->is_finite && !type->is_finite(p)) return i + first_in_block(type, p);
         for (int k = 0; k < 2 && !type->is_finite; k++)

@@ -1,16 +1,16 @@
-/* Shapes and sizes. */
+/* Shapes and sizes of tensors. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/tensor/tensor.h"
 
-/* No file, mapping or allocation is larger, so a size that passes fits off_t, size_t and ptrdiff_t. */
+/* No file, mapping or allocation is larger, so a size up to this fits off_t, size_t and ptrdiff_t. */
 #define MAX_BYTES ((uint64_t)INT64_MAX)
 
 /*
- * The product of all dimensions, and *stride the same with every 0 taken for 1: a shape such as [0, 2^40, 2^40] is
- * refused like its transpose, so that a partial product can never overflow behind our back.
+ * *n_elems is the product of all dimensions, *stride the product of the non-zero ones: a shape such as [0, 2^40, 2^40]
+ * is refused like its transpose, so that no partial product can overflow.
  */
 static bool multiply_dims(const struct tensor_desc *d, uint64_t *n_elems, uint64_t *stride) {
     bool empty = false;

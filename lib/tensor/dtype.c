@@ -1,4 +1,4 @@
-/* The table of element types: the plain ones, then a row for each of tensor.h's QUANTIZED_TYPES. */
+/* The table of element types: the plain ones, then a row for each of QUANTIZED_TYPES in tensor.h. */
 #include <string.h>
 
 #include "lib/tensor/quantize_internal.h"

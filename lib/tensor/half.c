@@ -1,5 +1,5 @@
-/* The 16-bit floating types. Single numbers are converted as the hardware does it (VCVTPH2PS, VCVTPS2PH), NaN
- * payloads included, so that arrays can use the instructions where they exist. */
+/* The 16-bit floating types. Scalar conversions match the hardware instructions (VCVTPH2PS, VCVTPS2PH), NaN payloads
+ * included, so that arrays can use the instructions where available. */
 #include <string.h>
 
 #include "lib/tensor/quantize_internal.h"
@@ -19,14 +19,14 @@ float f16_to_f32(uint16_t h) {
     if (exponent == 0)
         r.f = (float)mantissa * 0x1p-24f; /* zero and subnormals: a small integer, scaled exactly */
     else if (exponent == 31)
-        r.u = 0x7f800000 | mantissa << 13 | (mantissa ? 0x400000 : 0); /* infinity; a NaN turns quiet */
+        r.u = 0x7f800000 | mantissa << 13 | (mantissa ? 0x400000 : 0); /* infinity, or NaN made quiet */
     else
         r.u = (exponent + 127 - 15) << 23 | mantissa << 13;
     r.u |= sign;
     return r.f;
 }
 
-/* u / 2^shift to the nearest integer, ties to even. */
+/* Rounds u / 2^shift to the nearest integer, ties to even. */
 static uint32_t shift_round(uint32_t u, unsigned shift) {
     return (u + (1u << (shift - 1)) - 1 + (u >> shift & 1)) >> shift;
 }
@@ -37,11 +37,11 @@ uint16_t f32_to_f16(float f) {
     uint32_t h;
     if (magnitude > 0x7f800000) {
         h = 0x7e00 | (magnitude >> 13 & 0x3ff);
-    } else if (magnitude >= 0x47800000) { /* 2^16 and infinity; what lies between 65504 and it rounds below */
+    } else if (magnitude >= 0x47800000) { /* from 2^16 on: infinity; 65504 to 2^16 is rounded below */
         h = 0x7c00;
-    } else if (magnitude >= 0x38800000) { /* 2^-14: normal. Rounding may carry into the exponent, up to infinity. */
+    } else if (magnitude >= 0x38800000) { /* from 2^-14 on: normal. A carry may make it infinity */
         h = shift_round(magnitude - ((127 - 15) << 23), 13);
-    } else if (magnitude >= 0x33000000) { /* 2^-25: half the smallest subnormal, a tie that goes to 0 */
+    } else if (magnitude >= 0x33000000) { /* from 2^-25 on, half the smallest subnormal: a tie, which rounds to 0 */
         unsigned exponent = magnitude >> 23;
         h = shift_round((magnitude & 0x7fffff) | 0x800000, 126 - exponent);
     } else {
@@ -62,12 +62,12 @@ uint16_t f32_to_bf16(float f) {
 
 #define WIDE __attribute__((target("avx2,f16c")))
 
-/* clang cannot ask for f16c; every processor with AVX2 has it. */
+/* clang has no builtin test for f16c, but every processor with AVX2 has it. */
 static bool is_wide(void) {
     return __builtin_cpu_supports("avx2");
 }
 
-/* Convert the whole groups of eight at the front and return their number of elements. */
+/* These convert whole groups of eight from the start and return the number of elements done. */
 WIDE static size_t f16_decode_eights(const unsigned char *src, float *dst, size_t n) {
     size_t i = 0;
     for (; n - i >= 8; i += 8)
@@ -83,7 +83,7 @@ WIDE static size_t f16_encode_eights(const float *src, unsigned char *dst, size_
     return i;
 }
 
-/* f32_to_bf16 without its branch: computes both results and selects one. */
+/* f32_to_bf16 without a branch: computes both results and selects one. */
 WIDE static size_t bf16_encode_eights(const float *src, unsigned char *dst, size_t n) {
     size_t i = 0;
     for (; n - i >= 8; i += 8) {

@@ -1,4 +1,4 @@
-/* The plain types: one element is a block of one. GGUF has no unsigned types. */
+/* The plain types, as codecs with blocks of one element. GGUF has no unsigned types. */
 #include <math.h>
 #include <string.h>
 
@@ -14,7 +14,7 @@ static size_t f32_encode(const float *src, void *dst, size_t n, const struct row
     return n;
 }
 
-/* An integer rounds to nearest even and saturates; NaN becomes 0. Limits are exact in f32: `past` is the maximum + 1. */
+/* Rounds to nearest even and saturates; NaN becomes 0. The limits are exact in f32: `past` is the maximum + 1. */
 #define CODEC_INTEGER(v, type, min, past, max)                                                                         \
     (isnan(v) ? 0 : (v) < (min) ? (type)(min) : (v) >= (past) ? (max) : (type)(v))
 

@@ -14,7 +14,7 @@
 #define N      32
 #define INLINE static inline __attribute__((always_inline))
 
-/* ---- codes in and out of their nibbles ---- */
+/* ---- packing codes into nibbles ---- */
 
 INLINE size_t block_size(int bits, bool has_min) {
     return 2u + (has_min ? 2u : 0u) + (bits == 5 ? 4u : 0u) + 16u;
@@ -70,15 +70,15 @@ INLINE void join(const struct quant_parts *p, uint8_t *block, int bits, bool has
     pack(p->codes, bits, block + (has_min ? 4 : 2));
 }
 
-/* ---- encoding: plain rounding without weights, the searches of quantize_fit.c with them ---- */
+/* ---- encoding: plain rounding without weights, with them the searches of quantize_fit.c ---- */
 
-/* 1/d, or 0 where d is too small to have one: d is 0 in f16 then, and every code decodes to the same. */
+/* 1/d, or 0 if that overflows: d is then 0 in f16, and every code decodes to the same value. */
 INLINE float inverse_of(float d) {
     float inverse = d != 0 ? 1.0f / d : 0.0f;
     return isinf(inverse) ? 0.0f : inverse;
 }
 
-/* The element of largest magnitude gets the code 0, that is -half. */
+/* The element of largest magnitude gets code 0, which stands for -half. */
 INLINE float round_symmetric(const float *x, int bits, uint8_t codes[N]) {
     float extreme = 0, half = (float)(1 << (bits - 1));
     int top = (1 << bits) - 1;
@@ -109,14 +109,14 @@ INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min
     return d;
 }
 
-/* As many blocks as the vectorised search takes at once. */
+/* As many blocks as the vectorised search processes at once. */
 #define BATCH FIT_LANES
 
 static void weigh(const float *x, const float *importance, float mean_square, size_t n, float *weights) {
     for (size_t i = 0; i < n; i++) weights[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);
 }
 
-/* The state of one batch before it is packed. */
+/* The fit of a batch of blocks before it is packed. */
 struct batch {
     uint8_t codes[BATCH * N];
     float scales[BATCH], mins[BATCH];
@@ -246,7 +246,7 @@ INLINE int round_away(float v) {
     return i + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
-/* With eight bits a search gains nothing: the weights are not used. Ties go away from zero. */
+/* With eight bits a search gains nothing, so the weights are not used. Ties round away from zero. */
 static size_t q8_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     (void)w;
     uint8_t *block = blocks;

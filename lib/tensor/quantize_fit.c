@@ -1,7 +1,7 @@
 /*
- * The searches behind the quantized types, in the order of operations of ggml's reference, so that the same weights
- * give the same bytes there and here (tests/unit/test_tensor_quantize.c holds the digests). README.md tells why each
- * search looks as it does. Build without fused multiply-add and without reassociation, as the Makefile does.
+ * The searches of the quantized types, in the order of operations of ggml's reference, so that the same weights give
+ * the same bytes (tests/unit/test_tensor_quantize.c has the digests). README.md explains the searches. Build without
+ * fused multiply-add and without reassociation, as the Makefile does.
  */
 #include <math.h>
 #include <string.h>
@@ -24,7 +24,8 @@ static float affine_error(int n, const float *x, const float *w, const uint8_t *
     return error;
 }
 
-/* Given the codes, the best scale and min: weighted linear regression, with min held at 0 where it would be positive. */
+/* Finds the best scale and min for given codes: weighted linear regression, with min held at 0 if it would be
+ * positive. */
 static bool affine_regression(int n, const float *x, const float *w, const uint8_t *codes, bool absolute, float sum_w,
                               float sum_x, struct affine *fit) {
     float sum_c = 0, sum_c2 = 0, sum_xc = 0;
@@ -66,7 +67,7 @@ float fit_affine_scalar(int n, int top, const float *x, const float *w, const st
     struct affine best = {.scale = 1 / inverse, .min = min};
     best.error = affine_error(n, x, w, codes, search->absolute, best.scale, best.min);
     for (int trial = 0; trial <= search->n; trial++) {
-        /* The grid starts at the best min so far, not at the data's: each success moves the later trials. */
+        /* The grid starts at the best min so far, not at that of the data: each success moves the later trials. */
         uint8_t tried[FIT_MAX_GROUP];
         struct affine fit;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
@@ -82,7 +83,7 @@ float fit_affine_scalar(int n, int top, const float *x, const float *w, const st
 
 /* ---- symmetric ---- */
 
-/* The element of largest magnitude. It gets the code -half, which has no positive counterpart. */
+/* Returns the element of largest magnitude. It gets the code -half, which has no positive counterpart. */
 static float extreme_of(int n, const float *x) {
     float extreme = 0;
     for (int i = 0; i < n; i++)
@@ -90,7 +91,7 @@ static float extreme_of(int n, const float *x) {
     return extreme;
 }
 
-/* Codes of x under a trial scale, and sum w x c and sum w c^2 over them: the best scale for them is the quotient. */
+/* Rounds x to codes c under a trial scale, and sums w x c and w c^2 over them: the best scale is the quotient. */
 static void symmetric_trial(int n, int half, const float *x, const float *w, float inverse, uint8_t *codes,
                             float *sum_xc, float *sum_c2) {
     *sum_xc = *sum_c2 = 0;
@@ -110,9 +111,9 @@ float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint
     }
     float sum_xc, sum_c2, inverse = -(float)half / extreme;
     symmetric_trial(n, half, x, w, inverse, codes, &sum_xc, &sum_c2);
-    /* A group whose weights are all 0 (columns that calibration never saw) is rounded plainly; ggml makes it all zeros. */
+    /* If all weights of a group are 0 (columns inactive during calibration), round plainly; ggml stores zeros. */
     float scale = sum_c2 > 0 ? sum_xc / sum_c2 : 1 / inverse;
-    float gain = scale * sum_xc; /* how much of sum w x^2 the fit explains: the error is what is left of it */
+    float gain = scale * sum_xc; /* the part of sum w x^2 that the fit explains; the error is the rest */
     for (int trial = -9; trial <= 9; trial++) {
         uint8_t tried[FIT_MAX_GROUP];
         if (trial == 0) continue;
@@ -125,11 +126,11 @@ float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint
     return scale;
 }
 
-/* ---- code by code ---- */
+/* ---- coordinate descent over the codes ---- */
 
 struct descent {
     int8_t codes[FIT_MAX_GROUP];
-    float sum_xc, sum_c2; /* sum w x c and sum w c^2 over them */
+    float sum_xc, sum_c2; /* sum w x c and sum w c^2 over the codes */
 };
 
 static void descent_begin(int n, int low, int high, const float *x, const float *w, float inverse, struct descent *d) {
@@ -141,7 +142,7 @@ static void descent_begin(int n, int low, int high, const float *x, const float 
     }
 }
 
-/* One sweep: each code moves to the best place for the scale that the others imply, if that explains more. */
+/* One sweep: moves each code to its optimum for the scale that the other codes imply, if that raises the gain. */
 static bool descent_sweep(int n, int low, int high, const float *x, const float *w, struct descent *d) {
     bool changed = false;
     for (int i = 0; i < n; i++) {
@@ -160,7 +161,7 @@ static bool descent_sweep(int n, int low, int high, const float *x, const float 
     return changed;
 }
 
-/* From the codes for 1 / inverse. Leaves code - low in `codes`; weights that are all 0: as in fit_symmetric. */
+/* Starts from the codes for 1 / inverse. Stores code - low in `codes`; all weights 0: as in fit_symmetric. */
 static float descend(int n, int low, int high, const float *x, const float *w, float inverse, uint8_t *codes) {
     struct descent d;
     descent_begin(n, low, high, x, w, inverse, &d);

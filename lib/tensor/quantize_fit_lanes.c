@@ -1,7 +1,7 @@
 /*
  * The searches of quantize_fit.c for eight groups at a time: lane g of every vector belongs to group g. No operation
- * crosses lanes, so each lane does what the scalar twin does, in its order, and the bytes are the same; that is what
- * tests/unit/test_tensor_fit.c checks. A lane whose group needs no search computes nonsense that is thrown away.
+ * crosses lanes, so each lane performs the operations of the scalar twin in the same order and gives the same bytes,
+ * which tests/unit/test_tensor_fit.c checks. Results of a lane whose group needs no search are discarded.
  */
 #include "lib/tensor/quantize_internal.h"
 
@@ -11,7 +11,7 @@
 #define INLINE AVX2 static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(32)));
-typedef int32_t mask __attribute__((vector_size(32))); /* all bits of a lane set or none: what a comparison gives */
+typedef int32_t mask __attribute__((vector_size(32))); /* result of a comparison: all bits of a lane set, or none */
 
 /* ---- one vector ---- */
 
@@ -31,14 +31,14 @@ INLINE bool any(mask m) {
     return found != 0;
 }
 
-/* nearest_code, the code as a float. */
+/* nearest_code with the code as a float. */
 INLINE lanes nearest(lanes v, float low, float high) {
     v = choose(v > low, v, all(low));
     v = choose(v < high, v, all(high));
     return v + ROUNDING - ROUNDING;
 }
 
-/* ---- in and out: x[i] lane g <-> memory[g * n + i] ---- */
+/* ---- transposition: x[i] lane g <-> memory[g * n + i] ---- */
 
 INLINE void load(const float *memory, int n, lanes *x) {
     for (int i = 0; i < n; i++)
@@ -74,7 +74,7 @@ INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *co
     return error;
 }
 
-/* Lanes in which the regression has a solution. */
+/* Returns the lanes in which the regression has a solution. */
 INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes sum_w,
                               lanes sum_x, struct affine *fit) {
     lanes sum_c = all(0), sum_c2 = all(0), sum_xc = all(0);
@@ -173,7 +173,7 @@ INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const
     for (int g = 0; g < FIT_LANES; g++) scales[g] = scale[g];
 }
 
-/* ---- the two group sizes there are, as constants: the loops over a group unroll ---- */
+/* ---- the two group sizes as constants, so that the loops over a group are unrolled ---- */
 
 AVX2 void fit_affine_lanes(int n, int top, const float *x, const float *w, const struct fit_search *search,
                            uint8_t *codes, float *scales, float *minus_mins) {

@@ -2,45 +2,46 @@
  * Private to lib/tensor: what the block codecs (quantize_*.c) and convert.c share.
  *
  * A codec works on whole blocks and knows nothing of rows, threads or errors. A vectorised twin is a function of the
- * same type that gives the same bytes; the type's struct element_type is the one place to choose it.
+ * same type that gives the same bytes; it is selected only in the type's struct element_type.
  *
  * Order of files, each calling only those before it: half, desc, quantize_fit_lanes, quantize_fit, codebooks, codebook,
  * quantize_32, quantize_k_affine, quantize_k_symmetric, quantize_iq1, quantize_iq2, quantize_iq3, quantize_iq4,
- * quantize_mxfp4, quantize_ternary, plain, dtype (the table of them all), convert, summary.
+ * quantize_mxfp4, quantize_ternary, plain, dtype (the table of all types), convert, summary.
  */
 #ifndef RILL_QUANTIZE_INTERNAL_H
 #define RILL_QUANTIZE_INTERNAL_H
 
 #include "lib/tensor/tensor.h"
 
-/* What weighs the squared error of each element of a row. */
+/* Weights of the squared errors of a row. */
 struct row_weights {
-    const float *importance; /* of the first element encoded */
-    float mean_square;       /* of the whole row; the 32-element types use it, the k-quants take each block's own */
+    const float *importance; /* starts at the first element to be encoded */
+    float mean_square;       /* of the whole row, for the 32-element types; the k-quants use that of each block */
 };
 
 typedef void quant_decode_fn(const void *blocks, float *dst, size_t n_blocks);
-/* `w` may be NULL. Returns n_blocks, or the number of the first block whose scale is not representable in f16. */
+/* `w` may be NULL. Returns n_blocks, or the index of the first block whose scale does not fit in f16. */
 typedef size_t quant_encode_fn(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w);
 
-/* One block; see quant_take_apart. */
+/* Convert one block; see quant_take_apart. */
 typedef void quant_parts_fn(const uint8_t *block, struct quant_parts *p);
 typedef void quant_join_fn(const struct quant_parts *p, uint8_t *block);
 
 /*
- * All that is known of an element type. Those of plain types are in plain.c; each quantized type has one in the file of its
- * codec, and a row in tensor.h's QUANTIZED_TYPES makes the tables of it.
+ * All properties of an element type. The plain types are in plain.c; each quantized type is defined in the file of its
+ * codec, and the tables of types are generated from the rows of QUANTIZED_TYPES in tensor.h.
  */
 struct element_type {
     struct dtype_info info;
     quant_decode_fn *decode;
-    quant_encode_fn *encode; /* NULL: read_only */
+    quant_encode_fn *encode; /* NULL if read_only */
 
-    /* What can make a quantized block decode to a non-number: its f16 scale and min, and where they are (-1: none) ... */
+    /* A quantized block may decode to non-finite numbers if its f16 scale or min, at these offsets, is (-1: none)
+     * ... */
     int scale_at[2];
-    bool (*is_finite)(const uint8_t *block); /* ... or, where the scale is no f16 of its own, an answer. Else NULL */
+    bool (*is_finite)(const uint8_t *block); /* ... or, for other kinds of scales, if this returns false; else NULL */
 
-    /* As integers; NULL and zeros where quant_form says NULL. */
+    /* The integer form; NULL and zeros if quant_form returns NULL. */
     quant_parts_fn *parts;
     quant_join_fn *join;
     struct quant_form form;
@@ -50,13 +51,13 @@ struct element_type {
 QUANTIZED_TYPES(DTYPE_DECLARE)
 extern const struct element_type plain_types[]; /* ends with dtype 0 */
 
-/* NULL for a number that is not known. */
+/* Returns NULL for an unknown number. */
 const struct element_type *element_type(unsigned dtype);
 
 quant_decode_fn f16_decode, bf16_decode; /* half.c */
 quant_encode_fn f16_encode, bf16_encode;
 
-/* Most of the info of a quantized type. */
+/* The fields common to the info of quantized types. */
 #define BLOCK_INFO(upper, text, elems, bytes, llama_file_type)                                                         \
     .dtype = DT_##upper, .name = text, .block_elems = elems, .block_bytes = bytes, .ggml_type = DT_##upper - 64,       \
     .is_quantized = true, .file_type = llama_file_type
@@ -76,14 +77,14 @@ static inline float load_f16(const uint8_t *p) {
     return f16_to_f32(f16_bits(p));
 }
 
-/* False when the value is too large for f16 (or NaN): the block would decode to infinities. */
+/* Returns false if v is too large for f16 (or NaN): the block would decode to infinities. */
 static inline bool store_f16(uint8_t *p, float v) {
     uint16_t h = f32_to_f16(v);
     put_bits(p, h);
     return (h & 0x7c00) != 0x7c00;
 }
 
-/* ---- the two low bits of Q2_K's and Q3_K's 256 codes: per 128, byte l holds those of l, l + 32, l + 64, l + 96 ---- */
+/* ---- the two low bits of the 256 codes of Q2_K and Q3_K: per 128, byte l has those of l, l + 32, l + 64, l + 96 -- */
 
 static inline void pack_2_bits(const uint8_t codes[256], uint8_t p[64]) {
     for (int half = 0; half < 2; half++, codes += 128, p += 32)
@@ -92,20 +93,20 @@ static inline void pack_2_bits(const uint8_t codes[256], uint8_t p[64]) {
                              (codes[l + 96] & 3) << 6);
 }
 
-/* Of the sixteen elements from 16 s on. */
+/* Unpacks the sixteen codes of sub-block s. */
 static inline void unpack_2_bits(const uint8_t p[64], int s, uint8_t codes[16]) {
     const uint8_t *bytes = p + s / 8 * 32 + s % 2 * 16;
     int shift = s / 2 % 4 * 2;
     for (int i = 0; i < 16; i++) codes[i] = bytes[i] >> shift & 3;
 }
 
-/* ---- searches for scales (quantize_fit.c); README.md tells the method ---- */
+/* ---- searches for scales (quantize_fit.c); README.md explains the method ---- */
 
 #define FIT_MAX_GROUP   32        /* elements in a group */
-#define FIT_NEARLY_ZERO 1e-15f    /* a group whose magnitudes are below this is stored as zeros */
-#define ROUNDING        0x1.8p23f /* added and subtracted: the sum has no room for a fraction */
+#define FIT_NEARLY_ZERO 1e-15f    /* a group with smaller magnitudes is stored as zeros */
+#define ROUNDING        0x1.8p23f /* adding and subtracting it rounds to an integer */
 
-/* v rounded to nearest, ties to even, and clamped to [low, high]; low for NaN. |low|, |high| < 2^22. */
+/* Rounds v to nearest, ties to even, and clamps to [low, high]; NaN gives low. |low|, |high| < 2^22. */
 static inline int nearest_code(float v, int low, int high) {
     v = v > (float)low ? v : (float)low;
     v = v < (float)high ? v : (float)high;
@@ -116,27 +117,28 @@ static inline int nearest_code(float v, int low, int high) {
 struct fit_search {
     float first, step;
     int n;
-    bool absolute; /* compare trials by the absolute error, not the squared */
+    bool absolute; /* compare trials by absolute error, not squared error */
 };
 
 /*
- * For each of n_groups groups of n elements, which are contiguous in x, w and codes: finds scale >= 0, min <= 0
- * and codes in [0, top] that make sum w (scale * code + min - x)^2 small. minus_mins holds -min.
+ * For each of n_groups groups of n elements, contiguous in x, w and codes: finds scale >= 0, min <= 0 and codes in [0,
+ * top] that minimise sum w (scale * code + min - x)^2 over the trials. minus_mins receives -min.
  */
 void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
                 uint8_t *codes, float *scales, float *minus_mins);
 
-/* The same with codes in [-half, half) and no min. codes holds code + half (all 0 when x is 0). A scale has any sign. */
+/* The same without a min, and with codes in [-half, half), stored as code + half (all 0 if x is 0). A scale may be
+ * negative. */
 void fit_symmetric(size_t n_groups, int n, int half, const float *x, const float *w, uint8_t *codes, float *scales);
 
-/* The same for one group, improving plain rounding code by code. Returns the scale. */
+/* The same for one group; improves plain rounding by coordinate descent over the codes. Returns the scale. */
 float fit_descent(int n, int half, const float *x, const float *w, uint8_t *codes);
 
-/* One group, x >= 0, codes in [0, top], no min: trial scales, then code by code. For the scales of scales. */
+/* For one group with x >= 0, codes in [0, top] and no min: trial scales, then coordinate descent. Quantizes the scales
+ * of sub-blocks. Returns the scale. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* The implementations of the first two: one group at a time, and FIT_LANES at a time where the processor can (n is
- * 16 or 32). */
+/* Implementations of the first two: for one group, and for FIT_LANES groups if the processor can (n is 16 or 32). */
 #define FIT_LANES 8
 float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
                         float *minus_min);

@@ -1,10 +1,12 @@
 /*
- * The codebooks of less than 2 bits: 256 elements in vectors of 8, points of a codebook with the coordinates -1, 0, 1, which
- * are all moved by an eighth up or down: x = d (2 sc + 1) (point +- 1/8). They are read; making them is left to llama.cpp.
+ * Codebooks of less than 2 bits: 256 elements in vectors of 8, points of a codebook with coordinates -1, 0 and 1, all
+ * shifted up or down by an eighth: x = d (2 sc + 1) (point +- 1/8). They are only decoded, not encoded.
  *
- * IQ1_S, a scale and a shift for 32.   f16 d | u8 point[32] | u16 qh[8]: 3 bits of each point, sc << 12, down << 15
- * IQ1_M, a scale for 16, a shift for 8. u8 point[32] | u8 qh[16]: for two vectors, 3 bits and down << 3 | u16 scales[4]:
- *                                      3 bits of sc for four, and 4 bits of d from bit 12 on
+ * IQ1_S, a scale and a shift per 32 elements.
+ *   f16 d | u8 point[32] | u16 qh[8]: 3 high bits of each of 4 points, sc << 12, shift down << 15
+ * IQ1_M, a scale per 16 elements, a shift per 8.
+ *   u8 point[32] | u8 qh[16]: for each of 2 vectors 3 high bits, shift down << 3 |
+ *   u16 scales[4]: 3 bits of sc for each of 4 groups, 4 bits of d from bit 12 on
  */
 #include "lib/tensor/codebook_internal.h"
 

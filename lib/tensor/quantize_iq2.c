@@ -1,12 +1,16 @@
 /*
- * The codebooks of about 2 bits: 256 elements in vectors of 8, whose magnitudes are points of a codebook with the
- * coordinates 8, 25 and 43 (about 1, 3 and 5 times 8); x = d (2 sc + 1) / 8 * point, with signs apart.
+ * Codebooks of about 2 bits: 256 elements in vectors of 8, whose magnitudes are points of a codebook with coordinates
+ * 8, 25 and 43 (about 1, 3 and 5 times 8); x = d (2 sc + 1) / 8 * point, with separate signs.
  *
- * IQ2_XXS: 256 points, a scale for 32.  f16 d | 8 x (u8 point[4] | u32: 7 bits of signs for each, sc << 28)
- * IQ2_XS:  512 points, a scale for 16.  f16 d | u16[32]: point | 7 bits of signs << 9 | u8 scales[8]: sc, sc << 4
- * IQ2_S:  1024 points, a scale for 16.  f16 d | u8 point[32] | u8 signs[32] | u8 qh[8]: points' bits 8 and 9 | u8 scales[8]
+ * IQ2_XXS: 256 points, a scale per 32 elements.
+ *   f16 d | 8 x (u8 point[4] | u32: 7 sign bits of each, sc << 28)
+ * IQ2_XS: 512 points, a scale per 16 elements.
+ *   f16 d | u16[32]: point | 7 sign bits << 9 | u8 scales[8]: sc, sc << 4
+ * IQ2_S: 1024 points, a scale per 16 elements.
+ *   f16 d | u8 point[32] | u8 signs[32] | u8 qh[8]: bits 8 and 9 of the points | u8 scales[8]
  *
- * Signs in 7 bits are of an even number. IQ2_S has all 8.
+ *
+ * With 7 sign bits the number of negative elements is even. IQ2_S stores all 8.
  */
 #include <string.h>
 
@@ -15,7 +19,7 @@
 enum { N = 256, VECTORS = 32, XXS_SIZE = 66, XS_SIZE = 74, S_SIZE = 82 };
 enum { XS_SCALES_AT = 66, S_SIGNS_AT = 34, S_HIGH_AT = 66, S_SCALES_AT = 74 };
 
-/* d (2 sc + 1) / 8, as ggml multiplies it. */
+/* d (2 sc + 1) / 8, in ggml's order of operations. */
 static float scale_of(float d, unsigned sc) {
     return d * (0.5f + (float)sc) * 0.25f;
 }

@@ -1,12 +1,14 @@
 /*
- * The codebooks of about 3 bits: 256 elements in vectors of 4, whose magnitudes are points of a codebook with eight
- * coordinates; signs and scales are apart, a scale for 32.
+ * Codebooks of about 3 bits: 256 elements in vectors of 4, whose magnitudes are points of a codebook with eight values
+ * per coordinate; signs and scales are separate, with a scale per 32 elements.
  *
- * IQ3_XXS: 256 points, x = d (2 sc + 1) / 4 * point.  f16 d | u8 point[64] | 8 x u32: 7 bits of signs for each eight, sc << 28
- * IQ3_S:   512 points, x = d (2 sc + 1) * point.      f16 d | u8 point[64] | u8 qh[8]: points' bit 8 | u8 signs[32] |
- *                                                     u8 scales[4]: sc, sc << 4
+ * IQ3_XXS: 256 points, x = d (2 sc + 1) / 4 * point.
+ *   f16 d | u8 point[64] | 8 x u32: 7 sign bits for each eight elements, sc << 28
+ * IQ3_S: 512 points, x = d (2 sc + 1) * point.
+ *   f16 d | u8 point[64] | u8 qh[8]: bit 8 of the points | u8 signs[32] | u8 scales[4]: sc, sc << 4
  *
- * Signs in 7 bits are of an even number.
+ *
+ * With 7 sign bits the number of negative elements is even.
  */
 #include <string.h>
 
@@ -80,7 +82,7 @@ static void iq3_s_pack(const struct codebook_block *made, uint8_t *block) {
         block[S_HIGH_AT + v / 8] |= (uint8_t)(made->points[v] >> 8 << v % 8);
     }
     memcpy(block + S_SIGNS_AT, made->signs, 32);
-    put_nibbles(block + S_SCALES_AT, made->scales, 8); /* 0 where d is */
+    put_nibbles(block + S_SCALES_AT, made->scales, 8); /* 0 if d is 0 */
 }
 
 static size_t iq3_s_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {

@@ -1,9 +1,11 @@
 /*
- * 4 bits with uneven steps, closer together near 0 where weights are: x = scale values[code].
+ * 4 bits with uneven steps, denser near 0, where most weights are: x = scale values[code].
  *
- * IQ4_NL: 32 elements.  f16 d | u8 qs[16]: byte j = code j | code (j + 16) << 4
+ * IQ4_NL: 32 elements.
+ *   f16 d | u8 qs[16]: byte j = code j | code (j + 16) << 4
  * IQ4_XS: 256 elements, scale = d sc for each 32, sc in [-32, 32).
- *         f16 d | u16: sc's two high bits, the first's lowest | u8 scales[4]: four low bits | u8 qs[128]: as IQ4_NL's, eight times
+ *   f16 d | u16: the two high bits of each sc, the first lowest | u8 scales[4]: the four low bits |
+ *   u8 qs[128]: as in IQ4_NL, eight times
  */
 #include <math.h>
 #include <string.h>
@@ -14,9 +16,9 @@ enum { SUB = 32, N = 256, SUBS = N / SUB, NL_SIZE = 18, XS_SIZE = 136, XS_LOW_AT
 
 /* Data of the format, from llama.cpp (MIT licence). */
 static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-enum { OFFSET = 128 }; /* a value as a code of 8 bits */
+enum { OFFSET = 128 }; /* a value as an unsigned 8-bit code */
 
-/* The code of the value nearest to x, the lower one of two as near. */
+/* Returns the code of the value nearest to x; a tie goes to the higher one. */
 static int nearest_value(float x) {
     if (x <= (float)values[0]) return 0;
     if (x >= (float)values[15]) return 15;
@@ -65,7 +67,7 @@ static void join_sub(const uint8_t *value_codes, uint8_t *p) {
     pack(codes, p);
 }
 
-/* ---- the search for a scale: steps about the one that gives the extreme the lowest value or, turned, the highest ---- */
+/* ---- the search for a scale: trials around those that map the extreme to the lowest or the highest value ---- */
 
 static void sums_of(const float *x, const float *w, float inverse, float *sum_xv, float *sum_v2) {
     *sum_xv = *sum_v2 = 0;
@@ -84,7 +86,7 @@ static float fit(const float *x, const float *w) {
     if (fabsf(extreme) < FIT_NEARLY_ZERO) return 0;
     float scale = -extreme / (float)values[0];
     sums_of(x, w, 1 / scale, &sum_xv, &sum_v2);
-    /* A group whose weights are all 0 (columns that calibration never saw) is rounded plainly; ggml makes it zeros. */
+    /* If all weights of a group are 0 (columns inactive during calibration), round plainly; ggml stores zeros. */
     if (sum_v2 > 0) scale = sum_xv / sum_v2;
     float best = scale * sum_xv;
     for (int trial = -TRIALS; trial <= TRIALS; trial++) {
@@ -157,7 +159,7 @@ static int xs_scale(const uint8_t *block, int s) {
     return ((block[XS_LOW_AT + s / 2] >> s % 2 * 4 & 15) | (f16_bits(block + 2) >> 2 * s & 3) << 4) - 32;
 }
 
-/* Into a block that is zero there. */
+/* Sets a scale in a block whose scales are zero. */
 static void xs_put_scale(uint8_t *block, int s, int scale) {
     block[2 + s / 4] |= (uint8_t)((scale + 32) >> 4 << s % 4 * 2);
     block[XS_LOW_AT + s / 2] |= (uint8_t)(((scale + 32) & 15) << s % 2 * 4);

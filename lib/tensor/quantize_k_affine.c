@@ -6,7 +6,8 @@
  * Q4_K, Q5_K: 8 sub-blocks of 32, sc and m in 6 bits.
  *     f16 d | f16 dmin | u8 scales[12] | u8 qh[32] (Q5_K) | u8 qs[128]
  *
- * One body serves the three; a layout is a constant, so the compiler folds it.
+ *
+ * One implementation serves all three; the layout is a constant that the compiler folds.
  */
 #include <math.h>
 #include <string.h>
@@ -18,18 +19,18 @@
 #define INLINE   static inline __attribute__((always_inline))
 
 struct layout {
-    int bits, n_subs, sub;                         /* of a code; sub-blocks and their elements */
+    int bits, n_subs, sub;                         /* per code; number of sub-blocks; elements in each */
     int scale_top;                                 /* sc and m are in [0, scale_top] */
-    size_t d_at, scales_at, high_at, low_at, size; /* bytes within the block; dmin follows d */
+    size_t d_at, scales_at, high_at, low_at, size; /* byte offsets within the block; dmin follows d */
 };
 static const struct layout q2_k = {2, 16, 16, 15, 80, 0, 0, 16, 84};
 static const struct layout q4_k = {4, 8, 32, 63, 0, 4, 0, 16, 144};
 static const struct layout q5_k = {5, 8, 32, 63, 0, 4, 16, 48, 176};
 
-/* ---- scales in and out ---- */
+/* ---- packing scales ---- */
 
-/* Sixteen 6-bit numbers in 12 bytes: of the first four pairs the low 6 bits of a byte each, whose top 2 bits belong to the
- * last four pairs, which have their low 4 bits together in a byte. */
+/* Eight pairs (scale, min) of 6-bit numbers in 12 bytes. The first four pairs take the low 6 bits of a byte each; the
+ * top 2 bits of those bytes are the high bits of the last four pairs, whose low 4 bits share a byte per pair. */
 static void unpack_6_bits(const uint8_t p[12], uint8_t scales[8], uint8_t mins[8]) {
     for (int j = 0; j < 4; j++) {
         scales[j] = p[j] & 63;
@@ -67,9 +68,10 @@ INLINE void pack_scales(const struct layout *k, const uint8_t scales[MAX_SUBS], 
     for (int s = 0; s < 16; s++) p[s] = (uint8_t)(scales[s] | mins[s] << 4);
 }
 
-/* ---- codes in and out ---- */
+/* ---- packing codes ---- */
 
-/* Of sub-block s. 4 and 5 bits: sub-blocks 2j and 2j + 1 share 32 bytes of qs, and bit s of qh[l] is the fifth bit. */
+/* Unpacks the codes of sub-block s. With 4 and 5 bits, sub-blocks 2j and 2j + 1 share 32 bytes of qs, and bit s of
+ * qh[l] is the fifth bit. */
 INLINE void unpack_codes(const struct layout *k, const uint8_t *block, int s, uint8_t *codes) {
     if (k->bits == 2) {
         unpack_2_bits(block + k->low_at, s, codes);
@@ -103,7 +105,7 @@ INLINE void decode(const struct layout *k, const uint8_t *block, float *y, size_
         unpack_scales(k, block + k->scales_at, scales, mins);
         float d = load_f16(block + k->d_at), dmin = load_f16(block + k->d_at + 2);
         for (int s = 0; s < k->n_subs; s++, y += k->sub) {
-            uint8_t codes[32]; /* a copy, so that the compiler knows that y is elsewhere and vectorises */
+            uint8_t codes[32]; /* a local copy, so that the compiler knows it does not alias y, and vectorises */
             float scale = d * scales[s], min = dmin * mins[s];
             unpack_codes(k, block, s, codes);
             for (int l = 0; l < k->sub; l++) y[l] = scale * (float)codes[l] - min;
@@ -134,8 +136,8 @@ INLINE void join(const struct layout *k, const struct quant_parts *p, uint8_t *b
 
 /* The fit of one block before its scales are quantized. */
 struct fit {
-    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins negated: >= 0 */
-    float weight[MAX_SUBS];                 /* of each sub-block in the fit of the scales */
+    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins are negated: >= 0 */
+    float weight[MAX_SUBS];                 /* of each sub-block when its scale is fitted */
     uint8_t codes[N];
 };
 
@@ -163,7 +165,7 @@ INLINE void weigh(const struct layout *k, const float *x, const float *importanc
     }
 }
 
-/* False when a scale is not finite. */
+/* Returns false if a scale is not finite. */
 INLINE bool fit_sub_blocks(const struct layout *k, const float *x, const float *importance, struct fit *fit) {
     float weights[N];
     weigh(k, x, importance, weights);
@@ -178,7 +180,7 @@ INLINE bool fit_sub_blocks(const struct layout *k, const float *x, const float *
     return usable;
 }
 
-/* Scales >= 0 to small integers: the largest gets scale_top. */
+/* Rounds scales >= 0 to small integers: the largest becomes scale_top. */
 INLINE float round_scales(const struct layout *k, const float x[MAX_SUBS], uint8_t codes[MAX_SUBS]) {
     float max = 0, top = (float)k->scale_top;
     for (int s = 0; s < k->n_subs; s++)
@@ -188,7 +190,7 @@ INLINE float round_scales(const struct layout *k, const float x[MAX_SUBS], uint8
     return max / top;
 }
 
-/* The codes once more, now for the scales as a reader will see them. Where a scale became 0 any code will do. */
+/* Recomputes the codes for the quantized scales. If a scale became 0, any code will do. */
 INLINE void round_to_grid(const struct layout *k, const float *x, float d, float dmin, const uint8_t scales[MAX_SUBS],
                           const uint8_t mins[MAX_SUBS], uint8_t codes[N]) {
     for (int s = 0; s < k->n_subs; s++, x += k->sub, codes += k->sub) {

@@ -11,7 +11,8 @@
 
 enum { N = 256, SUBS = 16, SUB = N / SUBS };
 
-/* Of the scales by magnitude: it gets the code that has no positive counterpart. NaN if one of them is no number. */
+/* Returns the scale of largest magnitude, which gets the code that has no positive counterpart. NaN if any scale is not
+ * finite. */
 static float largest(const float scales[SUBS]) {
     float found = 0;
     for (int s = 0; s < SUBS; s++) {
@@ -21,7 +22,7 @@ static float largest(const float scales[SUBS]) {
     return found;
 }
 
-/* The codes once more, now for the scales as a reader will see them. Where a scale became 0 any code will do. */
+/* Recomputes the codes for the quantized scales. If a scale became 0, any code will do. */
 static void round_to_grid(const float *x, float d, const int scales[SUBS], int half, uint8_t codes[N]) {
     for (int s = 0; s < SUBS; s++) {
         float scale = d * (float)scales[s];
@@ -39,8 +40,8 @@ static void squares_of(const float *x, float squares[N]) {
 
 enum { HALF_3 = 4, LOW_3_AT = 32, SCALES_3_AT = 96, D_3_AT = 108, SIZE_3 = 110 };
 
-/* Sixteen 6-bit numbers + 32: the low nibbles of 0-7 and 8-15 share bytes 0-7; byte 8 + s % 4 has the two high bits of
- * s % 4, s % 4 + 4, + 8 and + 12. */
+/* Sixteen 6-bit numbers with an offset of 32: the low nibbles of 0-7 and 8-15 share bytes 0-7; byte 8 + s % 4 has the
+ * two high bits of s % 4, s % 4 + 4, + 8 and + 12. */
 static void q3_unpack_scales(const uint8_t p[12], int scales[SUBS]) {
     for (int s = 0; s < SUBS; s++) {
         int low = p[s % 8] >> s / 8 * 4 & 15, high = p[8 + s % 4] >> s / 4 * 2 & 3;
@@ -63,7 +64,7 @@ static void q3_pack_codes(const uint8_t codes[N], uint8_t *block) {
     for (int i = 0; i < N; i++) block[i % 32] |= (uint8_t)((codes[i] >> 2) << i / 32);
 }
 
-/* Of sub-block s. */
+/* Unpacks the codes of sub-block s. */
 static void q3_unpack_codes(const uint8_t *block, int s, uint8_t codes[SUB]) {
     const uint8_t *high = block + s % 2 * SUB;
     unpack_2_bits(block + LOW_3_AT, s, codes);
@@ -104,7 +105,7 @@ static void q3_k_join(const struct quant_parts *p, uint8_t *block) {
     q3_pack_codes(p->codes, block);
 }
 
-/* Scales to 6 bits without importance: the largest gets -32. */
+/* Rounds scales to 6 bits without importance: the largest becomes -32. */
 static float q3_round_scales(const float scales[SUBS], uint8_t codes[SUBS]) {
     memset(codes, 0, SUBS);
     float extreme = largest(scales);
@@ -114,7 +115,7 @@ static float q3_round_scales(const float scales[SUBS], uint8_t codes[SUBS]) {
     return 1 / inverse;
 }
 
-/* Without importance each sub-block is fitted code by code; with it by trial scales, and so are the scales. */
+/* Fits the sub-blocks by coordinate descent without importance; with it by trial scales, also for their scales. */
 static float q3_fit(const float *x, const float *importance, uint8_t codes[N], uint8_t scale_codes[SUBS]) {
     float scales[SUBS], weights[N];
     if (!importance) {
@@ -164,10 +165,10 @@ const struct element_type q3_k_type = {
 
 enum { HALF_6 = 32, HIGH_6_AT = 128, SCALES_6_AT = 192, D_6_AT = 208, SIZE_6 = 210 };
 
-/* Of sub-block s. In each half of 128: quarter k of 32 has its low nibbles in ql[(k & 1) * 32 + l] >> (k >> 1) * 4 and its
- * two high bits in qh[l] >> 2k. */
+/* Unpacks the codes of sub-block s. In each half of 128 elements, quarter k of 32 has its low nibbles in ql[(k & 1) *
+ * 32 + l] >> (k >> 1) * 4 and its two high bits in qh[l] >> 2k. */
 static inline void q6_unpack_codes(const uint8_t *block, int s, uint8_t codes[SUB]) {
-    int half = s / 8, k = s / 2 % 4, l = s % 2 * SUB; /* half a quarter */
+    int half = s / 8, k = s / 2 % 4, l = s % 2 * SUB; /* a sub-block is half a quarter */
     const uint8_t *low = block + half * 64 + (k & 1) * 32 + l, *high = block + HIGH_6_AT + half * 32 + l;
     for (int i = 0; i < SUB; i++) codes[i] = (uint8_t)((low[i] >> (k >> 1) * 4 & 15) | (high[i] >> 2 * k & 3) << 4);
 }

@@ -3,7 +3,8 @@
  *
  *     u8 e: the scale is 2^(e - 127) | u8 qs[16]: byte j = code j | code (j + 16) << 4
  *
- * Values are doubled and the scale halved, as ggml has it: all integers. MXFP4's 255 is no number.
+ *
+ * As in ggml, values are doubled to be integers and the scale is halved. e = 255 means NaN.
  */
 #include <math.h>
 #include <string.h>
@@ -29,7 +30,7 @@ static void mxfp4_decode(const void *blocks, float *dst, size_t n_blocks) {
     }
 }
 
-/* Scales in the top of f32's range make infinities of the larger values. */
+/* Scales at the top of the range of f32 turn the larger values into infinities. */
 static bool mxfp4_is_finite(const uint8_t *block) {
     float x[N];
     bool finite = block[0] != 255;
@@ -39,7 +40,7 @@ static bool mxfp4_is_finite(const uint8_t *block) {
     return finite;
 }
 
-/* The code of the value nearest to x, the first of those as near. */
+/* Returns the code of the value nearest to x; a tie goes to the lowest code. */
 static uint8_t nearest_value(float x, float d) {
     int best = 0;
     float least = fabsf((float)values[0] * d - x);
@@ -60,8 +61,9 @@ static float round_to(const float *x, const float *importance, int e, uint8_t co
     return sum;
 }
 
-/* ggml takes the power of two that brings the largest magnitude to [4, 8), of which 6 can be stored. With importance the
- * powers beside it are tried, too: the larger one where what is cut off matters, the smaller one where it does not. */
+/* ggml uses the power of two that scales the largest magnitude to [4, 8), although the largest value is 6. With
+ * importance the adjacent powers are tried, too: the larger one helps if the clipped elements matter, the smaller one
+ * if they do not. */
 static size_t mxfp4_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += SIZE, src += N) {

@@ -1,11 +1,11 @@
 /*
- * Ternary blocks of 256, x = d (q - 1) with q in [0, 2]: for models that were trained so.
+ * Ternary blocks of 256, x = d (q - 1) with q in [0, 2], for models trained with ternary weights.
  *
- * TQ1_0: five codes in a byte, as the fraction 0.q0q1q2q3q4 in base 3 of 256, rounded up; so q0 is (3 byte) >> 8, and
+ * TQ1_0: five codes per byte, as the base-3 fraction 0.q0q1q2q3q4 times 256, rounded up; so q0 is (3 byte) >> 8, and
  *        multiplying by 3 brings the next one to the front.
- *        u8 qs[48]: of the first 160 elements those 32 apart, of the next 80 those 16 apart | u8 qh[4]: of the last 16 four,
- *        4 apart | f16 d
- * TQ2_0: two bits a code, of which 3 (2 d) is decoded too.  u8 qs[64], as Q2_K's | f16 d
+ *        u8 qs[48]: the first 160 elements with stride 32, the next 80 with stride 16 | u8 qh[4]: the last 16, four per
+ *        byte with stride 4 | f16 d
+ * TQ2_0: two bits per code; 3 is decoded, too, as 2 d.  u8 qs[64], packed as in Q2_K | f16 d
  */
 #include <math.h>
 #include <stdlib.h>
@@ -23,8 +23,9 @@ static int descending(const void *a, const void *b) {
 }
 
 /*
- * The scale: the k largest magnitudes become d, the others 0; the best d is then their weighted mean, and the best k has the
- * largest (sum w |x|)^2 / sum w. Of weights that are ternary already it is their magnitude, which is what ggml takes.
+ * Finds the scale: the k largest magnitudes become d, the others 0. The best d for a given k is their weighted mean,
+ * and the best k maximises (sum w |x|)^2 / sum w. For weights that are already ternary this is their magnitude, as in
+ * ggml.
  */
 static float fit(const float *x, const float *importance) {
     struct {
@@ -37,7 +38,7 @@ static float fit(const float *x, const float *importance) {
     for (int i = 0; i < N; i++) {
         sum_x += (double)sorted[i].weight * (double)sorted[i].magnitude;
         sum_w += (double)sorted[i].weight;
-        if (i + 1 < N && sorted[i].magnitude == sorted[i + 1].magnitude) continue; /* equal ones go together */
+        if (i + 1 < N && sorted[i].magnitude == sorted[i + 1].magnitude) continue; /* take equal magnitudes together */
         if (!(sum_w > 0) || sum_x * sum_x <= best * sum_w) continue;
         best = sum_x * sum_x / sum_w;
         d = (float)(sum_x / sum_w);
@@ -51,7 +52,7 @@ static bool all_zero(const float *importance) {
     return true;
 }
 
-/* Finds d and the codes for it as it will be read. */
+/* Finds d, and the codes for d as stored in f16. */
 static bool fit_block(const float *x, const float *importance, uint8_t *d_at, uint8_t codes[N]) {
     float d = fit(x, importance && all_zero(importance) ? NULL : importance);
     if (!store_f16(d_at, d)) return false;
@@ -62,7 +63,7 @@ static bool fit_block(const float *x, const float *importance, uint8_t *d_at, ui
 
 /* ---- TQ1_0 ---- */
 
-/* Runs f(byte, first element, distance, number of elements) over the bytes. */
+/* The elements of a byte: the first one, their stride and number. */
 struct tq1_byte {
     int first, apart, n;
 };

@@ -1,4 +1,4 @@
-/* Summary statistics, histograms and differences of values. */
+/* Summary statistics, histograms and differences of tensors. */
 #include "lib/tensor/tensor.h"
 
 #include <math.h>
@@ -14,7 +14,7 @@ cJSON *tensor_desc_json(const struct tensor_desc *d) {
     return NULL;
 }
 
-/* Two passes over a piece that is in the cache, then a merge: Chan, Golub & LeVeque, 1979, eq. 2.1. */
+/* Two passes over a piece in the cache, then a merge: Chan, Golub & LeVeque, 1979, eq. 2.1. */
 void tensor_summarize(struct tensor_summary *s, const float *x, size_t n) {
     double sum = 0, m2 = 0;
     uint64_t before = s->n - s->n_nan - s->n_inf, finite = 0;

@@ -1,8 +1,8 @@
 /*
- * tensor: what a tensor is. Element types (plain and GGUF's quantized blocks), shapes, conversion to and from f32.
+ * tensor: element types (plain and GGUF's quantized blocks), shapes, and conversion to and from f32.
  *
- * Shapes are row-major: dims[rank-1] is contiguous (numpy's and PyTorch's order; GGUF's ne[] is the reverse).
- * Quantized types group the contiguous dimension in blocks; a row never shares a block with another.
+ * Shapes are row-major: dims[rank-1] is contiguous (the order of numpy and PyTorch; GGUF's ne[] is reversed). Quantized
+ * types group the contiguous dimension into blocks; a block never spans two rows.
  */
 #ifndef RILL_TENSOR_H
 #define RILL_TENSOR_H
@@ -10,8 +10,8 @@
 #include "lib/base/base.h"
 
 /*
- * GGUF's quantized types: enumerator, name in C, GGUF's number. A row here, and a file that defines `struct element_type
- * NAME_type` with all that is known of the type: README.md, "How to add a type".
+ * GGUF's quantized types: enumerator, C name, GGUF's number. A type is a row here and a file that defines `struct
+ * element_type NAME_type`: see README.md, "How to add a type".
  */
 #define QUANTIZED_TYPES(X)                                                                                             \
     X(Q4_0, q4_0, 2)                                                                                                   \
@@ -37,7 +37,7 @@
     X(TQ2_0, tq2_0, 35)                                                                                                \
     X(MXFP4, mxfp4, 39)
 
-/* Numbers on the wire: pinned for ever. Quantized types are 64 + their GGUF number. */
+/* Numbers on the wire, fixed forever. Quantized types are 64 + their GGUF number. */
 #define DTYPE_QUANTIZED(upper, lower, ggml) DT_##upper = 64 + (ggml),
 enum dtype {
     DT_F32 = 1,
@@ -61,29 +61,29 @@ struct dtype_info {
     uint32_t block_elems; /* elements in a block: 1 for plain types */
     uint32_t block_bytes; /* bytes in a block */
     int ggml_type;        /* GGUF's number, or -1 */
-    bool is_float;        /* a plain floating type */
+    bool is_float;        /* a plain floating-point type */
     bool is_quantized;    /* blocks of more than one element */
 
-    /* Of types that weights can have in a GGUF. */
-    int file_type;         /* llama.cpp's enum llama_ftype, of a file whose weights are mostly of this type; -1: none */
+    /* For types that weights in a GGUF file can have. */
+    int file_type;         /* llama.cpp's enum llama_ftype for files whose weights are mostly of this type; -1: none */
     const char *summary;   /* for help: "blocks of 32 with a minimum" */
-    unsigned fallback;     /* the type for rows that are not a whole number of blocks, as in llama.cpp; 0: f16 */
-    bool read_only;        /* is decoded, but tensor_from_f32 does not make it */
-    bool weighed;          /* importance changes what tensor_from_f32 makes */
-    bool needs_importance; /* so coarse that llama-quantize refuses to make it without */
+    unsigned fallback;     /* type used for rows that are not whole blocks, as in llama.cpp; 0: f16 */
+    bool read_only;        /* decoded, but not produced by tensor_from_f32 */
+    bool weighed;          /* importance affects the result of tensor_from_f32 */
+    bool needs_importance; /* so coarse that llama-quantize refuses to produce it without importance */
 };
 
-/* NULL for a number, a name or a GGUF type that this version does not know. */
+/* Return NULL for a number, name or GGUF type unknown to this version. */
 const struct dtype_info *dtype_info(unsigned dtype);
 const struct dtype_info *dtype_by_name(const char *name);
 const struct dtype_info *dtype_by_ggml(int ggml_type);
-/* Iteration over all known types, for help texts and tests: NULL past the end. */
+/* Iterates over all known types, for help texts and tests: NULL past the end. */
 const struct dtype_info *dtype_at(size_t index);
 
 #define TENSOR_MAX_RANK 8
 #define TENSOR_MAX_NAME 1024
 
-/* What is known of a tensor before its data. */
+/* Name, type and shape of a tensor. */
 struct tensor_desc {
     char name[TENSOR_MAX_NAME + 1];
     enum dtype dtype;
@@ -91,29 +91,30 @@ struct tensor_desc {
     uint64_t dims[TENSOR_MAX_RANK]; /* row-major */
 };
 
-/* A tensor in memory. Who owns `data` is said where one is handed out. */
+/* A tensor in memory. Functions that return one state who owns `data`. */
 struct tensor {
     struct tensor_desc desc;
     void *data;
     uint64_t n_bytes;
 };
 
-/* Fills d. ERR_DATA on an invalid name, rank or size overflow, or a row that is not a whole number of blocks. */
+/* Fills *d. ERR_DATA for an invalid name or rank, a size that overflows, or rows that are not whole blocks. */
 int tensor_desc_init(struct tensor_desc *d, const char *name, enum dtype dtype, unsigned rank, const uint64_t *dims,
                      struct err *e) MUST_CHECK;
-/* Checks name, dtype, rank, every product (padding to 64 included) and the block rule; gives the sizes. */
+/* Checks name, dtype, rank, all products (including padding to 64) and whole blocks per row; returns the sizes.
+ * ERR_DATA. */
 int tensor_desc_check(const struct tensor_desc *d, uint64_t *n_elems, uint64_t *n_bytes, struct err *e) MUST_CHECK;
-/* Of a desc that was checked. */
+/* For a desc that was checked. */
 uint64_t tensor_elems(const struct tensor_desc *d);
 uint64_t tensor_bytes(const struct tensor_desc *d);
-uint64_t tensor_row_elems(const struct tensor_desc *d);       /* dims[rank-1], 1 for a scalar */
+uint64_t tensor_row_elems(const struct tensor_desc *d);       /* dims[rank-1]; 1 for a scalar */
 uint64_t tensor_rows(const struct tensor_desc *d);            /* elements / row elements */
 uint64_t dtype_row_bytes(enum dtype dtype, uint64_t n_elems); /* n_elems a multiple of the block */
 bool tensor_same_shape(const struct tensor_desc *a, const struct tensor_desc *b);
-/* "[49152, 576]" into out; returns out. */
+/* Writes e.g. "[49152, 576]" to out and returns out. */
 char *tensor_shape_text(const struct tensor_desc *d, char *out, size_t size);
 
-/* Half-precision conversions, round to nearest even, NaN kept NaN. */
+/* Half-precision conversions: round to nearest even; a NaN stays a NaN. */
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);
 static inline float bf16_to_f32(uint16_t h) {
@@ -126,79 +127,83 @@ static inline float bf16_to_f32(uint16_t h) {
 uint16_t f32_to_bf16(float f);
 
 /*
- * n elements (a whole number of blocks) from any type to f32. Integers convert exactly where f32 can.
- * Dequantization is bit-exact with ggml's reference (same order of f32 operations). Shared among threads when n is large.
+ * Converts n elements (whole blocks) of any type to f32. Integers convert exactly where f32 can represent them.
+ * Dequantization is bit-exact with ggml's reference (same order of f32 operations). Large n are split among threads.
  * Here and below the encoded side may have any alignment.
  */
 void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n);
 
 /*
- * n elements of f32 to any type. Plain types round to nearest even; integers saturate, and NaN becomes 0.
- * Quantized types: the search of GGUF's reference quantizer, whose bytes it gives. `importance` ([n] for the n elements,
- * finite, >= 0: the mean square of what each column is multiplied with) weighs the squared error where dtype_info says
- * `weighed`; with it n is ONE row, because some types look at the whole row. NULL: GGUF's weights without an importance
- * matrix, and n may be many rows.
- * ERR_USAGE for a type that is read_only. ERR_DATA, for quantized types only: a value is NaN or infinite, or so large (beyond about 500,000) that its block's f16
- * scale overflows; names the elements. n must be whole blocks.
+ * Converts n elements (whole blocks) of f32 to any type. Plain types round to nearest even; integers saturate, and NaN
+ * becomes 0. Quantized types use the search of GGUF's reference quantizer and give its bytes. `importance` ([n], one
+ * per element, finite, >= 0: the mean square of the activations that multiply each column) weights the squared error of
+ * types that are `weighed`; n must then be ONE row, because some types use statistics of the whole row. NULL: GGUF's
+ * default weights; n may be many rows. ERR_USAGE if the type is read_only. ERR_DATA, for quantized types only, if a
+ * value is NaN, infinite or so large (beyond about 500,000) that its block's f16 scale overflows; the message names the
+ * elements.
  */
 int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
                     struct err *e) MUST_CHECK;
 
 /*
- * The same for what is kept: ERR_DATA too when a result is not finite, because the value was not, or is beyond the
- * type's range (f16 ends at 65504, bf16 rounds up to infinity just below the end of f32). Names the element.
+ * The same for results to be stored: also ERR_DATA if a result is not finite, because the value is not or exceeds the
+ * type's range (f16 ends at 65504; bf16 rounds up to infinity just below the end of f32). The message names the
+ * element.
  */
 int tensor_from_f32_checked(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,
                             struct err *e) MUST_CHECK;
 
 /*
- * Quantized types as integers and scales, for products of integers. An element of group g = i / form.group is
+ * Quantized types as integers and scales, for integer matrix products. Element i of group g = i / form.group is
  *
- *     d scales[g] (codes[i] - offset)             a type without minima
- *     d scales[g] codes[i] + min mins[g]          with them
+ *     d scales[g] (codes[i] - offset)             types without minima
+ *     d scales[g] codes[i] + min mins[g]          types with minima
  *
- * and these f32 operations from left to right give the bits of tensor_to_f32, for d scales[g] and min mins[g] are exact.
+ *
+ * Evaluated in f32 from left to right, these give the bits of tensor_to_f32, since d scales[g] and min mins[g] are
+ * exact.
  */
 struct quant_form {
     enum dtype dtype;
     unsigned bits;  /* codes are in [0, 2^bits) */
-    unsigned group; /* elements of a scale: 16 or 32 */
-    int offset;     /* 0 where there are minima. Codes of types with uneven steps are the values, in 8 bits */
+    unsigned group; /* elements per scale: 16 or 32 */
+    int offset;     /* 0 in types with minima. In types with uneven steps the 8-bit codes are the values */
     bool has_min;
-    bool has_scales;          /* of groups, in blocks of several; else the only group's scales and mins are 1 */
-    int scale_low, scale_top; /* what scales can be, and mins from 0 up */
-    unsigned code_top;        /* the largest code that is written: 2^bits - 1 but for ternary types */
-    const int8_t *steps;      /* [16], ascending: the only codes - offset that there are; NULL: all */
+    bool has_scales;          /* groups have scales (blocks of several groups); else the scales and mins are 1 */
+    int scale_low, scale_top; /* range of scales; mins are in [0, scale_top] */
+    unsigned code_top;        /* the largest code written: 2^bits - 1 except for ternary types */
+    const int8_t *steps;      /* [16], ascending: the only values that codes - offset takes; NULL: all */
 };
 #define QUANT_MAX_BLOCK  256
 #define QUANT_MAX_GROUPS 16
 struct quant_parts {
-    uint16_t d, min; /* f16; GGUF's dmin negated */
+    uint16_t d, min; /* f16; GGUF's dmin is stored negated */
     int8_t scales[QUANT_MAX_GROUPS], mins[QUANT_MAX_GROUPS];
     uint8_t codes[QUANT_MAX_BLOCK];
 };
-/* NULL for a type that is not quantized, or whose scales are no f16 times small integers (mxfp4, the codebooks). */
+/* Returns NULL for a type that is not quantized, or whose scales are not an f16 times small integers (mxfp4,
+ * codebooks). */
 const struct quant_form *quant_form(enum dtype dtype);
 void quant_take_apart(enum dtype dtype, const void *block, struct quant_parts *p);
-/* The inverse: the parts that quant_take_apart would give, as a block. Codes up to form.code_top, and of the form's steps. */
+/* The inverse. Codes are at most form.code_top and, with form.steps, one of the steps. */
 void quant_put_together(enum dtype dtype, const struct quant_parts *p, void *block);
-/* The code nearest to v, which is in units of the scale, the min taken off: of two as near the one whose value is even,
- * or with uneven steps the higher. NaN gets some code. */
+/* Returns the code nearest to v, which is in units of the scale with the min subtracted. A tie goes to the even value
+ * or, with uneven steps, to the higher one. NaN gives some valid code. */
 uint8_t quant_nearest(const struct quant_form *f, float v);
 
-/* n elements of f32 into blocks that are there, of a type with a quant_form: scales and mins stay as they are, each code becomes the
- * nearest one to its element (quant_nearest; where the scale is 0, that of 0). Shared among threads. */
+/* Re-encodes n elements of f32 into existing blocks of a type with a quant_form: scales and mins stay unchanged, each
+ * code becomes the one nearest to its element (quant_nearest; that of 0 if the scale is 0). Split among threads. */
 void tensor_round_at(enum dtype dtype, const float *src, void *blocks, uint64_t n);
 
-/* Index of the first element that is NaN or infinite in n elements of a floating or quantized type, or n. */
+/* Returns the index of the first NaN or infinity in n elements of a floating or quantized type, or n. */
 uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n);
 
-/* {"name": ..., "dtype": ..., "shape": [...]} for the programs' --json; NULL when memory is out. */
+/* Returns {"name": ..., "dtype": ..., "shape": [...]} for --json; caller frees. NULL if out of memory. */
 cJSON *tensor_desc_json(const struct tensor_desc *d);
 
 /*
- * Summary statistics of values. Begin with {0}, add a tensor in pieces in order; sums in f64. min, max, mean and
- * deviation are of the finite values only.
+ * Summary statistics of values. Initialise to {0} and add a tensor in pieces, in order; sums are in f64. min, max, mean
+ * and deviation cover the finite values only.
  */
 struct tensor_summary {
     uint64_t n, n_zero, n_nan, n_inf;
@@ -207,24 +212,24 @@ struct tensor_summary {
 };
 void tensor_summarize(struct tensor_summary *s, const float *x, size_t n);
 double tensor_summary_std(const struct tensor_summary *s);
-/* Counts finite values into n_bins equal bins from min to max, both included. */
+/* Counts finite values in n_bins equal bins over [min, max]. */
 void tensor_histogram(const struct tensor_summary *s, const float *x, size_t n, uint64_t *bins, size_t n_bins);
 
-/* The distance of b from a. NaN against NaN and an infinity against itself are equal; either against anything else
- * is infinite. */
+/* The difference between a and b. NaN equals NaN, and an infinity equals itself; either compared with anything else
+ * gives an infinite distance. */
 struct tensor_difference {
     uint64_t n, n_different;
     double max_abs, sum_abs, sum_square;
     double dot, square_a, square_b;
-    uint64_t at; /* element of max_abs, the first one */
+    uint64_t at; /* index of the first element with distance max_abs */
 };
 void tensor_compare(struct tensor_difference *d, const float *a, const float *b, size_t n);
-/* Adds another tensor's difference, as if its elements came after those of d. */
+/* Adds the difference of another tensor, as if its elements followed those of d. */
 void tensor_difference_add(struct tensor_difference *d, const struct tensor_difference *more);
 double tensor_difference_mean_abs(const struct tensor_difference *d);
 double tensor_difference_rmse(const struct tensor_difference *d);
-/* ||a - b|| / ||a|| in the Euclidean (of matrices: Frobenius) norm; 0 when both are equal, infinite when only a is zero. */
+/* |a - b|| / ||a|| in the Euclidean (for matrices: Frobenius) norm; 0 if both are equal, infinite if only a is zero. */
 double tensor_difference_relative(const struct tensor_difference *d);
-double tensor_difference_cosine(const struct tensor_difference *d); /* 1 when both are zero, 0 when one is */
+double tensor_difference_cosine(const struct tensor_difference *d); /* 1 if both are zero, 0 if only one is */
 
 #endif

@@ -1,12 +1,12 @@
 /*
- * Added tokens: matched in the raw text, before it is cut into words. The first match from the left wins, the longest
- * of those that begin together, as in Hugging Face's tokenizers (tokenizer/added_vocabulary.rs), whose treatment of the
+ * Added tokens: matched in the raw text before it is split into words. The leftmost match wins, and the longest of
+ * those that start together, as in Hugging Face's tokenizers (tokenizer/added_vocabulary.rs), whose treatment of the
  * flags this follows.
  */
 #include "lib/text/text_internal.h"
 
 #define FLAGGED         (TOKEN_LSTRIP | TOKEN_RSTRIP | TOKEN_SINGLE_WORD)
-#define MAX_ADDED_BYTES (4u << 20) /* of all added tokens together: a trie node is 16 bytes */
+#define MAX_ADDED_BYTES (4u << 20) /* limit for all added tokens together: a trie node is 16 bytes */
 
 /* ---- the trie ---- */
 
@@ -40,7 +40,7 @@ static bool belongs(const struct token *t, bool normalised) {
     return (t->flags & TOKEN_ADDED) && !(t->flags & TOKEN_UNUSED) && !!(t->flags & TOKEN_NORMALIZED) == normalised;
 }
 
-/* What is looked for: the token as the normaliser leaves it, which looks at it as at a text of its own. */
+/* Adds the text to search for: the token as normalised by itself, like a text of its own. */
 static int add_content(const struct vocab *v, uint32_t id, bool changes, struct step_memory *m, struct buf *contents,
                        struct buf *lengths, struct err *e) {
     const struct token *t = &v->tokens[id];
@@ -73,7 +73,7 @@ int added_build(struct added *a, struct vocab *v, bool normalised, struct err *e
     if (bytes > MAX_ADDED_BYTES)
         return err_set(e, ERR_DATA, "the added tokens have %llu bytes, at most %u are taken", (unsigned long long)bytes,
                        MAX_ADDED_BYTES);
-    /* sentencepiece looks for its symbols as they are written. */
+    /* sentencepiece matches its symbols as they are written. */
     bool changes = normalised && vocab_normalises(v) && !(v->model_flags & MODEL_REPLACE_BAD);
     struct buf contents = {0}, lengths = {0};
     struct step_memory memory = {0};
@@ -93,7 +93,7 @@ int added_build(struct added *a, struct vocab *v, bool normalised, struct err *e
 
 /* ---- matching ---- */
 
-/* The longest token at the front of text[0..n): its bytes, 0 for none. */
+/* Returns the length of the longest token at the start of text[0..n), 0 if there is none. */
 static size_t longest(const struct added *a, const unsigned char *text, size_t n, uint32_t *id) {
     size_t best = 0;
     uint32_t node = 0;
@@ -120,11 +120,11 @@ bool added_next(const struct added *a, const struct vocab *v, const unsigned cha
             len = 1;
             continue;
         }
-        /* A rejected match is still skipped: nothing is looked for inside it. */
+        /* A rejected match is skipped as a whole: there is no search inside it. */
         uint32_t flags = v->tokens[id].flags;
         if (plain_specials && (flags & TOKEN_SPECIAL)) continue;
         if ((flags & TOKEN_SINGLE_WORD) && !stands_alone(text, n, i, i + len)) continue;
-        if (i < from) continue; /* inside the white space that the last match swallowed */
+        if (i < from) continue; /* inside the white space absorbed by the last match */
         *m = (struct added_match){.start = i, .end = i + len, .id = id};
         *at = i + len;
         if (flags & TOKEN_LSTRIP) m->start -= space_at_end(text + from, i - from);
@@ -135,7 +135,7 @@ bool added_next(const struct added *a, const struct vocab *v, const unsigned cha
     return false;
 }
 
-/* ---- where not to cut ---- */
+/* ---- unsafe cuts ---- */
 
 bool added_ends_at(const struct added *a, const unsigned char *text, size_t p) {
     if (!a->n_nodes) return false;
@@ -148,7 +148,7 @@ bool added_ends_at(const struct added *a, const unsigned char *text, size_t p) {
     return false;
 }
 
-/* Can a token that begins at s extend past p, or touch it and look at what follows? */
+/* Can a token that begins at s extend past p, or end there and depend on what follows? */
 static bool reaches(const struct added *a, const struct vocab *v, const unsigned char *text, size_t n, size_t s,
                     size_t p) {
     uint32_t node = 0;

@@ -1,8 +1,8 @@
-/* Checks the first bytes of a text input: a byte order mark to skip, or the signature of something that is not text. */
+/* Checks the start of a text input for a byte order mark to skip, or the signature of something that is not text. */
 #include "lib/text/text.h"
 
-/* Signatures of files that people mistake for text. Text in UTF-8 does not begin with any of them: where the
- * printable part is a word that a text may begin with, the bytes after it are part of the signature. */
+/* Signatures of files mistaken for text. UTF-8 text never begins with one of them: if the printable part is a word that
+ * could start a text, the signature includes the bytes after it. */
 static const struct signature {
     const char *bytes;
     size_t n;
@@ -21,13 +21,13 @@ static const struct signature {
     {"\x1f\x8b\x08", 3, "compressed by gzip", ": decompress it with gzip -dc"},
     {"\xfd\x37zXZ\0", 6, "compressed by xz", ": decompress it with xz -dc"},
     {"BZh91AY&SY", 10, "compressed by bzip2", ": decompress it with bzip2 -dc"},
-    {"\xff\xfe\0\0", 4, "UTF-32", ": convert it with iconv -f UTF-32 -t UTF-8"}, /* before UTF-16, which begins alike */
+    {"\xff\xfe\0\0", 4, "UTF-32", ": convert it with iconv -f UTF-32 -t UTF-8"}, /* must precede UTF-16 */
     {"\0\0\xfe\xff", 4, "UTF-32", ": convert it with iconv -f UTF-32 -t UTF-8"},
     {"\xff\xfe", 2, "UTF-16", ": convert it with iconv -f UTF-16 -t UTF-8"},
     {"\xfe\xff", 2, "UTF-16", ": convert it with iconv -f UTF-16 -t UTF-8"},
 };
 
-/* The length of a JSON header in 8 bytes, then the header. */
+/* A safetensors file starts with the length of its JSON header in 8 bytes, then the header. */
 static bool is_safetensors(const unsigned char *p, size_t n) {
     return n >= 10 && p[5] == 0 && p[6] == 0 && p[7] == 0 && p[8] == '{' && p[9] == '"';
 }

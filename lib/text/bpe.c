@@ -1,19 +1,20 @@
 /*
  * Byte pair encoding (Sennrich, Haddow, Birch, "Neural machine translation of rare words with subword units", ACL 2016,
  * algorithm 1, over bytes as in Radford et al. 2019 or over characters as in sentencepiece): of all adjacent pairs,
- * join the one whose merge was learnt first, the leftmost of equals; repeat until no pair merges.
+ * merge the one with the best rank, the leftmost of equals; repeat until no pair merges.
  *
- * A word has a handful of bytes, where looking at every pair again after each merge is the fastest way; but a file may
- * hold a megabyte without a space, where that is quadratic. Long words go through a heap of pairs and a linked list of
- * symbols: O(n log n).
+ * Most words have a handful of bytes, for which rescanning all pairs after each merge is fastest; but a file may have a
+ * megabyte without a space, where that is quadratic. Long words use a heap of pairs and a linked list of symbols, which
+ * takes O(n log n).
  */
 #include "lib/text/text_internal.h"
 
 #define SHORT_WORD 48
 
 struct bpe_symbol {
-    uint32_t id, prev, next; /* neighbours by index; NO_SYMBOL at the ends */
-    uint32_t rank;   /* of the merge with the next symbol, TOKEN_NONE when there is none; NO_SYMBOL merges: dead */
+    uint32_t id, prev, next; /* indices of the neighbours; NO_SYMBOL at the ends */
+    /* of the merge with the next symbol; TOKEN_NONE if there is none, or the symbol was merged into another */
+    uint32_t rank;
     uint32_t result; /* of that merge */
 };
 #define NO_SYMBOL UINT32_MAX
@@ -27,7 +28,7 @@ static uint32_t byte_token(const struct vocab *v, unsigned char byte, struct tex
     return v->unk;
 }
 
-/* The symbols that a word begins with, into `first`: its bytes or its characters. */
+/* Converts a word to its initial symbols: bytes or characters. */
 static int first_bytes(const struct vocab *v, const unsigned char *bytes, size_t n, struct text_ids *first,
                        struct err *e) {
     int rc = text_ids_reserve(first, n, e);
@@ -64,7 +65,7 @@ static int trace_merge(struct text_ids *trace, uint32_t result, struct err *e) {
     return rc;
 }
 
-/* ---- short words: arrays, and the whole row of ranks searched each time ---- */
+/* ---- short words: arrays; all ranks are scanned for each merge ---- */
 
 struct short_word {
     uint32_t id[SHORT_WORD], rank[SHORT_WORD], result[SHORT_WORD];
@@ -113,7 +114,7 @@ static int merge_short(const struct vocab *v, const struct text_ids *first, stru
     return 0;
 }
 
-/* ---- long words: a binary heap of rank << 32 | position, smallest first ---- */
+/* ---- long words: a binary min-heap of rank << 32 | position ---- */
 
 struct long_word {
     const struct text_index *index;
@@ -145,7 +146,7 @@ static uint64_t heap_pop(struct long_word *w) {
     return top;
 }
 
-/* Looks up the merge of symbol i and its right neighbour. */
+/* Looks up the merge of symbol i with its right neighbour. */
 static bool rank_symbol(struct long_word *w, uint32_t i) {
     struct bpe_symbol *s = &w->symbols[i];
     const struct merge_slot *m = s->next == NO_SYMBOL ? NULL : index_merge(w->index, s->id, w->symbols[s->next].id);
@@ -158,7 +159,7 @@ static void push_symbol(struct long_word *w, uint32_t i) {
     if (rank_symbol(w, i)) heap_push(w, (uint64_t)w->symbols[i].rank << 32 | i);
 }
 
-/* Symbol i becomes its merge; its right neighbour is taken out of the list and never has a rank again. */
+/* Replaces symbol i by its merge; its right neighbour is removed from the list and never has a rank again. */
 static void join_symbol(struct long_word *w, uint32_t i) {
     struct bpe_symbol *s = &w->symbols[i], *right = &w->symbols[s->next];
     s->id = s->result;
@@ -169,7 +170,7 @@ static void join_symbol(struct long_word *w, uint32_t i) {
     if (s->prev != NO_SYMBOL) push_symbol(w, s->prev);
 }
 
-/* A merge takes one entry off the heap and puts at most two on, and there are n - 1 of each: 2n entries are enough. */
+/* Each of the n - 1 merges pops one entry and pushes at most two: 2n entries are enough. */
 static int reserve_long(struct bpe_memory *m, size_t n, struct err *e) {
     if (n <= m->cap) return 0;
     mem_free(m->symbols);
@@ -207,8 +208,8 @@ static int merge_long(const struct vocab *v, struct bpe_memory *memory, const st
     while (w.n_heap) {
         uint64_t top = heap_pop(&w);
         uint32_t i = (uint32_t)top;
-        /* An entry is stale when its pair has changed since: a longer pair has another result, hence another rank, or
-         * an equal one (of equal scores), and then it is that pair's turn. */
+        /* An entry is stale if its pair has changed. A longer pair has a different result and hence another rank, or an
+         * equal one (equal scores), and then the entry is valid for that pair. */
         if (w.symbols[i].rank != top >> 32) continue;
         rc = trace_merge(trace, w.symbols[i].result, e);
         if (rc) return rc;

@@ -1,7 +1,7 @@
 /*
- * sentencepiece's precompiled map of characters: a double-array trie (Aoe 1989, as darts-clone lays it out) from UTF-8
- * to offsets of replacements, which end with a zero byte. sentencepiece takes the longest match; Hugging Face's
- * `tokenizers` goes by grapheme clusters and takes the shortest one, and that is what a tokenizer.json means.
+ * sentencepiece's precompiled character map: a double-array trie (Aoe 1989, in the layout of darts-clone) from UTF-8 to
+ * offsets of NUL-terminated replacements. sentencepiece takes the longest match; Hugging Face's `tokenizers` works on
+ * grapheme clusters and takes the shortest one, and that is the meaning of a tokenizer.json.
  */
 #include <utf8proc.h>
 
@@ -32,7 +32,7 @@ int charsmap_check(const struct text_step *s, struct err *e) {
     return 0;
 }
 
-/* An offset outside the array is no match: a damaged map is harmless. */
+/* An offset outside the array means no match: a damaged map is harmless. */
 static bool charsmap_unit(const struct charsmap *m, size_t at, uint32_t *unit) {
     if (at >= m->n_units) return false;
     *unit = u32_at(m->units + 4 * at);
@@ -43,7 +43,7 @@ static size_t unit_offset(uint32_t unit) {
     return (size_t)(unit >> 10) << ((unit & 1u << 9) >> 6);
 }
 
-/* The length of the match at the front of text[0..n), 0: none; *value: where its replacement is. */
+/* Returns the length of the match at the start of text[0..n), 0 if none; *value is the offset of its replacement. */
 static size_t charsmap_match(const struct charsmap *m, const unsigned char *text, size_t n, bool longest,
                              uint32_t *value) {
     uint32_t unit, leaf;
@@ -85,7 +85,7 @@ static int map_longest(const struct charsmap *m, const unsigned char *text, size
     return rc;
 }
 
-/* Bytes of the grapheme cluster at the front. */
+/* Length of the first grapheme cluster. */
 static size_t cluster(const unsigned char *text, size_t n) {
     int32_t c, next, state = 0;
     size_t i = text_char(text, n, &c);

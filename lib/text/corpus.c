@@ -1,16 +1,16 @@
 /*
- * Encodes a corpus through a window: reads, cuts into pieces where the cut changes no token (text_safe_cut), encodes
- * the pieces on all threads, packs their tokens in order, moves on. Memory is that of one window, whatever the length
- * of the input.
+ * Encodes a corpus through a window: reads, divides the window into pieces at positions where a cut changes no token
+ * (text_safe_cut), encodes them on all threads, packs their tokens in order, and moves on. Memory use is that of one
+ * window, whatever the length of the input.
  */
 #include "lib/text/corpus_internal.h"
 #include "lib/text/text_internal.h"
 
 #define WINDOW_BYTES  ((size_t)4 << 20)
-#define FIRST_WINDOW  ((size_t)256 << 10) /* so that the first output comes soon; doubled each time */
-#define MAX_WINDOW    ((size_t)1 << 30)   /* of a text without a place to cut, or a line of JSON */
-#define WINDOW_PIECES 64                  /* pieces of a window: enough for any number of cores */
-#define MAX_PIECES    ((size_t)64 << 10)  /* in a window: short lines */
+#define FIRST_WINDOW  ((size_t)256 << 10) /* small, for early output; doubled each time */
+#define MAX_WINDOW    ((size_t)1 << 30)   /* for text that cannot be cut, or a line of JSON */
+#define WINDOW_PIECES 64                  /* pieces per window: enough for any number of cores */
+#define MAX_PIECES    ((size_t)64 << 10)  /* per window; reached by short lines */
 
 struct piece {
     size_t start, n; /* in the window */
@@ -18,11 +18,11 @@ struct piece {
     uint32_t label;
     bool ends_document;
 };
-/* What one thread takes at a time: consecutive pieces, piece_bytes together or a little more. */
+/* Unit of work of a thread: consecutive pieces of at least piece_bytes together. */
 struct share {
     size_t first, end; /* pieces */
     struct text_ids ids;
-    struct buf mask;        /* of ids, where one is wanted */
+    struct buf mask;        /* of ids, if one is wanted */
     struct buf tags;        /* u32, likewise */
     struct buf text, spans; /* a composed document */
     struct text_ids part;   /* tokens of its beginning */
@@ -43,11 +43,11 @@ struct corpus {
     bool mid_line; /* CORPUS_SEPARATED: the window begins inside a line */
     void *ctx;     /* the caller's */
     struct packer packer;
-    struct pool *pool; /* behind the packer, or NULL */
+    struct pool *pool; /* receives the packer's output, or NULL */
     struct corpus_totals *totals;
 };
 
-/* Is each line something to be read, rather than text? */
+/* Is each line a record to be parsed, rather than text? */
 static bool is_record(const struct corpus *c) {
     return c->o->documents == CORPUS_JSONL || c->o->documents == CORPUS_CHAT || c->o->label;
 }
@@ -65,7 +65,7 @@ static int fill_window(struct corpus *c, corpus_read *read, void *ctx, struct er
     return rc;
 }
 
-/* The first window is not shorter than what text_begin wants to see, unless the input is. */
+/* The first window has at least TEXT_BEGIN_BYTES, unless the input is shorter. */
 static int begin_text(struct corpus *c, struct err *e) {
     size_t skip;
     int rc = text_begin(c->window.data, c->window.len, &skip, e);
@@ -82,7 +82,7 @@ static void add_piece(struct corpus *c, size_t start, size_t n, bool ends_docume
     c->pieces[c->n_pieces++] = (struct piece){.start = start, .n = n, .ends_document = ends_document};
 }
 
-/* The first part of text[0..n) to encode on its own: about piece_bytes, or all when it cannot be cut. */
+/* Length of the first part of a text to encode on its own: about piece_bytes, or n if it cannot be cut. */
 static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
     for (size_t limit = c->piece_bytes; limit < n; limit *= 2) {
         size_t cut = text_safe_cut(c->v, c->window.data + start, limit);
@@ -91,7 +91,7 @@ static size_t piece_length(const struct corpus *c, size_t start, size_t n) {
     return n;
 }
 
-/* A document, or a part of one that ends at a safe cut. Returns how much of it fit. */
+/* Adds a document, or a part of one that ends at a safe cut. Returns how much of it was added. */
 static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_document) {
     size_t at = 0;
     while (n - at > c->piece_bytes && c->n_pieces < c->max_pieces) {
@@ -104,7 +104,7 @@ static size_t add_text(struct corpus *c, size_t start, size_t n, bool ends_docum
     return n;
 }
 
-/* Text whose document goes on after the window. */
+/* Adds text of a document that continues after the window. */
 static size_t add_open_text(struct corpus *c, size_t start, size_t n) {
     size_t cut = text_safe_cut(c->v, c->window.data + start, n);
     return cut ? add_text(c, start, cut, false) : 0;
@@ -114,8 +114,8 @@ static size_t plan_whole(struct corpus *c) {
     return c->at_end ? add_text(c, 0, c->window.len, true) : add_open_text(c, 0, c->window.len);
 }
 
-/* The last line of the window, without its end. It usually ends in the next window, so wait, unless this one has
- * filled the window alone. An object always waits. */
+/* Adds the last line of the window, which has no end. It usually ends in the next window, so wait for it, unless the
+ * line fills this window. A record always waits. */
 static size_t plan_last_line(struct corpus *c, size_t at) {
     size_t n = c->window.len - at;
     bool json = is_record(c);
@@ -144,15 +144,15 @@ static size_t plan_lines(struct corpus *c) {
     return all_ended || c->n_pieces == c->max_pieces ? at : at + plan_last_line(c, at);
 }
 
-/* Where the text before `at` ends when the line that begins there is a separator: its line end goes with it. */
+/* The end of the text before `at`, if the line that begins there is a separator: the line end before it is dropped. */
 static size_t before_line(const struct corpus *c, size_t start, size_t at) {
     return at > start && c->window.data[at - 1] == '\n'
                ? start + text_line_length(c->window.data + start, at - 1 - start)
                : at;
 }
 
-/* The first separator from `line` on, where a line begins. True: *at is where it begins, *after where the next line does. False: *at
- * is the beginning of the last line, which may go on in the next window. */
+/* Finds the first separator from `line` on, which is the start of a line. True: *at is its start, *after that of the
+ * next line. False: *at is the start of the last line, which may continue in the next window. */
 static bool find_separator(const struct corpus *c, size_t line, size_t *at, size_t *after) {
     const unsigned char *text = c->window.data, *nl = text;
     size_t len = c->window.len, wanted = strlen(c->o->separator);
@@ -173,7 +173,7 @@ static size_t first_line(const struct corpus *c) {
     return nl ? (size_t)(nl - c->window.data) + 1 : c->window.len;
 }
 
-/* The part of a document that fills the window which cannot belong to a separator or the line end before it. */
+/* Adds the part of a document that fills the window which cannot belong to a separator or the line end before it. */
 static size_t plan_open_document(struct corpus *c, size_t last_line) {
     bool may_be_one = c->window.len - last_line <= strlen(c->o->separator) + 1; /* and a \r */
     size_t end = may_be_one ? before_line(c, 0, last_line) : c->window.len;
@@ -231,8 +231,8 @@ static int share_out(struct corpus *c, struct err *e) {
 
 /* ---- encoding ---- */
 
-/* How many tokens of the document, ids[0..n), the first `bytes` of its text have. `crossing` counts a token that goes on
- * after them, too. Found by encoding them again, which is right for every kind of vocabulary. */
+/* Counts the tokens of the document, ids[0..n), that cover the first `bytes` of its text; with `crossing` includes a
+ * token that extends beyond them. Encodes these bytes again, which is correct for every kind of vocabulary. */
 static int count_tokens(struct text_worker *w, const struct corpus *c, struct share *s, size_t bytes, bool crossing,
                         const uint32_t *ids, size_t n, size_t *out, struct err *e) {
     s->part.n = 0;
@@ -243,7 +243,7 @@ static int count_tokens(struct text_worker *w, const struct corpus *c, struct sh
     return rc;
 }
 
-/* The mask of the tokens that the document in s->text became, ids[0..n). */
+/* Appends the mask of the document in s->text, whose tokens are ids[0..n). */
 static int mask_document(struct text_worker *w, const struct corpus *c, struct share *s, const uint32_t *ids, size_t n,
                          struct err *e) {
     const struct corpus_span *spans = (const void *)s->spans.data;
@@ -270,7 +270,7 @@ static int encode_composed(struct text_worker *w, const struct corpus *c, const 
     return rc || !c->o->mask ? rc : mask_document(w, c, s, s->ids.ids + before, s->ids.n - before, e);
 }
 
-/* n tokens of one type after what is there of them. */
+/* Appends n marks of one type. */
 static int mark(struct share *s, uint8_t type, size_t n, struct err *e) {
     if (buf_reserve(&s->mask, n, e)) return e->code;
     memset(s->mask.data + s->mask.len, type, n);
@@ -278,7 +278,7 @@ static int mark(struct share *s, uint8_t type, size_t n, struct err *e) {
     return 0;
 }
 
-/* The first text is in s->ids from `before` on, the second comes behind what stands between them. */
+/* The tokens of the first text are in s->ids from `before` on; adds the separator and the second text. */
 static int encode_second(struct text_worker *w, const struct corpus *c, const struct labelled *x, size_t before,
                          struct share *s, struct err *e) {
     struct text_ids *ids = &s->ids;
@@ -316,7 +316,7 @@ static int encode_labelled(struct text_worker *w, const struct corpus *c, const 
 static int encode_object(struct text_worker *w, const struct corpus *c, const unsigned char *text, size_t n,
                          struct piece *p, struct share *s, struct err *e) {
     struct text_ids *ids = &s->ids;
-    size_t bom = text_bom(text, n); /* also after the first line: files are joined with cat */
+    size_t bom = text_bom(text, n); /* also after the first line, since files may be joined with cat */
     text += bom;
     n -= bom;
     if (space_at_start(text, n) == n) return 0; /* an empty line */
@@ -345,7 +345,7 @@ static int encode_pieces(struct text_worker *w, const struct corpus *c, struct s
         p->n_ids = s->ids.n - before;
         p->n_lost = s->ids.n_lost;
         if (rc) {
-            s->end = i; /* the pieces before it are good */
+            s->end = i; /* the pieces before it are valid */
             return rc;
         }
     }
@@ -393,7 +393,7 @@ static int pack_share(struct corpus *c, const struct share *s, struct err *e) {
     return 0;
 }
 
-/* In order: an error counts only when the tokens before it were not enough. */
+/* Packs in order; an error counts only if the tokens before it were not enough. */
 static int pack_window(struct corpus *c, struct err *e) {
     for (size_t i = 0; i < c->n_shares && !c->packer.full; i++) {
         const struct share *s = &c->shares[i];
@@ -408,7 +408,7 @@ static int pack_window(struct corpus *c, struct err *e) {
     return 0;
 }
 
-/* ---- the whole ---- */
+/* ---- windows and inputs ---- */
 
 static int grow_window(struct corpus *c, struct err *e) {
     if (c->goal >= MAX_WINDOW)
@@ -427,7 +427,7 @@ static void move_on(struct corpus *c, size_t used) {
     c->goal = c->goal < c->usual / 2 ? 2 * c->goal : c->usual;
 }
 
-/* One window. *done: nothing is left to do. */
+/* Processes one window. *done: nothing is left to do. */
 static int step(struct corpus *c, corpus_read *read, bool *done, struct err *e) {
     int rc = fill_window(c, read, c->ctx, e);
     if (!rc && !c->begun) rc = begin_text(c, e);
@@ -496,7 +496,7 @@ static int begin(struct corpus *c, corpus_write *write, struct err *e) {
     return 0;
 }
 
-/* One input to its end, or to max_tokens. */
+/* Encodes one input to its end, or to max_tokens. */
 static int encode_input(struct corpus *c, corpus_read *read, struct err *e) {
     c->begun = c->at_end = c->mid_line = false;
     c->lines = 0;

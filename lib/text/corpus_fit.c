@@ -3,9 +3,9 @@
  * longest to the shortest, each goes into the pack with the least space that it fits into. Pools of a bounded number of
  * tokens are packed one after another, so that memory does not grow with the input.
  *
- * The sequence that opens a pack fitted into none before it, and packs are written in that order. So a reader who adds
- * sequence to sequence while they fit finds the same packs. The last pack of a pool stays for the next one, where it is
- * the first: the rule holds across pools, too.
+ * The sequence that opens a pack did not fit into any earlier pack, and packs are written in that order. Therefore a
+ * reader that adds sequences while they fit recovers the same packs. The last pack of a pool is carried over to the
+ * next one as its first pack, so that this also holds across pools.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +14,11 @@
 
 #define POOL_TOKENS ((size_t)4 << 20)
 #define NONE        UINT32_MAX
-#define MAX_LEVELS  5 /* of 64 children each: more than CORPUS_MAX_BATCH */
+#define MAX_LEVELS  5 /* of 64 children each: covers CORPUS_MAX_BATCH */
 
-/* ---- a set of numbers below a limit, with the next larger member in constant time ---- */
+/* ---- a set of bounded numbers, with the next larger member in constant time ---- */
 
-/* A bit of a level is set when the word below it is not zero. */
+/* A bit of a level is set if the word of the level below is not zero. */
 struct levels {
     uint64_t *words[MAX_LEVELS];
     size_t n_words[MAX_LEVELS], n;
@@ -44,7 +44,7 @@ static void levels_remove(struct levels *s, size_t i) {
         if (s->words[l][i / 64] &= ~(UINT64_C(1) << i % 64)) return;
 }
 
-/* The smallest member from i on, or NONE. */
+/* Returns the smallest member from i on, or NONE. */
 static size_t levels_next(const struct levels *s, size_t i) {
     for (size_t l = 0; l < s->n && i / 64 < s->n_words[l]; l++, i = i / 64 + 1) {
         uint64_t from = s->words[l][i / 64] & ~UINT64_C(0) << i % 64;
@@ -59,7 +59,7 @@ static size_t levels_next(const struct levels *s, size_t i) {
 /* ---- the pool ---- */
 
 struct item {
-    size_t start; /* in tokens */
+    size_t start; /* index in tokens */
     uint32_t n;
     uint32_t next; /* in its pack */
 };
@@ -74,13 +74,13 @@ struct pool {
     void *ctx;
     struct corpus_totals *totals;
     struct buf tokens, mask, items; /* u32, u8, struct item */
-    size_t carried;                 /* the first items, which are a pack already */
+    size_t carried;                 /* number of first items that already form a pack */
 
-    struct buf order, packs; /* u32 items by length; struct pack */
-    struct levels spaces;    /* spaces that packs have */
-    uint32_t *of_space;      /* [pack + 1] the latest pack of each */
+    struct buf order, packs; /* u32: items by length; struct pack */
+    struct levels spaces;    /* the spaces that occur */
+    uint32_t *of_space;      /* [pack + 1]: latest pack with each space */
 
-    struct buf out_tokens, out_mask, out_lengths; /* the batch being made */
+    struct buf out_tokens, out_mask, out_lengths; /* the batch being built */
     uint64_t seqs, batches;                       /* written */
 };
 
@@ -123,7 +123,7 @@ static struct pack *pack_at(const struct pool *p, size_t i) {
     return (struct pack *)(void *)p->packs.data + i;
 }
 
-/* A pack is found by its space. */
+/* Indexes a pack by its space. */
 static void file_pack(struct pool *p, uint32_t i) {
     struct pack *x = pack_at(p, i);
     x->next = p->of_space[x->space];
@@ -163,7 +163,7 @@ static int place(struct pool *p, uint32_t item, struct err *e) {
     return 0;
 }
 
-/* Items after those carried over, from the longest to the shortest, equal ones in their order: by counting. */
+/* Counting sort of the items after those carried over: longest first, stable. */
 static int sort_items(struct pool *p, struct err *e) {
     size_t n = n_items(p) - p->carried, sums = (size_t)p->o->pack + 1;
     p->order.len = 0;
@@ -171,7 +171,7 @@ static int sort_items(struct pool *p, struct err *e) {
     uint32_t *order = (uint32_t *)(void *)p->order.data, *at = mem_array(sums, sizeof *at, e);
     if (!at) return e->code;
     for (size_t i = p->carried; i < n_items(p); i++) at[item_at(p, i)->n - 1]++;
-    for (size_t l = sums - 1; l-- > 0;) at[l] += at[l + 1]; /* now: items longer than l */
+    for (size_t l = sums - 1; l-- > 0;) at[l] += at[l + 1]; /* then at[l] is the number of items longer than l */
     for (size_t i = p->carried; i < n_items(p); i++) order[at[item_at(p, i)->n]++] = (uint32_t)i;
     mem_free(at);
     p->order.len = n * sizeof *order;
@@ -219,7 +219,7 @@ static int put_item(struct pool *p, const struct item *x, struct buf *tokens, st
     return p->mask.len ? buf_append(mask, p->mask.data + x->start, x->n, e) : 0;
 }
 
-/* A pack is not parted by a batch. */
+/* Adds a pack to the batch; a pack is never split between batches. */
 static int put_pack(struct pool *p, const struct pack *x, struct err *e) {
     size_t most = p->o->batch_tokens < p->o->pack ? p->o->pack : p->o->batch_tokens;
     p->totals->packs++;
@@ -230,7 +230,7 @@ static int put_pack(struct pool *p, const struct pack *x, struct err *e) {
     }
 }
 
-/* The pool is the items of this pack, in their order; NULL: it is empty. */
+/* Reduces the pool to the items of this pack, in order; NULL: empties it. */
 static int keep_pack(struct pool *p, const struct pack *x, struct err *e) {
     struct buf tokens = {0}, mask = {0}, lengths = {0};
     int rc = 0;
@@ -278,7 +278,7 @@ int pool_add(void *ctx, const struct corpus_batch *b, struct err *e) {
     size_t at = 0;
     for (uint32_t i = 0; i < b->n_seqs; at += b->lengths[i++])
         if (add_sequence(p, b, at, b->lengths[i], e)) return e->code;
-    p->totals->batches = p->batches; /* not those that came in */
+    p->totals->batches = p->batches; /* not the batches that came in */
     return 0;
 }
 

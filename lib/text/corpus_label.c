@@ -1,9 +1,9 @@
-/* Texts with labels: lines of columns or of JSON, one text or two. */
+/* Labelled texts: lines with columns or JSON objects, with one text or two. */
 #include <string.h>
 
 #include "lib/text/corpus_internal.h"
 
-/* Column `number` of a line, from 1 up. */
+/* Finds column `number` of a line, from 1 up. */
 static int column(const char *line, size_t n, const char *number, const char **text, size_t *len, struct err *e) {
     uint64_t wanted;
     if (!parse_u64(number, &wanted) || !wanted)

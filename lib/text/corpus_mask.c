@@ -1,4 +1,4 @@
-/* Masked tokens, for masked language models. */
+/* Masks tokens for masked language models. */
 #include <string.h>
 
 #include "lib/text/text.h"

@@ -1,4 +1,4 @@
-/* The description of a corpus in META: how its text became sequences, and so how to decode it. */
+/* The description of a corpus in META: how its text became sequences, and hence how to decode it. */
 #include <string.h>
 
 #include "lib/text/text.h"

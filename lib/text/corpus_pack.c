@@ -1,12 +1,13 @@
-/* Cuts documents into sequences, and puts those into batches. Sequential, so that it cannot depend on threads. */
+/* Cuts documents into sequences and collects them into batches. Sequential, so that the result cannot depend on
+ * threads. */
 #include "lib/text/corpus_internal.h"
 
-/* Most positions of a sequence; 0: any number. */
+/* Maximum length of a sequence; 0: no limit. */
 static uint32_t longest(const struct corpus_options *o) {
     return o->context ? o->context : o->pack;
 }
 
-/* A batch holds whole sequences of a context or pack, as many as fit, but at least one. */
+/* A batch has whole contexts or packs, as many as fit but at least one. */
 static size_t batch_capacity(const struct corpus_options *o) {
     if (o->pack) return o->batch_tokens < o->pack ? o->pack : o->batch_tokens;
     if (!o->context) return o->batch_tokens;
@@ -51,7 +52,7 @@ static int write_batch(struct packer *p, size_t n, uint32_t n_seqs, bool continu
     return p->write(p->ctx, &b, e);
 }
 
-/* Writes the closed sequences; the open one moves to the front. */
+/* Writes the closed sequences and moves the open one to the front. */
 static int write_closed(struct packer *p, struct err *e) {
     size_t n = p->open ? p->open_start : p->n;
     int rc = write_batch(p, n, p->n_seqs, false, e);
@@ -67,7 +68,7 @@ static int write_closed(struct packer *p, struct err *e) {
     return 0;
 }
 
-/* The batch is full: of closed sequences, or of one that is longer than a batch. */
+/* The batch is full, of closed sequences or of one that is longer than a batch: writes it. */
 static int make_room(struct packer *p, struct err *e) {
     if (p->n_seqs) return write_closed(p, e);
     p->lengths[0] = (uint32_t)p->n;
@@ -84,7 +85,7 @@ static uint64_t open_length(const struct packer *p) {
     return p->open_pos + (p->n - p->open_start);
 }
 
-/* The rule by which a reader finds packs. */
+/* Applies the rule by which readers recover packs. */
 static void count_packs(struct packer *p, uint64_t n) {
     if (!p->o->pack || p->o->packing != PACKING_NEXT_FIT) return;
     bool begins = !p->pack || p->pack + n > p->o->pack;
@@ -98,12 +99,12 @@ static void close_sequence(struct packer *p) {
     p->open = false;
 }
 
-/* How many tokens are left before max_tokens, counting those in the batch. */
+/* Number of tokens left before max_tokens, counting those in the batch. */
 static uint64_t tokens_left(const struct packer *p) {
     return p->o->max_tokens ? p->o->max_tokens - p->totals->tokens - p->n : UINT64_MAX;
 }
 
-/* Only when a token follows: a sequence of BOS alone says nothing. */
+/* Called only when a token follows: a sequence of just BOS is useless. */
 static int open_sequence(struct packer *p, struct err *e) {
     if (tokens_left(p) < 1u + p->o->bos) {
         p->full = true;
@@ -124,7 +125,7 @@ static size_t min_size(size_t a, uint64_t b) {
     return b < a ? (size_t)b : a;
 }
 
-/* As many of the ids as fit into the open sequence, the batch and max_tokens. mask NULL: all 0; tags NULL: none. */
+/* Takes as many ids as fit into the open sequence, the batch and max_tokens. mask NULL: all 0; tags NULL: none. */
 static size_t take(struct packer *p, const uint32_t *ids, const uint8_t *mask, const uint32_t *tags, size_t n) {
     n = min_size(n, p->cap - p->n);
     n = min_size(n, tokens_left(p));
@@ -148,7 +149,7 @@ static int append(struct packer *p, const uint32_t *ids, const uint8_t *mask, co
         else if (p->n == p->cap)
             rc = make_room(p, e);
         if (rc) return rc;
-        if (!p->open || p->n == p->cap) continue; /* full; or BOS filled the batch */
+        if (!p->open || p->n == p->cap) continue; /* full, or BOS has filled the batch */
         size_t taken = take(p, ids, mask, tags, n);
         ids += taken;
         if (mask) mask += taken;
@@ -179,7 +180,7 @@ int packer_end_document(struct packer *p, uint32_t label, struct err *e) {
     p->in_document = false;
     p->totals->documents++;
     uint8_t type = p->last_mark;
-    bool alone = p->o->pack && !p->open; /* EOS would be a sequence by itself, from which nothing is learnt */
+    bool alone = p->o->pack && !p->open; /* EOS would be a sequence by itself, which teaches nothing */
     int rc = p->o->eos == EOS_AFTER && !alone ? append(p, &p->v->eos, p->o->pair ? &type : NULL, NULL, 1, e) : 0;
     p->eos_due = p->o->context && p->o->eos == EOS_BETWEEN && p->v->eos != TOKEN_NONE;
     if (!rc && !p->o->context && p->open) {
@@ -190,10 +191,10 @@ int packer_end_document(struct packer *p, uint32_t label, struct err *e) {
 }
 
 int packer_finish(struct packer *p, struct err *e) {
-    if (p->in_document) p->totals->documents++; /* cut off by max_tokens */
+    if (p->in_document) p->totals->documents++; /* truncated by max_tokens */
     p->totals->stopped = p->full;
     if (p->open && p->o->context && p->o->drop_last) {
-        p->n = p->open_start; /* a sequence of a context is never split, so all of it is here */
+        p->n = p->open_start; /* a context is never split, so all of it is here */
         p->open = false;
     }
     if (p->open) close_sequence(p);

@@ -1,10 +1,11 @@
-/* Lines of JSON with words and a tag for each: tokens and their labels. */
+/* Tagged words: lines of JSON with words and a tag for each, encoded to tokens and labels. */
 #include <string.h>
 
 #include "lib/text/corpus_internal.h"
 #include "lib/text/text_internal.h"
 
-/* transformers encodes the words of a byte-level vocabulary as if a space preceded each (add_prefix_space), the first one, too. */
+/* For a byte-level vocabulary transformers encodes every word, the first one included, as if preceded by a space
+ * (add_prefix_space). */
 static int encode_word(struct text_worker *w, const struct vocab *v, const struct corpus_options *o, const char *word,
                        struct text_ids *ids, struct buf *scratch, struct err *e) {
     size_t n = strlen(word);
@@ -32,7 +33,7 @@ static int list_of(const cJSON *object, const char *name, const cJSON **out, str
     return err_set(e, ERR_DATA, "\"%.80s\" is %s: expected a list", name, *out ? "not a list" : "missing");
 }
 
-/* The rest of a word's tokens have no label, as in transformers' run_ner.py (label_all_tokens false). */
+/* Only the first token of a word has a label, as in transformers' run_ner.py (label_all_tokens false). */
 static int encode_words(struct text_worker *w, const struct vocab *v, const struct corpus_options *o,
                         const cJSON *object, struct text_ids *ids, struct buf *tags, struct buf *scratch,
                         struct err *e) {

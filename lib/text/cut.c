@@ -1,17 +1,17 @@
 /*
- * Where a text of any length may be cut without changing its tokens: between two words, whatever text the window is part of, and
- * such that the words before the cut are the same when the text ends there.
+ * Where a text of any length may be cut without changing its tokens: between two words, whatever text surrounds the
+ * window, and such that the words before the cut stay the same if the text ends there.
  *
- * The expressions of pretokenize.c look at nothing before a word. After it they look at one character, and only after
- * white space: `\s+(?!\S)` leaves the last of several spaces to the word that follows, but not at the end of a text. So
- * a cut after a single line end is safe, one after two of them is not.
+ * The expressions of pretokenize.c do not look back before a word. They look ahead by one character, and only after
+ * white space: `\s+(?!\S)` leaves the last of several spaces to the next word, but not at the end of a text. So a cut
+ * after a single line end is safe, a cut after two of them is not.
  *
- * Between which characters does a word always end? Let L be a letter, N a number, R one of \r \n, S other white space,
- * P the rest. In all four expressions
- *     after L   a run of letters goes on with letters only;
- *     after N   likewise;
- *     after P   S begins something else (R does not: punctuation takes the line ends after it along), and so does N;
- *     after R   L, N and P begin something else (white space does not).
+ * Between which characters does a word always end? Let L be a letter, N a number, R one of \r and \n, S other white
+ * space, P the rest. In all four expressions
+ *     after L   a run of letters continues only with letters;
+ *     after N   likewise with numbers;
+ *     after P   S and N begin a new word (R does not: punctuation includes the line ends after it);
+ *     after R   L, N and P begin a new word (white space does not).
  */
 #include <utf8proc.h>
 
@@ -19,8 +19,8 @@
 
 enum char_class { CLASS_UNKNOWN, CLASS_L, CLASS_N, CLASS_P, CLASS_R, CLASS_S };
 
-/* Only what has been there since Unicode 3 and starts a composition anew is told apart: what PCRE2 thinks of a new
- * script does not matter then, and the cut is one between normalised texts as well. Few texts have none of it for long. */
+/* Classifies only characters that exist since Unicode 3 and start a new composition: then it does not matter how PCRE2
+ * classifies new scripts, and the cut is also one of the normalised text. Few texts go long without such characters. */
 static enum char_class classify(int32_t c) {
     if (c < 0x80) {
         if (c == '\n' || c == '\r') return CLASS_R;
@@ -56,7 +56,7 @@ static bool word_ends_between(enum char_class before, enum char_class after) {
     }
 }
 
-/* The character that begins at `at`, when it is whole. */
+/* Class of the character at `at`, if it is complete. */
 static enum char_class class_at(const unsigned char *text, size_t n, size_t at) {
     int32_t c;
     utf8proc_ssize_t k = utf8proc_iterate(text + at, (utf8proc_ssize_t)(n - at < 4 ? n - at : 4), &c);
@@ -73,7 +73,7 @@ static enum char_class class_before(const unsigned char *text, size_t at) {
     return CLASS_UNKNOWN;
 }
 
-/* Does the text end with white space that is more than one character, or may be? */
+/* Does the text end with several white space characters, or possibly so? */
 static bool ends_in_spaces(const unsigned char *text, size_t n) {
     enum char_class last = class_before(text, n);
     if (last != CLASS_R && last != CLASS_S) return false;
@@ -81,19 +81,19 @@ static bool ends_in_spaces(const unsigned char *text, size_t n) {
     return before != CLASS_L && before != CLASS_N && before != CLASS_P;
 }
 
-/* Tokens that are matched in normalised text are looked for here in the raw one, so the two must be the same as far as
- * such a token reaches. */
+/* Tokens matched in normalised text are searched for here in raw text, so the two must be equal within the reach of
+ * such a token. */
 static bool is_low_around(const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
     size_t reach = v->index->normalised.max_bytes;
     if (!v->nfc || !reach) return true;
     return n - p > reach && text_is_low(text + (p > reach ? p - reach : 0), (p > reach ? reach : p) + reach + 1);
 }
 
-/* ---- the other kinds: words that steps cut ---- */
+/* ---- the other kinds: words are split by steps ---- */
 
-/* A space of a word of BPE or of the unigram model, which may be a whole text, parts it where no piece has a space
- * after the character before; an unknown character must not meet another one there. Sums in f32 depend on what came
- * before. */
+/* A word of BPE or of the unigram model, which may be a whole text, can be split before a space if no piece has a space
+ * after the preceding character. Two unknown characters must not meet there. Not with f32 sums: they depend on what
+ * came before. */
 bool vocab_parts_at_spaces(const struct vocab *v) {
     return (v->kind == TEXT_CHAR_BPE || v->kind == TEXT_UNIGRAM) && v->index->has_space &&
            !(v->model_flags & MODEL_FLOAT_SUMS);
@@ -110,7 +110,7 @@ static bool cuts_at_white_space(const struct vocab *v) {
            vocab_find_step(v, WORDS_WHITESPACE);
 }
 
-/* A normaliser that maps line ends, letters and digits to themselves, whatever is around them. */
+/* Does the normaliser map line ends, letters and digits to themselves in any context? */
 static bool keeps_lines(const struct vocab *v) {
     for (uint32_t i = 0; i < v->n_steps; i++) {
         uint32_t op = v->steps[i].op;
@@ -133,8 +133,8 @@ static bool is_plain(unsigned char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
-/* Before the space between two ASCII letters or digits: normalisers look at neither side from the other, and what comes
- * after begins with a space, so that no prefix is missing. The letter before may be another one when normalised. */
+/* Is p the space between two ASCII letters or digits? No normaliser looks across it, and the second part begins with a
+ * space, so that it lacks no prefix. The letter before it may change when normalised. */
 static bool parts_before_space(const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
     if (text[p] != ' ' || p + 1 >= n || !is_plain(text[p - 1]) || !is_plain(text[p + 1])) return false;
     if (cuts_at_white_space(v) || v->kind == TEXT_WORDPIECE) return cuts_at_white_space(v);
@@ -147,7 +147,7 @@ static bool parts_before_space(const struct vocab *v, const unsigned char *text,
     return !v->index->joins_space[text[p - 1]] && !v->index->joins_space[lower];
 }
 
-/* After the line end between a letter or digit of any script and another one. */
+/* Is p after a line end, with a letter or digit of a known script next? */
 static bool parts_after_line(const struct vocab *v, const unsigned char *text, size_t n, size_t p) {
     if (text[p - 1] != '\n' || !keeps_lines(v)) return false;
     enum char_class next = class_at(text, n, p);
@@ -157,8 +157,8 @@ static bool parts_after_line(const struct vocab *v, const unsigned char *text, s
     return (v->kind == TEXT_CHAR_BPE || v->kind == TEXT_UNIGRAM) && known && !v->index->joins_newline;
 }
 
-/* A token that is matched in normalised text and may reach over a space between letters: it is looked for in vain in
- * the raw text. */
+/* Is there a token matched in normalised text that may span a space between letters? Raw text cannot be searched for
+ * it. */
 static bool has_spaced_token(const struct vocab *v) {
     for (uint32_t id = 0; id < v->n_tokens; id++) {
         const struct token *t = &v->tokens[id];

@@ -1,9 +1,9 @@
-/* Tokens to text, and GPT-2's printable spelling of bytes. */
+/* Decodes tokens to text, and converts GPT-2's printable spelling of bytes. */
 #include <utf8proc.h>
 
 #include "lib/text/text_internal.h"
 
-/* ---- what a token stands for, made once: the decoder's steps that look at one token ---- */
+/* ---- the text of a token, computed once: the decoder steps that act on single tokens ---- */
 
 static int replace_in(const struct text_step *s, struct buf *text, struct buf *scratch, struct err *e) {
     scratch->len = 0;
@@ -25,7 +25,7 @@ static int replace_in(const struct text_step *s, struct buf *text, struct buf *s
         .n_b = sizeof(to) - 1                                                                                          \
     }
 
-/* WordPiece's cleanup: in this order. */
+/* WordPiece's cleanup, in this order. */
 static int clean_up(struct buf *text, struct buf *scratch, struct err *e) {
     static const struct text_step known[] = {
         STEP(" .", "."),   STEP(" ?", "?"),     STEP(" !", "!"),     STEP(" ,", ","),
@@ -37,12 +37,12 @@ static int clean_up(struct buf *text, struct buf *scratch, struct err *e) {
     return rc;
 }
 
-/* Does a token begin with the prefix inside words? */
+/* Does the token begin with the prefix inside words? */
 static bool is_inside(const struct text_step *s, const struct token *t) {
     return t->n_bytes >= s->n_a && memcmp(t->bytes, s->a, s->n_a) == 0;
 }
 
-/* `front`: nothing precedes the token. */
+/* `front`: the token is the first. */
 static int token_text(const struct vocab *v, const struct token *t, bool front, struct buf *out, struct buf *scratch,
                       struct err *e) {
     static const struct text_step space = STEP(METASPACE, " "), nothing = STEP(METASPACE, "");
@@ -107,7 +107,7 @@ static bool front_matters(const struct vocab *v) {
     return false;
 }
 
-/* The first token of a text. */
+/* Appends the first token of a text. */
 static int decode_front(const struct vocab *v, const struct token *t, struct buf *out, struct err *e) {
     struct buf text = {0}, scratch = {0};
     int rc = token_text(v, t, true, &text, &scratch, e);
@@ -172,7 +172,7 @@ static int32_t byte_to_char(unsigned byte) {
     return c;
 }
 
-/* -1: not of the alphabet. */
+/* Returns -1 if c is not in the alphabet. */
 static int char_to_byte(int32_t c) {
     if (c < 256) return is_printable((unsigned)c) ? c : -1;
     for (unsigned b = 0; b < 256; b++)
@@ -181,7 +181,7 @@ static int char_to_byte(int32_t c) {
 }
 
 int text_spell(const void *bytes, size_t n, struct buf *out, struct err *e) {
-    int rc = buf_reserve(out, n, e); /* at least; most are one byte */
+    int rc = buf_reserve(out, n, e); /* a lower bound; most take one byte */
     for (size_t i = 0; i < n && !rc; i++) {
         unsigned char utf8[4];
         utf8proc_ssize_t k = utf8proc_encode_char(byte_to_char(((const unsigned char *)bytes)[i]), utf8);

@@ -1,6 +1,6 @@
 /*
- * Encodes text as tokens: added tokens first, then normalisation, then the pre-tokenizer cuts the text between them
- * into words, then each word is merged, or found in the cache of recent words.
+ * Encodes text to tokens: first finds added tokens, then normalises the text between them, splits it into words with
+ * the pre-tokenizer, and merges each word or finds it in the cache of recent words.
  */
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -13,13 +13,13 @@ static int append_id(struct text_ids *ids, uint32_t id, struct err *e) {
     return rc;
 }
 
-/* ---- the cache: words and their tokens, one place for each hash, the newer pushes out the older ---- */
+/* ---- the cache of words and their tokens: direct-mapped, newer entries replace older ones ---- */
 
-#define CACHE_ENTRIES  16384 /* 1 MiB: fits a second-level cache */
+#define CACHE_ENTRIES  16384 /* 1 MiB: fits into a second-level cache */
 #define CACHE_MAX_WORD 30
 #define CACHE_MAX_IDS  8
 
-struct cache_entry { /* a cache line */
+struct cache_entry { /* one cache line */
     uint32_t ids[CACHE_MAX_IDS];
     uint8_t n_ids, n_bytes; /* 0 bytes: empty */
     unsigned char bytes[CACHE_MAX_WORD];
@@ -34,7 +34,7 @@ static bool cache_holds(const struct cache_entry *c, const unsigned char *word, 
     return c->n_bytes == n && memcmp(c->bytes, word, n) == 0;
 }
 
-/* A word that lost a byte is not cached: each loss is counted. */
+/* Words that lost a byte are not cached, because each loss is counted. */
 static void cache_keep(struct cache_entry *c, const unsigned char *word, size_t n, const struct text_ids *ids,
                        size_t before, bool lost) {
     size_t n_ids = ids->n - before;
@@ -45,7 +45,7 @@ static void cache_keep(struct cache_entry *c, const unsigned char *word, size_t 
     memcpy(c->ids, ids->ids + before, n_ids * sizeof c->ids[0]);
 }
 
-/* ---- working memory: a vocabulary keeps what its calls leave behind, as much as there were calls at one time ---- */
+/* ---- working memory: kept by the vocabulary for later calls, as many as there were concurrent calls ---- */
 
 int worker_take(struct text_worker **out, const struct vocab *v, struct err *e) {
     struct text_index *x = v->index;
@@ -109,7 +109,7 @@ static int encode_word(struct text_worker *w, const struct vocab *v, const unsig
     if (c && cache_holds(c, word, n)) {
         int rc = text_ids_reserve(ids, CACHE_MAX_IDS, e);
         if (rc) return rc;
-        memcpy(ids->ids + ids->n, c->ids, sizeof c->ids); /* of fixed size: faster, and the reserve covers it */
+        memcpy(ids->ids + ids->n, c->ids, sizeof c->ids); /* fixed size: faster, and reserved above */
         ids->n += c->n_ids;
         return 0;
     }
@@ -120,7 +120,7 @@ static int encode_word(struct text_worker *w, const struct vocab *v, const unsig
     return rc;
 }
 
-/* Each stretch of valid UTF-8 is cut into words on its own; a run of other bytes is one word. */
+/* Splits each stretch of valid UTF-8 into words separately; a run of other bytes is one word. */
 static int encode_bytes(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
                         struct text_ids *ids, struct err *e) {
     for (size_t at = 0; at < n;) {
@@ -139,8 +139,8 @@ static int encode_bytes(struct text_worker *w, const struct vocab *v, const unsi
     return 0;
 }
 
-/* A word may be a whole text. Where no piece has a space after that character, nothing joins over the place, and the
- * parts are words of the cache. */
+/* A word may be a whole text. It is split at spaces that no merge or piece can cross, so that its parts can be
+ * cached. */
 static int encode_parts(struct text_worker *w, const struct vocab *v, const unsigned char *word, size_t n,
                         struct text_ids *ids, struct err *e) {
     bool parts = vocab_parts_at_spaces(v);
@@ -171,7 +171,7 @@ static int encode_plain(struct text_worker *w, const struct vocab *v, const unsi
     return rc;
 }
 
-/* ---- what lies between added tokens ---- */
+/* ---- the text between added tokens ---- */
 
 typedef int encode_between(struct text_worker *w, const struct vocab *v, const unsigned char *text, size_t n,
                            struct place place, const struct text_encode_options *o, struct text_ids *ids,

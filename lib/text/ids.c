@@ -1,7 +1,7 @@
-/* Growing arrays of token ids, and the tokens of a character without a piece. */
+/* Growable arrays of token ids, and the tokens of a character without a piece. */
 #include "lib/text/text_internal.h"
 
-/* ---- growing arrays of ids ---- */
+/* ---- growable arrays of ids ---- */
 
 int text_ids_reserve(struct text_ids *ids, size_t extra, struct err *e) {
     if (ids->cap - ids->n >= extra) return 0;

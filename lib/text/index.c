@@ -1,13 +1,13 @@
 /*
- * Lookup: pieces by their bytes, merges by their pair. Two open-addressing hash tables with linear probing, at most
- * half full, built once and then only read.
+ * Lookup of pieces by their bytes and of merges by their pair: two hash tables with open addressing and linear probing,
+ * at most half full, built once and then read-only.
  */
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include "lib/text/text_internal.h"
 
-/* A power of two with room for n entries at half load. n <= TEXT_MAX_TOKENS or a count of merges that is in memory. */
+/* A power of two that holds n entries at half load. n <= TEXT_MAX_TOKENS or a number of merges in memory. */
 static uint64_t table_size(uint64_t n) {
     uint64_t size = 64;
     while (size < 2 * n) size *= 2;
@@ -20,7 +20,7 @@ static bool is_added(const struct token *t) {
     return (t->flags & (TOKEN_ADDED | TOKEN_SPECIAL)) != 0;
 }
 
-/* The slot that holds this piece, or the empty one where it belongs. */
+/* The slot that has this piece, or the empty one for it. */
 static uint32_t *piece_slot(const struct vocab *v, const void *bytes, size_t n) {
     const struct text_index *x = v->index;
     for (uint64_t i = XXH3_64bits(bytes, n);; i++) {
@@ -31,7 +31,7 @@ static uint32_t *piece_slot(const struct vocab *v, const void *bytes, size_t n) 
     }
 }
 
-/* An added token may be spelled like an ordinary one, which is then the one to find; no other piece may occur twice. */
+/* An added token may be spelled like an ordinary one, which is then preferred; no other piece may occur twice. */
 static int insert_piece(struct vocab *v, uint32_t id, struct err *e) {
     const struct token *t = &v->tokens[id];
     uint32_t *slot = piece_slot(v, t->bytes, t->n_bytes);
@@ -70,7 +70,7 @@ int text_byte_piece(const struct token *t) {
     return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
 }
 
-/* What neighbours occur in pieces: where none do, no merge and no piece crosses. */
+/* Records which neighbours occur in pieces: no merge or piece crosses the others. */
 static void index_neighbours(struct text_index *x, const struct token *t) {
     for (uint32_t i = 1; i < t->n_bytes; i++) {
         bool space = t->n_bytes - i >= METASPACE_BYTES && memcmp(t->bytes + i, METASPACE, METASPACE_BYTES) == 0;
@@ -111,7 +111,7 @@ uint32_t index_find_ordinary(const struct vocab *v, const void *bytes, size_t n)
 
 /* ---- merges ---- */
 
-/* Pairs are small consecutive numbers: a multiplication spreads them, best in its upper half. */
+/* Pairs are small consecutive numbers: multiplication spreads them best in its upper half. */
 static uint64_t hash_pair(uint64_t pair) {
     pair *= UINT64_C(0x9e3779b97f4a7c15);
     return pair ^ pair >> 32;
@@ -159,7 +159,7 @@ static int merge_table(struct vocab *v, uint32_t n, struct err *e) {
 
 int index_merges(struct vocab *v, struct err *e) {
     struct text_index *x = v->index;
-    if (v->kind == TEXT_CHAR_BPE && !v->n_merges) return 0; /* index_scores makes them */
+    if (v->kind == TEXT_CHAR_BPE && !v->n_merges) return 0; /* index_scores derives them */
     int rc = merge_table(v, v->n_merges, e);
     if (rc) return rc;
     for (uint32_t rank = 0; rank < v->n_merges; rank++) {
@@ -174,12 +174,12 @@ int index_merges(struct vocab *v, struct err *e) {
     return 0;
 }
 
-/* ---- merges that scores make ---- */
+/* ---- merges derived from scores ---- */
 
 struct derived {
     struct merge m;
     float score;
-    uint32_t n_left, n_right; /* characters */
+    uint32_t n_left, n_right; /* in characters */
 };
 
 static uint32_t characters(const struct token *t) {
@@ -188,7 +188,7 @@ static uint32_t characters(const struct token *t) {
     return n;
 }
 
-/* The better result first; as `generate_merges` of transformers has it, longer pieces first; then as they came. */
+/* Highest score first; like `generate_merges` of transformers, then longer pieces; then by id. */
 static int by_score(const void *a, const void *b) {
     const struct derived *x = a, *y = b;
     if (x->score != y->score) return x->score > y->score ? -1 : 1;
@@ -198,7 +198,7 @@ static int by_score(const void *a, const void *b) {
     return x->m.left < y->m.left ? -1 : x->m.left > y->m.left;
 }
 
-/* Added tokens are removed from the text first and merge with nothing. */
+/* Added tokens are matched before and never merge. */
 static int derive(const struct vocab *v, struct buf *out, struct err *e) {
     int rc = 0;
     for (uint32_t id = 0; id < v->n_tokens && !rc; id++) {
@@ -233,7 +233,7 @@ int vocab_derive_merges(const struct vocab *v, struct arena *a, struct merge **m
     return rc;
 }
 
-/* Pieces of equal scores share a rank, so that of their merges the leftmost comes first, as in sentencepiece. */
+/* Pieces with equal scores share a rank, so that the leftmost of their merges comes first, as in sentencepiece. */
 int index_scores(struct vocab *v, struct err *e) {
     struct buf all = {0};
     int rc = derive(v, &all, e);

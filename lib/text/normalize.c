@@ -1,11 +1,11 @@
-/* Normalises a fragment of text before it is cut into words: applies the normaliser's steps in order. */
+/* Normalises a fragment of text before it is split into words, applying the normaliser's steps in order. */
 #include "lib/text/text_internal.h"
 
 /* ---- character by character ---- */
 
 typedef int map_char(int32_t c, const struct text_step *s, struct buf *out, struct err *e);
 
-/* Invalid UTF-8 passes through. */
+/* Invalid UTF-8 is copied. */
 static int map_chars(map_char *fn, const struct text_step *s, const unsigned char *text, size_t n, struct buf *out,
                      struct err *e) {
     int rc = buf_reserve(out, n, e);
@@ -36,7 +36,7 @@ static int drop_nonspacing(int32_t c, const struct text_step *s, struct buf *out
     return char_is_nonspacing(c) ? 0 : text_put_char(out, c, e);
 }
 
-/* ---- BERT's (tokenization.py of google-research/bert, as `tokenizers` has it) ---- */
+/* ---- BERT's normaliser (tokenization.py of google-research/bert, as implemented in `tokenizers`) ---- */
 
 static bool is_control(int32_t c) {
     return c != '\t' && c != '\n' && c != '\r' && char_is_other(c);
@@ -62,7 +62,7 @@ static int space_ideographs(int32_t c, const struct text_step *s, struct buf *ou
     return rc ? rc : buf_append(out, " ", 1, e);
 }
 
-/* ---- pieces of text ---- */
+/* ---- strings ---- */
 
 static int replace(const struct text_step *s, const unsigned char *text, size_t n, struct buf *out, struct err *e) {
     int rc = 0;
@@ -109,7 +109,8 @@ static bool ends_with(const unsigned char *text, size_t n, const char *what, siz
     return n >= n_what && memcmp(text + n - n_what, what, n_what) == 0;
 }
 
-/* No space at the front, none at the end, one in a row (normalizer.cc of google/sentencepiece). */
+/* Removes spaces at the front and the end, and all but one of consecutive spaces (normalizer.cc of
+ * google/sentencepiece). */
 static int spaces(const unsigned char *text, size_t n, const struct place *place, struct buf *out, struct err *e) {
     bool after_space = !place->continues;
     size_t from = out->len;
@@ -130,7 +131,7 @@ static int spaces(const unsigned char *text, size_t n, const struct place *place
     return rc;
 }
 
-/* ---- the whole ---- */
+/* ---- applying the steps ---- */
 
 static struct buf *other(const struct step_memory *m, const unsigned char *text) {
     return (struct buf *)(text == m->text[0].data ? &m->text[1] : &m->text[0]);
@@ -178,7 +179,7 @@ static int apply(const struct text_step *s, struct step_memory *m, const unsigne
     }
 }
 
-/* sentencepiece reads a byte that is not UTF-8 as U+FFFD, before all else. */
+/* sentencepiece reads a byte that is not UTF-8 as U+FFFD, before anything else. */
 static int replace_bad(const unsigned char *text, size_t n, struct buf *out, struct err *e) {
     int rc = 0;
     for (size_t at = 0; at < n && !rc;) {

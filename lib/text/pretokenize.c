@@ -1,17 +1,17 @@
 /*
- * Pre-tokenizers: cut text into the pieces that merges never cross, by the regular expressions that the models'
- * publishers ship, through PCRE2 with Unicode properties and, where the system allows it, its just-in-time compiler.
+ * Pre-tokenizers: split text into the words that merges never cross, using the regular expressions published with the
+ * models, with PCRE2, Unicode properties and, where the system allows it, the just-in-time compiler.
  *
- * Which characters are letters and numbers depends on the Unicode version of the PCRE2 at hand (10.42: Unicode 14);
- * README.md has what differs from Hugging Face's.
+ * Which characters are letters and numbers depends on the Unicode version of PCRE2 (10.42: Unicode 14); README.md lists
+ * differences from Hugging Face's tokenizers.
  */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
 #include "lib/text/text_internal.h"
 
-/* White space is Unicode's White_Space, written out: PCRE2's own \s has U+180E as well, which is none since Unicode 6.3
- * and which the published tokenizers take for punctuation. */
+/* White space is Unicode's White_Space, written out: PCRE2's \s also includes U+180E, which is not white space since
+ * Unicode 6.3 and is punctuation for the published tokenizers. */
 #define S       "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 #define SPACES  "[" S "]"
 #define VISIBLE "[^" S "]"
@@ -20,15 +20,15 @@
 #define GPT2                                                                                                           \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" S "\\p{L}\\p{N}]+|" SPACES "+(?!" VISIBLE ")|" SPACES "+"
 
-/* Llama 3 and Qwen2, tokenizer.json of the models; they differ in how many digits go together. */
+/* Llama 3 and Qwen2, tokenizer.json of the models; they differ in how many digits form a word. */
 #define CL100K(digits)                                                                                                 \
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?[^" S "\\p{L}\\p{N}]+[\\r\\n]*|" SPACES   \
     "*[\\r\\n]+|" SPACES "+(?!" VISIBLE ")|" SPACES "+"
 
 /*
- * SmolLM, tokenizer.json: first every number character is cut out alone, then GPT-2's expression runs on each part.
- * In one expression: a digit comes first; no other alternative can then reach one; and white space before a digit is at
- * the end of its part, where GPT-2's lookahead finds nothing visible.
+ * SmolLM, tokenizer.json: first every number character is split off, then GPT-2's expression runs on each part. As one
+ * expression: the alternative for a digit comes first; no other alternative can match one; and white space before a
+ * digit is at the end of its part, where GPT-2's lookahead finds nothing visible.
  */
 #define SMOLLM                                                                                                         \
     "\\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?[^" S "\\p{L}\\p{N}]+|" SPACES "+(?![^" S "\\p{N}])|" SPACES "+"
@@ -43,7 +43,7 @@ static const struct {
     {PRE_SMOLLM, "smollm", SMOLLM},
 };
 
-/* Other names in tokenizer.ggml.pre for the same expressions (llama.cpp, src/llama-vocab.cpp). */
+/* Aliases in tokenizer.ggml.pre for the same expressions (llama.cpp, src/llama-vocab.cpp). */
 static const struct {
     const char *alias;
     enum text_pre pre;
@@ -76,7 +76,7 @@ int text_pre_parse(const char *name, enum text_pre *out, struct err *e) {
     return err_set(e, ERR_DATA, "unknown pre-tokenizer \"%s\" (known: gpt-2, llama-bpe, qwen2, smollm)", name);
 }
 
-/* ---- compiled ---- */
+/* ---- compiling ---- */
 
 struct pretokenizer {
     pcre2_general_context *memory;
@@ -89,7 +89,7 @@ struct pre_state {
     pcre2_jit_stack *stack;
 };
 
-/* PCRE2 allocates through us, so that a test can let any allocation fail. */
+/* PCRE2 allocates through us, so that tests can make any allocation fail. */
 static void *pcre_alloc(size_t size, void *ctx) {
     struct err e;
     (void)ctx;
@@ -106,7 +106,7 @@ static int pcre_error(struct err *e, int code, const char *what) {
     return err_set(e, ERR_IO, "%s: PCRE2 error %d: %s", what, code, (const char *)text);
 }
 
-/* Anchored: every alternative's union is all of Unicode, so that a match begins wherever the last one ended. */
+/* Anchored: the alternatives together match any character, so a match begins where the last one ended. */
 static int compile(struct pretokenizer *p, const char *pattern, struct err *e) {
     p->memory = pcre2_general_context_create(pcre_alloc, pcre_free, NULL);
     if (!p->memory) return err_nomem(e, "pre-tokenizer");
@@ -161,7 +161,7 @@ int pre_state_new(struct pre_state **out, const struct pretokenizer *p, struct e
         pre_state_free(s);
         return err_nomem(e, "pre-tokenizer");
     }
-    /* The limits guard against runaway expressions; ours are linear, and a file may hold a gigabyte of spaces. */
+    /* The limits guard against runaway expressions; ours are linear, and a file may have a gigabyte of spaces. */
     pcre2_set_match_limit(s->context, UINT32_MAX);
     pcre2_set_depth_limit(s->context, UINT32_MAX);
     pcre2_set_heap_limit(s->context, UINT32_MAX);
@@ -183,7 +183,8 @@ int pretokenizer_match(const struct pretokenizer *p, struct pre_state *s, const 
     const uint32_t options = PCRE2_NO_UTF_CHECK;
     int rc = PCRE2_ERROR_JIT_STACKLIMIT;
     if (p->jit) rc = pcre2_jit_match(p->code, text, n, at, options, s->match, s->context);
-    /* Whatever stopped compiled code, the interpreter keeps its state on the heap and has no limit but memory. */
+    /* If compiled code stops for any reason: the interpreter keeps its state on the heap and is limited only by
+     * memory. */
     if (rc < 0) rc = pcre2_match(p->code, text, n, at, options | PCRE2_NO_JIT, s->match, s->context);
     if (rc < 0) return pcre_error(e, rc, "cannot cut the text into words");
     *end = pcre2_get_ovector_pointer(s->match)[1];
@@ -195,9 +196,9 @@ static bool is_ascii_letter(unsigned char c) {
 }
 
 /*
- * Most of most texts: a run of ASCII letters, perhaps a space before it, and ASCII or the end after. Every one of the
- * four expressions takes exactly that, by its alternative ` ?\p{L}+` or `[^\r\n\p{L}\p{N}]?\p{L}+`: the earlier ones
- * begin with an apostrophe or a digit.
+ * The most common case: a run of ASCII letters, optionally after a space, followed by ASCII or the end. All four
+ * expressions match exactly this, by their alternative ` ?\p{L}+` or `[^\r\n\p{L}\p{N}]?\p{L}+`: the alternatives
+ * before it begin with an apostrophe or a digit.
  */
 static size_t ascii_word(const unsigned char *text, size_t n, size_t at) {
     size_t i = at + (text[at] == ' ');

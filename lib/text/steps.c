@@ -3,7 +3,7 @@
  */
 #include "lib/text/text_internal.h"
 
-/* ---- what a step may be ---- */
+/* ---- rules for steps ---- */
 
 static const struct step_rule {
     uint32_t op;
@@ -79,7 +79,7 @@ static int check_step(const struct text_step *s, struct err *e) {
     return 0;
 }
 
-/* Token-wise decoders come before those for the whole text. */
+/* Decoder steps for single tokens precede those for the whole text. */
 static int check_decoder(const struct vocab *v, struct err *e) {
     uint32_t last = 0;
     for (uint32_t i = 0; i < v->n_steps; i++) {
@@ -163,7 +163,7 @@ int steps_copy(struct vocab *v, const struct vocab *spec, struct err *e) {
     return 0;
 }
 
-/* ---- bytes: kind, flags, number of steps; for each step op, arg, lengths of a and b, a, b ---- */
+/* ---- bytes: kind, flags, number of steps; per step op, arg, lengths of a and b, a, b ---- */
 
 #define STEPS_HEAD 12u
 #define STEP_HEAD  16u
@@ -233,7 +233,7 @@ int steps_get(struct vocab *spec, const unsigned char *data, size_t n, struct ar
     for (uint32_t i = 0; i < spec->n_steps && !rc; i++) rc = get_step(&at, end, &steps[i], e);
     if (!rc && at != end) rc = err_set(e, ERR_DATA, "bytes after the tokenizer's steps");
     if (!rc && spec->kind == TEXT_BYTE_BPE && !spec->n_steps)
-        rc = err_set(e, ERR_DATA, "steps that say nothing"); /* one vocabulary has one record */
+        rc = err_set(e, ERR_DATA, "steps that say nothing"); /* a vocabulary has only one encoding */
     return rc;
 }
 

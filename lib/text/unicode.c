@@ -1,6 +1,6 @@
 /*
- * The parts of Unicode that tokenizing needs: where UTF-8 is valid, normalisation forms, white space and word
- * characters. Categories and decompositions are utf8proc's.
+ * The parts of Unicode needed for tokenizing: valid UTF-8, normalisation forms, white space and word characters.
+ * Categories and decompositions are from utf8proc.
  */
 #include <utf8proc.h>
 
@@ -8,7 +8,7 @@
 
 /* ---- valid and invalid UTF-8 ---- */
 
-/* Bytes of the character at the front, 0 when there is no valid one. */
+/* Length of the first character, 0 if it is invalid. */
 static size_t char_bytes(const unsigned char *text, size_t n, int32_t *c) {
     utf8proc_ssize_t took = utf8proc_iterate(text, n < 4 ? (utf8proc_ssize_t)n : 4, c);
     return took > 0 ? (size_t)took : 0;
@@ -41,13 +41,13 @@ size_t utf8_invalid_prefix(const unsigned char *text, size_t n) {
 
 /* ---- normalisation forms (Unicode Standard Annex #15) ----
  *
- * utf8proc_map would do, but it puts combining marks in order by swapping neighbours: quadratic, and a file of nothing
- * but marks takes hours. So only the decomposition of one character and the composition, both linear, are utf8proc's.
+ * utf8proc_map is not used because it sorts combining marks by swapping neighbours: this is quadratic, and a file of
+ * only marks takes hours. Only the decomposition of a character and the composition, both linear, are utf8proc's.
  */
-#define LOW_LIMIT  0x300 /* the first combining mark: nothing below composes with what is before */
+#define LOW_LIMIT  0x300 /* the first combining mark: nothing below it composes with what precedes it */
 #define FORM_PIECE 16384
 
-/* Characters whose lead byte is below low_lead are never changed. */
+/* Characters with a lead byte below low_lead never change. */
 struct form {
     int options;
     unsigned char low_lead;
@@ -73,7 +73,7 @@ static unsigned combining_class(int32_t c) {
     return (unsigned)utf8proc_get_property(c)->combining_class;
 }
 
-/* Stable counting sort of marks by class: any number of marks, 256 classes. */
+/* Stable counting sort of marks by their combining class. */
 static void order_marks(int32_t *marks, int32_t *spare, size_t n) {
     size_t start[256] = {0};
     for (size_t i = 0; i < n; i++) start[combining_class(marks[i])]++;
@@ -96,14 +96,14 @@ static void order_all_marks(int32_t *chars, int32_t *spare, size_t n) {
     }
 }
 
-/* A place where a text may be cut and its halves normalised apart: before a character that begins anew. The common ones
- * are enough: below U+0300, ideographs, Hangul syllables. */
+/* Can a text be cut before this character, and both parts normalised separately? The common cases suffice: below
+ * U+0300, ideographs, Hangul syllables. */
 static bool begins_anew(int32_t c) {
     return c < LOW_LIMIT || (c >= 0x3400 && c < 0xa000) || (c >= 0xac00 && c <= 0xd7a3);
 }
 
-/* Decomposes characters from the front, at least one, to where low ones begin or to a good place after FORM_PIECE
- * bytes; returns the bytes taken. */
+/* Decomposes at least one character, up to the next low one or, after FORM_PIECE bytes, to the next safe cut; returns
+ * the number of bytes taken. */
 static size_t decompose(const struct form *form, const unsigned char *text, size_t n, struct buf *scratch, int *rc,
                         struct err *e) {
     size_t i = 0;
@@ -132,8 +132,8 @@ static int append_chars(const int32_t *chars, size_t n, struct buf *out, struct 
     return 0;
 }
 
-/* Valid text: low characters are copied, but for the last, which may compose with what follows; the rest goes a piece
- * at a time, so that working memory stays small. */
+/* Normalises valid text: low characters are copied, except the last one, which may compose with what follows; the rest
+ * is processed in pieces, to keep working memory small. */
 static int form_valid(const struct form *form, const unsigned char *text, size_t n, struct buf *scratch,
                       struct buf *out, struct err *e) {
     for (size_t at = 0; at < n;) {
@@ -174,9 +174,9 @@ int text_form(enum text_op form, const unsigned char *text, size_t n, struct buf
     return 0;
 }
 
-/* ---- white space and words, as Rust's regex crate has \s and \w: around added tokens ---- */
+/* ---- white space and word characters next to added tokens, like \s and \w of Rust's regex crate ---- */
 
-/* Unicode's White_Space: closed by stability policy in practice, and the same in every version since 6.3. */
+/* Unicode's White_Space: in practice unchanged since version 6.3. */
 bool char_is_space(int32_t c) {
     return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
            c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
@@ -209,7 +209,7 @@ bool char_is_number(int32_t c) {
 }
 
 size_t char_lowercase(int32_t c, int32_t out[2]) {
-    out[0] = c == 0x130 ? 'i' : utf8proc_tolower(c); /* the one character that becomes two (SpecialCasing.txt) */
+    out[0] = c == 0x130 ? 'i' : utf8proc_tolower(c); /* the only character that becomes two (SpecialCasing.txt) */
     out[1] = 0x307;
     return c == 0x130 ? 2 : 1;
 }
@@ -226,7 +226,7 @@ int text_put_char(struct buf *out, int32_t c, struct err *e) {
     return buf_append(out, utf8, (size_t)utf8proc_encode_char(c, utf8), e);
 }
 
-/* Bytes of the last character, 0 when the end is no valid one. */
+/* Length of the last character, 0 if it is invalid. */
 static size_t last_char(const unsigned char *text, size_t n, int32_t *c) {
     for (size_t k = 1; k <= 4 && k <= n; k++)
         if (char_bytes(text + n - k, k, c) == k) return k;

@@ -1,7 +1,7 @@
 /*
- * Categories as the tables of Hugging Face's `tokenizers` 0.23 have them, which stem from Unicode 8 and 9: BERT's
- * normaliser and words, and the step that strips accents, do not know the marks and punctuation that came later. Found
- * by asking it about every code point (tests/reference/compare_categories.py).
+ * Character categories as in the tables of Hugging Face's `tokenizers` 0.23, which date from Unicode 8 and 9: BERT's
+ * normaliser and words, and the step that strips accents, do not know later marks and punctuation. Determined by
+ * testing every code point (tests/reference/compare_categories.py).
  */
 #include <utf8proc.h>
 

@@ -1,8 +1,8 @@
 /*
- * The unigram model (Kudo, "Subword regularization", ACL 2018): of all sequences of pieces that make a word, the one
- * with the best sum of log-probabilities, by Viterbi's algorithm. As unigram_model.cc of google/sentencepiece and
- * `tokenizers` have it: candidates from the left, shorter ones first, a later one wins only if it is better; where no
- * piece is a single character, the character itself is a candidate that costs 10 more than the worst piece.
+ * The unigram model (Kudo, "Subword regularization", ACL 2018): finds the sequence of pieces that forms a word with the
+ * highest sum of log-probabilities, by the Viterbi algorithm. As in unigram_model.cc of google/sentencepiece and in
+ * `tokenizers`: candidates are tried from the left, shorter ones first, and a later one wins only if it is better; if
+ * no piece is a single character, the character itself is a candidate that costs 10 more than the worst piece.
  */
 #include <float.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 #define UNKNOWN_PENALTY 10.0
 #define NOT_REACHED     SIZE_MAX
 
-/* ---- pieces in the order of their bytes: those with a common beginning are neighbours ---- */
+/* ---- pieces sorted by their bytes: those with a common prefix are adjacent ---- */
 
 static int compare_pieces(const struct token *a, const struct token *b) {
     uint32_t n = a->n_bytes < b->n_bytes ? a->n_bytes : b->n_bytes;
@@ -49,11 +49,11 @@ int unigram_build(struct vocab *v, struct err *e) {
     return 0;
 }
 
-/* The pieces among sorted[*lo .. *hi), all alike up to `at`, whose byte `at` is b. */
+/* Narrows sorted[*lo .. *hi), whose pieces share their first `at` bytes, to those whose byte `at` is b. */
 static void narrow(const struct vocab *v, uint32_t *lo, uint32_t *hi, uint32_t at, unsigned char b) {
     const uint32_t *sorted = v->index->sorted;
     uint32_t l = *lo, r = *hi;
-    while (l < r) { /* the first that has a byte there which is not less */
+    while (l < r) { /* the first piece whose byte there is at least b */
         uint32_t mid = l + (r - l) / 2;
         const struct token *t = &v->tokens[sorted[mid]];
         if (t->n_bytes <= at || t->bytes[at] < b)
@@ -77,7 +77,7 @@ static void narrow(const struct vocab *v, uint32_t *lo, uint32_t *hi, uint32_t a
 
 struct node {
     double score;
-    size_t from; /* NOT_REACHED: by none yet */
+    size_t from; /* NOT_REACHED: no path yet */
     uint32_t id; /* TOKEN_NONE: a character without a piece */
 };
 
@@ -103,7 +103,7 @@ static void step(const struct vocab *v, struct node *nodes, const unsigned char 
     if (!single) reach(v, &nodes[at + char_bytes], nodes[at].score, x->unk_score, at, TOKEN_NONE);
 }
 
-/* Reverses the links of the best path, so that it can be walked from the front: `from` of each start becomes its
+/* Reverses the links of the best path, so that it can be followed from the front: `from` of each start becomes its
  * end. */
 static void turn_round(struct node *nodes, size_t n) {
     size_t next = NOT_REACHED;

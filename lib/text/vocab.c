@@ -77,7 +77,7 @@ static int by_id(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Sorted, without duplicates, including eos. */
+/* Copies them sorted, without duplicates, and including eos. */
 static int copy_ends(struct vocab *v, const struct vocab *spec, struct err *e) {
     uint32_t *ends = arena_array(&v->memory, (size_t)spec->n_ends + 1, sizeof *ends, e), n = spec->n_ends;
     if (!ends) return e->code;
@@ -118,14 +118,14 @@ static void digest_u32(struct digest_state *s, uint32_t x) {
     digest_update(s, le, sizeof le);
 }
 
-/* formats/vocb.md, "Identity", is the normative description. */
+/* Normative description: formats/vocb.md, "Identity". */
 int vocab_identify(struct vocab *v, struct err *e) {
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
     uint32_t n = count_unpadded(v);
     digest_u32(s, v->pre);
     digest_u32(s, (v->nfc ? 1u : 0u) | (v->ignore_merges ? 2u : 0u));
-    bool merges = v->kind == TEXT_BYTE_BPE; /* of the other kinds one file lists merges, another one scores */
+    bool merges = v->kind == TEXT_BYTE_BPE; /* for the other kinds, some files list merges and others scores */
     if (!merges) digest_u32(s, v->kind);
     digest_u32(s, n);
     digest_u32(s, merges ? v->n_merges : 0);
@@ -192,14 +192,14 @@ void vocab_free(struct vocab *v) {
     mem_free(v);
 }
 
-/* ---- fewer tokens ---- */
+/* ---- pruning ---- */
 
-/* Marks the tokens that the merges for token `id` go through: those that are applied when its own bytes are encoded. If
- * they do not end in it (it is only ever taken whole, or never), it needs none. */
+/* Marks the intermediate tokens of token `id`: the results of the merges when its own bytes are encoded. If these do
+ * not end in it (it is only matched as a whole, or never), it needs none. */
 static int keep_parts(const struct vocab *v, uint32_t id, struct bpe_memory *m, struct text_ids *ids,
                       struct text_ids *trace, unsigned char *kept, struct err *e) {
     const struct token *t = &v->tokens[id];
-    if (v->kind > TEXT_CHAR_BPE) return 0; /* no token is on the way to another one */
+    if (v->kind > TEXT_CHAR_BPE) return 0; /* tokens are not built from other tokens */
     ids->n = trace->n = 0;
     int rc = bpe_merge(v, m, t->bytes, t->n_bytes, ids, trace, e);
     if (rc) return rc;
@@ -208,7 +208,7 @@ static int keep_parts(const struct vocab *v, uint32_t id, struct bpe_memory *m, 
     return 0;
 }
 
-/* A single character of ASCII, which all others of a text can be reached without; in WordPiece, also inside a word. */
+/* Is it a single ASCII character, without which texts could not be encoded? In WordPiece, also inside a word. */
 static bool is_character(const struct vocab *v, const struct token *t) {
     const struct text_step *s = vocab_find_step(v, MODEL_WORDPIECE);
     if (t->n_bytes == 1) return true;
@@ -249,7 +249,7 @@ static uint32_t renumber(const uint32_t *map, uint32_t id) {
     return id == TOKEN_NONE ? TOKEN_NONE : map[id];
 }
 
-/* The spec of the pruned vocabulary, in `memory`; the tokens' bytes stay v's. */
+/* Builds the spec of the pruned vocabulary in `memory`; the tokens' bytes are still v's. */
 static int pruned_spec(struct vocab *spec, const struct vocab *v, const uint32_t *map, uint32_t n_kept,
                        struct arena *memory, struct err *e) {
     *spec = *v;

@@ -1,6 +1,6 @@
 /*
- * The bytes of a VOCB record and back. formats/vocb.md has the layout; all is little-endian. Unpacking trusts nothing:
- * the counts are checked against the bytes at hand before they size anything, and vocab_new checks what they count.
+ * The bytes of a VOCB record and back. formats/vocb.md has the layout; everything is little-endian. Unpacking trusts
+ * nothing: counts are checked against the number of bytes before they size anything, and vocab_new checks the contents.
  */
 #include "lib/text/text_internal.h"
 
@@ -48,7 +48,7 @@ static float get_f32(const unsigned char **at) {
 
 struct pack_head {
     uint32_t version, flags, pre, n_tokens, n_merges, bos, eos, pad, unk, n_template, n_bytes, n_ends,
-        n_steps; /* n_steps: bytes */
+        n_steps; /* n_steps: in bytes */
 };
 
 /* ---- out ---- */
@@ -166,7 +166,7 @@ static int check_size(const struct pack_head *h, size_t n, struct err *e) {
     return 0;
 }
 
-/* One vocabulary has one record: they ascend, and eos, which is not among them, is said elsewhere. */
+/* So that a vocabulary has only one encoding, they ascend and do not include eos, which is in the head. */
 static int get_ends(const unsigned char **at, const struct pack_head *h, struct vocab *spec, struct arena *memory,
                     struct err *e) {
     uint32_t *ends = arena_array(memory, h->n_ends, sizeof *ends, e);
@@ -216,7 +216,7 @@ static int get_template(const unsigned char *at, const struct pack_head *h, stru
     return spec->chat_template ? 0 : e->code;
 }
 
-/* What a record says, unchecked beyond its own layout; arrays in `memory`, pieces in the record itself. */
+/* Parses a record, checking only its layout; arrays are in `memory`, pieces point into the record. */
 static int unpack(struct vocab *spec, const unsigned char *at, size_t n, struct arena *memory, struct err *e) {
     struct pack_head h;
     int rc = get_head(&at, n, &h, e);
@@ -262,7 +262,7 @@ int vocab_read_ends(const void *data, size_t n, uint32_t *ends, uint32_t *n_ends
     if (rc) return err_prefix(e, "vocabulary");
     at +=
         (uint64_t)h.n_tokens * (PER_TOKEN + (h.flags & PACK_SCORES ? PER_SCORE : 0)) + (uint64_t)h.n_merges * PER_MERGE;
-    bool eos = h.eos != TOKEN_NONE; /* it is said in the head alone, and put in its place here */
+    bool eos = h.eos != TOKEN_NONE; /* it is only in the head; insert it in order */
     *n_ends = 0;
     for (uint32_t i = 0; i < h.n_ends; i++) {
         uint32_t end = get_u32(&at);

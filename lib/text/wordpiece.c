@@ -1,7 +1,7 @@
 /*
- * WordPiece (Schuster and Nakajima 2012; tokenization.py of google-research/bert): from the front of a word always the
- * longest piece that fits; a piece inside the word is looked up with a prefix. A word that does not come out is
- * unknown.
+ * WordPiece (Schuster and Nakajima 2012; tokenization.py of google-research/bert): repeatedly takes the longest piece
+ * that matches at the current position of a word; pieces inside the word are looked up with a prefix. A word that
+ * cannot be completed is unknown.
  */
 #include "lib/text/text_internal.h"
 
@@ -14,7 +14,7 @@ static size_t count_characters(const unsigned char *word, size_t n) {
     return count;
 }
 
-/* The longest piece of n_prefix bytes of prefix and bytes of the word after them. *took: its bytes of the word. */
+/* Finds the longest piece that consists of the prefix and bytes of the word after it. *took: its bytes of the word. */
 static uint32_t longest_piece(const struct vocab *v, const unsigned char *text, size_t n_prefix, size_t n,
                               size_t *took) {
     for (size_t end = n; end > 0; end--) {

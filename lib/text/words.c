@@ -1,6 +1,6 @@
 /*
- * A normalised fragment cut into words by the vocabulary's steps, as `tokenizers` does it (pre_tokenizers/): every step
- * cuts each word that the steps before it left.
+ * Splits a normalised fragment into words by the vocabulary's steps, like `tokenizers` (pre_tokenizers/): every step
+ * splits each word left by the steps before it.
  */
 #include "lib/text/text_internal.h"
 
@@ -16,7 +16,7 @@ static void put_text(struct cutter *c, const void *text, size_t n) {
     if (!c->rc && n) c->rc = buf_append(c->text, text, n, c->e);
 }
 
-/* A word ends here, unless it would be empty. */
+/* Ends a word here, unless it would be empty. */
 static void end_word(struct cutter *c) {
     size_t at = c->text->len, n = c->ends->len / sizeof at;
     size_t before = 0;
@@ -26,7 +26,7 @@ static void end_word(struct cutter *c) {
 
 /* ---- delimiters: Hugging Face's SplitDelimiterBehavior ---- */
 
-/* The extent of the stretch at the front of text[0..n), and whether it is a delimiter. */
+/* Returns the length of the stretch at the start of text[0..n), and whether it is a delimiter. */
 typedef size_t stretch(const struct text_step *s, const unsigned char *text, size_t n, bool *delimiter);
 
 static void cut_stretches(struct cutter *c, const struct text_step *s, stretch *next, uint32_t behavior,
@@ -46,7 +46,7 @@ static void cut_stretches(struct cutter *c, const struct text_step *s, stretch *
     end_word(c);
 }
 
-/* One character, judged by `is`. */
+/* A stretch of one character, classified by `is`. */
 #define CHARACTER_STRETCH(name, is)                                                                                    \
     static size_t name(const struct text_step *s, const unsigned char *text, size_t n, bool *delimiter) {              \
         int32_t c;                                                                                                     \
@@ -59,14 +59,14 @@ CHARACTER_STRETCH(space_stretch, char_is_space)
 CHARACTER_STRETCH(punctuation_stretch, char_is_punctuation)
 CHARACTER_STRETCH(number_stretch, char_is_number)
 
-/* Up to the next occurrence of the literal, or that. */
+/* A stretch up to the next occurrence of the literal, or the literal itself. */
 static size_t literal_stretch(const struct text_step *s, const unsigned char *text, size_t n, bool *delimiter) {
     const unsigned char *hit = memmem(text, n, s->a, s->n_a);
     *delimiter = hit == text;
     return *delimiter ? s->n_a : hit ? (size_t)(hit - text) : n;
 }
 
-/* Runs of word characters, runs of the rest that is visible; white space goes. */
+/* 0: white space, which is removed; 1: a word character; 2: any other visible character. */
 static int char_sort(int32_t c) {
     return c < 0 || !char_is_space(c) ? (c >= 0 && char_is_word(c) ? 1 : 2) : 0;
 }
@@ -120,7 +120,7 @@ static void cut_metaspace(struct cutter *c, const struct text_step *s, const uns
     end_word(c);
 }
 
-/* ---- the whole ---- */
+/* ---- applying the steps ---- */
 
 static void cut_word(struct cutter *c, const struct text_step *s, const unsigned char *text, size_t n,
                      struct place place) {
@@ -136,7 +136,7 @@ static void cut_word(struct cutter *c, const struct text_step *s, const unsigned
     }
 }
 
-/* Does the step take the front of the text away? */
+/* Does the step remove the front of the text? */
 static bool removes_front(const struct text_step *s, const unsigned char *text, size_t n) {
     int32_t c = -1;
     if (n) text_char(text, n, &c);
@@ -167,7 +167,7 @@ int words_cut(const struct vocab *v, struct step_memory *m, const unsigned char 
         for (size_t k = 0, at = 0; k < n_words && !c.rc; at = from[k++])
             cut_word(&c, s, text + at, from[k] - at, k || !front ? (struct place){0} : place);
         front = front && !removes_front(s, text, n);
-        /* What a step gets that comes after one that cuts does not depend on how the text was cut before. */
+        /* The input of a step after a splitting one does not depend on where the text was cut. */
         if (s->op != WORDS_METASPACE) place.continues = false;
         rc = c.rc;
         text = c.text->data;

@@ -1,4 +1,4 @@
-/* AdamW, one fused kernel. */
+/* AdamW as one fused kernel. */
 #include "lib/train/train_internal.h"
 
 void adamw_step(const struct train_update *u, struct param *p) {
@@ -13,7 +13,7 @@ void adamw_step(const struct train_update *u, struct param *p) {
     kernel_adamw(&how, p->value, p->moments[0], p->moments[1], p->grad, p->n);
 }
 
-/* Adam's steps have the size of the rate, whatever the gradient's: a wider sum of inputs moves more. */
+/* The size of Adam's steps does not depend on the gradient's, so the output of a wider sum of inputs moves more. */
 double adamw_mup(const struct param *p) {
     return 1 / p->col_width;
 }

@@ -1,4 +1,4 @@
-/* Quantization-aware training: matrices that forward passes read as their grid has them, while what is trained is the f32 master. */
+/* Quantization-aware training: forward passes read quantized matrices, while their f32 masters are trained. */
 #include <stdio.h>
 #include <string.h>
 
@@ -10,20 +10,20 @@ static uint64_t bytes_of(const struct train_grid *g) {
     return dtype_row_bytes(g->now.dtype, g->of->n);
 }
 
-/* The type's own search for scales, and its codes. */
+/* Finds scales by the type's own search, and rounds to codes. */
 static int search(const struct train_grid *g, struct kernel_array values, unsigned char *blocks, struct err *e) {
     int rc = tensor_from_f32_checked(g->now.dtype, kernel_host(values, g->of->n), blocks, g->of->n, NULL, e);
     return rc ? err_prefix(e, "tensor '%s'", g->of->desc.name) : 0;
 }
 
-/* Codes for the scales that the blocks have; of a type without such the search, which is all there is. */
+/* Rounds to codes at the current scales; types without such a form are searched instead. */
 static int fill(const struct train_grid *g, struct kernel_array values, unsigned char *blocks, struct err *e) {
     if (!quant_form(g->now.dtype)) return search(g, values, blocks, e);
     tensor_round_at(g->now.dtype, kernel_host(values, g->of->n), blocks, g->of->n);
     return 0;
 }
 
-/* In parts that stay in the cache between decoding and copying. */
+/* Dequantizes for the forward pass, in parts that stay in the cache. */
 static void show(const struct train_grid *g, const unsigned char *blocks, float *part) {
     for (uint64_t at = 0, n; at < g->of->n; at += n) {
         n = g->of->n - at < TRAIN_GRID_PART ? g->of->n - at : TRAIN_GRID_PART;
@@ -32,7 +32,7 @@ static void show(const struct train_grid *g, const unsigned char *blocks, float 
     }
 }
 
-/* ---- making ------------------------------------------------------------------------------------------------------ */
+/* ---- setting up -------------------------------------------------------------------------------------------------- */
 
 static const struct param *master_of(const struct param_set *s, const struct train_grid *g) {
     return g->param < s->n ? &s->params[g->param] : NULL;
@@ -44,7 +44,8 @@ static size_t find_master(const struct param_set *s, const struct model_param *p
     return i;
 }
 
-/* A weight that is to stay 0 must be 0 on the grid, too: codes around 0 have one, minima and codebooks need not. */
+/* A masked weight must be 0 after rounding, too. Codes symmetric around 0 can; with minima or codebooks they need
+ * not. */
 static int check_mask(const struct param_set *s, const struct train_grid *g, struct err *e) {
     const struct param *p = master_of(s, g);
     const struct quant_form *form = quant_form(g->now.dtype);
@@ -108,7 +109,7 @@ uint64_t grids_bytes(const struct param_set *s) {
     return bytes;
 }
 
-/* ---- while the masters move -------------------------------------------------------------------------------------- */
+/* ---- updating ---------------------------------------------------------------------------------------------------- */
 
 int train_quantize(struct param_set *s, uint64_t step, struct err *e) {
     uint64_t refit = s->o.quantize.refit;
@@ -123,7 +124,7 @@ int train_quantize(struct param_set *s, uint64_t step, struct err *e) {
     return 0;
 }
 
-/* An average is near its master, and takes its scales. */
+/* Quantizes the averages at the scales of their masters, which are close. */
 static int average(const struct train_grid *g, const struct param *p, struct err *e) {
     memcpy(g->average, g->now.blocks, bytes_of(g));
     return fill(g, p->average, g->average, e);
@@ -139,7 +140,7 @@ int train_quantize_averages(struct param_set *s, bool on, struct err *e) {
     return 0;
 }
 
-/* What the averages have on the grid is of train_quantize_averages. */
+/* With averages, their blocks are those of the last train_quantize_averages. */
 void grids_keep(struct param_set *s) {
     for (size_t i = 0; i < s->n_grids; i++) {
         const struct train_grid *g = &s->grids[i];
@@ -167,7 +168,7 @@ int grids_finish(struct param_set *s, struct err *e) {
 
 /* ---- in a checkpoint --------------------------------------------------------------------------------------------- */
 
-/* Digest of the types: two plans differ in these alone. */
+/* Compares types by a digest: all that can differ between two quantization plans. */
 bool grids_options_put(cJSON *to, const struct param_set *s) {
     const struct train_quantization *q = &s->o.quantize;
     char text[DIGEST_TEXT_SIZE];

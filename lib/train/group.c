@@ -1,4 +1,4 @@
-/* Groups of parameters by patterns on their names: what is said of each on the command line. */
+/* Groups of parameters by name patterns: learning rates, decay, and what is frozen. */
 #include <fnmatch.h>
 #include <string.h>
 
@@ -40,12 +40,12 @@ static void join(struct param_set *s, struct param *p) {
         if (g->has_decay) p->decay = g->decay;
     }
     double factor = p->factor > 0 ? p->factor : 1;
-    if (p->col_width > 0) factor *= p->optimizer->mup(p); /* rate times decay stays what it is */
+    if (p->col_width > 0) factor *= p->optimizer->mup(p); /* keep rate times decay */
     p->lr *= factor;
     p->decay /= factor;
 }
 
-/* A pattern that fits nothing is a mistake. */
+/* A pattern that matches nothing is an error. */
 static int check_used(const struct param_set *s, struct err *e) {
     for (size_t i = 0; i < s->o.n_frozen; i++)
         if (!(s->used >> i & 1))

@@ -1,4 +1,4 @@
-/* "key=value,key=value": how options that take several numbers are written. */
+/* Parsing of "key=value,key=value" in options with several values. */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* Low-rank adapters: a student keeps its weights and learns a product of two thin matrices beside each. */
+/* Low-rank adapters: the student keeps its weights and learns a product of two thin matrices for each. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -29,7 +29,7 @@ static void fill_normal(struct kernel_array y, uint64_t size, uint64_t in, struc
     }
 }
 
-/* a is normal with the deviation 1 / sqrt(in), b zero: training begins at the model as it is. */
+/* a is normal with standard deviation 1 / sqrt(in) and b is zero, so training starts from the unchanged model. */
 int lora_attach(struct kernel_device *device, struct model_param *p, const struct train_lora *l, struct err *e) {
     struct model_adapter *d = p->adapter = mem_zalloc(sizeof *d, e);
     if (!d) return e->code;

@@ -1,4 +1,4 @@
-/* The parameters of a model: its own, or those of adapters beside its matrices. */
+/* Adds the parameters of a model to a set: its own, or those of adapters. */
 #include <fnmatch.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,7 +19,7 @@ static int add_part(struct param_set *s, const struct model_param *p, bool secon
                          .cols = second ? d->rank : p->desc.dims[1],
                          .decays = true};
     if (!param_set_freezes(s, name)) return param_set_add(s, &part, e);
-    struct kernel_array *grad = second ? &d->b_grad : &d->a_grad; /* a constant */
+    struct kernel_array *grad = second ? &d->b_grad : &d->a_grad; /* frozen: needs no gradient */
     kernel_free(s->device, *grad);
     *grad = kernel_none(DT_F32);
     return 0;
@@ -32,7 +32,7 @@ static int add_adapters(struct param_set *s, struct model *m, struct err *e) {
     for (size_t i = 0; i < m->n_params; i++) {
         struct model_param *p = &m->params[i];
         const struct model_role_info *role = model_role_info(p->slot.role);
-        /* a matrix that is multiplied step by step, whose input nobody sees, has no place for one */
+        /* a matrix whose input is not a point of the graph (recurrent weights) cannot have an adapter */
         bool adapts = role->kind == KIND_MATRIX && role->in_layer && role->input != POINT_COUNT;
         if (!adapts || fnmatch(l->target, p->desc.name, 0) != 0) continue;
         if (lora_attach(s->device, p, l, e) || add_part(s, p, false, e) || add_part(s, p, true, e)) return e->code;
@@ -41,9 +41,9 @@ static int add_adapters(struct param_set *s, struct model *m, struct err *e) {
     return err_set(e, ERR_USAGE, "--lora: no matrix of a layer that is trained is called \"%s\"", l->target);
 }
 
-/* ---- its own ----------------------------------------------------------------------------------------------------- */
+/* ---- the model's own parameters ---------------------------------------------------------------------------------- */
 
-/* `base` NULL: not asked for. */
+/* base: for muP; NULL: not used. */
 static struct param of_model(const struct model *m, struct model_param *p, const struct model_mup *base) {
     const struct model_role_info *role = model_role_info(p->slot.role);
     uint64_t cols = p->desc.dims[p->desc.rank - 1];

@@ -1,8 +1,8 @@
 /*
- * Muon: Nesterov's momentum, made orthogonal by five steps of a Newton-Schulz iteration (Jordan et al. 2024, "Muon:
- * an optimizer for hidden layers in neural networks"). The update is scaled by 0.2 sqrt(max(rows, cols)), which gives
- * it the size of AdamW's, so that one learning rate and one weight decay serve both (Liu et al. 2025, "Muon is
- * scalable for LLM training", arXiv 2502.16982, section 2.2).
+ * Muon: Nesterov momentum, orthogonalized by five Newton-Schulz iterations (Jordan et al. 2024, "Muon: an optimizer for
+ * hidden layers in neural networks"). The update is scaled by 0.2 sqrt(max(rows, cols)), which gives it the size of
+ * AdamW's, so that both can share learning rate and weight decay (Liu et al. 2025, "Muon is scalable for LLM training",
+ * arXiv 2502.16982, section 2.2).
  */
 #include <math.h>
 
@@ -11,7 +11,7 @@
 #define MOMENTUM 0.95
 #define ROUNDS   5
 
-/* p(x) = a x + b x^3 + c x^5 has the steepest start that still leaves singular values near 1. */
+/* p(x) = a x + b x^3 + c x^5 has the steepest slope at 0 that still leaves singular values near 1. */
 static const float A = 3.4445f, B = -4.7750f, C = 2.0315f;
 
 bool muon_takes(const struct param *p) {
@@ -28,14 +28,14 @@ bool muon_put(cJSON *to, const struct train_options *o) {
     return json_put_f64(to, "momentum", o->momentum);
 }
 
-/* ---- products of X [rows][cols] in the precision that was asked for ---- */
+/* ---- products of X [rows][cols] in the requested precision ---- */
 
 struct work {
     bool bf16;
-    size_t rows, cols, side;        /* side: the shorter of the two */
+    size_t rows, cols, side;        /* side: the smaller of the two */
     struct kernel_array x, y;       /* f32 [rows][cols] */
     struct kernel_array gram, poly; /* f32 [side][side] */
-    struct kernel_array packed;     /* the right-hand matrix of a product, in bf16 */
+    struct kernel_array packed;     /* right-hand operand of a product, in bf16 */
 };
 
 static size_t larger(size_t a, size_t b) {
@@ -86,7 +86,7 @@ static void multiply_nt(const struct work *w, size_t m, size_t n, size_t k, stru
     kernel_multiply(m, a, &packed, NULL, c);
 }
 
-/* The Gram matrix over the longer side: X X^T, or X^T X. */
+/* Gram matrix of the shorter side: X X^T or X^T X. */
 static void gram(const struct work *w) {
     if (w->rows <= w->cols) {
         multiply_nt(w, w->rows, w->rows, w->cols, w->x, w->x, w->gram);
@@ -98,7 +98,7 @@ static void gram(const struct work *w) {
     }
 }
 
-/* y = a x + poly x, or a x + x poly; poly is symmetric. */
+/* y = a x + poly x if wide, else a x + x poly; poly is symmetric. */
 static void apply(const struct work *w) {
     kernel_convert(w->y, w->x, w->rows * w->cols);
     if (!w->bf16 && w->rows <= w->cols) {
@@ -115,7 +115,7 @@ static void apply(const struct work *w) {
     }
 }
 
-/* x becomes about U V^T of its singular value decomposition U S V^T. */
+/* x becomes approximately U V^T of its singular value decomposition U S V^T. */
 static void orthogonalize(struct work *w) {
     size_t n = w->rows * w->cols, square = w->side * w->side;
     double norm = sqrt(kernel_sum_squares(w->x, n));
@@ -141,8 +141,8 @@ void muon_step(const struct train_update *u, struct param *p) {
     kernel_axpy(p->value, (float)(-u->lr * 0.2 * sqrt((double)larger(p->rows, p->cols))), w.x, p->n);
 }
 
-/* An orthogonal update should stretch by sqrt(rows / cols) (Yang, Simon, Bernstein 2023, "A spectral condition for
- * feature learning", arXiv 2310.17813); the scale above grows as the root of the longer side. */
+/* The spectral norm of an update should scale as sqrt(rows / cols) (Yang, Simon, Bernstein 2023, "A spectral condition
+ * for feature learning", arXiv 2310.17813); the factor in muon_step scales as the root of the longer side. */
 double muon_mup(const struct param *p) {
     double base_rows = (double)p->rows / p->row_width, base_cols = (double)p->cols / p->col_width;
     double longer = (double)larger(p->rows, p->cols) / (base_rows > base_cols ? base_rows : base_cols);

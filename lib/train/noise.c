@@ -1,4 +1,4 @@
-/* The gradient noise scale, from the first pass of a step against the whole step. */
+/* The gradient noise scale, estimated from the first pass of a step and the whole step. */
 #include <math.h>
 
 #include "lib/train/train_internal.h"

@@ -1,4 +1,4 @@
-/* The plan of a run: its schedule, and those it followed before it was continued with other numbers. */
+/* The plan of a run: its schedule, and those it followed before it was resumed with other settings. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -51,7 +51,7 @@ static const struct schedule_type *find_type(const char *name, size_t n) {
     return NULL;
 }
 
-/* The schedule of what is still to come: its shape alone, for the other numbers have options of their own. */
+/* Parses the schedule of the steps to come: only its shape, since the other numbers have their own options. */
 static bool parse_now(const char *text, struct train_schedule *s) {
     const char *members = strchr(text, ':');
     struct train_key decay = {"decay", .least = 1e-9, .most = 1, .number = &s->decay};
@@ -60,7 +60,7 @@ static bool parse_now(const char *text, struct train_schedule *s) {
     return s->type && (!members || (s->type->has_decay && train_keys_parse(members + 1, &decay, 1)));
 }
 
-/* One of steps that have been taken: all numbers, in the ranges of the options of these names. */
+/* Parses the schedule of past steps: all its numbers, in the ranges of the options of the same names. */
 static bool parse_past(const char *text, struct train_phase *p) {
     struct train_schedule *s = &p->schedule;
     char until[32];
@@ -105,7 +105,7 @@ static void put_number(char out[32], double v) {
     }
 }
 
-/* The default's name is left out, as it was before there were others. */
+/* The default type's name is omitted, as in versions that had no other. */
 char *train_phase_text(const struct train_phase *p, char out[TRAIN_PHASE_TEXT]) {
     char lr[32], number[32];
     const struct train_schedule *s = &p->schedule;
@@ -174,9 +174,9 @@ int train_plan_get(const cJSON *from, struct train_plan *p, struct err *e) {
     return train_plan_check(p, e) ? e->code = ERR_DATA : 0;
 }
 
-/* ---- a run that goes on with another plan ------------------------------------------------------------------------ */
+/* ---- resuming with another plan ---------------------------------------------------------------------------------- */
 
-/* Steps up to `until` follow s, after those that `p` speaks of already; a phase that is none is left out. */
+/* Appends a phase up to step `until`; merges it with an equal last phase, and drops it if it is empty. */
 static int add_phase(struct train_plan *p, uint64_t until, const struct train_schedule *s, struct err *e) {
     struct train_phase *last = p->n_past ? &p->past[p->n_past - 1] : NULL;
     if (until <= (last ? last->until : 0)) return 0;

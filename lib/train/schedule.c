@@ -1,14 +1,14 @@
-/* The table of schedules: how the learning rate goes from its peak to its last step. */
+/* The table of schedules: how the learning rate gets from its peak to the last step. */
 #include <math.h>
 
 #include "lib/train/train_internal.h"
 
-/* The step that has the full rate. */
+/* Returns the step with the full rate. */
 static uint64_t peak(const struct train_schedule *s) {
     return s->warmup ? s->warmup : 1;
 }
 
-/* The way from one step to the last one that has been gone at `step`: 0 to 1. */
+/* Returns the fraction of the steps from `from` to the last that have passed at `step`: 0 to 1. */
 static double gone(const struct train_schedule *s, double from, uint64_t step) {
     double at = ((double)step - from) / ((double)s->steps - from);
     return at < 0 ? 0 : at < 1 ? at : 1;
@@ -29,8 +29,8 @@ static double constant_height(const struct train_schedule *s, uint64_t step) {
 }
 
 /* Warmup, stable, decay, with the shape 1 - sqrt (Hägele et al. 2024, "Scaling laws and compute-optimal training
- * beyond fixed training durations", arXiv 2405.18392, section 3): the stable part can be made longer without having
- * been planned. */
+ * beyond fixed training durations", arXiv 2405.18392, section 3): the stable phase can be extended without planning it
+ * in advance. */
 static double decay_begins(const struct train_schedule *s) {
     double from = (double)s->steps * (1 - s->decay);
     return from < (double)peak(s) ? (double)peak(s) : from;

@@ -1,4 +1,4 @@
-/* A set of parameters: who is in it, and a step of all of them. */
+/* A set of parameters: its members, an optimizer step for all, and the result of training. */
 #include <math.h>
 #include <string.h>
 
@@ -29,7 +29,7 @@ void param_set_release(struct param_set *s) {
     *s = (struct param_set){0};
 }
 
-/* ---- who is in it ------------------------------------------------------------------------------------------------ */
+/* ---- members ----------------------------------------------------------------------------------------------------- */
 
 static int grow(struct param_set *s, struct err *e) {
     if (s->n < s->capacity) return 0;
@@ -63,7 +63,7 @@ static uint64_t mask_bytes(const struct param *p) {
     return (p->n + 7) / 8;
 }
 
-/* Without a 0 there is no mask. */
+/* A parameter without zeros gets no mask. */
 static int begin_mask(const struct param_set *s, struct param *p, struct err *e) {
     p->zeros = kernel_alloc(s->device, DT_U8, mask_bytes(p), e);
     if (!kernel_has_data(p->zeros)) return err_prefix(e, "mask of '%s'", p->name);
@@ -115,7 +115,7 @@ int param_set_begin(struct param_set *s, struct err *e) {
     return kernel_has_data(s->scratch) ? 0 : err_prefix(e, "scratch of %s", s->o.optimizer->name);
 }
 
-/* Of what the result would be made now. */
+/* Returns the array that would become the result now. */
 static struct kernel_array to_save(const struct param *p) {
     return kernel_has_data(p->average) ? p->average : p->value;
 }
@@ -138,7 +138,7 @@ int param_set_finish(struct param_set *s, struct err *e) {
     return rc;
 }
 
-/* Puts one of the two in the place of the other, wherever it is in the model. */
+/* Replaces one array by the other, wherever the parameter uses it. */
 static void exchange(struct model_param *m, struct kernel_array from, struct kernel_array to) {
     struct model_adapter *d = m->adapter;
     if (kernel_same_data(m->value, from)) m->value = to;
@@ -222,7 +222,7 @@ void train_step(struct param_set *s, uint64_t step, double lr, double scale) {
         struct train_update u = {&s->o, s->updates + step, lr * p->lr, scale, p->decay, s->scratch};
         p->optimizer->step(&u, p);
         *p->grad_begun = false;
-        if (kernel_has_data(p->zeros)) kernel_zero_by_bits(p->value, p->zeros, p->n); /* Muon's step is dense */
+        if (kernel_has_data(p->zeros)) kernel_zero_by_bits(p->value, p->zeros, p->n); /* Muon's update is dense */
         if (kernel_has_data(p->average)) average(s, p, step);
     }
 }

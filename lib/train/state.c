@@ -1,4 +1,4 @@
-/* A set's part of a checkpoint: its options and its tensors. */
+/* A parameter set's part of a checkpoint: its options and its tensors. */
 #include <stdio.h>
 #include <string.h>
 
@@ -38,7 +38,7 @@ static bool put_start(cJSON *to, const struct param_set *s) {
     return json_put_str(to, "start-state", text);
 }
 
-/* Moments are stored as they are, so their type must be the same. */
+/* Moments are stored in their own type, so a resumed run must have the same. */
 bool train_options_put(cJSON *to, const struct param_set *s) {
     const struct train_options *o = &s->o;
     bool ok = json_put_f64(to, "weight-decay", o->weight_decay) && json_put_f64(to, "beta1", o->beta1) &&
@@ -56,7 +56,8 @@ bool train_options_put(cJSON *to, const struct param_set *s) {
 
 /* ---- the tensors of a parameter ---------------------------------------------------------------------------------- */
 
-/* Part 0 is the value, part 1 + k moment k, then come the average and the best state. False: it has no such part. */
+/* Part 0 is the value, part 1 + k is moment k; then come the average and the best state. False: there is no such
+ * part. */
 #define MOMENTS_END (1 + TRAIN_MAX_MOMENTS)
 #define PARTS       (MOMENTS_END + 2)
 static bool part_of(const struct param *p, size_t part, struct kernel_array *data, const char **suffix) {
@@ -80,7 +81,7 @@ static int part_desc(const struct param *p, struct kernel_array data, const char
     return tensor_desc_init(d, name, data.dtype, p->rows > 1 ? 2 : 1, p->rows > 1 ? dims : dims + 1, e);
 }
 
-/* A moment can overflow where the gradient's norm, a sum in f64, is still finite. */
+/* A moment can overflow even though the norm of the gradient, an f64 sum, is finite. */
 static int check_finite(const struct tensor_desc *d, const void *data, struct err *e) {
     uint64_t n = tensor_elems(d), bad = tensor_first_nonfinite(d->dtype, data, n);
     if (bad == n) return 0;
@@ -111,7 +112,7 @@ int train_save(const struct param_set *s, struct stream_writer *w, struct err *e
     return grids_each_stored(s, save_blocks, w, e);
 }
 
-/* The next tensor must be this one. */
+/* Reads the next tensor, which must be this one. ERR_DATA. */
 static int read_tensor(struct stream_reader *r, const struct tensor_desc *d, struct buf *data, struct err *e) {
     struct stream_item item;
     char found[128], wanted[128];
@@ -160,9 +161,9 @@ int train_restore(struct param_set *s, struct stream_reader *r, struct err *e) {
     return rc;
 }
 
-/* ---- another run's moments --------------------------------------------------------------------------------------- */
+/* ---- moments of another run -------------------------------------------------------------------------------------- */
 
-/* The moment that a tensor is; NULL: it is none of this set. */
+/* Returns the moment of that name, or NULL: none of this set, or an error in *e. */
 static struct kernel_array *find_moment(const struct param_set *s, const struct tensor_desc *d, struct err *e) {
     struct kernel_array data;
     struct tensor_desc own;
@@ -195,7 +196,7 @@ static int start_moment(struct param_set *s, struct stream_reader *r, const stru
     return 0;
 }
 
-/* Updates that they have had, of the same optimizer. */
+/* Reads the number of updates; ERR_DATA if the optimizer differs. */
 static int start_meta(struct param_set *s, const cJSON *meta, struct err *e) {
     const cJSON *options = cJSON_GetObjectItemCaseSensitive(meta, "options");
     const char *name = train_optimizers[0].name;

@@ -1,22 +1,22 @@
-/* What is in a stream, a line for each part. */
+/* Lists what is in a stream, one line per part. */
 #include <inttypes.h>
 
 #include "lib/cli/cli.h"
 #include "lib/text/text.h"
 #include "lib/view/view_internal.h"
 
-/* Rows that wait for their table: a stream of more tensors is shown in several. */
+/* Rows collected before a table is printed: longer lists get several tables. */
 enum { MOST_ROWS = 1 << 14 };
 
 struct list {
     const struct view_list_options *o;
     FILE *out;
-    bool facts; /* their line has no end yet */
+    bool facts; /* the line of facts is not finished */
     struct stream_reader *in;
-    struct view_row *names; /* of the segment's batches: [BATCH_MAX_TENSORS] */
+    struct view_row *names; /* by tensor name, for the batches of the segment: [BATCH_MAX_TENSORS] */
     size_t n_names;
-    struct buf rows; /* struct view_row, not shown yet */
-    bool is_model;   /* this segment */
+    struct buf rows; /* struct view_row, not printed yet */
+    bool is_model;   /* of this segment */
     struct view_part parts[VIEW_PARTS];
 };
 
@@ -31,7 +31,7 @@ static int put_meta(struct list *l, const struct stream_item *item, struct err *
     return 0;
 }
 
-/* The tokens that end a generation, beside the facts. A vocabulary that cannot be read is for check to refuse. */
+/* Prints the tokens that end a generation. Ignores a vocabulary that cannot be read: check reports it. */
 static int put_vocab(const struct list *l, const struct stream_item *item, struct err *e) {
     uint32_t ends[TEXT_MAX_ENDS + 1], n = 0;
     if (vocab_read_ends(item->bytes, item->n_bytes, ends, &n, e)) return 0;
@@ -88,7 +88,7 @@ static int put_batch(struct list *l, const struct stream_batch *b, struct err *e
                         e);
 }
 
-/* Adds to the row of that name; the first dimension is summed over batches. False: too many names. */
+/* Adds to the row of that name, summing the first dimension over batches. False: too many names. */
 static bool add_to_name(struct list *l, const struct view_row *x) {
     size_t i = 0;
     while (i < l->n_names && strcmp(l->names[i].desc.name, x->desc.name) != 0) i++;

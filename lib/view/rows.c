@@ -1,4 +1,4 @@
-/* A segment's tensors as a table, and how they share its bytes. */
+/* Prints the tensors of a segment as a table, and the parts of a model. */
 #include <inttypes.h>
 
 #include "lib/cli/cli.h"
@@ -7,7 +7,7 @@
 
 /* ---- the table --------------------------------------------------------------------------------------------------- */
 
-/* What a table needs: widths of its columns, and whether any tensor is stored in other than its own bytes. */
+/* Column widths, and whether any tensor is not stored raw. */
 struct layout {
     int type, shape, bytes;
     bool stored;
@@ -57,7 +57,7 @@ void view_put_rows(FILE *out, const struct view_row *rows, size_t n, bool all_co
 static const char *const part_names[VIEW_PARTS] = {"embedding", "lstm",   "attention", "ffn",
                                                    "experts",   "output", "other"};
 
-/* Norms and biases belong to what they are of. Tensors without a role in a model are of the last part. */
+/* Norms and biases belong to the layer they are in. Tensors without a role in a model count as the last part. */
 static size_t part_of(const char *name) {
     static const enum model_role last[] = {ROLE_EMBED_NORM_BIAS, ROLE_LSTM_REVERSE_STATE_BIAS, ROLE_ATTN_POST_NORM_BIAS,
                                            ROLE_DOWN_OUT, ROLE_EXPERT_DOWN};

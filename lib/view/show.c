@@ -1,4 +1,4 @@
-/* Values of tensors, and everything else in a stream, as text. */
+/* Prints values of tensors, and everything else in a stream, as text. */
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
@@ -12,13 +12,13 @@ struct view {
     const struct view_options *o;
     FILE *out;
     struct tensor_desc desc;
-    struct buf data;  /* for --histogram, which takes two passes, the whole tensor as encoded */
-    struct buf first; /* the first values, as f64 */
-    unsigned char raw[PIECE * sizeof(uint64_t)]; /* a piece as encoded, and as f32 */
+    struct buf data;                             /* for --histogram, which takes two passes: the whole encoded tensor */
+    struct buf first;                            /* the first values, as f64 */
+    unsigned char raw[PIECE * sizeof(uint64_t)]; /* a piece as encoded; x has it as f32 */
     float x[PIECE];
     struct tensor_summary summary;
     struct view_found *found;
-    uint64_t batches; /* whose number has been shown */
+    uint64_t batches; /* number of the last batch whose heading was printed, plus 1 */
 };
 
 static const double *first_values(const struct view *v, size_t *n) {
@@ -26,7 +26,7 @@ static const double *first_values(const struct view *v, size_t *n) {
     return (const double *)(const void *)v->first.data;
 }
 
-/* Reads elements [at, at + *n) of v->data into v->x; false at the end. Pieces are whole blocks. */
+/* Converts elements [at, at + *n) of v->data to v->x; false at the end. Pieces are whole blocks. */
 static bool values(struct view *v, uint64_t at, size_t *n) {
     uint64_t left = tensor_elems(&v->desc) - at;
     *n = left < PIECE ? (size_t)left : PIECE;
@@ -35,7 +35,7 @@ static bool values(struct view *v, uint64_t at, size_t *n) {
     return true;
 }
 
-/* ---- values that f32 cannot hold --------------------------------------------------------------------------------- */
+/* ---- values that f32 cannot represent ---- */
 
 #define WIDE_TYPES(X)                                                                                                  \
     X(DT_F64, double, "%.17g")                                                                                         \
@@ -44,7 +44,7 @@ static bool values(struct view *v, uint64_t at, size_t *n) {
     X(DT_I64, int64_t, "%" PRId64)                                                                                     \
     X(DT_U64, uint64_t, "%" PRIu64)
 
-/* Element i of the piece, with every digit that tells it from others of its type. */
+/* Prints element i of the piece with enough digits to identify it. */
 static void put_exactly(const struct view *v, size_t i) {
 #define PUT_WIDE(dtype, type, format)                                                                                  \
     case dtype: {                                                                                                      \
@@ -82,7 +82,7 @@ static void put_tsv(struct view *v, uint64_t at, size_t n) {
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-/* Passes on the n values of v->x, from element `at` on. */
+/* Processes the n values of v->x, which start at element `at`. */
 static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
     if (v->o->tsv) {
         put_tsv(v, at, n);
@@ -98,7 +98,7 @@ static int take(struct view *v, uint64_t at, size_t n, struct err *e) {
     return rc;
 }
 
-/* The next piece of the stream, as encoded and as f32; *n 0: the end. */
+/* Reads the next piece, as encoded and as f32; *n 0: the end. */
 static int read_piece(struct view *v, struct stream_reader *r, size_t *n, struct err *e) {
     const struct dtype_info *t = dtype_info(v->desc.dtype);
     size_t got, want = PIECE / t->block_elems * t->block_bytes;
@@ -108,7 +108,7 @@ static int read_piece(struct view *v, struct stream_reader *r, size_t *n, struct
     return rc;
 }
 
-/* Reads the values, or as many as are asked for, piece by piece. Everything shown has been verified. */
+/* Reads all values, or as many as are needed, in pieces. Everything shown has been verified. */
 static int read_values(struct view *v, struct stream_reader *r, struct err *e) {
     bool all = v->o->tsv || v->o->stats || v->o->histogram;
     size_t n = 1;
@@ -166,7 +166,7 @@ static void put_text(struct view *v) {
     fputs(tensor_elems(&v->desc) > v->o->head ? "  ...\n" : "\n", v->out);
 }
 
-/* Counts of equal bins, with the range that they divide. */
+/* Adds the counts of equal bins, and the range that they divide. */
 static bool put_bins(struct view *v, cJSON *j) {
     uint64_t bins[BINS];
     cJSON *list = cJSON_AddArrayToObject(j, "histogram");
@@ -207,7 +207,7 @@ static int show_tensor(struct view *v, struct stream_reader *r, const struct str
     return 0;
 }
 
-/* Each step once, however many segments it is in. */
+/* Prints each step once, however many segments it is in. */
 static int show_prov(struct view *v, const struct stream_reader *r, struct err *e) {
     const cJSON *entry;
     cJSON_ArrayForEach(entry, stream_reader_prov(r)) {

@@ -1,4 +1,4 @@
-/* The totals of a stream in words. */
+/* Prints the totals of a stream. */
 #include <inttypes.h>
 
 #include "lib/view/view.h"

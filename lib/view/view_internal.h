@@ -1,22 +1,22 @@
-/* Private to lib/view. Order of files, each calling only those before it: totals, vocab, rows; list, show. */
+/* Private to lib/view. Order of files, each calling only those before it: totals, vocab, rows, list, show. */
 #ifndef RILL_VIEW_INTERNAL_H
 #define RILL_VIEW_INTERNAL_H
 
 #include "lib/view/view.h"
 
-/* The vocabulary of an item. */
+/* Prints the vocabulary of an item. */
 int view_vocab(FILE *out, const struct stream_item *item, struct err *e) MUST_CHECK;
 
-/* A tensor, or all those of one name in the batches of a segment. */
+/* A tensor, or the total of all tensors of one name in the batches of a segment. */
 struct view_row {
     struct tensor_desc desc;
-    uint64_t n, bytes, stored; /* n: batches that it is in */
+    uint64_t n, bytes, stored; /* n: number of batches that have it */
     enum stream_codec codec;
 };
-/* A table of tensors. The columns of how they are stored are left out where all are stored as they are, unless all_columns. */
+/* Prints a table of tensors. The columns on storage are omitted if all are stored raw, unless all_columns. */
 void view_put_rows(FILE *out, const struct view_row *rows, size_t n, bool all_columns);
 
-/* Parameters and bytes of the embedding, attention, ffn, ... of a model. Begin with {0}. */
+/* Parameters and bytes of embedding, attention, ffn, ... of a model. Initialise to {0}. */
 enum { VIEW_PARTS = 7 };
 struct view_part {
     uint64_t elems, bytes;

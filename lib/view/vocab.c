@@ -1,4 +1,4 @@
-/* A vocabulary: sizes, digests, tokens with a role. */
+/* Prints a vocabulary: sizes, digests, tokens with a role. */
 #include <inttypes.h>
 
 #include "lib/text/text.h"
@@ -28,7 +28,7 @@ static int put_roles(FILE *out, const struct vocab *x, struct err *e) {
     return rc ? rc : put_role(out, x, "unk", x->unk, e);
 }
 
-/* Unreadable records are shown as far as possible. */
+/* An unreadable record is shown as far as possible. */
 int view_vocab(FILE *out, const struct stream_item *item, struct err *e) {
     char digest[DIGEST_TEXT_SIZE];
     struct vocab *x;

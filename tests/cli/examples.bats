@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # The recipes in examples/ run, on small models so that it takes seconds.
+# takes long
 load common
 
 golden() { echo "$ROOT/tests/golden/$1"; }
@@ -54,6 +55,19 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
         CORPUS="$T/corpus.txt" CONTEXT=32 LAYERS=1 STEPS=2 WARMUP=0 BATCH=64 TOKENS=256 EVAL_TOKENS=256 "$T/out/cells/kl+cosine+muon+top5.rill"
     check_exit 0 rill recipe out/cells/kl+cosine+muon+top5.rill
     assert_stdout "*--loss kl --loss hidden:kind=cosine,weight=3,map=0:0 --lr 6e-4 --optimizer muon*"
+}
+
+@test "SmolLM2 with 60% of its parameters, on a tiny model" {
+    story 120 >corpus.txt && story 40 >other.txt
+    printf '{"sentence_good": "%s", "sentence_bad": "%s"}\n' "the cat sat" "sat cat the" "sat cat the" "the cat sat" >pairs.jsonl
+    check_exit 0 make -s -C "$ROOT/examples/smollm2" -f sixty.mk RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
+        CORPUS="$T/corpus.txt" GENERAL="$T/other.txt" WORDS="$T/other.txt" BLIMP="$T/pairs.jsonl" CONTEXT=32 FIT_TOKENS=512 FFN=64 \
+        CORRECTION_STEPS=8 RECOVERY_STEPS=10
+    assert_stdout "*model*teacher*adapted*fewer-words*narrow*sixty *0.08 M *50.00 %    1.000*"
+    # made of other texts, nothing was fetched
+    [ ! -e out/texts ] || fail "$(ls out/texts)"
+    check_exit 0 rill ls out/sixty.rill
+    assert_stdout "*ffn=64 *"
 }
 
 @test "the recipe of the embedded model, on a tiny one" {

@@ -181,10 +181,101 @@ hex() { printf %s "$1" | od -An -v -tx1 | tr -d ' \n'; }
     done
 }
 
-@test "the temporary copy of a pipe goes to TMPDIR, and a missing one is an error" {
-    check_exit 1 bash -c 'cat model.rill | TMPDIR=/nonexistent rill export --to gguf >a.gguf'
+# Every golden architecture, some quantized too, into every format: from a pipe as from the file, without room in TMPDIR.
+same_from_pipe() {
+    local model=$1
+    rm -rf a a.gguf b.gguf a-parts b-parts a-hf b-hf a-half b-half
+    if rill export -q --to gguf "$model" -o a.gguf 2>err; then
+        TMPDIR=$scratch check_exit 0 bash -c "cat $model | rill export -q --to gguf -o b.gguf" || return 1
+        assert_same a.gguf b.gguf || return 1
+        rill export -q --to gguf --split-size 20K "$model" -o a-parts
+        TMPDIR=$scratch check_exit 0 bash -c "cat $model | rill export -q --to gguf --split-size 20K -o b-parts" || return 1
+        diff -r a-parts b-parts || return 1
+    else # refused alike
+        check_exit 3 bash -c "cat $model | rill export -q --to gguf -o b.gguf" || return 1
+        assert_equal "$err" "$(cat err)" && assert_no_file b.gguf || return 1
+    fi
+    rill export -q --to safetensors "$model" -o a-hf 2>err || return 0
+    TMPDIR=/nonexistent check_exit 0 bash -c "cat $model | rill export -q --to safetensors -o b-hf" || return 1
+    assert_equal "$(rill import -q --no-provenance a-hf | cksum)" "$(rill import -q --no-provenance b-hf | cksum)" || return 1
+    diff -r -x model.safetensors a-hf b-hf || return 1
+    rill export -q --to safetensors --dtype f32 "$model" -o a-half
+    TMPDIR=/nonexistent check_exit 0 bash -c "cat $model | rill export -q --to safetensors --dtype f32 -o b-half" || return 1
+    diff -r a-half b-half
+}
+
+@test "from a pipe each tensor goes straight to its place, whatever the architecture" {
+    mkdir tmp
+    for golden in "$ROOT"/tests/golden/arch/*/; do
+        scratch=/nonexistent
+        [[ $golden != */phi3* ]] || scratch=$PWD/tmp
+        rill import -q --no-tokenizer "$golden" >arch.rill
+        same_from_pipe arch.rill || fail "$golden"
+        [[ $golden =~ /(llama|gpt2|gemma|mixtral|phi3)/ ]] || continue
+        rill quantize -q --type q4_k_m arch.rill >packed.rill
+        same_from_pipe packed.rill || fail "$golden quantized"
+    done
+    [ -z "$(ls tmp)" ]
+}
+
+@test "q, k and v of a phi3 in different types from a pipe" {
+    rill import -q --no-tokenizer "$ROOT/tests/golden/arch/phi3" | rill quantize -q --type q8_0 --tensor-type 'attn.q.weight=q4_0' >p.rill
+    rill export -q --to gguf p.rill -o a.gguf
+    check_exit 0 bash -c 'cat p.rill | rill export -q --to gguf -o b.gguf'
+    assert_same a.gguf b.gguf
+    grep -q attn_q.weight b.gguf
+    check_exit 1 bash -c 'cat p.rill | TMPDIR=/nonexistent rill export -q --to gguf -o c.gguf'
+    assert_no_file c.gguf
+}
+
+@test "parts of one tensor of a file in different plain types: what a file allows, a pipe says" {
+    rill import -q --no-tokenizer "$ROOT/tests/golden/arch/gpt2" >g.rill
+    rill quantize -q --type f16 --tensor-type 'attn.k.weight=f32' g.rill -o mixed.rill
+    check_exit 0 rill export --to gguf mixed.rill -o a.gguf
+    check_exit 3 bash -c 'cat mixed.rill | rill export --to gguf -o b.gguf'
+    assert_stderr "*'layers.0.attn.k.weight' is of type f32, but shares 'blk.0.attn_qkv.weight' with others of type f16*file first*"
+    assert_no_file b.gguf
+}
+
+@test "a pipe into a file that has a beginning, and into one that is only appended to" {
+    rill export --to gguf model.rill -o a.gguf
+    printf 'before' >want && cat a.gguf >>want && printf 'after' >>want
+    check_exit 0 bash -c '{ printf before; cat model.rill | rill export --to gguf; printf after; } >got'
+    assert_same want got
+    printf 'before' >got
+    check_exit 0 bash -c '{ cat model.rill | rill export --to gguf; printf after; } >>got'
+    assert_same want got
+    mkfifo pipe
+    cat model.rill >pipe &
+    check_exit 0 rill export --to gguf pipe -o c.gguf
+    assert_same a.gguf c.gguf
+}
+
+@test "a pipe that ends early leaves nothing that looks like a model" {
+    cut_file model.rill 60000 >cut.rill
+    check_exit 3 bash -c 'cat cut.rill | rill export --to gguf >a.gguf'
+    assert_stderr "*truncated*"
+    check_exit 3 rill import a.gguf -o back.rill
+    for to in "gguf -o out" "gguf --split-size 40K -o out" "safetensors -o out"; do
+        check_exit 3 bash -c "cat cut.rill | rill export --to $to"
+        assert_no_file out
+    done
+}
+
+@test "no room for the result" {
+    check_exit 1 bash -c 'cat model.rill | (ulimit -f 20; trap "" XFSZ; rill export --to gguf -o a.gguf)'
+    assert_stderr_line "*File too large"
+    assert_no_file a.gguf
+}
+
+@test "where the result goes to a pipe too, a copy goes to TMPDIR, and a missing one is an error" {
+    check_exit 1 bash -c 'cat model.rill | TMPDIR=/nonexistent rill export --to gguf | cat >a.gguf; exit ${PIPESTATUS[1]}'
+    assert_stderr_line "/nonexistent: cannot create a temporary file (TMPDIR): No such file or directory"
+    check_exit 1 bash -c 'cat model.rill | TMPDIR=/nonexistent rill export --to npy -o all'
     assert_stderr_line "/nonexistent: cannot create a temporary file (TMPDIR): No such file or directory"
     mkdir tmp
-    check_exit 0 bash -c 'cat model.rill | TMPDIR=$PWD/tmp rill export --to gguf >a.gguf'
+    check_exit 0 bash -c 'cat model.rill | TMPDIR=$PWD/tmp rill export --to gguf | cat >a.gguf'
+    rill export --to gguf model.rill -o b.gguf
+    assert_same a.gguf b.gguf
     [ -z "$(ls tmp)" ]
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # No option is ignored: alone and beside each other one it has an effect or is refused (tests/cli/option-pairs).
+# takes long
 load common
 
 setup_file() {
@@ -9,6 +10,7 @@ setup_file() {
     rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --seed 4 model.rill -o student2.rill
     rill init -q --layers 1 --hidden 32 --heads 2 --ffn 64 --untied model.rill -o untied.rill
     rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    cp -r sharded other-shards && flip_byte other-shards/model-00001-of-00002.safetensors 100000
     mkdir other-tokenizer && sed 's/<|endoftext|>/<|endofit|>/g' hf/tokenizer.json >other-tokenizer/tokenizer.json
     # special tokens, what is not in normalisation form C, lines
     for n in 1 2 3 4 5 6 7 8; do printf 'a<|endoftext|>na\xcc\x88\nive end, or not %d\n' $n; done >special.txt

@@ -15,7 +15,7 @@ load common
 # One after the other, because each page begins with files of its own; `big` is a host that ssh finds here.
 @test "the recipes' commands print what the page promises" {
     [ -f "$ROOT/examples/data/model.rill" ] || skip "without examples/data/model.rill"
-    cp -r "$ROOT/examples" . && mkdir bin
+    cp -r "$ROOT/examples" . && mkdir bin models && cp -r "$ROOT/tests/golden/tiny-llama/sharded" models/llama
     printf '#!/bin/sh\n[ "$1" = big ] || exit 255\nshift\nexec sh -c "$*"\n' >bin/ssh && chmod +x bin/ssh
     PATH="$T/bin:$PATH" check_exit 0 "$ROOT/tests/readme-blocks" "$ROOT/docs/recipes.md"
 }

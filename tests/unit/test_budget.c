@@ -171,8 +171,13 @@ static void what_is_predicted_happens(void **state) {
     struct buf in = saved_model(m, DT_F32);
     struct quant_options o = {0};
     double last = HUGE_VAL;
-    for (double bits = 3.2; bits < 9; bits += 0.4) {
-        struct quant_budget b = {.bits_per_weight = bits};
+    char folder[64];
+    snprintf(folder, sizeof folder, "/tmp/rill-budget.XXXXXX");
+    assert_non_null(mkdtemp(folder));
+    OK(quant_cache_open(folder, &e));
+    for (int step = 0; step < 15; step++) {
+        double bits = 3.2 + 0.4 * step;
+        struct quant_budget b = {.bits_per_weight = bits, .cache = folder};
         struct quant_budget_result r, again;
         struct quant_totals totals;
         struct buf text, other;
@@ -185,14 +190,18 @@ static void what_is_predicted_happens(void **state) {
         assert_int_equal(totals.elems, r.elems);
         assert_true(r.error <= last);
         last = r.error;
+        /* errors are measured before any budget is looked at: again at the first and the last */
         parallel_set_threads(3);
-        b = (struct quant_budget){.bytes = r.budget};
+        b = (struct quant_budget){.bytes = r.budget, .cache = step % 14 ? folder : NULL};
         OK(planned(&in, &o, &b, &other, &again, &e));
         parallel_set_threads(parallel_default_threads());
         assert_string_equal((char *)text.data, (char *)other.data);
         buf_release(&text);
         buf_release(&other);
     }
+    char command[96];
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    assert_int_equal(system(command), 0);
     buf_release(&in);
     model_free(m);
     arena_release(&a);
