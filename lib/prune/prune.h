@@ -163,7 +163,7 @@ struct prune_options;
 
 /*
  * Shapes for a target (options->target_*), to be measured one after another, each chosen by the measurements before it. The first are the
- * best by the sums of |w dL/dw|, and the best if heads, layers or channels counted three times as much. From then on the score is fitted to
+ * best by the sums of |w dL/dw|, and the best if heads counted twice as much, or all but layers, or all but channels. From then on the score is fitted to
  * what was measured: how dear each axis is, and the power of the share that goes; and the next is the best by that of those not measured yet.
  */
 struct prune_candidates;
