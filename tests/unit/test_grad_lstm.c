@@ -72,7 +72,7 @@ static void test_leaves(void **state) {
     check_function(&f, 31);
 }
 
-/* ---- PyTorch ----------------------------------------------------------------------------------------------------------- */
+/* ---- PyTorch ----------------------------------------------------------------------------------------------------- */
 
 static cJSON *fixture(void) {
     struct err e;
@@ -155,7 +155,7 @@ static void test_torch(void **state) {
     cJSON_Delete(o);
 }
 
-/* ---- precision, refusals --------------------------------------------------------------------------------------------- */
+/* ---- precision, refusals ----------------------------------------------------------------------------------------- */
 
 /* On a tape in bf16 what feeds the gates is rounded, and weights may be panels; the steps are f32. */
 static void test_bf16(void **state) {

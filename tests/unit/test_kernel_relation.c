@@ -67,7 +67,7 @@ static struct loss loss_new(struct rng *r, size_t n, size_t d, size_t td) {
     return c;
 }
 
-/* ---- relations ----------------------------------------------------------------------------------------------------------- */
+/* ---- relations --------------------------------------------------------------------------------------------------- */
 
 static double relation_value(struct loss *c) {
     return plain64_relation(&c->relation, c->n, c->t.d, c->td, c->x.d, c->d, c->s1, c->s2);
@@ -132,7 +132,7 @@ static void test_relations(void **state) {
     }
 }
 
-/* ---- of a sequence as a whole --------------------------------------------------------------------------------------------- */
+/* ---- of a sequence as a whole ------------------------------------------------------------------------------------ */
 
 static double map_value(struct loss *c) {
     return plain64_energy_map(c->n, c->t.d, c->td, c->x.d, c->d, c->s1, c->s2);
@@ -193,7 +193,7 @@ static void test_sequences(void **state) {
     }
 }
 
-/* ---- rows ----------------------------------------------------------------------------------------------------------------- */
+/* ---- rows -------------------------------------------------------------------------------------------------------- */
 
 static double factor_value(struct loss *c) {
     double sum = 0;
@@ -254,7 +254,7 @@ static void test_rows(void **state) {
     }
 }
 
-/* ---- attention -------------------------------------------------------------------------------------------------------------- */
+/* ---- attention --------------------------------------------------------------------------------------------------- */
 
 /* x is the queries or (odd kinds of 2) the keys, or both where they are one; y the other. kind / 4 is the loss's. */
 enum { OF_Q, OF_K, OF_BOTH, SIDES };

@@ -27,7 +27,7 @@ static void check_tokens(const struct sample *s, const struct knowledge_rows *k)
     }
 }
 
-/* ---- dense -------------------------------------------------------------------------------------------------------- */
+/* ---- dense ------------------------------------------------------------------------------------------------------- */
 
 /* `tolerance` of a log-probability l: that times max(|l|, 1). f32 arithmetic 1e-6; half a unit of f16 2^-12, of bf16 2^-9. */
 static void check_dense(enum dtype dtype, bool log_probs, double tolerance) {
@@ -81,7 +81,7 @@ static void dense_changes_temperature(void **state) {
     sample_free(&s);
 }
 
-/* ---- topk and ghost -------------------------------------------------------------------------------------------------- */
+/* ---- topk and ghost ---------------------------------------------------------------------------------------------- */
 
 static int descending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -127,7 +127,7 @@ static void top_entries_come_back(void **state) {
     check_top("ghost:37", 1); /* the whole vocabulary: nearest rounding would pass 1 in half of the rows */
 }
 
-/* ---- sample ------------------------------------------------------------------------------------------------------------ */
+/* ---- sample ------------------------------------------------------------------------------------------------------ */
 
 /* Draws from one distribution at many positions: is the sum of (seen - expected)^2 / expected chi-square distributed? */
 static void draws_are_unbiased(void **state) {
@@ -201,7 +201,7 @@ static void counts_take_two_bytes_above_255(void **state) {
     sample_free(&s);
 }
 
-/* ---- what the bytes may depend on --------------------------------------------------------------------------------------- */
+/* ---- what the bytes may depend on -------------------------------------------------------------------------------- */
 
 static struct buf encoded(const struct sample *s, const char *encoding, uint64_t seed, size_t cut, size_t block) {
     struct err e;
@@ -344,7 +344,7 @@ static void fewer_entries_from_more(void **state) {
     sample_free(&s);
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------------------------ */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
     (void)ctx;

@@ -216,7 +216,7 @@ static void encoding_again_keeps_what_counts(void **state) {
     made_free(&m);
 }
 
-/* ---- a stream that every later version must read -------------------------------------------------------------------------- */
+/* ---- a stream that every later version must read ----------------------------------------------------------------- */
 
 #define GOLDEN "formats/golden/v1-knowledge-counted.rill"
 
@@ -255,7 +255,7 @@ static int write_golden(void) {
     return !ok;
 }
 
-/* ---- lies -------------------------------------------------------------------------------------------------------------- */
+/* ---- lies -------------------------------------------------------------------------------------------------------- */
 
 struct lie {
     uint8_t counted[3];

@@ -218,7 +218,7 @@ static void fields_come_back(void **state) {
     sample_free(&s);
 }
 
-/* ---- lies ------------------------------------------------------------------------------------------------------------- */
+/* ---- lies -------------------------------------------------------------------------------------------------------- */
 
 /* The first batch of such a stream, to be changed before it is decoded. */
 struct lie {

@@ -143,7 +143,7 @@ static void missing_tensors_are_named(void **state) {
     knowledge_rows_release(&k);
 }
 
-/* ---- descriptions ------------------------------------------------------------------------------------------------------ */
+/* ---- descriptions ------------------------------------------------------------------------------------------------ */
 
 static void descriptions_are_checked(void **state) {
     (void)state;
@@ -249,7 +249,7 @@ static void conversions_that_cannot_be_are_refused(void **state) {
     }
 }
 
-/* ---- encoding what is not finite ------------------------------------------------------------------------------------------ */
+/* ---- encoding what is not finite --------------------------------------------------------------------------------- */
 
 static void values_that_are_not_finite_are_located(void **state) {
     (void)state;
@@ -284,7 +284,7 @@ static void values_beyond_f16_are_refused(void **state) {
     sample_free(&s);
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------------------------ */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 /* The n-th allocation fails, for all n: an error, nothing lost (AddressSanitizer's word), until all goes well. */
 static void every_allocation_may_fail(void **state) {

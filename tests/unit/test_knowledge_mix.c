@@ -72,7 +72,7 @@ static struct knowledge_rows mixed(struct mixing *x, struct knowledge_format *f)
     return k;
 }
 
-/* ---- dense -------------------------------------------------------------------------------------------------------------- */
+/* ---- dense ------------------------------------------------------------------------------------------------------- */
 
 /* The mean of a row in f64. */
 static void mean64(double *p, const struct sample *a, const struct sample *b, size_t r, double w, double temperature,
@@ -121,7 +121,7 @@ static void dense_answers_have_their_mean(void **state) {
     check_dense(MEAN_GEOMETRIC, 3, 2e-6);
 }
 
-/* ---- entries ---------------------------------------------------------------------------------------------------------------- */
+/* ---- entries ----------------------------------------------------------------------------------------------------- */
 
 /* Which tokens are among the k largest of a row. */
 static void top_of(bool *in, const double *p, size_t k) {
@@ -248,7 +248,7 @@ static void draws_are_pooled_however_batches_are_cut(void **state) {
     sample_free(&a);
 }
 
-/* ---- refusals ----------------------------------------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 static void check_refused(int first, int other, struct mixing how, int code, const char *says) {
     struct err e;

@@ -7,7 +7,7 @@
 /* f32 logits of a window alone and of the same window in a batch: the last bits differ. */
 #define TOLERANCE 2e-5
 
-/* ---- summaries --------------------------------------------------------------------------------------------------------- */
+/* ---- summaries --------------------------------------------------------------------------------------------------- */
 
 static void quantiles_are_numpys(void **state) {
     (void)state;
@@ -50,7 +50,7 @@ static void moments_keep_their_digits(void **state) {
     assert_true(moments_stderr(&(struct moments){.n = 1}) == 0);
 }
 
-/* ---- the protocols, written down once more ---------------------------------------------------------------------------------- */
+/* ---- the protocols, written down once more ----------------------------------------------------------------------- */
 
 struct text {
     uint32_t *tokens;
@@ -147,7 +147,7 @@ static struct expected expected_of(struct model *m, const struct text *t, const 
     return x;
 }
 
-/* ---- feeding ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- feeding ----------------------------------------------------------------------------------------------------- */
 
 /* The text as a token stream of batches of at most `cut` positions, wherever that is. */
 static int token_file(const struct text *t, size_t cut) {
@@ -206,7 +206,7 @@ static cJSON *measured(struct model *m, const struct text *t, const struct perpl
     return result;
 }
 
-/* ---- tests -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 static void compare(struct model *m, const struct text *t, const struct perplexity_options *o) {
     static const size_t cuts[] = {1000, 1, 3, 17};

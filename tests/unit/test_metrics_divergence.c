@@ -7,7 +7,7 @@
 /* Logits are f32 and the model sees sequences alone here, together there. */
 #define TOLERANCE 3e-5
 
-/* ---- two models and a text ------------------------------------------------------------------------------------------- */
+/* ---- two models and a text --------------------------------------------------------------------------------------- */
 
 struct pair {
     struct model *teacher, *student;
@@ -76,7 +76,7 @@ static uint32_t label_at(const struct sample *s, size_t position) {
     return position + 1 < end ? s->tokens[position + 1] : UINT32_MAX;
 }
 
-/* ---- the code under test ------------------------------------------------------------------------------------------------- */
+/* ---- the code under test ----------------------------------------------------------------------------------------- */
 
 static int compare(struct model *m, int fd, cJSON **out, struct err *why) {
     struct err e;
@@ -110,7 +110,7 @@ static cJSON *compared(struct model *m, const struct sample *s, const struct kno
     return result;
 }
 
-/* ---- the same in f64 -------------------------------------------------------------------------------------------------------- */
+/* ---- the same in f64 --------------------------------------------------------------------------------------------- */
 
 #define MAX_POSITIONS 512
 
@@ -267,7 +267,7 @@ static struct expected expect_top(const struct pair *p, const struct knowledge_r
     return x;
 }
 
-/* ---- tests -------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 static void a_model_does_not_diverge_from_itself(void **state) {
     (void)state;

@@ -73,7 +73,7 @@ static int encoded(const struct sample *s, const char *encoding, double temperat
     return fd;
 }
 
-/* ---- the same in f64 -------------------------------------------------------------------------------------------------------- */
+/* ---- the same in f64 --------------------------------------------------------------------------------------------- */
 
 static bool has_label(const struct sample *s, size_t position) {
     size_t end = 0;

@@ -18,7 +18,7 @@ static int tear_down(void **state) {
     return 0;
 }
 
-/* ---- the code under test ---------------------------------------------------------------------------------------------- */
+/* ---- the code under test ----------------------------------------------------------------------------------------- */
 
 static int run_task(struct model *m, const char *text, size_t piece, cJSON **out, struct err *why) {
     struct err e;
@@ -40,7 +40,7 @@ static cJSON *result_of(struct model *m, const char *text) {
     return o;
 }
 
-/* ---- the same by hand ---------------------------------------------------------------------------------------------------- */
+/* ---- the same by hand -------------------------------------------------------------------------------------------- */
 
 /* Sum of ln p of the last `scored` bytes of `text`, after BOS if asked; what does not fit is cut off on the left. */
 static double log_prob_of(struct model *m, const char *text, size_t scored, bool bos) {
@@ -110,7 +110,7 @@ static size_t random_text(struct rng *r, char *out, size_t longest, double *char
     return n;
 }
 
-/* ---- tests ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 static void pairs_are_scored_behind_bos(void **state) {
     (void)state;

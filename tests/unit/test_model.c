@@ -1,7 +1,7 @@
 /* lib/model: configuration, roles, streams, the forward pass against a plain one in f64. */
 #include "tests/unit/model_samples.h"
 
-/* ---- configuration and roles ----------------------------------------------------------------------------------------- */
+/* ---- configuration and roles ------------------------------------------------------------------------------------- */
 
 static void config_survives_json(void **state) {
     (void)state;
@@ -106,7 +106,7 @@ static void rope_scaling_bends_long_waves_only(void **state) {
     arena_release(&a);
 }
 
-/* ---- streams ------------------------------------------------------------------------------------------------------------- */
+/* ---- streams ----------------------------------------------------------------------------------------------------- */
 
 static void save_load_save_is_identity(void **state) {
     (void)state;
@@ -190,7 +190,7 @@ static void a_model_with_a_flaw_is_refused_by_name(void **state) {
     arena_release(&a);
 }
 
-/* ---- forward: against a plain computation in f64, written from the papers' formulas ------------------------------------------ */
+/* ---- forward: against a plain computation in f64, written from the papers' formulas ------------------------------ */
 
 static const float *weight(const struct model *m, enum model_role role, uint32_t layer) {
     return model_host_value(model_param(m, role, layer));
@@ -439,7 +439,7 @@ static void bad_input_is_refused(void **state) {
     arena_release(&a);
 }
 
-/* ---- layer by layer --------------------------------------------------------------------------------------------------------------- */
+/* ---- layer by layer ---------------------------------------------------------------------------------------------- */
 
 struct reread {
     const struct buf *bytes;

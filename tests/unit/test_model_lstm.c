@@ -24,7 +24,7 @@ static struct model_config lstm_config(struct arena *a) {
     return c;
 }
 
-/* ---- the description ------------------------------------------------------------------------------------------------- */
+/* ---- the description --------------------------------------------------------------------------------------------- */
 
 static void config_survives_json(void **state) {
     (void)state;
@@ -119,7 +119,7 @@ static void fresh_weights(void **state) {
     arena_release(&a);
 }
 
-/* ---- running --------------------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
 /* A sequence's logits are its own: the same alone, beside others, and whatever these are. */
 static void sequences_end_at_their_borders(void **state) {

@@ -5,7 +5,7 @@
 #include "lib/formats/formats.h"
 #include "lib/prune/prune_internal.h"
 
-/* ---- single weights -------------------------------------------------------------------------------------------------- */
+/* ---- single weights ---------------------------------------------------------------------------------------------- */
 
 static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
     (void)state;
@@ -48,7 +48,7 @@ static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
     arena_release(&a);
 }
 
-/* ---- layers --------------------------------------------------------------------------------------------------------------- */
+/* ---- layers ------------------------------------------------------------------------------------------------------ */
 
 static void a_layer_that_adds_nothing_can_go(void **state) {
     (void)state;
@@ -85,7 +85,7 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
     arena_release(&a);
 }
 
-/* ---- channels and heads ------------------------------------------------------------------------------------------------------ */
+/* ---- channels and heads ------------------------------------------------------------------------------------------ */
 
 /* Channels whose weights are zero are found, and taking them out changes nothing. */
 static void idle_channels_go_first(void **state) {
@@ -180,7 +180,7 @@ static void activations_decide_where_there_are_statistics(void **state) {
     arena_release(&a);
 }
 
-/* ---- vocabulary ---------------------------------------------------------------------------------------------------------------- */
+/* ---- vocabulary -------------------------------------------------------------------------------------------------- */
 
 /* 256 bytes, a few merges and a special token. */
 static struct buf sample_vocab(struct arena *a) {
@@ -444,7 +444,7 @@ static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     arena_release(&a);
 }
 
-/* ---- what cannot be ---------------------------------------------------------------------------------------------------------------- */
+/* ---- what cannot be ---------------------------------------------------------------------------------------------- */
 
 static void what_cannot_be_pruned_is_refused(void **state) {
     (void)state;

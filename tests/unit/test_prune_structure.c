@@ -274,7 +274,7 @@ static void what_cannot_be_is_refused(void **state) {
     arena_release(&a);
 }
 
-/* ---- the residual stream ------------------------------------------------------------------------------------------------------ */
+/* ---- the residual stream ----------------------------------------------------------------------------------------- */
 
 static struct model *untied_model(struct arena *a, bool tied) {
     struct model_config c = sample_config(a);

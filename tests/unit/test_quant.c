@@ -3,7 +3,7 @@
 
 #include "lib/quant/quant.h"
 
-/* ---- types ------------------------------------------------------------------------------------------------------------ */
+/* ---- types ------------------------------------------------------------------------------------------------------- */
 
 static const struct golden_model {
     const char *name;
@@ -153,7 +153,7 @@ static void rows_that_do_not_fit_fall_back(void **state) {
         assert_int_equal(quant_fallback(cases[i].wanted, cases[i].row), cases[i].to);
 }
 
-/* ---- rules and plans -------------------------------------------------------------------------------------------------- */
+/* ---- rules and plans --------------------------------------------------------------------------------------------- */
 
 static bool gguf_name(const struct model_config *c, struct model_slot s, char *out) {
     (void)c;
@@ -296,7 +296,7 @@ static void strict_wants_statistics(void **state) {
     arena_release(&a);
 }
 
-/* ---- a model ------------------------------------------------------------------------------------------------------------ */
+/* ---- a model ----------------------------------------------------------------------------------------------------- */
 
 struct seen {
     int tensors, fell_back;

@@ -72,7 +72,7 @@ static void normal_paths(void **state) {
     arena_release(&a);
 }
 
-/* ---- graphs -------------------------------------------------------------------------------------------------------- */
+/* ---- graphs ------------------------------------------------------------------------------------------------------ */
 
 static int make(const char *json, const char *target, char **text) {
     struct recipe r;

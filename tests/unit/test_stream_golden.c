@@ -183,7 +183,7 @@ static void the_worked_example_is_true(void **state) {
     buf_release(&real);
 }
 
-/* ---- the content digest, as formats/rill.md defines it --------------------------------------------------------- */
+/* ---- the content digest, as formats/rill.md defines it ----------------------------------------------------------- */
 
 /* From the bytes of a stream of one segment, with nothing of lib/stream. */
 static struct digest digest_by_the_page(const struct buf *file) {
