@@ -28,8 +28,7 @@ static void test_conversions(void **state) {
     struct rng r = rng_init(1, 1);
     float *x = take(N, sizeof *x), *back = take(N, sizeof *back);
     uint16_t *y = take(N, sizeof *y);
-    for (size_t i = 0; i < N; i++)
-        x[i] = from_bits(rng_u32(&r) & (i % 3 ? 0xffffffff : 0xffff8000)); /* some are ties */
+    for (size_t i = 0; i < N; i++) x[i] = from_bits(rng_u32(&r) & (i % 3 ? 0xffffffff : 0xffff8000)); /* ties too */
     const uint32_t special[] = {0,          0x80000000, 0x7f800000, 0xff800000, 0x7f800001, 0xffffffff,
                                 0x7f7fffff, 0x00000001, 0x00008000, 0x00018000, 0x7fc00000, 0x3f808000};
     for (size_t i = 0; i < COUNT_OF(special); i++) x[i] = from_bits(special[i]);
