@@ -1,4 +1,4 @@
-/* The language of chat templates, what is refused and how, and where answers are. */
+/* Tests of the chat template language, of its errors, and of the positions of answers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -261,13 +261,13 @@ static void answers_are_found(void **state) {
     static const char *const last[] = {"a2<end>\n"};
     (void)state;
     assert_answers(CHATML, TURNS, both, 2);
-    /* the end of the document is only at the end */
+    /* the end of the document occurs only at the end */
     assert_answers(CHATML "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", TURNS, eos, 2);
     assert_answers(
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% endif %}{% endfor %}",
         TURNS, blocks, 2);
-    /* thoughts are only in the last turn */
+    /* thoughts occur only in the last turn */
     assert_answers(
         "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' %}{{ m.content }}{% else %}"
         "{{ '(t' ~ m.n ~ ')' if loop.last }}{{ m.content.split('</think>')[-1] }}{% endif %}<end>\n{% endfor %}"
