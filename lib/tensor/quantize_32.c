@@ -110,7 +110,7 @@ INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min
 }
 
 /* As many blocks as the vectorised search takes at once. */
-#define BATCH FIT_LANES
+#define BATCH FIT_AT_ONCE
 
 static void weigh(const float *x, const float *importance, float mean_square, size_t n, float *weights) {
     for (size_t i = 0; i < n; i++) weights[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);
