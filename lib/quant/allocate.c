@@ -1,4 +1,4 @@
-/* The multiple-choice knapsack: which offer of each matrix, for the least error within a budget of bytes. */
+/* The multiple-choice knapsack: chooses one offer per matrix for the least error within a budget of bytes. */
 #include "lib/quant/budget.h"
 
 #include <stdlib.h>
@@ -15,15 +15,15 @@ uint64_t allocate_least(const struct offers *of, size_t n) {
     return sum;
 }
 
-/* ---- greedily along the convex hulls ---------------------------------------------------------------------------------- */
+/* ---- greedy solution along the convex hulls ---------------------------------------------------------------------- */
 
-struct step { /* from the last corner of the hull to this offer */
+struct step { /* from the previous corner of the hull to this offer */
     size_t item, order, to;
     uint64_t bytes;
-    double gain; /* error that it takes away */
+    double gain; /* reduction of the error */
 };
 
-/* More error away per byte first; then by what came first. */
+/* Greatest reduction per byte first; ties in the original order. */
 static int by_rate(const void *a, const void *b) {
     const struct step *s = a, *t = b;
     double x = s->gain * (double)t->bytes, y = t->gain * (double)s->bytes;
@@ -32,7 +32,7 @@ static int by_rate(const void *a, const void *b) {
     return s->order < t->order ? -1 : s->order > t->order;
 }
 
-/* Fewest bytes, and of those least error. */
+/* The offer with the fewest bytes and, among those, the least error. */
 static size_t smallest(const struct offers *o) {
     size_t best = 0;
     for (size_t k = 1; k < o->n; k++) {
@@ -42,7 +42,7 @@ static size_t smallest(const struct offers *o) {
     return best;
 }
 
-/* The corner of the hull after `from`: the steepest way down. SIZE_MAX: there is none. */
+/* The next corner of the hull after `from`, by the steepest descent; SIZE_MAX: none. */
 static size_t next_corner(const struct offers *o, size_t from) {
     size_t best = SIZE_MAX;
     double best_rate = 0;
@@ -59,13 +59,13 @@ struct search {
     const struct offers *of;
     size_t n;
     uint64_t budget;
-    double lambda;      /* error for a byte */
+    double lambda;      /* price: error per byte */
     size_t *best;       /* [n] the best choice so far */
-    double error;       /* of it */
-    double *rest;       /* [n + 1] least error + lambda bytes of the items from i on */
-    uint64_t *rest_min; /* [n + 1] their fewest bytes */
+    double error;       /* of best */
+    double *rest;       /* [n + 1] least error + lambda bytes of items i and later */
+    uint64_t *rest_min; /* [n + 1] fewest bytes of items i and later */
     bool thinned;
-    double least_lost; /* the lowest bound of a state that thinning dropped */
+    double least_lost; /* lowest bound of a state dropped by thinning */
 };
 
 static double total_error(const struct search *s, const size_t *choice) {
@@ -74,7 +74,7 @@ static double total_error(const struct search *s, const size_t *choice) {
     return sum;
 }
 
-/* Takes the steps that fit, and leaves lambda at the rate of the first that does not. */
+/* Takes the steps that fit; sets lambda to the rate of the first that does not. */
 static int start_greedily(struct search *s, struct err *e) {
     size_t n_steps = 0, most = 0;
     uint64_t bytes = allocate_least(s->of, s->n);
@@ -103,12 +103,12 @@ static int start_greedily(struct search *s, struct err *e) {
     return stuck ? 0 : e->code;
 }
 
-/* ---- dynamic programming over what nothing dominates --------------------------------------------------------------------- */
+/* ---- dynamic programming over undominated states ----------------------------------------------------------------- */
 
 struct state {
     uint64_t bytes;
     double error;
-    uint32_t parent, choice; /* in the list of the item before; the item's offer */
+    uint32_t parent, choice; /* index in the previous item's list; offer of this item */
 };
 struct origin {
     uint32_t parent, choice;
@@ -122,12 +122,12 @@ static int by_bytes(const void *a, const void *b) {
     return s->choice < t->choice ? -1 : s->choice > t->choice;
 }
 
-/* No way on from this state ends below: by Lagrange's bound with the budget's price. */
+/* Lower bound on any completion of this state: Lagrangian bound at price lambda. */
 static double bound_of(const struct search *s, const struct state *t, size_t next) {
     return t->error + s->rest[next] - s->lambda * (double)(s->budget - t->bytes);
 }
 
-/* All ways to go on with item i that can still win; sorted, without what is dominated. */
+/* Extends all states by item i; keeps those that can still win, sorted and undominated. */
 static size_t extend(const struct search *s, size_t i, const struct state *from, size_t n, struct state *to) {
     size_t m = 0, kept = 0;
     for (size_t p = 0; p < n; p++)
@@ -143,7 +143,7 @@ static size_t extend(const struct search *s, size_t i, const struct state *from,
     return kept;
 }
 
-/* The state of the lowest bound for each share of the range of bytes. */
+/* Keeps the state with the lowest bound in each interval of bytes. */
 static size_t thin(struct search *s, size_t next, struct state *t, size_t n) {
     if (n <= ALLOCATE_STATES) return n;
     uint64_t first = t[0].bytes, share = (t[n - 1].bytes - first) / ALLOCATE_STATES + 1;
@@ -162,7 +162,7 @@ static size_t thin(struct search *s, size_t next, struct state *t, size_t n) {
     return kept;
 }
 
-/* The way to the last list's best state, which is its last. */
+/* Backtracks from the best state of the last list, which is its last. */
 static void take_best(struct search *s, struct origin *const *lists, const struct state *last) {
     size_t at = last->parent;
     s->best[s->n - 1] = last->choice;
@@ -200,7 +200,7 @@ static int search_exactly(struct search *s, struct err *e) {
     return rc;
 }
 
-/* Bounds of what is to come, from the end. */
+/* Bounds for the remaining items, computed from the end. */
 static void bound_rest(struct search *s) {
     for (size_t i = s->n; i-- > 0;) {
         const struct offers *o = &s->of[i];
@@ -223,7 +223,7 @@ int allocate(const struct offers *of, size_t n, uint64_t budget, size_t *chosen,
     int rc = s.rest_min ? 0 : e->code;
     if (!rc && n) rc = start_greedily(&s, e);
     if (!rc) bound_rest(&s);
-    if (!rc && n && s.lambda > 0) rc = search_exactly(&s, e); /* else everything has its least error */
+    if (!rc && n && s.lambda > 0) rc = search_exactly(&s, e); /* otherwise every item already has its least error */
     for (size_t i = 0; !rc && i < n; i++) out->bytes += of[i].at[chosen[i]].bytes;
     out->error = s.error;
     out->bound = s.thinned && s.least_lost < s.error ? s.least_lost : s.error;

@@ -1,4 +1,4 @@
-/* Quantized tensors on disk: a file for each, by the digest of all that its blocks come from. */
+/* Caches quantized tensors on disk, one file per tensor, named by the digest of everything its blocks depend on. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 
 #define HEAD "rill blocks 1\n"
 
-/* Beside the blocks what is told of them. */
+/* The errors stored with the blocks. */
 struct numbers {
     double rmse, relative, output_error_nearest, output_error, block_error_before, block_error, damp;
     uint64_t unweighed, informed;
@@ -29,7 +29,7 @@ static int digest_of(const struct numbers *x, const void *blocks, uint64_t n, st
     return 0;
 }
 
-/* All of it; false: it ends before. */
+/* Reads exactly n bytes; false: end of file or error. */
 static bool read_all(int fd, void *to, uint64_t n) {
     for (ssize_t got; n; n -= (uint64_t)got, to = (char *)to + got)
         if ((got = fd_read(fd, to, n)) <= 0) return false;

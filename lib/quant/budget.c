@@ -1,11 +1,11 @@
-/* Types for a budget of bytes: measures a model stream, chooses, and says the plan. */
+/* Chooses types for a budget of bytes: measures a model stream, solves the knapsack, and writes the plan. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/quant/budget.h"
 
-/* ---- the types to choose from ---- */
+/* ---- candidate types ---- */
 
 int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e) {
     *n = 0;
@@ -26,33 +26,33 @@ int quant_types_parse(const char *list, unsigned **out, size_t *n, struct err *e
     }
 }
 
-/* ---- what is known of the model ---- */
+/* ---- measurements ---- */
 
 struct candidate {
     enum dtype to;
-    double error; /* weighed for the sum */
+    double error; /* scaled for the sum */
 };
-struct measured {  /* of a slot */
-    size_t leader; /* the slot whose type it has */
+struct measured {  /* per slot */
+    size_t leader; /* the slot whose type it shares */
     struct candidate candidates[SENSE_TYPES];
     size_t n;
     uint64_t rows, cols;
-    double scale; /* of its errors in the sum */
+    double scale; /* factor of its errors in the sum */
 };
 
 struct budget_job {
-    struct pass pass; /* for importance */
+    struct pass pass; /* provides importance */
     const struct quant_budget *b;
-    unsigned *types; /* of QUANT_BUDGET_TYPES, if the caller named none */
+    unsigned *types; /* QUANT_BUDGET_TYPES, if the caller gave none */
     const unsigned *from;
     size_t n_from;
     struct measured *slots;        /* [model_slot_count] */
-    struct search_tensor *tensors; /* [model_slot_count], of matrices, with b->search */
-    uint64_t fixed;                /* bytes of what is no matrix */
+    struct search_tensor *tensors; /* [model_slot_count], matrices only, with b->search */
+    uint64_t fixed;                /* bytes of tensors that are not matrices */
     struct quant_budget_result *r;
 };
 
-/* GGUF has all experts of a layer in one tensor, and in some architectures q, k and v. */
+/* GGUF stores all experts of a layer, and in some architectures q, k and v, as one tensor. */
 static size_t leader_of(const struct budget_job *j, struct model_slot s) {
     const struct quant_options *o = j->pass.o;
     if ((s.role == ROLE_K || s.role == ROLE_V) && o->fuses_qkv && o->fuses_qkv(j->pass.config)) s.role = ROLE_Q;
@@ -70,7 +70,7 @@ static void add_type(enum dtype *types, size_t *n, enum dtype t) {
     if (*n < SENSE_TYPES) types[(*n)++] = t;
 }
 
-/* The types that the tensor can have, each once: of the list, or the one that is named for it. */
+/* The types that the tensor can have, without duplicates: those of the list, or the one fixed for it. */
 static size_t types_of(struct budget_job *j, const struct quant_choice *choice, const struct tensor_desc *d,
                        bool weighed, enum dtype *types) {
     const struct quant_options *o = j->pass.o;
@@ -97,7 +97,7 @@ static double scale_of(const struct budget_job *j, size_t slot, const struct mea
     double sum = 0;
     if (!j->b->traces) return power > 0 ? 1 / power : 0;
     for (uint64_t c = 0; c < m->cols; c++) sum += importance ? importance[c] : 1;
-    /* the outputs' share of the trace, taken to be the same for all of them: F = sum_i g_i^2 x x^T */
+    /* the trace is assumed to be spread evenly over the outputs: F = sum_i g_i^2 x x^T */
     return sum > 0 ? 0.5 * j->b->traces[slot] / ((double)m->rows * sum) : 0;
 }
 
@@ -130,7 +130,7 @@ static int measure_matrix(struct budget_job *j, struct model_slot s, const struc
     return 0;
 }
 
-/* A matrix as it is stored, for the search to make blocks of. */
+/* Keeps a matrix as stored, for the search to make blocks from. */
 static int keep(struct budget_job *j, struct model_slot s, const struct tensor_desc *d, const void *data,
                 struct err *e) {
     struct search_tensor *t = &j->tensors[model_slot_index(j->pass.config, s)];
@@ -166,13 +166,13 @@ static const struct candidate *find(const struct measured *m, enum dtype to) {
     return NULL;
 }
 
-/* Where those end that may follow a leader: with its layer. */
+/* The end of the slots that may follow a leader: its layer. */
 static size_t end_of(const struct budget_job *j, size_t leader) {
     struct model_slot s = model_slot_at(j->pass.config, leader);
     return model_role_in_layer(s.role) ? model_slot_of_layer(j->pass.config, s.layer + 1) : leader + 1;
 }
 
-/* What a leader and those that follow it can all have. */
+/* Writes the offers common to a leader and its followers, with their types; returns the number. */
 static size_t put_offers(const struct budget_job *j, size_t leader, struct offer *out, enum dtype *types) {
     size_t n = 0, end = end_of(j, leader);
     for (size_t k = 0; k < j->slots[leader].n; k++) {
@@ -195,7 +195,7 @@ static size_t put_offers(const struct budget_job *j, size_t leader, struct offer
     return n;
 }
 
-/* The best of what is smaller, and of what is larger: what its type was weighed against. `was`: its type before the search. */
+/* Explains the choice by the best smaller and the next larger alternative. `was`: the type before the search. */
 static void say_why(struct quant_choice *choice, const struct measured *m, enum dtype was) {
     const struct candidate *is = find(m, choice->to), *less = NULL, *more = NULL;
     for (size_t i = 0; i < m->n; i++) {
@@ -219,7 +219,7 @@ static void say_why(struct quant_choice *choice, const struct measured *m, enum 
 
 static int too_small(const struct budget_job *j, uint64_t least, struct err *e) {
     double elems = (double)j->r->elems;
-    /* rounded up, so that what is said can be asked for */
+    /* rounded up, so that the number printed is feasible */
     uint64_t thousandths = (uint64_t)((8000.0 * (double)least + elems - 1) / elems) + 1;
     return err_set(e, ERR_USAGE,
                    "%" PRIu64 " bytes, %.3f bits per weight, cannot be reached: the smallest are %" PRIu64
@@ -230,9 +230,9 @@ static int too_small(const struct budget_job *j, uint64_t least, struct err *e) 
 struct groups {
     struct offer *offers; /* [slots][SENSE_TYPES] */
     struct offers *of;    /* [n] */
-    enum dtype *types;    /* as offers */
+    enum dtype *types;    /* parallel to offers */
     size_t *leaders, *chosen, n;
-    size_t *was; /* [n] chosen before the search; NULL: there was none */
+    size_t *was; /* [n] choice before the search; NULL: no search */
 };
 
 static int gather(const struct budget_job *j, size_t n_slots, struct groups *g, struct arena *a, struct err *e) {
@@ -256,7 +256,7 @@ static int gather(const struct budget_job *j, size_t n_slots, struct groups *g, 
     return 0;
 }
 
-/* On from what was chosen, by the true divergence. */
+/* Improves the choice by measured divergence. */
 static int go_on(struct budget_job *j, const struct groups *g, struct allocation *got, struct err *e) {
     size_t n_slots = model_slot_count(j->pass.config);
     struct search_job s = {.pass = &j->pass,

@@ -1,4 +1,4 @@
-/* The folder that what a tensor takes long for is kept in, and the names of its files: digests of all that they come from. */
+/* The cache folder: file names are digests of everything the contents depend on. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

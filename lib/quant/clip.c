@@ -1,4 +1,4 @@
-/* Ranges of groups cut off where that lowers the error of the outputs, as AWQ does before it rounds. */
+/* Clips the ranges of groups where that lowers the output error, as AWQ does before rounding. */
 #include <math.h>
 #include <string.h>
 
@@ -18,7 +18,7 @@ struct job {
     struct err *failed;    /* [rows] */
 };
 
-/* Of a thread. */
+/* per thread */
 struct scratch {
     float *x, *back;
     unsigned char *packed;
@@ -33,7 +33,7 @@ static struct scratch scratch_of(const struct job *j, int thread) {
     return (struct scratch){f, f + j->cols, j->bytes + t * j->row_bytes, j->cuts + t * j->groups, d, d + j->groups};
 }
 
-/* w with each group cut off at its cut, or at `all` where cut is NULL. */
+/* x = w with each group clipped at its own cut, or at `all` if cut is NULL. */
 static void cut_off(const struct job *j, const float *w, const uint8_t *cut, int all, float *x) {
     for (size_t g = 0; g < j->groups; g++) {
         const float *from = w + g * j->group;
@@ -53,7 +53,7 @@ static void errors_of(const struct job *j, const float *w, const unsigned char *
     }
 }
 
-/* The cut of each group that leaves the least error when all groups of the row are cut alike. */
+/* For each group, the cut of least error when all groups of the row are cut alike; then rounds with these cuts. */
 static int search(const struct job *j, const float *w, const struct scratch *s, struct err *e) {
     memset(s->cut, 0, j->groups);
     for (int k = 1; k < CUTS; k++) {
@@ -67,7 +67,7 @@ static int search(const struct job *j, const float *w, const struct scratch *s, 
     return tensor_from_f32(j->to, s->x, s->packed, j->cols, j->importance, e);
 }
 
-/* Blocks in which that is better all in all. */
+/* Replaces the blocks in which the clipped version is better overall. */
 static void keep_better(const struct job *j, const float *w, const struct scratch *s, unsigned char *packed) {
     size_t block = dtype_info(j->to)->block_elems, bytes = dtype_info(j->to)->block_bytes, n = block / j->group;
     errors_of(j, w, packed, s->back, s->least);

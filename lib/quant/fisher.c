@@ -1,4 +1,5 @@
-/* How much the distribution of the next token hangs on each matrix: traces of the Fisher information, by sampled labels. */
+/* Measures how sensitive the next-token distribution is to each matrix: traces of the Fisher information, by sampled
+ * labels. */
 #include "lib/quant/quant.h"
 
 static int add_squares(void *ctx, const struct model *m, struct err *e) {

@@ -1,10 +1,10 @@
-/* One matrix: error feedback over the codes of its grid, then descent. */
+/* Quantizes one matrix: error feedback over the codes of its grid, then descent. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/quant/second_order.h"
 
-#define COLUMNS 128 /* between two updates of the rest */
+#define COLUMNS 128 /* columns between two updates of the rest */
 
 bool second_order_takes(enum dtype dtype) {
     return quant_form(dtype) != NULL;
@@ -17,7 +17,7 @@ struct feedback {
     const struct obs_factor *factor;
 };
 
-/* A dead input keeps its codes: calibration says nothing of it, which is no reason to make its weights 0. */
+/* A dead input keeps its codes: calibration has no information on it, which is no reason to zero its weights. */
 static void decide(void *ctx, size_t column, size_t left, size_t row, size_t n, const float *w, float *kept) {
     const struct feedback *f = ctx;
     const struct grid *g = f->g;
@@ -41,7 +41,7 @@ struct work {
     const struct second_order *s;
     const float *wanted;
     struct grid g;
-    float *diff, *residual; /* [rows][cols]: t - q, and times H */
+    float *diff, *residual; /* [rows][cols]: t - q, and (t - q) H */
     double *error, *before; /* [rows] */
 };
 
@@ -61,7 +61,7 @@ static void error_row(void *ctx, size_t row, int thread) {
     w->error[row] = kernel_dot(kernel_f32(w->diff + row * n), kernel_f32(w->residual + row * n), n);
 }
 
-/* Of the grid as it is. */
+/* Computes differences, residuals and row errors of the current grid; returns their sum. */
 static double measure(struct work *w) {
     double sum = 0;
     size_t n = w->g.cols;
@@ -72,7 +72,7 @@ static double measure(struct work *w) {
     return sum;
 }
 
-/* ---- the whole ---- */
+/* ---- one matrix ---- */
 
 static int feed_back(struct work *w, struct err *e) {
     struct feedback f = {&w->g, w->s->factor};
@@ -81,7 +81,7 @@ static int feed_back(struct work *w, struct err *e) {
     return obs_sweep(w->s->factor, &m, w->diff, w->g.rows, NULL, e);
 }
 
-/* Rows that became better into their blocks. */
+/* Writes the blocks of the rows that improved; returns the resulting error. */
 static double keep_better(struct work *w, unsigned char *packed) {
     size_t row_bytes = w->g.blocks * w->g.block_bytes;
     double after = 0;
@@ -107,7 +107,7 @@ static int quantize(struct work *w, unsigned char *packed, struct second_order_e
     error->fed_back = measure(w);
     if (clock) phase_enter(clock, QUANT_DESCENT);
     if (w->s->sweeps && grid_refine(&w->g, w->s->gram, w->residual, error->fed_back, w->s->sweeps, e)) return e->code;
-    if (w->s->sweeps) measure(w); /* anew: the descent's own account adds up rounding errors */
+    if (w->s->sweeps) measure(w); /* recomputed, since the descent's running total accumulates rounding errors */
     error->after = keep_better(w, packed);
     return 0;
 }

@@ -1,4 +1,4 @@
-/* A matrix as codes and scales of its type's blocks, so that single codes and scales can be changed. */
+/* A matrix as the codes and scales of its type's blocks, so that single codes and scales can be changed. */
 #include "lib/quant/second_order.h"
 
 int grid_new(struct grid *g, enum dtype dtype, size_t rows, size_t cols, struct err *e) {

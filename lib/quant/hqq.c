@@ -1,18 +1,18 @@
-/* Scales and mins without data: half-quadratic quantization. */
+/* Half-quadratic quantization: adjusts scales and mins without data. */
 #include <math.h>
 
 #include "lib/quant/second_order.h"
 
 #define NORM       0.7 /* p of |w - q|^p */
 #define BETA       10.0
-#define KAPPA      1.01 /* beta grows by this each time */
+#define KAPPA      1.01 /* growth of beta per step */
 #define ITERATIONS 20
 
 /* One group of one row. */
 struct group {
     const struct quant_form *form;
-    struct quant_parts *p; /* of its block */
-    size_t k;              /* its number in the block */
+    struct quant_parts *p; /* the block of the group */
+    size_t k;              /* index of the group in the block */
     const float *w;        /* [form->group] */
 };
 
@@ -29,21 +29,21 @@ static double step_of(const struct group *g, size_t i) {
     return codes_of(g)[i] - g->form->offset;
 }
 
-/* The nearest codes. */
+/* Rounds to the nearest codes. */
 static void round_codes(const struct group *g) {
     double s = scale_of(g), m = min_of(g);
     for (size_t i = 0; s != 0 && i < g->form->group; i++)
         codes_of(g)[i] = quant_nearest(g->form, (float)((g->w[i] - m) / s));
 }
 
-/* By which the reference implementation ends: not the p of the steps. */
+/* The stopping criterion of the reference implementation, which does not use p. */
 static double error_of(const struct group *g) {
     double s = scale_of(g), m = min_of(g), sum = 0;
     for (size_t i = 0; i < g->form->group; i++) sum += fabs(g->w[i] - (s * step_of(g, i) + m));
     return sum;
 }
 
-/* The generalised soft threshold of |x|^p with weight 1 / beta. */
+/* Generalised soft thresholding for |x|^p with weight 1 / beta. */
 static double shrink(double x, double beta) {
     double a = fabs(x), left = a > 0 ? a - pow(a, NORM - 1) / beta : 0;
     return left > 0 ? copysign(left, x) : 0;
@@ -53,13 +53,14 @@ static int8_t whole(double v, int low, int top) {
     return (int8_t)(v <= low ? low : v >= top ? top : lrint(v));
 }
 
-/* As f16; what it was when that is not finite. */
+/* v as f16; `was` if that is not finite. */
 static uint16_t as_f16(double v, uint16_t was) {
     uint16_t h = f32_to_f16((float)v);
     return (h & 0x7c00) == 0x7c00 ? was : h;
 }
 
-/* The best min, or of a grid without one the best scale, for its codes and w less what is taken for outliers; as it is stored. */
+/* Moves the min (or, on a grid without mins, the scale) to the optimum for the codes and w without outliers, rounded as
+ * stored. */
 static void move_grid(const struct group *g, double beta) {
     double s = scale_of(g), m = min_of(g), sum = 0, square = 0;
     for (size_t i = 0; i < g->form->group; i++) {

@@ -1,43 +1,44 @@
-/* The loop of learned rounding: all sequences through half a layer and back, a step, and what is best on those held out. */
+/* The loop of learned rounding: gradients over all sequences of half a layer, a step, and the best state on held-out
+ * sequences. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/quant/learn.h"
 
-#define BATCH     1024 /* positions that go through at once, at least: whole sequences */
-#define HELD_OUT  8    /* one sequence of so many */
-#define DAMP      15   /* of the first step */
-#define PROBES    8    /* batches that probes come from, at most */
-#define DAMP_LESS 0.7  /* after one that made the error smaller */
-#define DAMP_MORE 3    /* after one that did not, and is taken back */
+#define BATCH     1024 /* minimum number of positions per batch; whole sequences */
+#define HELD_OUT  8    /* one sequence in so many */
+#define DAMP      15   /* initial damping */
+#define PROBES    8    /* maximum number of batches to probe */
+#define DAMP_LESS 0.7  /* factor after a step that lowered the error */
+#define DAMP_MORE 3    /* factor after a step that did not and is undone */
 
 /* A sequence of the data. */
 struct part {
     const uint32_t *tokens, *types;
     uint32_t length;
-    size_t first; /* its first position in the data */
+    size_t first; /* index of its first position in the data */
 };
 
 struct learning {
     const struct learn_block *b;
     size_t width;
-    struct part *parts; /* [n], of which n_learned are learned from, and come first */
+    struct part *parts; /* [n]; the first n_learned are trained on */
     size_t n, n_learned;
     struct rounding *matrices; /* [b->n_matrices] */
     struct rng rng;
-    double per_probed; /* positions that are learned from, for one that was probed */
-    /* a batch */
-    struct buf tokens, types, lengths, at; /* at: which position of the data a row is */
+    double per_probed; /* training positions per probed position */
+    /* the current batch: */
+    struct buf tokens, types, lengths, at; /* at: the position in the data of each row */
     struct model_input in;
-    float *gradient; /* [rows][width] of the error in what comes out */
+    float *gradient; /* [rows][width] of the loss with respect to the output */
     float *weight;   /* [rows] 1 / |target|^2 */
     double *error;   /* [rows] */
-    size_t rows;     /* that there is memory for */
+    size_t rows;     /* allocated */
 };
 
 /* ---- sequences ---- */
 
-/* Those that are learned from before those that are held out, each in order. All are judged where there is one alone. */
+/* Lists training sequences before held-out ones, each in order. A single sequence serves as both. */
 static int list_parts(struct learning *l, struct err *e) {
     const struct learn_block *b = l->b;
     size_t first = 0, number = 0, at[2] = {0};
@@ -84,7 +85,7 @@ static int batch_add(struct learning *l, const struct part *p, struct err *e) {
     return rc;
 }
 
-/* The parts from *next on, up to `end`. */
+/* Fills the batch with parts from *next on, before `end`. */
 static int batch_take(struct learning *l, size_t *next, size_t end, struct err *e) {
     int rc = 0;
     l->tokens.len = l->types.len = l->lengths.len = l->at.len = 0;
@@ -107,7 +108,7 @@ struct loss {
     const float *y;
 };
 
-/* w |y - target|^2 and its gradient; w = 1 / |target|^2, for the next norm takes the length of the stream away. */
+/* w |y - target|^2 and its gradient; w = 1 / |target|^2, because the next norm removes the length of the stream. */
 static void loss_row(void *ctx, size_t row, int thread) {
     const struct loss *j = ctx;
     const struct learning *l = j->l;
@@ -125,7 +126,7 @@ static void loss_row(void *ctx, size_t row, int thread) {
     l->error[row] = sum * l->weight[row];
 }
 
-/* What comes out of a batch, on a tape. */
+/* Runs the batch on a tape; returns the block's output, or NULL with e set. */
 static struct grad_var *forward(struct learning *l, struct grad_tape *t, struct err *e) {
     grad_reset(t);
     size_t n = l->width;
@@ -145,7 +146,7 @@ static int add_loss(struct learning *l, struct grad_tape *t, struct grad_var *y,
     return 0;
 }
 
-/* Of what is held out, or if nothing is, of all. */
+/* The mean loss on the held-out sequences, or on all if none is held out. */
 static int judge(struct learning *l, double *mean, struct err *e) {
     double sum = 0, rows = 0;
     int rc = 0;
@@ -172,7 +173,7 @@ static void put_probe(struct learning *l) {
     }
 }
 
-/* The next batch there and back; its gradients are added to the parameters'. */
+/* Forward and backward pass of the next batch; adds to the parameter gradients. */
 static int run_batch(struct learning *l, size_t *next, bool probing, double *sum, struct err *e) {
     struct grad_tape *t = l->b->record;
     int rc = batch_take(l, next, l->n_learned, e);
@@ -185,7 +186,7 @@ static int run_batch(struct learning *l, size_t *next, bool probing, double *sum
     return grad_error(t, e);
 }
 
-/* How much each row of each matrix matters. */
+/* Estimates the curvature of each row of each matrix. */
 static int probe(struct learning *l, struct err *e) {
     double ignored = 0, positions = 0, probed = 0;
     int rc = 0;
@@ -201,7 +202,7 @@ static int probe(struct learning *l, struct err *e) {
     return rc;
 }
 
-/* Error and gradients over all that is learned from. */
+/* Loss and gradients over all training sequences. */
 static int measure(struct learning *l, double *sum, struct err *e) {
     int rc = 0;
     *sum = 0;
@@ -222,7 +223,7 @@ static int step(struct learning *l, double damp, struct err *e) {
     return rc;
 }
 
-/* The error is smaller here: the next step goes from here, and what is better on what is held out is kept. */
+/* The error fell: makes this the base of the next step, and keeps it if the held-out error fell too. */
 static int accept(struct learning *l, struct learn_error *error, struct err *e) {
     double now;
     for (size_t i = 0; i < l->b->n_matrices; i++)
@@ -242,7 +243,7 @@ static int descend(struct learning *l, unsigned passes, struct learn_error *erro
     for (unsigned i = 0; !rc && i <= passes; i++) {
         rc = measure(l, &now, e);
         bool better = now < best;
-        if (rc || (!better && i == 0)) break; /* nothing can be said of what is not a number */
+        if (rc || (!better && i == 0)) break; /* the error is not a number */
         if (better) {
             best = now;
             if (i > 0) damp *= DAMP_LESS;
@@ -257,7 +258,7 @@ static int descend(struct learning *l, unsigned passes, struct learn_error *erro
     return rc;
 }
 
-/* ---- the whole ---- */
+/* ---- setup ---- */
 
 static int begin_matrix(struct learning *l, size_t i, struct err *e) {
     const struct learn_matrix *m = &l->b->matrices[i];

@@ -1,7 +1,7 @@
 /*
- * llama.cpp's file types: which type each matrix gets (llama_tensor_get_type_impl in src/llama-quant.cpp). A mixture is a
- * base and a list of rules, of which the first that fits a matrix says its type. With eight experts attention is so small a part
- * of the model that k, v and o get more.
+ * llama.cpp's file types: the type of each matrix (llama_tensor_get_type_impl in src/llama-quant.cpp). A mixture is a
+ * base type and a list of rules, of which the first that matches applies. With eight experts attention is such a small
+ * part of the model that k, v and o get more bits.
  */
 #include <ctype.h>
 #include <strings.h>
@@ -14,17 +14,17 @@ enum part { EMBED = 1, Q = 2, K = 4, V = 8, O = 16, GATE = 32, UP = 64, DOWN = 1
 
 enum when {
     ALWAYS = 0,
-    MORE_BITS = 1, /* the first and last eighth of the layers, and every third one between */
+    MORE_BITS = 1, /* the first and last eighth of the layers, and every third in between */
     FIRST_8TH = 2,
     FIRST_16TH = 4,
     MIDDLE = 8, /* all but the first and last eighth */
     FIRST_2 = 16,
     FIRST_4 = 32,
-    GROUPED = 64,     /* four heads or more share a key head */
+    GROUPED = 64,     /* at least four query heads per key/value head */
     UNWEIGHTED = 128, /* without an importance matrix */
     WEIGHTED = 256,
-    EXPERTS_4 = 512,  /* the layer has four experts or more */
-    EXPERTS_8 = 1024, /* exactly eight, as Mixtral's */
+    EXPERTS_4 = 512,  /* the layer has at least four experts */
+    EXPERTS_8 = 1024, /* exactly eight, as in Mixtral */
     NOT_EXPERTS_8 = 2048,
 };
 static const struct {
@@ -49,9 +49,9 @@ struct rule {
 
 struct quant_mixture {
     enum dtype output;          /* of the output matrix, or the tied embedding */
-    bool plain_v;               /* v of the largest models gets no more bits (see is_70b) */
+    bool plain_v;               /* v of the largest models gets no extra bits (see is_70b) */
     bool blind_q2_k;            /* its q2_k needs importance */
-    const struct rule *experts; /* of layers with experts, before `rules`; NULL: k_v_of_8 */
+    const struct rule *experts; /* for layers with experts, tried before `rules`; NULL: k_v_of_8 */
     struct rule rules[8];
 };
 
@@ -187,12 +187,12 @@ static unsigned what_holds(struct model_slot s, const struct mixture_facts *f) {
     return holds;
 }
 
-/* Llama 2 70B and its like, whose v is an eighth of q: it gets more bits nearly for nothing. */
+/* Llama 2 70B and similar models, whose v is an eighth the size of q: more bits for it cost almost nothing. */
 static bool is_70b(const struct model_config *c) {
     return c->n_layers == 80 && c->layers[0].n_kv_heads < c->layers[0].n_heads;
 }
 
-/* llama.cpp gives rows that the base does not divide q8_0, which is what q6_k falls back to. */
+/* Like llama.cpp, avoids q5_k for rows that the base type does not divide: q6_k falls back to q8_0. */
 static enum dtype of_output(const struct quant_type *t, uint64_t cols) {
     enum dtype output = t->mixture->output;
     return output == DT_Q5_K && cols % dtype_info(t->base)->block_elems ? DT_Q6_K : output;
@@ -251,7 +251,7 @@ const char *quant_type_names(void) {
     return join_names(names, sizeof names, "|");
 }
 
-/* The type that somebody means who writes Q4KM, int8 or fp16; NULL: none. */
+/* The type probably meant by names like Q4KM, int8 or fp16; NULL: none. */
 static const char *likely_type(const char *name) {
     static const char *const others[][2] = {{"int8", "q8_0"},  {"8bit", "q8_0"},    {"int4", "q4_k_m"},
                                             {"nf4", "q4_k_m"}, {"4bit", "q4_k_m"},  {"fp16", "f16"},

@@ -1,14 +1,14 @@
-/* Sums over what comes into a point of a layer. */
+/* Sums second moments of the inputs at a point of a layer. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/quant/moments.h"
 
-#define GATHERED KERNEL_ROWS16 /* rows that are added to a sum at once */
-#define MOST     16            /* times the median of a row's squared length that a row counts */
+#define GATHERED KERNEL_ROWS16 /* rows added to a sum at once */
+#define MOST     16            /* limit on a row's squared length, as a multiple of the median */
 
-/* ---- dense inputs ---- */
+/* ---- original inputs ---- */
 
 static const enum model_point points[MOMENTS_POINTS] = {POINT_ATTN_IN, POINT_O_IN, POINT_FFN_IN, POINT_DOWN_IN};
 
@@ -47,27 +47,27 @@ int dense_inputs_see(struct dense_inputs *d, const struct model_seen *seen, stru
     return 0;
 }
 
-/* ---- rows on their way into a sum ---- */
+/* ---- batching rows ---- */
 
-/* Of one half: positions of which x is at hand, or the others. */
+/* Rows of one half of the data, either with known x or without. */
 struct gathered {
-    float *y, *diff; /* [GATHERED][cols]; diff NULL: x is not at hand */
+    float *y, *diff; /* [GATHERED][cols]; diff NULL: x unknown */
     size_t n;
-    float *gram, *shift; /* the sums; shift NULL: none */
+    float *gram, *shift; /* destination sums; shift NULL: none */
 };
 
 struct collector {
     struct moments *m;
     const struct dense_inputs *dense;
-    size_t place;                   /* of the point there */
-    struct gathered gathered[2][2]; /* by half, by whether x is at hand */
-    size_t passes, at;              /* at: rows of dense x so far */
-    void *rounded, *rounded_diff;   /* struct kernel_rows16's; NULL: sums are of f32 */
-    double median;                  /* of the squared lengths of y in the first pass; 0: not known yet */
+    size_t place;                   /* index of the point */
+    struct gathered gathered[2][2]; /* by half, by whether x is known */
+    size_t passes, at;              /* at: rows of the original inputs used so far */
+    void *rounded, *rounded_diff;   /* struct kernel_rows16 memory; NULL: sums in f32 */
+    double median;                  /* of |y|^2 in the first pass; 0: not yet known */
     struct phase_clock *clock;
 };
 
-/* ---- how much a row counts -------------------------------------------------------------------------------------------- */
+/* ---- row weights ------------------------------------------------------------------------------------------------- */
 
 static int compare_doubles(const void *a, const void *b) {
     const double *x = a, *y = b;
@@ -78,7 +78,7 @@ static double squared_length(const float *y, size_t cols) {
     return kernel_sum_squares(kernel_f32(y), cols);
 }
 
-/* Of whole sequences: a few hundred rows tell what is usual, and where a sequence begins is part of them. */
+/* Uses whole sequences: a few hundred rows suffice, and sequence starts are among them. */
 static int find_median(struct collector *k, const float *y, size_t rows, struct err *e) {
     double *lengths = mem_array(rows, sizeof *lengths, e);
     if (!lengths) return e->code;
@@ -90,9 +90,10 @@ static int find_median(struct collector *k, const float *y, size_t rows, struct 
 }
 
 /*
- * By which a row is multiplied: 1, unless its squared length is more than MOST times the median. Models make a huge state of the first
- * token in the feed-forward part of some layer (Sun et al. 2024, "Massive Activations in Large Language Models", arXiv 2402.17762): that row
- * is hundreds of times as long as others, and a sum of squares would know little else, although the next norm takes its length away.
+ * Scale factor of a row: 1, unless its squared length exceeds MOST times the median. Models produce a huge state at the
+ * first token in the feed-forward part of some layer (Sun et al. 2024, "Massive Activations in Large Language Models",
+ * arXiv 2402.17762): that row is hundreds of times longer than others and would dominate the sums, although the next
+ * norm removes its length.
  */
 static float scale_of_row(const struct collector *k, const float *y) {
     double most = MOST * k->median, square = squared_length(y, k->m->cols);
@@ -115,7 +116,7 @@ static void add_gathered(struct collector *k, struct gathered *g) {
     g->n = 0;
 }
 
-/* x NULL: not at hand. */
+/* x NULL: unknown. */
 static void gather(struct collector *k, struct gathered *g, const float *y, const float *x, size_t rows) {
     size_t cols = k->m->cols;
     for (size_t done = 0, n; done < rows; done += n) {
@@ -129,7 +130,8 @@ static void gather(struct collector *k, struct gathered *g, const float *y, cons
     }
 }
 
-/* The halves of a pass go to the halves of the data in turn, for where a sequence begins is unlike the rest. */
+/* Alternates which half of a pass goes to which half of the data, because the start of a sequence is unlike the
+ * rest. */
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct collector *k = ctx;
     struct moments *m = k->m;
@@ -137,7 +139,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     if (!m->experts && !k->passes && find_median(k, seen->x, seen->rows, e)) return e->code;
     enum quant_phase before = phase_enter(k->clock, QUANT_MOMENTS);
     if (m->experts) {
-        /* In the order of positions: the last bit of a weight decides between scales that are as good as each other. */
+        /* Summed in order of positions: the last bit of a weight can decide between equally good scales. */
         float *sum = m->squares + seen->expert * m->cols;
         for (size_t r = 0; r < seen->rows; r++)
             for (size_t j = 0; j < m->cols; j++) sum[j] += seen->x[r * m->cols + j] * seen->x[r * m->cols + j];
@@ -155,7 +157,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     return 0;
 }
 
-/* ---- the whole ---- */
+/* ---- collection ---- */
 
 static float *zeros(size_t n, size_t each, struct err *e) {
     float *x = mem_array(n, each * sizeof *x, e);
@@ -193,7 +195,7 @@ static int allocate(struct collector *k, struct err *e) {
     return rc ? rc : allocate_half(k, &m->half[1], k->gathered[1], e);
 }
 
-/* What was gathered last; then gram is of all positions, and both triangles are there. */
+/* Adds the remaining rows, completes gram to all positions, and fills in the other triangle. */
 static void finish_half(struct collector *k, struct half_moments *h, struct gathered *g) {
     size_t n = k->m->cols;
     for (int at_hand = 0; at_hand < 2; at_hand++)

@@ -1,8 +1,8 @@
 /*
- * Private to lib/quant: second moments of what comes into the points of a layer, in halves of the data, and of how that differs from
- * what came in before anything was quantized.
+ * Private to lib/quant: second moments of the inputs at the points of a layer, over two halves of the data, and their
+ * cross moments with the inputs in the original model.
  *
- * Order of files, each calling only those before it: those of second_order.h, moments, target.
+ * Order of files, each calling only earlier ones: those of second_order.h, moments, target.
  */
 #ifndef RILL_QUANT_MOMENTS_H
 #define RILL_QUANT_MOMENTS_H
@@ -10,65 +10,69 @@
 #include "lib/quant/second_order.h"
 #include "lib/stats/stats.h"
 
-/* ---- what came in before anything was quantized -------------------------------------------------------------------- */
+/* ---- inputs in the original model -------------------------------------------------------------------------------- */
 
-#define MOMENTS_POINTS 4 /* of attention, o, feed-forward part, down */
+#define MOMENTS_POINTS 4 /* inputs of attention, o, feed-forward part, down */
 
-/* Of one pass in `every`, side by side: what comes into the points of one layer as it was. */
+/* The original inputs at the points of one layer, for one pass in `every`, concatenated. */
 struct dense_inputs {
-    size_t every, positions;                                               /* of these passes */
+    size_t every, positions;                                               /* positions: of these passes */
     float *x[MOMENTS_POINTS];                                              /* [positions][cols] */
-    size_t cols[MOMENTS_POINTS], room[MOMENTS_POINTS], at[MOMENTS_POINTS]; /* rows that have come */
+    size_t cols[MOMENTS_POINTS], room[MOMENTS_POINTS], at[MOMENTS_POINTS]; /* at: rows stored */
 };
-/* For the passes that model_layerwise_change makes over `in`, of which `limit` positions or a few more are kept. */
+/* Prepares for the passes that model_layerwise_change makes over `in`; keeps about `limit` positions or slightly
+ * more. */
 void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t limit);
 void dense_inputs_release(struct dense_inputs *d);
-/* A model_changes.dense_tap's work. */
+/* Implements model_changes.dense_tap. ERR_IO: out of memory. */
 int dense_inputs_see(struct dense_inputs *d, const struct model_seen *seen, struct err *e) MUST_CHECK;
-/* Before the next layer. */
+/* Resets for the next layer. */
 void dense_inputs_forget(struct dense_inputs *d);
 
-/* ---- moments ----------------------------------------------------------------------------------------------------------- */
+/* ---- moments ----------------------------------------------------------------------------------------------------- */
 
 /*
- * Sums over positions of one half of the data. y: what comes in now; x: what came in when nothing was quantized. Rows of both are
- * multiplied by a number so that |y|^2 is at most 16 times its median.
+ * Sums over the positions of one half of the data. y: the current inputs; x: the inputs in the original model. Rows of
+ * both are scaled so that |y|^2 is at most 16 times its median.
  */
 struct half_moments {
-    float *gram; /* [cols][cols] sum y y^T */
-    float
-        *of_dense; /* the same over the positions of which x is at hand; gram itself if these are all; NULL: as shift */
-    float *shift;  /* [cols][cols] sum (x - y) y^T over them; NULL: not wanted */
+    float *gram;     /* [cols][cols] sum y y^T */
+    float *of_dense; /* the same over positions with known x; gram itself if that is all of them; NULL if shift is */
+    float *shift;    /* [cols][cols] sum (x - y) y^T over those positions; NULL: not wanted */
 };
 struct moments {
     enum model_point point;
     size_t cols, experts;
-    struct half_moments half[2]; /* of points of experts: none, but */
+    struct half_moments half[2]; /* unused at expert points, which have only */
     float *squares;              /* [experts][cols] sum y^2 */
 };
-/* In a visit, of a layer: runs it up to the point. dense NULL: without shift. The caller releases m, on failure too. */
+/* Collects the moments at a point during the visit of a layer, running the layer up to it. dense NULL: without shift.
+ * Call moments_release even on failure. */
 int moments_collect(struct moments *m, struct model_layerwise *l, enum model_point point, uint32_t layer,
                     const struct dense_inputs *dense, struct phase_clock *clock, struct err *e) MUST_CHECK;
 void moments_release(struct moments *m);
 
-/* ---- what follows from them (target.c) ----------------------------------------------------------------------------------- */
+/* ---- targets (target.c) ------------------------------------------------------------------------------------------ */
 
-#define MOMENTS_TRIES 4 /* more to factor, with ten times the damping each */
+#define MOMENTS_TRIES 4 /* further factoring attempts, each with ten times the damping */
 
-/* What all matrices that read from a point share. */
+/* Shared by the matrices that read from one point. */
 struct relation {
     const struct moments *m;
-    float *gram;               /* [cols][cols] of all data; what of its correlations is noise is gone */
-    struct obs_factor *factor; /* of gram, by act-order */
-    /* Of what x is known for, for obs_solve: of all of that, and of its first half; NULL: not wanted. `whole` may be factor. */
+    float *gram;               /* [cols][cols] over all data, shrunk towards its diagonal */
+    struct obs_factor *factor; /* of gram, in act-order */
+    /* For obs_solve, over positions with known x: all of them, and the first half; NULL: not wanted. `whole` may equal
+     * factor. */
     struct obs_factor *whole, *half;
 };
-/* damp, act_order: of struct obs_options. ERR_DATA where the moments do not factor. The caller releases r, on failure too. */
+/* damp, act_order: as in struct obs_options. ERR_DATA if the moments cannot be factored. Call relation_release even on
+ * failure. */
 int relation_init(struct relation *r, const struct moments *m, double damp, bool act_order, struct err *e) MUST_CHECK;
 void relation_release(struct relation *r);
 /*
- * The values that a matrix w [rows][cols] should have for what comes in now: t = w + s w C H^-1 with C = sum (x - y) y^T, the least squares
- * solution of t y = w x, and s in [0, 1] how much of the solution of the first half of the data is right for the second.
+ * The target values of a matrix w [rows][cols] for its current inputs: t = w + s w C H^-1 with C = sum (x - y) y^T, the
+ * least squares solution of t y = w x; s in [0, 1] is how well the solution from the first half of the data fits the
+ * second.
  */
 int relation_target(const struct relation *r, const float *w, size_t rows, float *t, struct err *e) MUST_CHECK;
 

@@ -1,10 +1,10 @@
-/* One tensor after another through its grid: type, importance, rounding, report. */
+/* Quantizes tensors one by one: chooses the type, finds importance, rounds and reports. */
 #include "lib/quant/quant_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- rows in parallel: each is quantized on its own, so the result cannot depend on who did it ------------------- */
+/* ---- rows in parallel: rows are independent, so the result does not depend on the threads ------------------------ */
 
 #define ROWS_AT_ONCE 16
 
@@ -15,8 +15,8 @@ struct rows_job {
     const float *importance;
     enum dtype to;
     uint64_t rows, cols, row_bytes;
-    double *error;      /* squared, one a piece */
-    struct err *failed; /* one a piece; code 0: fine */
+    double *error;      /* [pieces] sums of squared errors */
+    struct err *failed; /* [pieces]; code 0: no failure */
 };
 
 static void quantize_piece(void *ctx, size_t i, int thread) {
@@ -68,7 +68,7 @@ static double bits_of(enum dtype t) {
     return 8.0 * dtype_info(t)->block_bytes / dtype_info(t)->block_elems;
 }
 
-/* Is an importance for the columns of this matrix to be had? */
+/* Whether importance can exist for the columns of this matrix. */
 static bool is_watched(const struct quant_options *o, const struct model_config *c, struct model_slot s) {
     enum model_point point;
     return o->importance || stats_input_point(c, s.role, &point);
@@ -88,7 +88,6 @@ bool pass_knows_head(const struct pass *p, struct model_slot s, enum dtype to) {
            quant_form(to);
 }
 
-/* The weight of each input channel in the error: mean x^2, or NULL where nothing is known or nothing came through. */
 int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) {
     uint64_t known;
     bool found = false;
@@ -121,7 +120,6 @@ void pass_put_error(struct quant_tensor_report *t, double error, double power, u
     t->relative = power > 0 ? sqrt(error / power) : 0;
 }
 
-/* The plan's type, unless the tensor is quantized already and would grow. The plan then says so, too. */
 int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t, struct err *e) {
     const struct quant_options *o = p->o;
     struct quant_choice *choice = &p->plan.choices[model_slot_index(p->config, s)];
@@ -131,7 +129,7 @@ int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct 
     bool both = dtype_info(t->from)->is_quantized && dtype_info(t->to)->is_quantized;
     if (o->grow || !both || bits_of(t->to) <= bits_of(t->from)) return 0;
     enum dtype plain = choice->named ? t->to : quant_fallback(o->type->base, cols);
-    bool refused = bits_of(plain) > bits_of(t->from); /* not for the mixture's sake alone */
+    bool refused = bits_of(plain) > bits_of(t->from); /* rather than raised by the mixture's rule alone */
     if (refused && !p->out) {
         p->totals->refused++;
         snprintf(choice->why, sizeof choice->why, "refused without --force: is %s already", dtype_info(t->from)->name);
@@ -171,7 +169,6 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
 
 /* ---- before and after the tensors ---- */
 
-/* Refuses importance of another model before anything is written. */
 int pass_check_importance(struct pass *p, struct err *e) {
     bool any = false;
     if (p->o->stats) return stats_check(p->o->stats, p->config, p->vocab, e);
@@ -186,13 +183,13 @@ int pass_check_importance(struct pass *p, struct err *e) {
     return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
 }
 
-/* Does --stats, and not --data, weigh the errors of this matrix? */
+/* Whether the errors of this matrix are weighted by --stats rather than --data. */
 static bool is_weighed_by_stats(const struct pass *p, size_t slot) {
     struct model_slot s = model_slot_at(p->config, slot);
     return (!p->o->calibrated || !model_role_in_layer(s.role)) && pass_is_weighed(p, s, p->plan.choices[slot].to);
 }
 
-/* With o->strict: is importance there for every matrix that it is asked for? */
+/* For o->strict: every matrix whose errors are weighted must have importance. */
 static int check_all_known(struct pass *p, struct err *e) {
     char name[TENSOR_MAX_NAME + 1];
     const float *importance;
@@ -229,7 +226,6 @@ int pass_reserve(struct pass *p, uint64_t widest, struct err *e) {
     return buf_reserve(&p->back, widest * sizeof(float) * (size_t)parallel_threads(), e);
 }
 
-/* The plan, and the room that it takes to carry it out. */
 int pass_prepare(struct pass *p, struct err *e) {
     bool weighed = false, informed = pass_has_importance(p);
     uint64_t widest = 0;

@@ -1,4 +1,4 @@
-/* Where the time goes. */
+/* Measures processor time by phase. */
 #include <time.h>
 
 #include "lib/quant/second_order.h"

@@ -1,4 +1,4 @@
-/* Which type each matrix gets: a mixture, then what is named, then what the rows can have. */
+/* Chooses the type of each matrix: mixture, explicit settings, then fallback for the row length. */
 #include "lib/quant/quant_internal.h"
 
 enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems) {
@@ -8,7 +8,7 @@ enum dtype quant_fallback(enum dtype wanted, uint64_t row_elems) {
     return fits ? (enum dtype)t->fallback : DT_F16;
 }
 
-/* ---- by options ---- */
+/* ---- from options ---- */
 
 static void name_one(struct quant_choice *choice, unsigned dtype, const char *option) {
     choice->wanted = (enum dtype)dtype;
@@ -16,7 +16,7 @@ static void name_one(struct quant_choice *choice, unsigned dtype, const char *op
     snprintf(choice->why, sizeof choice->why, "--%s", option);
 }
 
-/* llama.cpp lets these win over its mixture and over --tensor-type. */
+/* As in llama.cpp, these win over the mixture and over --tensor-type. */
 static int name_ends(struct quant_plan *p, const struct model_config *c, const struct quant_options *o, struct err *e) {
     if (o->embed_type && c->tied)
         return err_set(e, ERR_USAGE, "the embedding is the output matrix too, whose type --head-type names");
@@ -51,7 +51,7 @@ static int by_options(struct quant_plan *p, const struct model_config *c, const 
     return plan_name_types(p, c, o, e);
 }
 
-/* ---- what can be ---- */
+/* ---- fallback ---- */
 
 static int resolve(struct quant_choice *choice, const struct model_config *c, struct model_slot s,
                    const struct quant_options *o, struct err *e) {

@@ -1,10 +1,10 @@
 /*
- * A plan as text that a person can edit:
+ * A plan as text that people can edit:
  *
  *     # tensor                      shape     type      bytes    bpw  why
  *     layers.0.attn.q.weight      576x576     q4_0     186624  4.500  # q4_0
  *
- * Read are the first three words of a line; what follows is for people, and is written anew by the next --dry-run.
+ * Only the first three words of a line are read; the rest is informative and rewritten by the next --dry-run.
  */
 #include <inttypes.h>
 
@@ -51,7 +51,7 @@ static int where(const struct quant_options *o, unsigned line, struct err *e) {
     return err_prefix(e, "%s: line %u", o->plan_name, line);
 }
 
-/* The slot of a name, when it is a matrix of this model. */
+/* The slot of a tensor name; ERR_DATA unless it is a matrix of this model. */
 static int find_matrix(const struct model_config *c, const char *name, size_t *at, struct err *e) {
     struct model_slot s;
     if (model_slot_parse(name, &s, e) || model_slot_index(c, s) < 0)

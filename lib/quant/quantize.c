@@ -1,8 +1,8 @@
-/* A model stream through its plan, one tensor at a time: to nearest. */
+/* Quantizes a model stream by its plan, one tensor at a time, rounding to nearest. */
 #include "lib/quant/quant_internal.h"
 #include "lib/quant/second_order.h"
 
-/* Anew, for what a method changed after rounding. */
+/* Measures the error again after a method changed the blocks. */
 static void measure_error(struct pass *p, const float *x, uint64_t n, uint64_t cols, struct quant_tensor_report *t) {
     double error = 0;
     float *back = (float *)p->back.data;
@@ -13,12 +13,12 @@ static void measure_error(struct pass *p, const float *x, uint64_t n, uint64_t c
     pass_put_error(t, error, kernel_sum_squares(kernel_f32(x), n), n);
 }
 
-/* q and k are not clipped: what their largest channels lose turns up in every score. */
+/* q and k are not clipped, because errors in their largest channels affect every attention score. */
 static bool is_clipped(const struct pass *p, struct model_slot s, enum dtype to) {
     return p->o->clip && quant_form(to) && s.role != ROLE_Q && s.role != ROLE_K;
 }
 
-/* What a method makes of a tensor that has been rounded to nearest. */
+/* Applies clipping and HQQ to a tensor that was rounded to nearest. */
 static int improve(struct pass *p, struct model_slot s, const float *x, uint64_t n, uint64_t cols,
                    const float *importance, struct quant_tensor_report *t, struct err *e) {
     bool clips = importance && is_clipped(p, s, t->to), moves = p->o->hqq && hqq_takes(t->to);
@@ -30,10 +30,10 @@ static int improve(struct pass *p, struct model_slot s, const float *x, uint64_t
     return 0;
 }
 
-/* A tensor on its way, whose blocks go into p->packed. */
+/* A tensor being quantized into p->packed. */
 struct turn {
     struct model_slot slot;
-    const struct tensor_desc *from; /* with its data */
+    const struct tensor_desc *from; /* with `data` */
     const void *data;
     const float *importance;
     struct quant_tensor_report *t;
@@ -88,7 +88,7 @@ static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_d
     struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
     int rc = pass_choose_type(p, s, tensor_row_elems(from), &t, e);
     if (rc) return rc;
-    if (t.to == from->dtype) /* already there: a second rounding would only lose */
+    if (t.to == from->dtype) /* a second rounding would only lose precision */
         rc = stream_write_tensor(p->out, from, NULL, data, e);
     else
         rc = write_quantized(p, s, from, data, &t, e);

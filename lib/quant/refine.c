@@ -1,20 +1,20 @@
-/* Coordinate descent over codes and scales, row by row. */
+/* Coordinate descent on codes and scales, row by row. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/quant/second_order.h"
 
-#define ENOUGH 1e-3 /* a sweep that lowers the error by a smaller share is the last one */
-#define SPAN   256  /* columns that are gone through before the others hear of it: whole blocks of every type */
+#define ENOUGH 1e-3 /* stop after a sweep that lowers the error by a smaller share */
+#define SPAN   256  /* columns processed before the others are updated: whole blocks of every type */
 
-/* What all rows share of the columns from `first` on. */
+/* Data on columns [first, first + n) shared by all rows. */
 struct span {
     size_t first, n;
-    float *h;        /* [n][n] of these columns */
-    float *diagonal; /* [n] of it */
-    float *within;   /* [n / group][group][group]: of each group, side by side */
-    float *sums;     /* [n]: of a column's part within its group */
-    float *groups;   /* [n / group][n]: sums over the columns of a group */
+    float *h;        /* [n][n]: H restricted to these columns */
+    float *diagonal; /* [n] of h */
+    float *within;   /* [n / group][group][group]: diagonal blocks of h, by group */
+    float *sums;     /* [n] row sums of within */
+    float *groups;   /* [n / group][n]: sums of h over the columns of each group */
 };
 
 /* One row, within a span. */
@@ -23,17 +23,17 @@ struct descent {
     const struct span *s;
     size_t row;
     float *r;    /* [n] H (t - q) */
-    double gain; /* by how much the error has become smaller */
+    double gain; /* total reduction of the error */
 };
 
-/* q grows by `by` at column j, counted from the span's first, as all are below. */
+/* Updates r after q grew by `by` at column j, relative to the span, as are all columns below. */
 static void move(struct descent *d, size_t j, float by) {
     kernel_axpy(kernel_f32(d->r), -by, kernel_f32(d->s->h + j * d->s->n), d->s->n);
 }
 
 /* ---- codes ---- */
 
-/* Of the group that begins at column j. */
+/* Improves the codes of the group starting at column j. */
 static void improve_codes(struct descent *d, size_t j) {
     const struct grid *g = d->g;
     const struct quant_form *form = g->form;
@@ -44,7 +44,7 @@ static void improve_codes(struct descent *d, size_t j) {
     for (size_t i = 0; i < form->group; i++) {
         float h = d->s->diagonal[j + i], r = d->r[j + i];
         if (!(h > 0)) continue;
-        if (!form->steps && fabsf(r) < 0.499f * fabsf(scale) * h) continue; /* not half a step away */
+        if (!form->steps && fabsf(r) < 0.499f * fabsf(scale) * h) continue; /* less than half a step away */
         float now = scale * (float)(codes[i] - form->offset) + min;
         uint8_t best = quant_nearest(form, (now + r / h - min) / scale);
         float by = scale * (float)(best - codes[i]);
@@ -56,9 +56,9 @@ static void improve_codes(struct descent *d, size_t j) {
     }
 }
 
-/* ---- scales: of q = s u + m v with fixed u and v ---- */
+/* ---- scales: q = s u + m v with fixed u and v ---- */
 
-/* The quadratic form of two directions: error(s + ds, m + dm) = error - gain. */
+/* Error as a quadratic in two directions: error(s + ds, m + dm) = error - gain. */
 struct plane {
     double bu, bv, uu, uv, vv; /* r.u, r.v, u^T H u, u^T H v, v^T H v */
 };
@@ -67,7 +67,7 @@ static double plane_gain(const struct plane *p, double ds, double dm) {
     return 2 * (ds * p->bu + dm * p->bv) - (ds * ds * p->uu + 2 * ds * dm * p->uv + dm * dm * p->vv);
 }
 
-/* Where the gain is largest; has_min false: along u alone. */
+/* The maximum of the gain; has_min false: along u alone. */
 static void plane_top(const struct plane *p, bool has_min, double *ds, double *dm) {
     double det = p->uu * p->vv - p->uv * p->uv;
     *dm = 0;
@@ -81,9 +81,9 @@ static int clamp(double v, int low, int high) {
     return v <= low ? low : v >= high ? high : (int)lrint(v);
 }
 
-/* ---- of a group ---- */
+/* ---- scales of a group ---- */
 
-/* Of the group from column `first` on. u [len] */
+/* The quadratic for the group starting at column `first`; fills u [len]. */
 static struct plane group_plane(const struct descent *d, size_t first, size_t len, float *u) {
     struct plane p = {0};
     float hu[QUANT_MAX_BLOCK];
@@ -100,7 +100,8 @@ static struct plane group_plane(const struct descent *d, size_t first, size_t le
     return p;
 }
 
-/* Both are small integers times the block's d and min: the two next to the best scale, each with its best min. */
+/* Scale and min are small integers times the block's d and min: tries the two nearest scales, each with its best
+ * min. */
 static double try_group(const struct grid *g, struct quant_parts *p, size_t k, const struct plane *q) {
     double d = f16_to_f32(p->d), unit = g->form->has_min ? f16_to_f32(p->min) : 0, ds, dm, best = 0;
     int scale = p->scales[k], min = p->mins[k], best_scale = scale, best_min = min;
@@ -119,7 +120,7 @@ static double try_group(const struct grid *g, struct quant_parts *p, size_t k, c
     return best;
 }
 
-/* d and min as f16 that are finite; false: they did not change, or cannot. */
+/* Stores d and min as f16; false: unchanged or not finite. */
 static bool set_units(struct quant_parts *p, double d, double min) {
     uint16_t hd = f32_to_f16((float)d), hm = f32_to_f16((float)min);
     if ((hd & 0x7c00) == 0x7c00 || (hm & 0x7c00) == 0x7c00 || (hd == p->d && hm == p->min)) return false;
@@ -128,7 +129,7 @@ static bool set_units(struct quant_parts *p, double d, double min) {
     return true;
 }
 
-/* A block that is one group has a scale and a min in f16. */
+/* For blocks of one group, whose scale and min are f16. */
 static double try_single(const struct grid *g, struct quant_parts *p, const struct plane *q) {
     struct quant_parts before = *p;
     double d = f16_to_f32(p->d), min = f16_to_f32(p->min), ds, dm;
@@ -140,7 +141,7 @@ static double try_single(const struct grid *g, struct quant_parts *p, const stru
     return 0;
 }
 
-/* The group that begins at column j. */
+/* Improves scale and min of the group starting at column j. */
 static void improve_group(struct descent *d, size_t j) {
     struct grid *g = d->g;
     size_t len = g->form->group, col = d->s->first + j, block = col / g->block, k = col % g->block / len;
@@ -156,20 +157,21 @@ static void improve_group(struct descent *d, size_t j) {
     for (size_t i = 0; i < len; i++) move(d, j + i, by * u[i] + shift);
 }
 
-/* ---- of a block of several groups: d and min, which all of them share ---- */
+/* ---- scales of a block: d and min, shared by its groups ---- */
 
 struct refine_job {
     struct grid *g;
     struct span span;
-    float *residual;    /* [rows][cols], as it was when the span began */
-    float *change;      /* [rows][n]: by how much t - q grows */
+    float *residual;    /* [rows][cols], from before the span */
+    float *change;      /* [rows][n]: increase of t - q */
     float *r;           /* [rows][n]: H (t - q) after codes and groups */
-    float *u, *hu, *hv; /* [rows][n]: q by d, and both times H */
+    float *u, *hu, *hv; /* [rows][n]: derivative of q by d; it and the mins times H */
     float *mins;        /* [rows][n / group] */
     double *gain;       /* [rows] */
 };
 
-/* The block that begins at column j. Whoever comes later in the span knows nothing of it: it ends with that. */
+/* Improves d and min of the block starting at column j. Later columns of the span do not see the change: the span ends
+ * here. */
 static double improve_block(const struct refine_job *s, size_t row, size_t j) {
     struct grid *g = s->g;
     size_t n = s->span.n, block = (s->span.first + j) / g->block, groups = n / g->form->group;
@@ -216,7 +218,8 @@ static void improve_blocks_of_row(void *ctx, size_t row, int thread) {
     for (size_t j = 0; j < s->span.n; j += s->g->block) s->gain[row] += improve_block(s, row, j);
 }
 
-/* A block's directions times H are one product for all rows. A span is one block: blocks beside each other would have to be told. */
+/* Multiplies the directions of a block by H for all rows at once. Spans are one block, so that no other block needs an
+ * update. */
 static void improve_blocks(const struct refine_job *s) {
     size_t rows = s->g->rows, n = s->span.n, groups = n / s->g->form->group;
     parallel_for(rows, take_directions, (void *)s);
@@ -270,7 +273,7 @@ static void take_span(struct span *s, const struct grid *g, const float *gram) {
     }
 }
 
-/* A span of all rows; then all columns hear of it. Returns the gain. */
+/* Refines a span in all rows, then updates the residual of all columns. Returns the gain. */
 static double refine_span(struct refine_job *s, const float *gram) {
     double gain = 0;
     size_t cols = s->g->cols, rows = s->g->rows;

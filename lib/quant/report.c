@@ -1,4 +1,4 @@
-/* What is told of tensors that were quantized. */
+/* Reports on quantized tensors, as JSON and as a summary. */
 #include "lib/quant/quant_internal.h"
 
 bool quant_report_put(cJSON *o, const struct quant_tensor_report *t) {

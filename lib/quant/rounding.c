@@ -1,4 +1,4 @@
-/* Codes and scales of one matrix, moved on their grid by gradients. */
+/* Moves codes and scales of one matrix on their grid by gradients. */
 #include <string.h>
 
 #include "lib/quant/learn.h"
@@ -29,7 +29,7 @@ void rounding_release(struct rounding *r) {
     *r = (struct rounding){0};
 }
 
-/* ---- places on the grid ---- */
+/* ---- states ---- */
 
 static size_t parts_bytes(const struct rounding *r) {
     return r->g.rows * r->g.blocks * sizeof *r->kept;
@@ -79,11 +79,12 @@ void rounding_probe(struct rounding *r, const float *probe) {
 }
 
 /*
- * grid_refine knows (t - q)^T H (t - q) by its gradient in q, -2 (t - q) H. Divided by the row's b and the damping, the loss is such
- * a form. A probe's square is b times the sum of squares of the inputs, over the row b times the trace.
+ * grid_refine minimises (t - q)^T H (t - q) given its gradient in q, -2 (t - q) H. Divided by the row's b and the
+ * damping, the loss has that form. The squared norm of a probe is b times the sum of squares of the inputs, so b is its
+ * sum over the row divided by the trace.
  */
 int rounding_step(struct rounding *r, double damp, float *scratch, struct err *e) {
-    static const double anything = 1e-30; /* of an error that grid_refine is told of: it is to do its sweep */
+    static const double anything = 1e-30; /* initial error, small enough that grid_refine always does its sweep */
     size_t n = r->g.cols;
     double trace = 0;
     for (size_t j = 0; j < n; j++) trace += r->gram[j * (n + 1)];

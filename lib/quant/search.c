@@ -1,4 +1,5 @@
-/* Types for a budget, found by the true divergence: from the knapsack's plan, moves that keep to the bytes. */
+/* Searches types for a budget by measured divergence: starts from the knapsack's plan and makes moves within the
+ * budget. */
 #include <math.h>
 #include <string.h>
 
@@ -6,55 +7,56 @@
 #include "lib/quant/budget.h"
 #include "lib/quant/second_order.h"
 
-/* Of the error that rounding to nearest makes in a matrix's outputs, what a method with data leaves: 0.1 to 0.45 in the layers of SmolLM2
- * and of the embedded model, in most 0.3 to 0.45 (README.md). */
+/* Share of the output error of rounding to nearest that a method with data leaves: 0.1 to 0.45 in the layers of SmolLM2
+ * and of the embedded model, mostly 0.3 to 0.45 (README.md). */
 #define LEFT_BY_FEEDBACK 0.4
 
-#define DRAWS     32  /* moves, of which that of least expected divergence is judged */
-#define TRIES     128 /* for so many that were not judged before */
-#define REPLANNED 8 /* every so many steps the knapsack is solved anew, with what errors have turned out to be worth */
-#define SPREAD    1.0  /* of the factors, relative to the first */
-#define MISFIT    0.3  /* of a move's divergence, of its units' alone: errors do not add up */
-#define LEAST     0.05 /* a factor, relative to the first */
+#define DRAWS     32   /* moves per step; the one with the least expected divergence is judged */
+#define TRIES     128  /* attempts to draw that many new moves */
+#define REPLANNED 8    /* interval of steps at which the knapsack is solved again, with the learned factors */
+#define SPREAD    1.0  /* initial standard deviation of the factors, relative to `first` */
+#define MISFIT    0.3  /* standard deviation of a move's divergence: errors are not additive */
+#define LEAST     0.05 /* lower limit of a factor, relative to `first` */
 #define NONE      SIZE_MAX
 
-/* Tensors of one type. Its levels are offers, by bytes, each of less expected error than those before. */
+/* Tensors that share a type. Levels are offers by ascending bytes, each with less expected error than the previous
+ * one. */
 struct unit {
-    size_t at[SENSE_TYPES]; /* in its offers */
+    size_t at[SENSE_TYPES]; /* index of the offer of each level */
     size_t n;
 };
 
 struct plan {
     size_t *level; /* [units] */
     uint64_t bytes;
-    double expected; /* divergence beyond that of the parent */
+    double expected; /* divergence relative to the parent */
     double kl;
 };
 
 /*
- * What a unit's expected error is worth in divergence: a factor each, of which the moves that were judged tell. That of a move is taken for
- * the sum over units of factor times what the error changes by, and noise: least squares for one observation after another
- * (recursive least squares, the Kalman filter of what does not move).
+ * Estimates the divergence per unit of error: one factor per unit, learned from the moves judged so far. The divergence
+ * of a move is modelled as the sum over units of factor times change in error, plus noise: recursive least squares (the
+ * Kalman filter of a constant state).
  */
 struct belief {
-    double *factor, *spread; /* [units], and their covariance [units][units] */
-    double *change, *gain;   /* [units]: in error, of the move; scratch */
-    double first;            /* what the factors begin with */
+    double *factor, *spread; /* [units], and covariance [units][units] */
+    double *change, *gain;   /* [units]: change in error by the move; scratch */
+    double first;            /* initial value of the factors */
 };
 
 struct search {
     const struct search_job *job;
     struct judge judge;
     struct unit *units;     /* [job->n] */
-    unsigned char **blocks; /* [slots][SENSE_TYPES], as offers are numbered; NULL: not made yet */
-    size_t *now;            /* [units] levels whose values the model has; NONE: those of the original */
-    int *moved;             /* [units] within a move: up 1, down -1 */
+    unsigned char **blocks; /* [slots][SENSE_TYPES], indexed like offers; NULL: not made yet */
+    size_t *now;            /* [units] levels of the values in the model; NONE: original values */
+    int *moved;             /* [units] direction within the current move: 1, -1 or 0 */
     struct belief belief;
     struct plan parent, child, draw;
-    struct offer *offers; /* [units][SENSE_TYPES] levels, errors as they are worth */
+    struct offer *offers; /* [units][SENSE_TYPES] levels, with errors scaled by their factors */
     struct offers *of;    /* [units] */
     double *rows;         /* [positions] divergence of the parent */
-    struct digest *seen;  /* [tried + 1] plans that were judged */
+    struct digest *seen;  /* [tried + 1] plans judged so far */
     struct quant_search_result *r;
     struct rng rng;
     struct arena memory;
@@ -71,9 +73,9 @@ static const struct offer *offer_at(const struct search *s, size_t unit, size_t 
     return &s->job->of[unit].at[s->units[unit].at[level]];
 }
 
-/* ---- the model with a plan's types -------------------------------------------------------------------------------- */
+/* ---- applying a plan to the model -------------------------------------------------------------------------------- */
 
-/* The blocks of a matrix in the k-th type of its unit, made by the method that will write them, once. */
+/* The blocks of a matrix in the k-th type of its unit, made once by the method that will write them. Owned by s. */
 static int blocks_of(struct search *s, size_t slot, size_t k, enum dtype to, const unsigned char **out, struct err *e) {
     const struct search_tensor *from = &s->job->tensors[slot];
     struct pass *p = s->job->pass;
@@ -91,7 +93,8 @@ static int blocks_of(struct search *s, size_t slot, size_t k, enum dtype to, con
     return 0;
 }
 
-/* The values of these blocks in the model; where error feedback will follow, with as much less error as that is expected to leave. */
+/* Puts the values of these blocks into the model; if error feedback will follow, scales the error by what it is
+ * expected to leave. */
 static int put_values(struct search *s, size_t slot, enum dtype to, const unsigned char *blocks, struct err *e) {
     const struct search_tensor *from = &s->job->tensors[slot];
     struct pass *pass = s->job->pass;
@@ -123,7 +126,7 @@ static int apply(struct search *s, const size_t *level, struct err *e) {
     return 0;
 }
 
-/* Where they begin to differ, for the judge: a layer, the number of layers (the head alone), or JUDGE_INPUT. */
+/* The first difference, for the judge: a layer, the number of layers (only the head differs), or JUDGE_INPUT. */
 static size_t first_change(const struct search *s, const size_t *a, const size_t *b) {
     size_t first = s->judge.n;
     for (size_t i = 0; i < s->job->n_slots; i++) {
@@ -144,13 +147,13 @@ static int judge_plan(struct search *s, struct plan *p, const struct judge_part 
     return rc;
 }
 
-/* ---- what errors are worth ------------------------------------------------------------------------------------------ */
+/* ---- learning the factors ---------------------------------------------------------------------------------------- */
 
 static double worth(const struct search *s, size_t unit) {
     return fmax(s->belief.factor[unit], LEAST * s->belief.first);
 }
 
-/* The divergence rose by so much from the parent to the child. */
+/* Updates the factors: the divergence rose by `by` from the parent to the child. */
 static void learn(struct search *s, double by) {
     struct belief *b = &s->belief;
     size_t n = s->job->n;
@@ -173,7 +176,7 @@ static void learn(struct search *s, double by) {
     }
 }
 
-/* All errors are worth the same: what the plan's sum of them comes to. */
+/* Starts with equal factors: the measured divergence over the plan's total error. */
 static void begin_belief(struct search *s, double error) {
     struct belief *b = &s->belief;
     b->first = error > 0 && isfinite(s->parent.kl) && s->parent.kl > 0 ? s->parent.kl / error : 1;
@@ -183,7 +186,7 @@ static void begin_belief(struct search *s, double error) {
     }
 }
 
-/* ---- moves -------------------------------------------------------------------------------------------------------- */
+/* ---- moves ------------------------------------------------------------------------------------------------------- */
 
 static void copy_plan(const struct search *s, struct plan *to, const struct plan *from) {
     size_t *level = to->level;
@@ -192,7 +195,7 @@ static void copy_plan(const struct search *s, struct plan *to, const struct plan
     to->level = level;
 }
 
-/* What a step of a unit does: bytes and expected divergence that it adds. False: there is no such level. */
+/* Bytes and expected divergence that one step of a unit adds; false: there is no such level. */
 static bool step_of(const struct search *s, const struct plan *p, size_t unit, int by, double *bytes, double *error) {
     size_t level = p->level[unit];
     if (by > 0 ? level + 1 >= s->units[unit].n : level == 0) return false;
@@ -211,7 +214,8 @@ static void step(struct search *s, struct plan *p, size_t unit, int by) {
     s->moved[unit] = by;
 }
 
-/* A random unit that can step so within `room` bytes and has not stepped the other way; NONE: there is none. */
+/* Draws a random unit that can take this step within `room` bytes and has not moved the other way; NONE: there is
+ * none. */
 static size_t draw_unit(struct search *s, const struct plan *p, int by, double room) {
     size_t n = 0, chosen = NONE;
     for (size_t i = 0; i < s->job->n; i++) {
@@ -222,7 +226,7 @@ static size_t draw_unit(struct search *s, const struct plan *p, int by, double r
     return chosen;
 }
 
-/* Of two random ones that of less expected divergence a byte. */
+/* Draws two units and returns the one with less expected divergence per byte. */
 static size_t draw_better(struct search *s, const struct plan *p, int by, double room) {
     size_t a = draw_unit(s, p, by, room), b = a == NONE ? NONE : draw_unit(s, p, by, room);
     double bytes[2], error[2];
@@ -238,7 +242,7 @@ static bool any_went_up(const struct search *s) {
     return false;
 }
 
-/* A unit, and which way it steps first. */
+/* The first unit of a move and its direction. */
 struct first {
     size_t unit;
     int by;
@@ -250,8 +254,8 @@ static struct first draw_first(struct search *s) {
     return (struct first){draw_unit(s, &s->parent, by, INFINITY), by};
 }
 
-/* One unit a level up or down, others down until the bytes suffice, and up again while there is room. False: it cannot be done, or nothing
- * would go up. */
+/* Moves one unit a level up or down, others down until the budget holds, then others up while there is room. False:
+ * impossible, or no unit went up. */
 static bool move(struct search *s, struct plan *p, struct first first) {
     double budget = (double)s->job->budget;
     size_t unit;
@@ -277,8 +281,8 @@ static bool was_judged(const struct search *s, struct digest of) {
 }
 
 /*
- * The best move of some that were not judged yet into s->child; false: none was found. They begin with the same unit, so that of each
- * something is learned, however bad it looks, or with any.
+ * Draws the best of several moves not judged yet into s->child; false: none was found. same: all of them start with one
+ * random unit, so that every unit's factor gets observed however bad it looks; else each starts with its own.
  */
 static bool draw_child(struct search *s, bool same) {
     struct first first = draw_first(s);
@@ -297,7 +301,7 @@ static bool draw_child(struct search *s, bool same) {
     return found;
 }
 
-/* The plan of least divergence, were it the sum of what errors are worth, into s->child; *found false: it was judged already. */
+/* Solves the knapsack with the learned factors, into s->child; *found false: that plan was judged already. */
 static int replan(struct search *s, bool *found, struct err *e) {
     const struct search_job *j = s->job;
     struct allocation got;
@@ -316,7 +320,7 @@ static int replan(struct search *s, bool *found, struct err *e) {
     return 0;
 }
 
-/* A plan that was not judged yet into s->child; *found false: none was found. */
+/* Makes a plan not judged yet, into s->child; *found false: none was found. */
 static int make_child(struct search *s, uint64_t number, bool *found, struct err *e) {
     int rc = 0;
     *found = false;
@@ -327,9 +331,9 @@ static int make_child(struct search *s, uint64_t number, bool *found, struct err
     return rc;
 }
 
-/* ---- steps --------------------------------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
 
-/* The parent's mean divergence on some of the sequences. */
+/* The parent's mean divergence on part of the sequences. */
 static double parent_on(const struct search *s, struct judge_part part) {
     const struct model_input *in = s->job->o->in;
     size_t first = 0, n = 0;
@@ -348,7 +352,7 @@ static int adopt(struct search *s, struct err *e) {
     return judge_base(&s->judge, first, e);
 }
 
-/* One plan: on a part first, on all where it is better there. */
+/* Judges one plan, on part of the sequences and, if better there, on all. */
 static int search_step(struct search *s, uint64_t number, bool *found, struct err *e) {
     struct judge_part part = judge_part_at(&s->judge, number);
     bool in_parts = judge_parts(&s->judge) > 1;
@@ -363,9 +367,9 @@ static int search_step(struct search *s, uint64_t number, bool *found, struct er
     return s->child.kl >= s->parent.kl ? 0 : adopt(s, e);
 }
 
-/* ---- where it begins ------------------------------------------------------------------------------------------------ */
+/* ---- setup ------------------------------------------------------------------------------------------------------- */
 
-/* Offers that no smaller or equal one is as good as, by bytes. */
+/* Lists the undominated offers by ascending bytes. */
 static void find_levels(struct unit *u, const struct offers *of) {
     u->n = 0;
     for (size_t k = 0; k < of->n; k++) {
@@ -383,7 +387,7 @@ static void find_levels(struct unit *u, const struct offers *of) {
     }
 }
 
-/* The level of an offer, or of what dominates it. */
+/* The level of an offer, or of the one that dominates it. */
 static size_t level_of(const struct unit *u, const struct offers *of, size_t chosen) {
     size_t level = 0;
     while (level + 1 < u->n && of->at[u->at[level + 1]].bytes <= of->at[chosen].bytes) level++;
@@ -416,7 +420,7 @@ static int allocate_memory(struct search *s, struct err *e) {
     return rc ? rc : new_plan(s, &s->draw, e);
 }
 
-/* Do the tensors that were read fit the model that was loaded? */
+/* ERR_DATA if the tensors of the stream do not match the model in memory. */
 static int check_model(const struct search_job *j, struct err *e) {
     const struct model *m = j->o->model;
     for (size_t i = 0; i < j->n_slots; i++) {

@@ -1,8 +1,8 @@
 /*
- * Private to lib/quant: one matrix through the grid of its type with the Gram matrix of its inputs, H = sum x x^T, by which the
- * error of a row is (t - q)^T H (t - q), for the values t that are wanted and q that are stored.
+ * Private to lib/quant: quantizes one matrix on the grid of its type, given the Gram matrix of its inputs H = sum x
+ * x^T. The error of a row is (t - q)^T H (t - q), for target values t and stored values q.
  *
- * Order of files, each calling only those before it: phases, clip, grid, hqq, refine, gptq.
+ * Order of files, each calling only earlier ones: phases, clip, grid, hqq, refine, gptq.
  */
 #ifndef RILL_QUANT_SECOND_ORDER_H
 #define RILL_QUANT_SECOND_ORDER_H
@@ -10,7 +10,7 @@
 #include "lib/obs/obs.h"
 #include "lib/quant/quant.h"
 
-/* ---- a clock of processor time that runs for one phase after the other (phases.c) ------------------------------- */
+/* ---- clock of processor time by phase (phases.c) ----------------------------------------------------------------- */
 
 struct phase_clock {
     double *seconds; /* [QUANT_PHASES], added to */
@@ -18,24 +18,24 @@ struct phase_clock {
     double since;
 };
 void phase_begin(struct phase_clock *c, double *seconds, enum quant_phase first);
-enum quant_phase phase_enter(struct phase_clock *c, enum quant_phase next); /* the one that ends */
+enum quant_phase phase_enter(struct phase_clock *c, enum quant_phase next); /* returns the phase that ends */
 
 /* ---- a matrix as codes and scales (grid.c) ---------------------------------------------------------------------- */
 
-/* An element of row r and column c is scales[r][c / group] * (code - offset) + mins[r][c / group], in f32, to the bit. */
+/* Element (r, c) is scales[r][c / group] * (code - offset) + mins[r][c / group] in f32, bit-exact. */
 struct grid {
     const struct quant_form *form;
     size_t rows, cols;
     size_t block, block_bytes;
     size_t blocks, groups;     /* of a row */
     struct quant_parts *parts; /* [rows][blocks] */
-    float *scales, *mins;      /* [rows][groups], as the parts have them */
+    float *scales, *mins;      /* [rows][groups], decoded from the parts */
 };
-/* Of a type with a quant_form. On failure too *g is what grid_release takes. */
+/* For a type with a quant_form. Call grid_release even on failure. */
 int grid_new(struct grid *g, enum dtype dtype, size_t rows, size_t cols, struct err *e) MUST_CHECK;
 void grid_release(struct grid *g);
-void grid_take(struct grid *g, const unsigned char *packed);     /* from the blocks as they are stored */
-void grid_read_scales(struct grid *g, size_t row, size_t block); /* after its parts were changed */
+void grid_take(struct grid *g, const unsigned char *packed);     /* reads stored blocks */
+void grid_read_scales(struct grid *g, size_t row, size_t block); /* updates scales and mins after the parts changed */
 
 static inline uint8_t *grid_code(const struct grid *g, size_t row, size_t col) {
     return &g->parts[row * g->blocks + col / g->block].codes[col % g->block];
@@ -46,60 +46,61 @@ static inline float grid_value(const struct grid *g, size_t row, size_t col, uin
     return g->form->has_min ? x + g->mins[at] : x;
 }
 
-/* n elements of a row from column `first` on, where a group begins, into out. */
+/* Writes n elements of a row to out, starting at column `first`, where a group starts. */
 void grid_values(const struct grid *g, size_t row, size_t first, size_t n, float *out);
 
-/* ---- descent (refine.c) -------------------------------------------------------------------------------------------- */
+/* ---- descent (refine.c) ------------------------------------------------------------------------------------------ */
 
 /*
- * Makes the error of each row smaller, one code or one scale at a time, until a sweep over the columns changes little or `sweeps` are
- * done: a code moves to the best place for what all other columns have become (the coordinate descent of Behdin et al. 2023,
- * "QuantEase"); the scale and min of a group, and then those of a block, to the least squares solution for its codes,
- * rounded as they are stored. What does not lower the error is not done. gram [cols][cols]; residual [rows][cols] = (t - q) H,
- * which is kept up to date; error: its sum over rows.
+ * Lowers the error of each row by changing one code or one scale at a time, until a sweep over the columns gains little
+ * or `sweeps` are done. A code moves to its optimum given all other columns (coordinate descent, Behdin et al. 2023,
+ * "QuantEase"); the scale and min of a group, then those of a block, move to the least squares solution for their
+ * codes, rounded as stored. Only changes that lower the error are made. gram [cols][cols]; residual [rows][cols] = (t -
+ * q) H, kept up to date; error: its current sum over rows.
  */
 int grid_refine(struct grid *g, const float *gram, float *residual, double error, unsigned sweeps,
                 struct err *e) MUST_CHECK;
 
-/* ---- clipping (clip.c) ------------------------------------------------------------------------------------------------ */
+/* ---- clipping (clip.c) ------------------------------------------------------------------------------------------- */
 
 /*
- * What AWQ (Lin et al. 2023) does after its scales: the weights of each group are cut off at the share 1, 0.95 .. 0.55 of their largest
- * magnitude at which they leave the least error when they are rounded, here weighed by importance [cols]. Blocks that
- * `packed` has stay where theirs is less. Types with a quant_form. ERR_DATA as tensor_from_f32.
+ * AWQ's clipping step (Lin et al. 2023): clips each group of weights at a share 1, 0.95 .. 0.55 of its largest
+ * magnitude, whichever gives the least rounding error, weighted here by importance [cols]. Keeps existing blocks of
+ * `packed` that are better. For types with a quant_form. Fails like tensor_from_f32: ERR_DATA.
  */
 int clip_improve(enum dtype to, const float *w, size_t rows, size_t cols, const float *importance,
                  unsigned char *packed, struct err *e) MUST_CHECK;
 
-/* ---- HQQ (hqq.c) ----------------------------------------------------------------------------------------------------- */
+/* ---- HQQ (hqq.c) ------------------------------------------------------------------------------------------------- */
 
 /*
- * Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models": codes, and the min of each group (of grids
- * without one the scale), for a small sum of |w - q|^p without any data, p 0.7. In turn outliers are taken from what is left, w - q, by
- * soft thresholding with weight 1 / beta (beta 10, times 1.01 each time), the min is fitted to w less these by least squares,
- * and codes are rounded; 20 times at most, while the sum of |w - q| of the group falls. Starts from the grid that `packed` has, whose
- * other parameters stay. Mins and scales are rounded as they are stored. w [rows][cols].
+ * HQQ (Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models"): chooses codes and the min
+ * of each group (the scale, for grids without mins) to lower sum |w - q|^p, p 0.7, without data. Alternates between
+ * taking outliers from the residual w - q by soft thresholding with weight 1 / beta (beta 10, growing by 1.01 per
+ * step), fitting the min to the rest of w by least squares, and rounding codes; at most 20 times, while the group's sum
+ * |w - q| falls. Starts from the grid in `packed`, whose other parameters stay. Mins and scales are rounded as stored.
+ * w [rows][cols].
  */
 bool hqq_takes(enum dtype dtype);
 int hqq_improve(enum dtype dtype, const float *w, size_t rows, size_t cols, unsigned char *packed,
                 struct err *e) MUST_CHECK;
 
-/* ---- GPTQ (gptq.c) --------------------------------------------------------------------------------------------------- */
+/* ---- GPTQ (gptq.c) ----------------------------------------------------------------------------------------------- */
 
 struct second_order {
     const float *gram;               /* [cols][cols] */
-    const struct obs_factor *factor; /* of it */
+    const struct obs_factor *factor; /* of gram */
     unsigned sweeps;                 /* of grid_refine after the feedback; 0: none */
-    struct phase_clock *clock;       /* or NULL */
+    struct phase_clock *clock;       /* may be NULL */
 };
 struct second_order_error {
     double before, fed_back,
-        after; /* sum over rows of (t - q)^T H (t - q): of what came in, after GPTQ, of what went out */
+        after; /* sum over rows of (t - q)^T H (t - q): of the input blocks, after GPTQ, of the result */
 };
 /*
- * GPTQ (Frantar et al. 2022, "GPTQ", algorithm 1) on the grid that `packed` has: its scales stay as they were found (static groups), and
- * the error of each column is made up for in the columns to come; then grid_refine. A row whose error did not get smaller keeps
- * its blocks. wanted [rows][cols]. Types without a quant_form are refused by an assertion of the caller's: second_order_takes.
+ * GPTQ (Frantar et al. 2022, "GPTQ", algorithm 1) on the grid in `packed`: scales are fixed (static groups), and the
+ * error of each column is compensated in later columns; then grid_refine. Rows whose error did not fall keep their
+ * blocks. wanted [rows][cols]. The caller must check second_order_takes: only types with a quant_form.
  */
 bool second_order_takes(enum dtype dtype);
 int second_order_quantize(const struct second_order *s, enum dtype dtype, const float *wanted, size_t rows, size_t cols,

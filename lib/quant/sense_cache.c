@@ -1,4 +1,4 @@
-/* Sensitivities on disk: a file for each tensor, by what they were measured on. */
+/* Caches sensitivities on disk, one file per tensor, named by the digest of what they were measured on. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +14,7 @@ bool sense_knows(const struct sense *s, enum dtype to) {
     return false;
 }
 
-/* "power P", then "TYPE ERROR" lines, then "end". */
+/* Parses "power P", then "TYPE ERROR" lines, then "end". */
 static bool parse(char *text, struct sense *s) {
     size_t head = strlen(SENSE_HEAD);
     char *save, *name;

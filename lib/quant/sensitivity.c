@@ -1,19 +1,19 @@
-/* What each type does to a matrix: the error of its outputs by the importance of its columns, rounded to nearest. */
+/* Measures the effect of each type on a matrix: the rounding error weighted by the importance of the columns. */
 #include "lib/quant/budget.h"
 
 #include <string.h>
 
-#define SENSE_ROWS 16 /* of a piece */
+#define SENSE_ROWS 16 /* rows per piece */
 
 struct piece_job {
     const float *x, *importance;
     uint64_t rows, cols, row_bytes;
-    enum dtype to; /* of the error; of the power: DT_F32 */
+    enum dtype to; /* type for the error; DT_F32 for the power */
     bool power;
     unsigned char *packed; /* [threads][row_bytes] */
     float *back;           /* [threads][cols] */
-    double *sum;           /* one a piece */
-    struct err *failed;    /* one a piece */
+    double *sum;           /* [pieces] */
+    struct err *failed;    /* [pieces] */
 };
 
 static void sum_piece(void *ctx, size_t i, int thread) {
@@ -38,7 +38,7 @@ static void sum_piece(void *ctx, size_t i, int thread) {
     }
 }
 
-/* The sum over all rows, in the order of the pieces. */
+/* Sums over all rows, in the order of the pieces. */
 static int sum_rows(struct piece_job *j, double *out, struct err *e) {
     struct arena a = {0};
     size_t pieces = (size_t)((j->rows + SENSE_ROWS - 1) / SENSE_ROWS), threads = (size_t)parallel_threads();
@@ -97,7 +97,7 @@ int sense_measure(const struct sense_job *j, const enum dtype *types, size_t n, 
     *s = (struct sense){0};
     if (j->cache) rc = cache_key(j->d, j->data, j->importance, NULL, 0, &key, e);
     if (!rc && j->cache) rc = sense_recall(j->cache, key, s, &found, e);
-    if (!found) s->power = -1; /* not known yet */
+    if (!found) s->power = -1; /* not measured yet */
     if (!rc) rc = measure(j, types, n, s, &new, e);
     if (!rc && new && j->cache) rc = sense_store(j->cache, key, s, e);
     return rc ? err_prefix(e, "tensor '%s'", j->d->name) : 0;

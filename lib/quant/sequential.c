@@ -1,4 +1,4 @@
-/* A model layer by layer, each matrix with the second moments of what comes into it. */
+/* Quantizes a model layer by layer, each matrix with the second moments of its inputs. */
 #include <math.h>
 #include <string.h>
 
@@ -6,15 +6,15 @@
 #include "lib/quant/moments.h"
 #include "lib/quant/quant_internal.h"
 
-/* A tensor of the part that is visited, until the part is written. */
+/* A tensor of the current part of the model, until the part is written. */
 struct stored {
     struct model_slot slot;
     struct model_param *param;
     struct quant_tensor_report t;
     struct tensor_desc desc; /* as it will be stored */
-    unsigned char *data;     /* NULL: not yet */
-    float *dense;            /* for learning: the weights as they were; NULL: nothing is learned of it */
-    const float *gram;       /* ... and of its inputs */
+    unsigned char *data;     /* NULL: not quantized yet */
+    float *dense;            /* for learning: the original weights; NULL: not learned */
+    const float *gram;       /* for learning: of its inputs */
 };
 
 struct sequential {
@@ -24,22 +24,22 @@ struct sequential {
     uint64_t positions; /* of the data */
     struct stored *part;
     size_t n_part;
-    struct dense_inputs dense; /* of the layer, if targets are asymmetric */
+    struct dense_inputs dense; /* of the current layer, with asymmetric targets */
     struct phase_clock clock;
-    uint64_t done; /* tensors that have their codes */
+    uint64_t done; /* finished tensors */
     uint32_t layer;
-    struct digest key; /* with a cache: of all that the part comes from */
+    struct digest key; /* with a cache: digest of everything the part depends on */
     /* For learning: */
-    struct grad_tape *record;  /* NULL: nothing is learned */
-    float *grams[POINT_COUNT]; /* of the part */
-    float *attended, *wanted;  /* [positions][hidden] what attention leaves, and what should come out of a half */
+    struct grad_tape *record;  /* NULL: no learning */
+    float *grams[POINT_COUNT]; /* of the current part */
+    float *attended, *wanted;  /* [positions][hidden]: output of attention, and target output of a half */
 };
 
 static size_t rows_of(const struct stored *s) {
     return s->param->n / tensor_row_elems(&s->desc);
 }
 
-/* ---- what is told ---------------------------------------------------------------------------------------------------- */
+/* ---- progress ---------------------------------------------------------------------------------------------------- */
 
 static void tell(struct sequential *q, const char *what) {
     if (q->c->progress) q->c->progress(q->c->progress_ctx, q->done, what);
@@ -57,7 +57,7 @@ static void tell_step(void *ctx, unsigned steps) {
     tell(q, what);
 }
 
-/* ---- rounding to nearest, and into the model ------------------------------------------------------------------------ */
+/* ---- rounding to nearest ----------------------------------------------------------------------------------------- */
 
 static int reserve_data(struct stored *s, struct err *e) {
     s->data = mem_array(tensor_bytes(&s->desc), 1, e);
@@ -72,7 +72,7 @@ static int round_to_nearest(struct sequential *q, struct stored *s, const float 
     return rc ? rc : pass_round(&q->p, model_host_value(s->param), rows_of(s), cols, importance, s->data, &s->t, e);
 }
 
-/* The layer goes on with what a reader of the file will have. */
+/* Replaces the model's values by the stored ones, so that the layer runs on what a reader will get. */
 static int put_back(struct sequential *q, struct stored *s, struct err *e) {
     q->p.f32.len = 0;
     if (buf_reserve(&q->p.f32, s->param->n * sizeof(float), e)) return err_prefix(e, "tensor '%s'", s->t.name);
@@ -81,7 +81,7 @@ static int put_back(struct sequential *q, struct stored *s, struct err *e) {
     return 0;
 }
 
-/* Of what is stored, against the weights as they were. */
+/* Sets the error of the stored values against the original weights. */
 static int report_error(struct sequential *q, struct stored *s, struct err *e) {
     size_t n = s->param->n;
     const float *w = s->dense ? s->dense : model_host_value(s->param);
@@ -95,7 +95,7 @@ static int report_error(struct sequential *q, struct stored *s, struct err *e) {
     return 0;
 }
 
-/* What learning needs beside the codes. */
+/* Keeps the original weights for learning. */
 static int keep_dense(struct stored *s, struct err *e) {
     s->dense = mem_array(s->param->n, sizeof *s->dense, e);
     if (!s->dense) return err_prefix(e, "tensor '%s'", s->t.name);
@@ -126,19 +126,19 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
     return rc;
 }
 
-/* ---- the matrices of a point ------------------------------------------------------------------------------------------- */
+/* ---- the matrices that read from a point ------------------------------------------------------------------------- */
 
-/* Does it get a quantized type that it has not yet? */
+/* Whether it gets a quantized type other than its present one. */
 static bool gets_blocks(const struct stored *s) {
     return dtype_info(s->t.to)->is_quantized && s->t.to != s->t.from;
 }
 
-/* Is it such a matrix, and one that reads from the point? */
+/* Whether it gets blocks and reads from the point. */
 static bool reads(const struct stored *s, enum model_point point) {
     return model_role_is_matrix(s->slot.role) && model_role_info(s->slot.role)->input == point && gets_blocks(s);
 }
 
-/* The mean square of each input. False: nothing came, as to an expert that no position takes. */
+/* The mean square of each input. False: there were none, as for an expert that no position was routed to. */
 static bool put_importance(const struct sequential *q, const struct moments *m, const struct stored *s, float *out) {
     double n = (double)q->positions;
     bool any = false;
@@ -169,7 +169,7 @@ static int quantize_stored(struct sequential *q, const struct moments *m, const 
     return rc ? rc : put_back(q, s, e);
 }
 
-/* For learning the moments outlast the point. */
+/* Keeps the Gram matrix beyond the point, for learning. */
 static void keep_gram(struct sequential *q, enum model_point point, struct relation *r) {
     if (!q->record || !r->gram) return;
     for (size_t i = 0; i < q->n_part; i++)
@@ -212,9 +212,9 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
     return rc;
 }
 
-/* ---- learning, half a layer at a time -------------------------------------------------------------------------------------- */
+/* ---- learning, half a layer at a time ---------------------------------------------------------------------------- */
 
-/* The states that come into a layer are of what is there already, or with asymmetric targets of the original. */
+/* x: the states entering the block in the quantized model or, for asymmetric targets, in the original. */
 static struct learn_block block_of(const struct sequential *q, uint32_t layer, enum model_block block, const float *x) {
     return (struct learn_block){.model = q->m,
                                 .record = q->record,
@@ -233,7 +233,7 @@ static bool is_learned(const struct stored *s, enum model_block block) {
     return s->gram && (block == BLOCK_LAYER || attends == (block == BLOCK_ATTENTION));
 }
 
-/* Before any weight of the half has changed: what should come out of it. */
+/* Computes the target output of a half; called before any of its weights changes. */
 static int set_wanted(struct sequential *q, uint32_t layer, enum model_block block, const float *x, struct err *e) {
     bool asymmetric = q->c->asymmetric;
     if (asymmetric && block == BLOCK_ATTENTION) x = model_layerwise_states(q->c->model, STATES_DENSE);
@@ -278,7 +278,7 @@ static int learn(struct sequential *q, uint32_t layer, enum model_block block, c
     return rc;
 }
 
-/* After attention: its rounding is learned, and the other half begins from what it leaves. */
+/* Learns the rounding of attention, then runs it, so that the feed-forward half starts from its output. */
 static int learn_attention(struct sequential *q, uint32_t layer, const float *x, struct err *e) {
     int rc = learn(q, layer, BLOCK_ATTENTION, x, e);
     struct learn_block b = block_of(q, layer, BLOCK_ATTENTION, x);
@@ -294,7 +294,7 @@ static int learn_begin(struct sequential *q, struct err *e) {
     return rc ? err_prefix(e, "learned rounding of %llu positions", (unsigned long long)q->positions) : 0;
 }
 
-/* ---- a part of the model: what is before the layers, a layer, what is after ---------------------------------------------- */
+/* ---- parts of the model: before the layers, a layer, after the layers -------------------------------------------- */
 
 static void part_release(struct sequential *q) {
     for (size_t i = 0; i < q->n_part; i++) {
@@ -336,9 +336,9 @@ static int part_write(struct sequential *q, struct err *e) {
     return rc;
 }
 
-/* ---- the head ------------------------------------------------------------------------------------------------------------- */
+/* ---- the head ---------------------------------------------------------------------------------------------------- */
 
-#define HEAD_ROWS 4096 /* at once, of as many as there are tokens */
+#define HEAD_ROWS 4096 /* rows at once; there are as many as tokens */
 
 static bool knows_head(const struct sequential *q, const struct stored *s) {
     return s->t.to != s->t.from && pass_knows_head(&q->p, s->slot, s->t.to);
@@ -359,7 +359,8 @@ static int feed_head(struct stored *s, const struct second_order *how, size_t co
     return rc;
 }
 
-/* By second moments of the original's inputs, from the statistics: a tied embedding is written before a layer has run. */
+/* Uses the original's second moments from the statistics, since a tied embedding is written before any layer has
+ * run. */
 static int quantize_head(struct sequential *q, struct stored *s, struct err *e) {
     size_t n = 0;
     const double *sums = stats_head_gram(q->p.o->stats, &n);
@@ -387,7 +388,7 @@ static int quantize_head(struct sequential *q, struct stored *s, struct err *e) 
     return rc;
 }
 
-/* Everything that needs no data but statistics. */
+/* Quantizes everything that needs no data beyond statistics. */
 static int round_the_rest(struct sequential *q, const enum model_point *points, size_t n, struct err *e) {
     int rc = 0;
     phase_enter(&q->clock, QUANT_NEAREST);
@@ -421,9 +422,9 @@ static int quantize_part(struct sequential *q, int64_t layer, struct err *e) {
     return rc;
 }
 
-/* ---- what was quantized before, in the same place of the same run --------------------------------------------------------- */
+/* ---- cache: parts quantized earlier in an identical run ---------------------------------------------------------- */
 
-/* Of all that comes before the first part. */
+/* Digests everything before the first part. */
 static int begin_key(struct sequential *q, struct err *e) {
     const struct quant_calibration *c = q->c;
     struct digest_state *s = digest_new(e);
@@ -454,7 +455,7 @@ static int begin_key(struct sequential *q, struct err *e) {
     return rc;
 }
 
-/* The part comes from all parts before it, too. */
+/* Extends the key by this part, since later parts depend on it. */
 static int extend_key(struct sequential *q, struct err *e) {
     struct digest_state *s = digest_new(e);
     int rc = s ? 0 : e->code;
@@ -487,7 +488,7 @@ static struct digest key_of(const struct sequential *q, const struct stored *s) 
     return digest_bytes(&of, sizeof of);
 }
 
-/* All of the part, or nothing of it. */
+/* Recalls all tensors of the part or none. */
 static int recall_part(struct sequential *q, bool *found, struct err *e) {
     size_t i = 0;
     *found = true;
@@ -517,7 +518,7 @@ static int store_part(struct sequential *q, struct err *e) {
     return 0;
 }
 
-/* A part whose quantized tensors are there already: the layer goes on with them. */
+/* Continues with a part whose quantized tensors were all recalled. */
 static int take_recalled(struct sequential *q, struct err *e) {
     int rc = 0;
     for (size_t i = 0; !rc && i < q->n_part; i++) {
@@ -565,7 +566,7 @@ int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *
     q.p = (struct pass){.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &m->config};
     q.p.vocab = m->vocab_digest;
     struct model_changes how = {.dense = c->asymmetric, .visit = visit, .ctx = &q};
-    how.in_order = !c->passes; /* learning changes matrices before the point that was watched last */
+    how.in_order = !c->passes; /* learning changes matrices before the last observed point */
     *totals = (struct quant_totals){0};
     phase_begin(&q.clock, totals->seconds, QUANT_PASSES);
     for (size_t i = 0; i < c->n; i++) q.positions += c->in[i].n_positions;

@@ -1,18 +1,18 @@
-/* What of the moments is noise, and which values a matrix should have. */
+/* Removes noise from the moments, and computes the target values of matrices. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/quant/moments.h"
 
-#define ASKED 128 /* rows of a matrix, at most, that say how far its solution holds */
+#define ASKED 128 /* maximum number of rows used to estimate the share */
 
-/* ---- what of the moments is noise ----------------------------------------------------------------------------------------- */
+/* ---- shrinkage --------------------------------------------------------------------------------------------------- */
 
 /*
- * Few positions show correlations between inputs that others do not have. How much of them holds is seen by the two halves of the data: of
- * correlations a and b in the halves, the share r = sum a b / (sum (a^2 + b^2) / 2) is of what both have; of the sum of the halves,
- * which has half of the noise, it is 2 r / (1 + r) (Spearman and Brown's formula). What is off the diagonal is multiplied by that:
- * shrinkage towards the diagonal, by which rounding to nearest weighs (the idea of Ledoit and Wolf).
+ * With few positions, correlations between inputs are partly noise. The two halves of the data show how much: for
+ * correlations a and b in the halves, r = sum a b / (sum (a^2 + b^2) / 2) is the reliability of one half, and 2 r / (1
+ * + r) that of their sum, which has half the noise (Spearman-Brown formula). Off-diagonal elements are multiplied by
+ * it: shrinkage towards the diagonal, which is what rounding to nearest uses (the idea of Ledoit and Wolf).
  */
 static double reliability(const float *first, const float *second, size_t n) {
     double both = 0, each = 0;
@@ -28,7 +28,7 @@ static double reliability(const float *first, const float *second, size_t n) {
     return each > 0 && both > 0 ? both / each : 0;
 }
 
-/* to = what is off the diagonal of a + b (b may be NULL) times keep. */
+/* to = a + b (b may be NULL), with off-diagonal elements multiplied by keep. */
 static void shrink(float *to, const float *a, const float *b, double keep, size_t n) {
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < n; j++) {
@@ -37,9 +37,9 @@ static void shrink(float *to, const float *a, const float *b, double keep, size_
         }
 }
 
-/* ---- what matrices share ---------------------------------------------------------------------------------------------------- */
+/* ---- factors ----------------------------------------------------------------------------------------------------- */
 
-/* Of the positions of which x is known. */
+/* Factors the moments over positions with known x. */
 static int factor_dense(struct relation *r, double damp, struct err *e) {
     const struct half_moments *h = r->m->half;
     size_t n = r->m->cols;
@@ -79,7 +79,7 @@ void relation_release(struct relation *r) {
     *r = (struct relation){0};
 }
 
-/* ---- the values of a matrix ------------------------------------------------------------------------------------------------- */
+/* ---- target values ----------------------------------------------------------------------------------------------- */
 
 /* t = w shift H^-1, the least squares solution of t y = w (x - y). b [rows][cols] is scratch. */
 static int solve(const struct relation *r, const struct obs_factor *f, const float *w, size_t rows, const float *shift,
@@ -90,8 +90,8 @@ static int solve(const struct relation *r, const struct obs_factor *f, const flo
 }
 
 /*
- * How much of the solution of the first half is right for the second: the best multiple of it there, within [0, 1]. It is one number
- * for all rows, and ASKED of them, spread evenly, tell it as well as all.
+ * How well the solution from the first half fits the second: the best multiple of it there, within [0, 1]. It is a
+ * single number for all rows, so ASKED rows, spread evenly, estimate it well enough.
  */
 static int share_that_holds(const struct relation *r, const float *w, size_t rows, float *b, float *t, double *share,
                             struct err *e) {
