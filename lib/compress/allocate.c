@@ -1,4 +1,4 @@
-/* How sparse each matrix becomes, where that is not the same everywhere. */
+/* Chooses the sparsity of each matrix for --allocate. */
 #include <string.h>
 
 #include "lib/compress/compress_internal.h"
@@ -7,7 +7,7 @@ static void generation_done(void *c, uint32_t done) {
     cli_progress(c, done, NULL);
 }
 
-/* By outliers: a pass over the model. */
+/* By outliers, in a pass over the model. */
 static int by_outliers(struct prune_allocation *out, const struct session_file *model,
                        const struct compress_prune_options *o, const struct compress_calibration *of, struct err *e) {
     struct prune_owl owl = {.stats = of->stats,
@@ -50,7 +50,7 @@ static int by_search(struct prune_allocation *out, struct cli *c, const struct s
     return rc;
 }
 
-/* ---- what is told ------------------------------------------------------------------------------------------------ */
+/* ---- messages and report ----------------------------------------------------------------------------------------- */
 
 static bool put_numbers(cJSON *o, const char *name, const double *x, size_t n) {
     cJSON *list = cJSON_AddArrayToObject(o, name);

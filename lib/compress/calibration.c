@@ -1,4 +1,4 @@
-/* Reads what a model's activations were like: statistics of ours or llama.cpp's importance matrix. */
+/* Reads calibration data: Rill's statistics or llama.cpp's importance matrix. */
 #include <string.h>
 
 #include "lib/compress/compress_internal.h"
@@ -12,7 +12,7 @@ int compress_read_whole(struct cli *c, const char *path, const char *role, struc
     return rc;
 }
 
-/* The first bytes tell, where they can be looked at. */
+/* Decides by the first bytes, if the file can be opened for a look; streams are taken as statistics. */
 static bool is_imatrix(const char *path) {
     char begin[4];
     FILE *f = cli_is_file(path) && strcmp(path, "-") != 0 ? fopen(path, "rb") : NULL;

@@ -1,4 +1,4 @@
-/* A model and the tokens that it goes through: layer by layer, or as a whole that is judged. */
+/* Loads a model and calibration tokens, for layer-by-layer changes or for judging the model as a whole. */
 #include <string.h>
 
 #include "lib/compress/compress_internal.h"

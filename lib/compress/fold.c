@@ -1,4 +1,4 @@
-/* Folding, from the options to the model that is written. */
+/* Runs fold, from the options to the written model. */
 #include <math.h>
 #include <string.h>
 
@@ -10,16 +10,16 @@ static const char *const methods[] = {
 struct folding {
     struct cli *c;
     const struct compress_fold_options *o;
-    struct fold_options how; /* for lib/fold; what it points to is below */
+    struct fold_options how; /* for lib/fold; points to the fields below */
     struct quant_options types;
     struct compress_calibration of;
-    double *axes; /* [hidden][hidden], of pca */
+    double *axes; /* [hidden][hidden], for pca */
     size_t folded, left_out;
     double error;  /* sum of logarithms */
-    char why[192]; /* of the first that was left out */
+    char why[192]; /* for the first pair that was left out */
 };
 
-/* ---- what is told ------------------------------------------------------------------------------------------------ */
+/* ---- messages and report ----------------------------------------------------------------------------------------- */
 
 static int add_to_report(const struct folding *k, const struct fold_report *r, struct err *e) {
     cJSON *list = cJSON_GetObjectItemCaseSensitive(cli_report(k->c), "pairs"), *o = cJSON_CreateObject();
@@ -55,7 +55,7 @@ static void say_summary(const struct folding *k) {
     if (k->left_out) cli_say(k->c, "%zu left out: first %s (-v lists all)", k->left_out, k->why);
 }
 
-/* ---- what the options say ---------------------------------------------------------------------------------------- */
+/* ---- options ----------------------------------------------------------------------------------------------------- */
 
 static int read_settings(struct folding *k, struct err *e) {
     const struct compress_fold_options *o = k->o;
@@ -71,8 +71,8 @@ static int read_settings(struct folding *k, struct err *e) {
     if (!rc && o->stats) rc = compress_read_calibration(&k->of, k->c, o->stats, e);
     if (!rc && k->of.imatrix)
         rc = compress_imatrix_lacks(o->stats, "mean absolute values", "--method awq",
-                                    e); /* its scales are their powers */
-    /* whoever folds will have statistics of the folded model, or data: the types that the mixture gives those */
+                                    e); /* awq's scales are powers of these */
+    /* assume the folded model will be quantized with statistics or data: use the mixture's types for that case */
     k->types.calibrated = true;
     k->types.fuses_qkv = target_fuses_qkv, k->types.foreign_name = target_tensor_name;
     k->how.types = &k->types, k->how.stats = k->of.stats;
@@ -80,9 +80,9 @@ static int read_settings(struct folding *k, struct err *e) {
     return rc;
 }
 
-/* ---- carrying it out --------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
-/* A reading of its own, with the data, which the other then does without. */
+/* Finds the axes in a separate reading of the model with the data; the folding pass then needs no data. */
 static int find_axes(struct folding *k, struct err *e) {
     const struct compress_fold_options *o = k->o;
     struct session_file file = {0};

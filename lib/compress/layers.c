@@ -1,10 +1,10 @@
-/* What rounding did to each layer: for -v. */
+/* Rounding errors by layer, for -v. */
 #include <math.h>
 
 #include "lib/compress/compress_internal.h"
 
-/* rmse^2 * elems is a tensor's squared error, and that over relative^2 its squared weights. Tensors that stayed as they were
- * have neither, and count with their size alone. */
+/* rmse^2 * elems is a tensor's squared error; divided by relative^2 it gives the squared weights. Unchanged tensors
+ * have neither and only count towards the size. */
 int compress_add_to_layer(struct compress *k, const struct quant_tensor_report *t, struct err *e) {
     struct model_slot slot;
     if (model_slot_parse(t->name, &slot, e)) return e->code;

@@ -1,4 +1,4 @@
-/* The plan of a model that somebody else quantizes: distill, while it trains. */
+/* Makes the plan for a model that is quantized elsewhere: by distill, during training. */
 #include "lib/compress/compress_internal.h"
 
 int compress_make_plan(struct quant_plan *out, struct cli *c, const struct compress_quantize_options *o,

@@ -1,4 +1,4 @@
-/* Pruning, from the options to the model or the plan that is written. */
+/* Runs prune, from the options to the written model or plan. */
 #include <string.h>
 
 #include "lib/compress/compress_internal.h"
@@ -7,7 +7,7 @@ struct pruning {
     struct cli *c;
     const struct compress_prune_options *o;
     struct stream_reader *in;
-    struct prune_options how; /* for lib/prune; what it points to is below */
+    struct prune_options how; /* for lib/prune; points to the fields below */
     struct session_file model;
     struct compress_sizes sizes;
     struct compress_calibration of;
@@ -20,7 +20,7 @@ struct pruning {
     struct prune_report report;
 };
 
-/* ---- what is told ------------------------------------------------------------------------------------------------ */
+/* ---- messages and report ----------------------------------------------------------------------------------------- */
 
 static int report_tensor(void *c, const struct prune_tensor_report *t, struct err *e) {
     if (t->zeros) log_line(LOG_INFO, "%s: %.4f of the weights are zero", t->name, (double)t->zeros / (double)t->elems);
@@ -37,7 +37,7 @@ static void say_targets(void *c, const struct model_config *before, const struct
     target_warnings(before, after, say, c);
 }
 
-/* transformers and llama.cpp, each if it loads the model before. */
+/* Checks transformers and llama.cpp, each only if it loads the model before. */
 static bool loads(void *c, const struct model_config *before, const struct model_config *after) {
     struct err e;
     (void)c;
@@ -65,7 +65,7 @@ static int report(const struct pruning *k, struct err *e) {
     return prune_report_put(r, cli_report(k->c), e);
 }
 
-/* ---- what the options say ---------------------------------------------------------------------------------------- */
+/* ---- options ----------------------------------------------------------------------------------------------------- */
 
 static struct prune_amount amount(const struct cli_amount *a) {
     return (struct prune_amount){(uint32_t)a->n, a->share};
@@ -86,7 +86,7 @@ static bool reads_tokens(const struct compress_prune_options *o) {
     return o->vocab && strcmp(o->vocab, "padding") != 0;
 }
 
-/* An importance matrix is enough for the norms of Wanda, and for what distributes zeros by them. */
+/* An importance matrix suffices for the norms of Wanda and for allocating sparsity by them, but for nothing else. */
 static int check_imatrix(const struct compress_prune_options *o, struct err *e) {
     bool widths = asked(&o->ffn) || asked(&o->heads) || asked(&o->kv_heads);
     const struct {
@@ -150,7 +150,7 @@ static int parse_texts(struct pruning *k, struct err *e) {
     return parse_rates(k, e);
 }
 
-/* As a string. */
+/* Reads the plan as a string. */
 static int read_plan(struct pruning *k, struct err *e) {
     enum { MOST = 1 << 28 };
     struct buf *text = &k->plan;
@@ -212,7 +212,7 @@ static int read_settings(struct pruning *k, struct err *e) {
     return rc || !o->plan ? rc : read_plan(k, e);
 }
 
-/* ---- carrying it out --------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
 static int with_data(struct pruning *k, struct stream_writer *out, struct err *e) {
     const struct compress_prune_options *o = k->o;
@@ -231,7 +231,7 @@ static int with_data(struct pruning *k, struct stream_writer *out, struct err *e
     return rc;
 }
 
-/* Divergence: the layers' numbers into the list of what to drop. */
+/* Chooses layers by divergence and stores their numbers in the list of layers to drop. */
 static int drop_layers(struct pruning *k, struct model *m, struct grad_tape *scratch, const struct model_input *in,
                        struct err *e) {
     uint32_t n = m->config.n_layers, keep = prune_amount_of(&k->how.layers, n);

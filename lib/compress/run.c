@@ -1,11 +1,11 @@
-/* Quantizing, from the options to the model or the plan that is written. */
+/* Runs quantize, from the options to the written model or plan. */
 #include <string.h>
 
 #include "lib/compress/compress_internal.h"
 
-#define DENSE_POSITIONS 24576 /* on which the original's inputs are compared */
+#define DENSE_POSITIONS 24576 /* positions at which the original's inputs are kept */
 
-/* ---- what is told ------------------------------------------------------------------------------------------------ */
+/* ---- messages and report ----------------------------------------------------------------------------------------- */
 
 static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct err *e) {
     struct compress *k = ctx;
@@ -29,7 +29,7 @@ static int report_tensor(void *ctx, const struct quant_tensor_report *t, struct 
     return 0;
 }
 
-/* What differs from what was asked for, a line each. */
+/* Prints deviations from the request, one line each. */
 static void say_summary(const struct compress *k, const struct quant_totals *totals) {
     const struct quant_summary *s = &k->sum;
     compress_say_layers(k);
@@ -85,7 +85,7 @@ static int report_totals(struct cli *c, const struct quant_totals *totals, struc
     return ok ? 0 : err_nomem(e, "report");
 }
 
-/* ---- a plan that is printed -------------------------------------------------------------------------------------- */
+/* ---- printing a plan --------------------------------------------------------------------------------------------- */
 
 static int print_target(struct compress *k, struct err *e) {
     FILE *out;
@@ -111,7 +111,7 @@ static int print_plan(struct compress *k, struct err *e) {
     return rc;
 }
 
-/* ---- a model that is written ------------------------------------------------------------------------------------- */
+/* ---- writing a model --------------------------------------------------------------------------------------------- */
 
 static void show_progress(void *cli, uint64_t done, const char *what) {
     cli_progress(cli, done, "%s", what);

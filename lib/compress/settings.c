@@ -1,4 +1,4 @@
-/* What the options of quantizing say: types, rules, a plan, statistics. */
+/* Converts the options of quantize: types, rules, plan and statistics. */
 #include <string.h>
 
 #include "lib/compress/compress_internal.h"
@@ -48,7 +48,7 @@ static int read_plan(struct compress *k, struct err *e) {
     return rc;
 }
 
-/* Matrices whose inputs were watched. */
+/* The number of matrices with known inputs, one per group of experts. */
 static uint64_t count_entries(const struct stats *s) {
     const struct model_config *c = stats_config(s);
     uint64_t n = 0, cols;
@@ -60,7 +60,7 @@ static uint64_t count_entries(const struct stats *s) {
     return n;
 }
 
-/* What llama-quantize notes of its importance matrix, for META. */
+/* Describes the statistics for META, with the fields that llama-quantize records of its importance matrix. */
 static int describe_stats(struct compress *k, struct err *e) {
     const char *path = k->o->stats;
     cJSON *o = k->origin = cJSON_CreateObject();

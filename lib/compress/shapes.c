@@ -1,4 +1,4 @@
-/* Shapes of a target: what they come to in bytes, and which of the best is best when it has been pruned. */
+/* Shapes for a target: their size in bytes, and judging candidates by pruning them. */
 #include <errno.h>
 #include <math.h>
 #include <sys/mman.h>
@@ -7,11 +7,11 @@
 #include "lib/compress/compress_internal.h"
 #include "lib/judge/judge.h"
 
-/* ---- bytes --------------------------------------------------------------------------------------------------------- */
+/* ---- bytes ------------------------------------------------------------------------------------------------------- */
 
-#define ROW 256 /* a length that all blocks divide */
+#define ROW 256 /* a row length that all block sizes divide */
 
-/* The widest type that a layer has. */
+/* Records the widest type of each role. */
 static int note_type(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
                      struct err *e) {
     struct compress_sizes *z = ctx;
@@ -37,7 +37,7 @@ int compress_sizes_begin(struct compress_sizes *z, struct session_file *model, s
     return rc;
 }
 
-/* As it is written: where columns go, or with data all over, quantized tensors become f32. */
+/* The type as written: quantized tensors become f32 if columns are removed, or all of them with data. */
 static enum dtype stored_type(const struct compress_sizes *z, struct model_slot s, uint64_t cols) {
     enum dtype is = z->stored[s.role];
     enum model_axis axis = model_role_info(s.role)->cols;
@@ -80,21 +80,22 @@ void compress_sizes_release(struct compress_sizes *z) {
     arena_release(&z->memory);
 }
 
-/* ---- judgement ------------------------------------------------------------------------------------------------------- */
+/* ---- judging ----------------------------------------------------------------------------------------------------- */
 
 struct judging {
     const struct compress_judging *o;
     struct prune_options how;
     struct prune_candidates *candidates;
-    size_t number; /* of the candidate, from 1 on */
+    size_t number; /* of the candidate, from 1 */
     struct compress_judged whole;
-    struct model_input said, fitted; /* of its tokens, those that candidates are judged on, and fitted to */
+    struct model_input said, fitted; /* tokens for judging, and for fitting */
     struct judge_reference *of;
 };
 
 /*
- * Judged on: whole sequences up to the one that reaches search_tokens; 0: all. What is fitted to data is not judged on the same, which
- * it remembers the better the more there is to be fitted: then they are half of the sequences at most, and the others are for the fit.
+ * Judges on whole sequences up to the one that reaches search_tokens; 0: all. A fitted candidate must not be judged on
+ * its fitting data, which it overfits the more the more there is to fit: then at most half of the sequences are for
+ * judging and the rest for fitting.
  */
 static int divide(struct judging *j, struct err *e) {
     const struct model_input *in = &j->whole.tokens.in;
@@ -115,7 +116,7 @@ static int divide(struct judging *j, struct err *e) {
     return 0;
 }
 
-/* The model pruned as j->how says, into a file in memory. */
+/* Prunes the model by j->how into an in-memory file. */
 static int prune_candidate(struct judging *j, int fd, struct prune_report *r, struct err *e) {
     struct stream_reader *in;
     struct stream_writer *w = NULL;
@@ -147,7 +148,7 @@ static int judge_written(struct judging *j, int fd, double *kl, struct err *e) {
     return rc;
 }
 
-/* "24 layers of 9 heads and 768 channels"; of layers that differ their number. */
+/* "24 layers of 9 heads and 768 channels"; only their number if layers differ. */
 static void describe(const struct model_config *c, char *out, size_t n) {
     const struct model_layer *l = &c->layers[0];
     bool alike = true;
@@ -215,7 +216,7 @@ int compress_judge_shapes(const struct compress_judging *o, struct prune_candida
     j.candidates = *out;
     if (!rc) rc = divide(&j, e);
     if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &j.said, e);
-    model_free(whole->model); /* before there are others */
+    model_free(whole->model); /* free it before loading others */
     whole->model = NULL;
     if (!rc && !cJSON_AddArrayToObject(cli_report(o->c), "shapes")) rc = err_nomem(e, "report");
     if (!rc) rc = judge_all(&j, by->candidates, e);

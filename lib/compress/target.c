@@ -1,7 +1,7 @@
-/* A plan for a number of bytes or of bits per weight. */
+/* Plans quantization for a number of bytes or bits per weight. */
 #include "lib/compress/compress_internal.h"
 
-/* How much each matrix matters, *traces the caller's. The model is in memory meanwhile. */
+/* Estimates the importance of each matrix; the caller frees *traces. Holds the model in memory meanwhile. */
 static int read_fisher(struct compress *k, double **traces, struct err *e) {
     struct stream_reader *in;
     struct model *m = NULL;
@@ -42,7 +42,8 @@ static int put_budget(struct cli *c, const struct quant_budget_result *r, struct
     return ok ? 0 : err_nomem(e, "report");
 }
 
-/* Measures, chooses and, with --search, goes on by the divergence of a second copy of the model, in memory meanwhile. */
+/* Measures, chooses and, with --search, improves the plan by the divergence of a second copy of the model held in
+ * memory. */
 static int make_plan(struct compress *k, struct quant_budget *b, struct stream_reader *in,
                      struct quant_budget_result *r, struct err *e) {
     const struct compress_quantize_options *o = k->o;
