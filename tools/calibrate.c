@@ -1,4 +1,4 @@
-/* rill calibrate: tokens in, activation statistics of a model out. */
+/* rill calibrate: collects activation statistics of a model on tokens. */
 #include "lib/session/session.h"
 #include "lib/stats/stats.h"
 
@@ -62,7 +62,7 @@ static int collect(struct cli *c, struct session_data *in, struct model *m, stru
     return rc;
 }
 
-/* The layers that prune --layers would take first; all of them with -v, and in the report. */
+/* Prints the layers that prune --layers would remove first; all of them with -v and in the report. */
 static int report(struct cli *c, const struct stats *s, struct err *e) {
     enum { FEW = 8 };
     uint32_t ranked[MODEL_MAX_LAYERS], n = stats_config(s)->n_layers;
@@ -88,8 +88,7 @@ static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
-    if (gradients)
-        how.precision = "f32"; /* which is then what auto means: the tape that records works on f32 weights */
+    if (gradients) how.precision = "f32"; /* so that auto means f32: the recording tape works on f32 weights */
     int rc = session_load_model(c, &how, session_weight_format(&how), &m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);

@@ -1,4 +1,4 @@
-/* rill export: a model stream becomes what llama.cpp, Hugging Face or NumPy load. */
+/* rill export: converts a model stream to a format that llama.cpp, Hugging Face or NumPy load. */
 #include <errno.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -79,7 +79,7 @@ static int write_folder(struct cli *c, struct stream_map *m, struct err *e) {
     return safetensors_export(m, cli_output_path(c), dtype_wanted(), e);
 }
 
-/* A model from a pipe: its tensors go to the result as they arrive. */
+/* A model from a pipe: writes its tensors as they arrive. */
 static int write_arriving(struct cli *c, struct err *e) {
     struct stream_reader *in;
     int fd;
@@ -89,8 +89,7 @@ static int write_arriving(struct cli *c, struct err *e) {
     return cli_binary(c, &fd, e) ? e->code : gguf_export_stream(in, fd, name, e);
 }
 
-/* A pipe on stdin is copied to a temporary file without a name, which allows random access and vanishes with the
- * process. */
+/* Copies a pipe on stdin to an unnamed temporary file, which allows random access and disappears with the process. */
 static int spool_stdin(struct err *e) {
     static char block[1 << 20];
     int fd;

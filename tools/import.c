@@ -1,4 +1,4 @@
-/* rill import: a model of Hugging Face or llama.cpp becomes a model stream. */
+/* rill import: converts a Hugging Face or llama.cpp model to a model stream. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
 

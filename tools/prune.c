@@ -1,4 +1,4 @@
-/* rill prune: takes weights out of a model, in one pass. */
+/* rill prune: removes weights from a model, in one pass. */
 #include "lib/compress/compress.h"
 
 static struct compress_prune_options o;
