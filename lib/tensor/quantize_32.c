@@ -3,7 +3,7 @@
  *
  *     f16 d | f16 m (the _1 types) | u8 qh[4] (the 5-bit types) | u8 qs[16]: byte j = code j | code (j + 16) << 4
  *
- * One body serves the four 4- and 5-bit types; the compiler folds the constants.
+ * One implementation serves the four 4- and 5-bit types; the compiler folds the constants.
  */
 #include <float.h>
 #include <math.h>
@@ -70,7 +70,7 @@ INLINE void join(const struct quant_parts *p, uint8_t *block, int bits, bool has
     pack(p->codes, bits, block + (has_min ? 4 : 2));
 }
 
-/* ---- encoding: plain rounding without weights, with them the searches of quantize_fit.c ---- */
+/* ---- encoding: plain rounding without weights; with weights, the searches of quantize_fit.c ---- */
 
 /* 1/d, or 0 if that overflows: d is then 0 in f16, and every code decodes to the same value. */
 INLINE float inverse_of(float d) {
@@ -101,7 +101,7 @@ INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min
     }
     float d = (high - low) / (float)top, inverse = inverse_of(d);
     *min = low;
-    if (isinf(d)) return d; /* the caller refuses it */
+    if (isinf(d)) return d; /* the caller reports it */
     for (int j = 0; j < N; j++) {
         int code = (int)((x[j] - low) * inverse + 0.5f);
         codes[j] = (uint8_t)(code > top ? top : code);
@@ -109,7 +109,7 @@ INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min
     return d;
 }
 
-/* As many blocks as the vectorised search takes at once. */
+/* As many blocks as the vectorised search processes at once. */
 #define BATCH FIT_AT_ONCE
 
 static void weigh(const float *x, const float *importance, float mean_square, size_t n, float *weights) {

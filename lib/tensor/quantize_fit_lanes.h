@@ -1,12 +1,12 @@
 /*
  * The searches of quantize_fit.c for LANES groups at a time: lane g of every vector belongs to group g. No operation
  * crosses lanes, so each lane does what the scalar twin does, in its order, and the bytes are the same; that is what
- * tests/unit/test_tensor_fit.c checks. A lane whose group needs no search computes nonsense that is thrown away.
+ * tests/unit/test_tensor_fit.c checks. In a lane whose group needs no search the results are garbage and are discarded.
  *
- * Included by quantize_fit_avx2.c and quantize_fit_avx512.c, which say what LANES and TARGET are, and how to do what the language has no
- * operator for:
- *     larger(a, b)    a > b ? a : b in each lane, smaller(a, b) with <; so b where one is NaN, as MAXPS and MINPS have it
- *     any(m)          is a lane of the mask set?
+ * Included by quantize_fit_avx2.c and quantize_fit_avx512.c, which define LANES and TARGET and these operations, for
+ * which the language has no operators:
+ *     larger(a, b)    a > b ? a : b in each lane; smaller(a, b) with <; hence b if one is NaN, like MAXPS and MINPS
+ *     any(m)          whether any lane of the mask is set
  */
 #include "lib/tensor/quantize_internal.h"
 
@@ -19,7 +19,7 @@
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t mask
-    __attribute__((vector_size(4 * LANES))); /* all bits of a lane set or none: what a comparison gives */
+    __attribute__((vector_size(4 * LANES))); /* all bits of a lane set or clear: the result of a comparison */
 
 INLINE lanes larger(lanes a, lanes b);
 INLINE lanes smaller(lanes a, lanes b);
@@ -37,7 +37,7 @@ INLINE lanes magnitude(lanes v) {
     return (lanes)((mask)v & 0x7fffffff);
 }
 
-/* nearest_code, the code as a float. */
+/* nearest_code, with the code as a float. */
 INLINE lanes nearest(lanes v, float low, float high) {
     return smaller(larger(v, all(low)), all(high)) + ROUNDING - ROUNDING;
 }
@@ -177,7 +177,7 @@ INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const
     for (int g = 0; g < LANES; g++) scales[g] = scale[g];
 }
 
-/* ---- group sizes and errors as constants: loops over a group have no branches, and unroll ---- */
+/* ---- group sizes and error norms as constants, so that loops over a group unroll and have no branches ---- */
 
 INLINE void affine_of_size(int n, int top, const float *x, const float *w, const struct fit_search *search,
                            uint8_t *codes, float *scales, float *minus_mins) {

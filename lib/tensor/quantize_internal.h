@@ -1,12 +1,13 @@
 /*
- * Private to lib/tensor: what the block codecs (quantize_*.c) and convert.c share.
+ * Private to lib/tensor: shared by the block codecs (quantize_*.c) and convert.c.
  *
  * A codec works on whole blocks and knows nothing of rows, threads or errors. A vectorised twin is a function of the
  * same type that gives the same bytes; it is selected only in the type's struct element_type.
  *
- * Order of files, each calling only those before it: half, desc, quantize_fit_avx2, quantize_fit_avx512 (both of quantize_fit_lanes.h), quantize_fit, codebooks, codebook,
- * quantize_32, quantize_k_affine, quantize_k_symmetric, quantize_iq1, quantize_iq2, quantize_iq3, quantize_iq4,
- * quantize_mxfp4, quantize_ternary, plain, dtype (the table of all types), convert, summary.
+ * Order of files, each calling only those before it: half, desc, quantize_fit_avx2, quantize_fit_avx512 (both of
+ * quantize_fit_lanes.h), quantize_fit, codebooks, codebook, quantize_32, quantize_k_affine, quantize_k_symmetric,
+ * quantize_iq1, quantize_iq2, quantize_iq3, quantize_iq4, quantize_mxfp4, quantize_ternary, plain, dtype (the table of
+ * all types), convert, summary.
  */
 #ifndef RILL_QUANTIZE_INTERNAL_H
 #define RILL_QUANTIZE_INTERNAL_H
@@ -36,10 +37,10 @@ struct element_type {
     quant_decode_fn *decode;
     quant_encode_fn *encode; /* NULL if read_only */
 
-    /* A quantized block may decode to non-finite numbers if its f16 scale or min, at these offsets, is (-1: none)
+    /* A quantized block decodes to finite numbers if its f16 scale and min, at these offsets (-1: none), are finite
      * ... */
     int scale_at[2];
-    bool (*is_finite)(const uint8_t *block); /* ... or, for other kinds of scales, if this returns false; else NULL */
+    bool (*is_finite)(const uint8_t *block); /* ... or, for other kinds of scales, if this returns true; else NULL */
 
     /* The integer form; NULL and zeros if quant_form returns NULL. */
     quant_parts_fn *parts;
@@ -138,7 +139,8 @@ float fit_descent(int n, int half, const float *x, const float *w, uint8_t *code
  * of sub-blocks. Returns the scale. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* The implementations of the first two: one group at a time, and where the processor can (fit_has_*) 8 and 16, n 16 or 32. */
+/* Implementations of the first two: one group at a time, and, where the processor supports it (fit_has_*), 8 or 16
+ * groups with n 16 or 32. */
 #define FIT_AT_ONCE 16
 float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
                         float *minus_min);

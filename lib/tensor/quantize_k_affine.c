@@ -6,7 +6,6 @@
  * Q4_K, Q5_K: 8 sub-blocks of 32, sc and m in 6 bits.
  *     f16 d | f16 dmin | u8 scales[12] | u8 qh[32] (Q5_K) | u8 qs[128]
  *
- *
  * One implementation serves all three; the layout is a constant that the compiler folds.
  */
 #include <math.h>
@@ -134,7 +133,7 @@ INLINE void join(const struct layout *k, const struct quant_parts *p, uint8_t *b
 
 /* ---- encoding ---- */
 
-/* The fit of blocks side by side, as many as have FIT_AT_ONCE sub-blocks, before their scales are quantized. */
+/* The fit of consecutive blocks, as many as have FIT_AT_ONCE sub-blocks, before their scales are quantized. */
 #define MAX_BLOCKS 2
 struct fit {
     float scales[FIT_AT_ONCE], mins[FIT_AT_ONCE]; /* the mins negated: >= 0 */
@@ -199,7 +198,7 @@ INLINE void round_to_grid(const struct layout *k, const float *x, float d, float
     }
 }
 
-/* The i-th of the blocks that were fitted. False when one of its scales is not finite, also as f16. */
+/* Packs the i-th block of the fit. Returns false if one of its scales is not finite, or not in f16. */
 INLINE bool put_block(const struct layout *k, const float *x, bool has_importance, struct fit *fit, size_t i,
                       uint8_t *block) {
     const float *fit_scales = fit->scales + i * (size_t)k->n_subs, *fit_mins = fit->mins + i * (size_t)k->n_subs;
