@@ -132,7 +132,8 @@ enum prune_score {
     PRUNE_BY_COST,
 };
 
-/* Parses "weights" etc.; "auto" or any other name: the last score in the enum whose requirements are met. */
+/* Parses "weights" etc.; "auto" or any other name: by cost with reconstruct, else by activations with stats, else by
+ * weights. */
 enum prune_score prune_score_parse(const char *name, bool stats, bool reconstruct);
 
 /* How layers are ranked when only their number is given. */

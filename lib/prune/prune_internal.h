@@ -146,8 +146,8 @@ int prune_keep_along_role(struct prune_layer *l, enum model_role role, enum mode
                           uint32_t n, struct err *e) MUST_CHECK;
 int prune_keep_heads(struct prune_layer *l, const struct prune_plan *p, const struct prune_heads *kept,
                      struct err *e) MUST_CHECK;
-/* Replaces a matrix by low-rank factors from a plain SVD (lowrank.c), or factors by their product; the results are
- * f32. */
+/* Replaces a matrix by low-rank factors from a plain SVD (lowrank.c), or factors by their product; quantized
+ * tensors become f32. */
 int prune_split(struct prune_layer *l, enum model_role role, uint32_t rank, struct err *e) MUST_CHECK;
 int prune_merge(struct prune_layer *l, enum model_role role, struct err *e) MUST_CHECK;
 /* Removes channels, head groups and rows of the router from a layer in place; its experts are not in memory. */

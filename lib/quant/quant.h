@@ -114,7 +114,7 @@ struct quant_search {
 };
 #define QUANT_MOST_STEPS 1000000
 struct quant_search_result {
-    double before, after; /* nats per position; infinite: not finite */
+    double before, after; /* nats per position; INFINITY if not finite */
     uint64_t tried, accepted, positions;
 };
 
