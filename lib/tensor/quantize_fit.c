@@ -1,7 +1,7 @@
 /*
  * Searches for the scales and codes of quantized types, in the order of operations of ggml's reference, so that the
  * same weights give the same bytes (tests/unit/test_tensor_quantize.c has the digests). README.md explains the
- * searches. Build without
+ * searches. Build without fused multiply-add and without reassociation, as the Makefile does.
  */
 #include <math.h>
 #include <string.h>
