@@ -1,4 +1,4 @@
-/* Makes the plan for a model that is quantized elsewhere: by distill, during training. */
+/* Makes a plan from options without quantizing: for distill, which quantizes in training, and for sizes of shapes. */
 #include "lib/compress/compress_internal.h"
 
 int compress_make_plan(struct quant_plan *out, struct cli *c, const struct compress_quantize_options *o,
