@@ -167,7 +167,7 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struc
                           .final = logits[0],
                           .live = v->live ? logits[1] : kernel_none(DT_F32),
                           .ema = kernel_none(DT_F32),
-                          .final_slope = dlogits[0]};
+                          .final_dlogits = dlogits[0]};
     return loss_list_block(&v->losses, &r, e);
 }
 

@@ -24,8 +24,8 @@ static int block(void *ctx, size_t first, size_t rows, size_t vocab, const struc
                           .exits = logits + 1,
                           .live = m->live ? logits[m->live] : kernel_none(DT_F32),
                           .ema = m->ema ? logits[m->ema] : kernel_none(DT_F32),
-                          .final_slope = dlogits[0],
-                          .exit_slopes = dlogits + 1};
+                          .final_dlogits = dlogits[0],
+                          .exit_dlogits = dlogits + 1};
     return loss_list_block(&t->losses, &r, e);
 }
 

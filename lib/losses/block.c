@@ -21,10 +21,10 @@ static double share_of(const struct loss_list *l, const struct loss *item, size_
 
 static int head_losses(struct loss_list *l, const struct loss_rows *r, size_t head, const struct loss_block *common,
                        struct err *e) {
-    struct kernel_array slope = head ? r->exit_slopes[head - 1] : r->final_slope;
+    struct kernel_array out = head ? r->exit_dlogits[head - 1] : r->final_dlogits;
     size_t n = r->rows * r->vocab;
-    float *dlogits = kernel_has_data(slope) ? loss_reserve(&l->dlogits, n, e) : NULL;
-    if (kernel_has_data(slope) && !dlogits) return e->code;
+    float *dlogits = kernel_has_data(out) ? loss_reserve(&l->dlogits, n, e) : NULL;
+    if (kernel_has_data(out) && !dlogits) return e->code;
     if (dlogits) kernel_fill(kernel_f32(dlogits), n, 0);
     for (size_t i = 0; i < l->n; i++) {
         struct loss *item = &l->items[i];
@@ -39,7 +39,7 @@ static int head_losses(struct loss_list *l, const struct loss_rows *r, size_t he
         item->sum += share * sum_rows(b.values, b.row_weight, b.rows);
     }
     /* In f32 the gradient overwrites this head's logits, which may still teach other heads: see loss_list_block. */
-    if (dlogits) kernel_convert(slope, kernel_f32(dlogits), n);
+    if (dlogits) kernel_convert(out, kernel_f32(dlogits), n);
     return 0;
 }
 
@@ -60,7 +60,8 @@ static int fused_losses(struct loss_list *l, const struct loss_rows *r, const st
     if (kl) how.temperature = (float)loss_temperature(kl), how.kl_weight = (float)kl->weight;
     if (ce) how.ce_weight = (float)ce->weight;
     if (kl && loss_block_target(&b, loss_temperature(kl), &target, e)) return e->code;
-    kernel_distill_loss(&how, &target, b.row_weight, r->final, r->rows, r->vocab, values[0], values[1], r->final_slope);
+    kernel_distill_loss(&how, &target, b.row_weight, r->final, r->rows, r->vocab, values[0], values[1],
+                        r->final_dlogits);
     for (size_t i = 0; kl && i < r->rows; i++) values[0][i] = loss_kl_value(r->format, &target, i, values[0][i]);
     /* summed row by row over the whole step, so that the bits do not depend on how rows are cut into blocks */
     for (size_t i = 0; i < r->rows; i++) {

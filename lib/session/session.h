@@ -92,7 +92,7 @@ enum model_weight_format session_weight_format(const struct session_options *o);
 
 /* Loads the model and records the resolved precision; messages name its file. *digest becomes the digest of its stream,
  * unless digest is NULL. The caller frees *out. */
-int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format hold,
+int session_load_model(struct cli *c, const struct session_options *o, enum model_weight_format format,
                        struct model **out, struct digest *digest, struct err *e) MUST_CHECK;
 /* Same, with all totals of the stream; raw_bytes is the size of its tensors as stored. */
 int session_load_model_totals(struct cli *c, const struct session_options *o, enum model_weight_format format,

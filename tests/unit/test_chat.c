@@ -43,6 +43,16 @@ static void assert_refused(const char *source, const char *json, const char *par
 
 /* ---- the language ---- */
 
+static void a_limit_counts_down_to_zero_and_a_negative_one_is_none(void **state) {
+    (void)state;
+    assert_renders("{{ 'a b c'.split(' ', 1) | length }}{{ 'a b c'.split(none, 1) | length }}", "{\"messages\": []}",
+                   "22");
+    assert_renders("{{ 'a b c'.split(' ', -9223372036854775807 - 1) | length }}", "{\"messages\": []}", "3");
+    assert_renders("{{ 'a b c'.split(none, -9223372036854775807 - 1) | length }}", "{\"messages\": []}", "3");
+    assert_renders("{{ 'aaa'.replace('a', 'b', 2) }}{{ 'aaa'.replace('a', 'b', -9223372036854775807 - 1) }}",
+                   "{\"messages\": []}", "bbabbb");
+}
+
 static void syntax_that_is_not_known_is_named_with_its_line(void **state) {
     static const char *const cases[][2] = {
         {"a\nb\n{% include 'x' %}", "line 3: the statement 'include' is not supported"},
@@ -295,6 +305,7 @@ static void places_that_cannot_be_told_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_limit_counts_down_to_zero_and_a_negative_one_is_none),
         cmocka_unit_test(syntax_that_is_not_known_is_named_with_its_line),
         cmocka_unit_test(what_goes_wrong_is_named_with_its_line),
         cmocka_unit_test(conversations_are_checked),

@@ -75,7 +75,7 @@ static void run_case(struct golden *g, const char *text, bool ghost) {
     float *dx = calloc(g->rows * g->vocab, sizeof *dx);
     for (size_t i = 0; i <= g->rows; i++) g->offset[i] = ghost ? i * g->k : 0;
     if (ghost) k.rest = g->rest;
-    r.final_slope = kernel_f32(dx);
+    r.final_dlogits = kernel_f32(dx);
     OK(param_set_init(&own, &(struct train_options){.state = DT_F32}, &e));
     OK(loss_list_add(&l, text, &e));
     OK(loss_list_bind(&l, &(struct loss_setting){.student = &m->config, .data = &f}, &own, &e));
