@@ -216,7 +216,8 @@ static const struct cli_option options[] = {
      .needs = {"target-params|target-speedup|target-size", "data"},
      .help = "prune to N shapes for the target, one after another, as the other options say, and take the one whose "
              "next-token distributions on --data diverge least from the original's. The first are the best by --stats, "
-             "as they are and if heads, layers or channels mattered more; the others the best by what was measured. "
+             "as they are and if heads, or all but layers, or all but channels mattered more; the others the best by "
+             "what was measured. "
              "MODEL must be a file"},
     {.name = "layers",
      .type = CLI_AMOUNT,
@@ -334,7 +335,8 @@ static const struct cli_option options[] = {
                "layers|experts|hidden|method=wanda|compensate|target-params|target-speedup|target-size|allocate=owl|"
                "allocate=search|!score=weights"},
      .completes_files = true,
-     .help = "activation statistics of this model, from rill calibrate"},
+     .help = "activation statistics of this model, from rill calibrate; for wanda and --allocate also an importance "
+             "matrix of llama.cpp"},
     {0},
 };
 

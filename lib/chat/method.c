@@ -35,7 +35,7 @@ static size_t find(struct str s, size_t at, struct str what) {
 /* Splits at runs of white space, ignoring it at the ends. */
 static bool split_words(struct render *r, struct str s, int64_t max, struct list *to) {
     s = str_strip(s, NULL, STRIP_LEFT);
-    while (s.n && max-- != 0) {
+    for (; s.n && max != 0; max -= max > 0) { /* negative: no limit */
         size_t n = 0;
         struct str rest = s;
         while (rest.n && str_strip(rest, NULL, STRIP_LEFT).n == rest.n) {
@@ -59,7 +59,7 @@ static bool str_split(struct render *r, const struct method *m, const struct cal
     if (!arg_str(r, a, 0, "sep", s, &by)) return false;
     if (!by.n) return chat_fail(r, "split at an empty string");
     size_t at = 0;
-    while (max-- != 0) {
+    for (; max != 0; max -= max > 0) {
         size_t end = find(s, at, by);
         if (end == s.n) break;
         if (!list_push(r, out->list, str_value((struct str){s.p + at, end - at}))) return false;
@@ -139,8 +139,8 @@ static bool str_replace(struct render *r, const struct method *m, const struct c
     if (!from.n) return chat_fail(r, "replace of an empty string is not supported");
     const struct value by = str_value(to);
     bool ok = true;
-    for (size_t at = 0; ok;) {
-        size_t end = count-- == 0 ? s.n : find(s, at, from);
+    for (size_t at = 0; ok; count -= count > 0) { /* negative: no limit */
+        size_t end = count == 0 ? s.n : find(s, at, from);
         const struct value kept = str_value((struct str){s.p + at, end - at});
         ok = value_print(r, &kept, &text) && (end == s.n || value_print(r, &by, &text));
         if (end == s.n) break;

@@ -190,8 +190,8 @@ bool cli_take_usr1(void); /* has one arrived since the last call? */
 
 /* ---- commands ---------------------------------------------------------------------------------------------------- */
 
-/* Runs a shell command with a variable in its environment, nothing on its standard input and its standard output going to fd. ERR_IO: it
- * fails, with how it ended. */
+/* Runs a shell command with `variable` set to `value` in its environment, its standard input empty and its standard
+ * output sent to `fd`. ERR_IO if it fails; the message says how it ended. */
 int cli_shell(const char *command, const char *variable, const char *value, int fd, struct err *e) MUST_CHECK;
 
 /* ---- progress and report ----------------------------------------------------------------------------------------- */

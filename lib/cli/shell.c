@@ -1,4 +1,4 @@
-/* Runs a command that an option gives, whose output goes to a file. */
+/* Runs a shell command given by an option, with its output going to a file. */
 #include <errno.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -10,7 +10,7 @@
 
 extern char **environ;
 
-/* Standard input is empty: a command like ssh would take what is meant for others. */
+/* Standard input is empty: a command like ssh would otherwise consume input meant for this program. */
 static int start(const char *command, int fd, pid_t *pid, struct err *e) {
     char *argv[] = {"sh", "-c", (char *)command, NULL};
     posix_spawn_file_actions_t files;

@@ -8,22 +8,34 @@ static void generation_done(void *c, uint32_t done) {
 }
 
 /* By outliers: a pass over the model. */
-static int by_outliers(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
-                       const struct stats *stats, struct err *e) {
-    struct prune_owl owl = {.stats = stats, .share = o->sparsity, .outlier = o->outlier, .spread = o->spread};
+static int by_outliers(struct prune_allocation *out, const struct session_file *model,
+                       const struct compress_prune_options *o, const struct compress_calibration *of, struct err *e) {
+    struct prune_owl owl = {.stats = of->stats,
+                            .squares = compress_squares(of),
+                            .share = o->sparsity,
+                            .outlier = o->outlier,
+                            .spread = o->spread};
     struct stream_reader *in;
-    int rc = compress_open_first(c, !strcmp(o->allocate, "owl") ? "--allocate owl" : "--allocate search", &in, e);
-    return rc ? rc : prune_allocate_owl(in, &owl, out, e);
+    struct session_file own = {0};
+    const char *why = !strcmp(o->allocate, "owl") ? "--allocate owl" : "--allocate search";
+    int rc = compress_open_first(model, why, &own, &in, e);
+    if (!rc) rc = prune_allocate_owl(in, &owl, out, e);
+    session_file_release(&own);
+    return rc;
 }
 
-static int by_search(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
-                     const struct stats *stats, const struct prune_allocation *begin, struct err *e) {
+static int by_search(struct prune_allocation *out, struct cli *c, const struct session_file *model,
+                     const struct compress_prune_options *o, const struct compress_calibration *of,
+                     const struct prune_allocation *begin, struct err *e) {
+    bool by_norms = strcmp(o->method, "magnitude") != 0;
     struct compress_judged j = {0};
-    int rc = compress_judged_open(&j, c, "--allocate search", o->data, o->search_tokens, &o->how, WEIGHTS_F32, e);
+    int rc =
+        compress_judged_open(&j, c, model, "--allocate search", o->data, o->search_tokens, &o->how, WEIGHTS_F32, e);
     struct prune_search how = {.model = j.model,
                                .scratch = j.scratch,
                                .in = &j.tokens.in,
-                               .stats = strcmp(o->method, "magnitude") ? stats : NULL,
+                               .stats = by_norms ? of->stats : NULL,
+                               .squares = by_norms ? compress_squares(of) : (struct prune_importance){0},
                                .share = o->sparsity,
                                .begin = begin,
                                .generations = o->generations,
@@ -71,13 +83,13 @@ static int put_search(struct cli *c, const struct prune_allocation *a, struct er
     return ok ? 0 : err_nomem(e, "report");
 }
 
-int compress_allocate(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
-                      const struct stats *stats, struct err *e) {
-    bool searches = !strcmp(o->allocate, "search");
+int compress_allocate(struct prune_allocation *out, struct cli *c, const struct session_file *model,
+                      const struct compress_prune_options *o, const struct compress_calibration *of, struct err *e) {
+    bool searches = !strcmp(o->allocate, "search"), calibrated = of->stats || of->imatrix;
     struct prune_allocation owl = {0}, *first = searches ? &owl : out;
-    int rc = stats ? by_outliers(first, c, o, stats, e) : 0;
-    if (!rc && stats) rc = put_owl(c, first, e);
-    if (!rc && searches) rc = by_search(out, c, o, stats, stats ? &owl : NULL, e);
+    int rc = calibrated ? by_outliers(first, model, o, of, e) : 0;
+    if (!rc && calibrated) rc = put_owl(c, first, e);
+    if (!rc && searches) rc = by_search(out, c, model, o, of, calibrated ? &owl : NULL, e);
     if (!rc && searches) rc = put_search(c, out, e);
     prune_allocation_release(&owl);
     return rc;

@@ -5,14 +5,32 @@
 #include "lib/compress/compress.h"
 #include "lib/formats/formats.h"
 
+/* ---- calibration.c ------------------------------------------------------------------------------------------------- */
+
+/* What --stats names: statistics of rill calibrate, or llama.cpp's importance matrix. One is set, which the caller owns. */
+struct compress_calibration {
+    struct stats *stats;
+    struct imatrix *imatrix;
+};
+int compress_read_calibration(struct compress_calibration *out, struct cli *c, const char *path,
+                              struct err *e) MUST_CHECK;
+void compress_calibration_release(struct compress_calibration *x);
+struct prune_importance
+compress_squares(const struct compress_calibration *x); /* of the importance matrix, if it is one */
+/* ERR_DATA: `path` is an importance matrix, and lacks `what`, which `use` needs. */
+int compress_imatrix_lacks(const char *path, const char *what, const char *use, struct err *e);
+/* All of a file of at most 1 GiB. */
+int compress_read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) MUST_CHECK;
+
+/* ---- a run of quantizing ------------------------------------------------------------------------------------------ */
+
 struct compress {
     struct cli *c;
     const struct compress_quantize_options *o;
     struct session_file model;
     struct stream_reader *in; /* its first reading */
     struct quant_options how; /* for lib/quant; what it points to is below */
-    struct stats *stats;
-    struct imatrix *imatrix;
+    struct compress_calibration of;
     cJSON *origin; /* what META says of either */
     struct quant_rule *rules;
     struct buf plan; /* a string: read, or made for a target */
@@ -34,8 +52,10 @@ int compress_data_open(struct compress_data *d, struct cli *c, struct stream_rea
                        uint64_t max_tokens, const struct session_options *how, struct err *e) MUST_CHECK;
 void compress_data_release(struct compress_data *d);
 
-/* Operand 0, which will be read once more. ERR_USAGE: `why`, an option, reads the model twice, and it is no file. */
-int compress_open_first(struct cli *c, const char *why, struct stream_reader **in, struct err *e) MUST_CHECK;
+/* The model, which will be read once more; session_file_release(own) after a success. ERR_USAGE: `why`, an option, reads the model twice,
+ * and it is no file. */
+int compress_open_first(const struct session_file *model, const char *why, struct session_file *own,
+                        struct stream_reader **in, struct err *e) MUST_CHECK;
 
 /* A model that is run as a whole to be compared with itself, before it is read once more to be pruned or quantized. */
 struct compress_judged {
@@ -43,17 +63,19 @@ struct compress_judged {
     struct grad_tape *scratch; /* that does not record, in the precision of the options */
     struct session_tokens tokens;
 };
-/* The model of operand 0, by compress_open_first, and the tokens at `data`. Begin with {0}; on failure too compress_judged_release. */
-int compress_judged_open(struct compress_judged *j, struct cli *c, const char *why, const char *data, uint64_t limit,
-                         const struct session_options *how, enum model_weight_format format, struct err *e) MUST_CHECK;
+/* The model, by compress_open_first, and the tokens at `data`. Begin with {0}; on failure too compress_judged_release. */
+int compress_judged_open(struct compress_judged *j, struct cli *c, const struct session_file *model, const char *why,
+                         const char *data, uint64_t limit, const struct session_options *how,
+                         enum model_weight_format format, struct err *e) MUST_CHECK;
 void compress_judged_release(struct compress_judged *j);
 
 /* ---- allocate.c ---------------------------------------------------------------------------------------------------- */
 
 /* The shares that --allocate gives the matrices, for prune_allocation_release, on failure too; says what they are, and fills in the
  * report. ERR_USAGE, ERR_DATA, ERR_IO. */
-int compress_allocate(struct prune_allocation *out, struct cli *c, const struct compress_prune_options *o,
-                      const struct stats *stats, struct err *e) MUST_CHECK;
+int compress_allocate(struct prune_allocation *out, struct cli *c, const struct session_file *model,
+                      const struct compress_prune_options *o, const struct compress_calibration *of,
+                      struct err *e) MUST_CHECK;
 
 /* ---- settings.c ---------------------------------------------------------------------------------------------------- */
 

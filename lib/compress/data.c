@@ -17,17 +17,21 @@ void compress_data_release(struct compress_data *d) {
     session_tokens_release(&d->tokens);
 }
 
-int compress_open_first(struct cli *c, const char *why, struct stream_reader **in, struct err *e) {
-    const char *path = cli_input_path(c, 0);
-    if (!path || !strcmp(path, "-")) return err_set(e, ERR_USAGE, "%s reads the model twice: give it as a file", why);
-    return cli_open_stream(c, path, "model", STREAM_MODEL, in, e);
+int compress_open_first(const struct session_file *model, const char *why, struct session_file *own,
+                        struct stream_reader **in, struct err *e) {
+    if (!model->is_file) return err_set(e, ERR_USAGE, "%s reads the model twice: give it as a file", why);
+    *own = (struct session_file){.is_file = true, .path = model->path, .name = model->name};
+    return session_file_again(own, STREAM_MODEL, in, e);
 }
 
-int compress_judged_open(struct compress_judged *j, struct cli *c, const char *why, const char *data, uint64_t limit,
-                         const struct session_options *how, enum model_weight_format format, struct err *e) {
+int compress_judged_open(struct compress_judged *j, struct cli *c, const struct session_file *model, const char *why,
+                         const char *data, uint64_t limit, const struct session_options *how,
+                         enum model_weight_format format, struct err *e) {
+    struct session_file own = {0};
     struct stream_reader *in;
-    int rc = compress_open_first(c, why, &in, e);
+    int rc = compress_open_first(model, why, &own, &in, e);
     if (!rc) rc = model_load(&j->model, kernel_cpu(), in, format, e);
+    session_file_release(&own);
     if (!rc) rc = session_read_tokens(c, data, "data", j->model, limit, &j->tokens, e);
     return rc ? rc : grad_tape_new(&j->scratch, kernel_cpu(), false, session_precision(how), e);
 }

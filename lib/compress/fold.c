@@ -12,7 +12,7 @@ struct folding {
     const struct compress_fold_options *o;
     struct fold_options how; /* for lib/fold; what it points to is below */
     struct quant_options types;
-    struct stats *stats;
+    struct compress_calibration of;
     double *axes; /* [hidden][hidden], of pca */
     size_t folded, left_out;
     double error;  /* sum of logarithms */
@@ -59,7 +59,6 @@ static void say_summary(const struct folding *k) {
 
 static int read_settings(struct folding *k, struct err *e) {
     const struct compress_fold_options *o = k->o;
-    struct stream_reader *in;
     int rc = 0;
     for (size_t i = 0; i < COUNT_OF(methods); i++)
         if (!strcmp(methods[i], o->method)) k->how.method = (enum fold_method)i;
@@ -69,12 +68,14 @@ static int read_settings(struct folding *k, struct err *e) {
     if ((k->how.method == FOLD_SMOOTH || k->how.method == FOLD_PCA) && !o->data)
         return err_set(e, ERR_USAGE, "--method %s needs --data", o->method);
     if (awq) rc = quant_type_parse(o->type, &k->types.type, e);
-    if (!rc && o->stats) rc = cli_open_stream(k->c, o->stats, "stats", STREAM_STATS, &in, e);
-    if (!rc && o->stats) rc = stats_load(&k->stats, in, e);
+    if (!rc && o->stats) rc = compress_read_calibration(&k->of, k->c, o->stats, e);
+    if (!rc && k->of.imatrix)
+        rc = compress_imatrix_lacks(o->stats, "mean absolute values", "--method awq",
+                                    e); /* its scales are their powers */
     /* whoever folds will have statistics of the folded model, or data: the types that the mixture gives those */
     k->types.calibrated = true;
     k->types.fuses_qkv = target_fuses_qkv, k->types.foreign_name = target_tensor_name;
-    k->how.types = &k->types, k->how.stats = k->stats;
+    k->how.types = &k->types, k->how.stats = k->of.stats;
     k->how.seed = cli_seed(k->c), k->how.alpha = o->alpha;
     return rc;
 }
@@ -127,7 +128,7 @@ int compress_fold(struct cli *c, const struct compress_fold_options *o, struct e
     int rc = read_settings(&k, e);
     if (!rc) rc = carry_out(&k, e);
     if (!rc) say_summary(&k);
-    stats_free(k.stats);
+    compress_calibration_release(&k.of);
     mem_free(k.axes);
     return rc;
 }

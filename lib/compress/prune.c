@@ -10,7 +10,7 @@ struct pruning {
     struct prune_options how; /* for lib/prune; what it points to is below */
     struct session_file model;
     struct compress_sizes sizes;
-    struct stats *stats;
+    struct compress_calibration of;
     struct prune_tokens tokens;
     struct prune_rule *rules;
     uint32_t drop[MODEL_MAX_LAYERS];
@@ -86,11 +86,35 @@ static bool reads_tokens(const struct compress_prune_options *o) {
     return o->vocab && strcmp(o->vocab, "padding") != 0;
 }
 
+/* An importance matrix is enough for the norms of Wanda, and for what distributes zeros by them. */
+static int check_imatrix(const struct compress_prune_options *o, struct err *e) {
+    bool widths = asked(&o->ffn) || asked(&o->heads) || asked(&o->kv_heads);
+    const struct {
+        bool asked;
+        const char *what, *use;
+    } needs[] = {
+        {asked(&o->layers) && strcmp(o->layer_score, "divergence"), "how much each layer changes its input",
+         "--layers"},
+        {asked(&o->experts), "what each expert adds", "--experts"},
+        {asked(&o->hidden), "activations of each sequence", "--hidden"},
+        {!strcmp(o->score, "activations") || (widths && !strcmp(o->score, "auto") && !o->reconstruct),
+         "activations of each sequence", "ranking channels and heads by activations"},
+        {!strcmp(o->score, "fluctuation"), "mean values", "--score fluctuation"},
+        {o->compensate, "mean values", "--compensate"},
+        {!strcmp(o->score, "taylor"), "gradients", "--score taylor"},
+        {asked(&o->target_params) || o->target_speedup > 0 || o->target_size, "gradients", "a target"},
+        {strcmp(o->method, "wanda") && !strcmp(o->allocate, "uniform"), "more", "anything but wanda"},
+    };
+    for (size_t i = 0; i < COUNT_OF(needs); i++)
+        if (needs[i].asked) return compress_imatrix_lacks(o->stats, needs[i].what, needs[i].use, e);
+    return 0;
+}
+
 static int read_streams(struct pruning *k, struct err *e) {
     const struct compress_prune_options *o = k->o;
     struct stream_reader *in;
-    int rc = o->stats ? cli_open_stream(k->c, o->stats, "stats", STREAM_STATS, &in, e) : 0;
-    if (!rc && o->stats) rc = stats_load(&k->stats, in, e);
+    int rc = o->stats ? compress_read_calibration(&k->of, k->c, o->stats, e) : 0;
+    if (!rc && k->of.imatrix) rc = check_imatrix(o, e);
     if (rc || !reads_tokens(o)) return rc;
     rc = cli_open_stream(k->c, o->vocab, "tokens", STREAM_ANY, &in, e);
     return rc ? rc : prune_tokens_count(&k->tokens, in, e);
@@ -158,7 +182,7 @@ static int read_settings(struct pruning *k, struct err *e) {
                                     .tokens = reads_tokens(o) ? &k->tokens : NULL,
                                     .padding = o->vocab && !reads_tokens(o),
                                     .vocab_min_count = o->vocab_min_count,
-                                    .score = prune_score_parse(o->score, k->stats != NULL, o->reconstruct),
+                                    .score = prune_score_parse(o->score, k->of.stats != NULL, o->reconstruct),
                                     .compensate = o->compensate,
                                     .target_params = o->target_params.n,
                                     .target_share = o->target_params.share,
@@ -168,7 +192,8 @@ static int read_settings(struct pruning *k, struct err *e) {
                                     .bytes = compress_bytes,
                                     .bytes_ctx = &k->sizes,
                                     .loads = loads,
-                                    .stats = k->stats,
+                                    .stats = k->of.stats,
+                                    .squares = compress_squares(&k->of),
                                     .drop_layers = k->drop,
                                     .layers = amount(&o->layers),
                                     .experts = amount(&o->experts),
@@ -228,7 +253,7 @@ static int drop_layers(struct pruning *k, struct model *m, struct grad_tape *scr
 static int choose_layers(struct pruning *k, struct err *e) {
     const struct compress_prune_options *o = k->o;
     struct compress_judged j = {0};
-    int rc = compress_judged_open(&j, k->c, "--layer-score divergence", o->data, o->max_tokens, &o->how,
+    int rc = compress_judged_open(&j, k->c, &k->model, "--layer-score divergence", o->data, o->max_tokens, &o->how,
                                   session_weight_format(&o->how), e);
     if (!rc) rc = drop_layers(k, j.model, j.scratch, &j.tokens.in, e);
     compress_judged_release(&j);
@@ -267,7 +292,7 @@ int compress_prune(struct cli *c, const struct compress_prune_options *o, struct
     if (!rc && o->candidates) rc = choose_shape(&k, e);
     if (!rc && !strcmp(o->layer_score, "divergence")) rc = choose_layers(&k, e);
     if (!rc && strcmp(o->allocate, "uniform") != 0) {
-        rc = compress_allocate(&k.allocation, c, o, k.stats, e);
+        rc = compress_allocate(&k.allocation, c, &k.model, o, &k.of, e);
         k.how.allocation = &k.allocation;
     }
     if (!rc) rc = cli_open_stream(c, cli_input_path(c, 0), "model", STREAM_MODEL, &k.in, e);
@@ -277,7 +302,7 @@ int compress_prune(struct cli *c, const struct compress_prune_options *o, struct
     prune_allocation_release(&k.allocation);
     prune_candidates_free(k.candidates);
     prune_tokens_release(&k.tokens);
-    stats_free(k.stats);
+    compress_calibration_release(&k.of);
     compress_sizes_release(&k.sizes);
     session_file_release(&k.model);
     buf_release(&k.plan);

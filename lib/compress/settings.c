@@ -38,44 +38,13 @@ static int parse_types(struct compress *k, struct err *e) {
     return rc ? rc : parse_rules(k, e);
 }
 
-static int read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) {
-    enum { MOST = 1 << 30 };
-    struct cli_file *f;
-    int rc = cli_open_file(c, path, role, &f, e);
-    if (!rc) rc = cli_file_read_all(f, MOST, bytes, e);
-    if (!rc && bytes->len > MOST) rc = err_set(e, ERR_DATA, "%s: more than %d bytes", cli_file_name(f), MOST);
-    return rc;
-}
-
 static int read_plan(struct compress *k, struct err *e) {
     struct buf *text = &k->plan;
-    int rc = read_whole(k->c, k->o->plan, "plan", text, e);
+    int rc = compress_read_whole(k->c, k->o->plan, "plan", text, e);
     if (!rc && text->len && memchr(text->data, 0, text->len))
         rc = err_set(e, ERR_DATA, "%s: not a text file: it contains zero bytes", k->o->plan);
     if (!rc) rc = buf_append(text, "", 1, e);
     if (!rc) k->how.plan = (const char *)text->data, k->how.plan_name = k->o->plan;
-    return rc;
-}
-
-/* Statistics of ours or of llama.cpp's: the first bytes tell, where they can be looked at. */
-static int read_stats(struct compress *k, struct err *e) {
-    const char *path = k->o->stats;
-    struct stream_reader *in;
-    struct buf bytes = {0};
-    char begin[4];
-    size_t n = 0;
-    FILE *f = cli_is_file(path) && strcmp(path, "-") != 0 ? fopen(path, "rb") : NULL;
-    if (f) {
-        n = fread(begin, 1, sizeof begin, f);
-        fclose(f);
-    }
-    if (!n || !imatrix_is(path, begin, n)) {
-        int rc = cli_open_stream(k->c, path, "stats", STREAM_STATS, &in, e);
-        return rc ? rc : stats_load(&k->stats, in, e);
-    }
-    int rc = read_whole(k->c, path, "stats", &bytes, e);
-    if (!rc && imatrix_read(&k->imatrix, &bytes, e)) rc = err_prefix(e, "%s", path);
-    buf_release(&bytes);
     return rc;
 }
 
@@ -96,10 +65,10 @@ static int describe_stats(struct compress *k, struct err *e) {
     const char *path = k->o->stats;
     cJSON *o = k->origin = cJSON_CreateObject();
     bool ok = o && (!utf8_valid(path, strlen(path)) || json_put_str(o, "file", path));
-    if (ok && k->imatrix) ok = imatrix_describe(k->imatrix, o);
-    if (ok && k->stats)
-        ok = json_put_u64(o, "entries_count", count_entries(k->stats)) &&
-             json_put_u64(o, "chunks_count", stats_sequences(k->stats));
+    if (ok && k->of.imatrix) ok = imatrix_describe(k->of.imatrix, o);
+    if (ok && k->of.stats)
+        ok = json_put_u64(o, "entries_count", count_entries(k->of.stats)) &&
+             json_put_u64(o, "chunks_count", stats_sequences(k->of.stats));
     k->how.origin = o;
     return ok ? 0 : err_nomem(e, "description of the statistics");
 }
@@ -118,16 +87,15 @@ int compress_read_settings(struct compress *k, struct err *e) {
     int rc = parse_types(k, e);
     if (!rc && o->cache) rc = quant_cache_open(o->cache, e);
     if (!rc && o->plan) rc = read_plan(k, e);
-    if (!rc && o->stats) rc = read_stats(k, e);
+    if (!rc && o->stats) rc = compress_read_calibration(&k->of, k->c, o->stats, e);
     if (!rc && o->stats) rc = describe_stats(k, e);
-    k->how.stats = k->stats;
-    if (k->imatrix) k->how.importance = imatrix_importance, k->how.importance_ctx = k->imatrix;
+    k->how.stats = k->of.stats;
+    if (k->of.imatrix) k->how.importance = imatrix_importance, k->how.importance_ctx = k->of.imatrix;
     return rc;
 }
 
 void compress_release(struct compress *k) {
-    stats_free(k->stats);
-    imatrix_free(k->imatrix);
+    compress_calibration_release(&k->of);
     cJSON_Delete(k->origin);
     buf_release(&k->plan);
     buf_release(&k->layers);

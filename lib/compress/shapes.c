@@ -209,7 +209,7 @@ int compress_judge_shapes(const struct compress_judging *o, struct prune_candida
     const struct compress_prune_options *by = o->options;
     j.how.warn = NULL, j.how.sparse = NULL;
     j.how.tokens = NULL, j.how.padding = false; /* to be compared token by token */
-    int rc = compress_judged_open(whole, o->c, "--candidates", by->data, by->max_tokens, &by->how,
+    int rc = compress_judged_open(whole, o->c, o->model, "--candidates", by->data, by->max_tokens, &by->how,
                                   session_weight_format(&by->how), e);
     if (!rc) rc = prune_candidates_new(out, whole->model, o->prune, by->candidates, e);
     j.candidates = *out;

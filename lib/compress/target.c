@@ -47,8 +47,9 @@ static int make_plan(struct compress *k, struct quant_budget *b, struct stream_r
                      struct quant_budget_result *r, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     struct compress_judged d = {0};
-    int rc =
-        o->search ? compress_judged_open(&d, k->c, "--search", o->data, o->search_tokens, &o->how, WEIGHTS_F32, e) : 0;
+    int rc = o->search ? compress_judged_open(&d, k->c, &k->model, "--search", o->data, o->search_tokens, &o->how,
+                                              WEIGHTS_F32, e)
+                       : 0;
     struct quant_search how = {.model = d.model,
                                .scratch = d.scratch,
                                .in = &d.tokens.in,

@@ -34,8 +34,8 @@ void judge_reference_free(struct judge_reference *of); /* no-op if NULL */
 
 struct judge {
     struct model *model;
-    struct grad_tape *scratch; /* must not record */
-    const struct model_input *in;
+    struct grad_tape *scratch;    /* must not record */
+    const struct model_input *in; /* all positions are compared: without `asked` */
     size_t positions, hidden;
     uint32_t *layers; /* [n] layers of the base, ascending; at first all of the model's */
     uint32_t n;

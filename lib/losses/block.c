@@ -60,7 +60,8 @@ static int fused_losses(struct loss_list *l, const struct loss_rows *r, const st
     if (kl) how.temperature = (float)loss_temperature(kl), how.kl_weight = (float)kl->weight;
     if (ce) how.ce_weight = (float)ce->weight;
     if (kl && loss_block_target(&b, loss_temperature(kl), &target, e)) return e->code;
-    kernel_distill_loss(&how, &target, b.row_weight, r->final, r->rows, r->vocab, values[0], values[1], r->final_dlogits);
+    kernel_distill_loss(&how, &target, b.row_weight, r->final, r->rows, r->vocab, values[0], values[1],
+                        r->final_dlogits);
     for (size_t i = 0; kl && i < r->rows; i++) values[0][i] = loss_kl_value(r->format, &target, i, values[0][i]);
     /* summed row by row over the whole step, so that the bits do not depend on how rows are cut into blocks */
     for (size_t i = 0; i < r->rows; i++) {

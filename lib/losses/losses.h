@@ -200,8 +200,8 @@ struct loss_rows {
     const struct knowledge_rows *data;
     const struct knowledge_format *format;
     struct kernel_array final, live, ema;
-    const struct kernel_array *exits;       /* [n_exits] */
-    struct kernel_array final_dlogits;        /* where gradients are written, as in grad_heads */
+    const struct kernel_array *exits;        /* [n_exits] */
+    struct kernel_array final_dlogits;       /* where gradients are written, as in grad_heads */
     const struct kernel_array *exit_dlogits; /* [n_exits] */
 };
 /* Computes all losses on logits of a block: gradients, and sums for the step. */

@@ -42,6 +42,7 @@ void prune_shift_to(double *share, const double *weights, size_t n, double total
 struct owl {
     const struct prune_owl *o;
     const struct model_config *config;
+    struct buf norms;  /* f64: of the inputs of the matrix at hand */
     struct buf scores; /* f32: |w| times the norm of its input, of the matrices of the layer at hand */
     double *outliers;  /* [n_layers]: their share of the layer's weights */
     double *weights;   /* [n_layers] */
@@ -49,16 +50,19 @@ struct owl {
 
 static int add_matrix(struct owl *w, struct model_slot s, const struct tensor_desc *d, const void *data,
                       struct err *e) {
-    uint64_t n = tensor_elems(d), cols;
-    double positions;
-    const double *squares = stats_input_sq(w->o->stats, s, &cols, &positions);
+    uint64_t n = tensor_elems(d), cols = tensor_row_elems(d);
+    bool found;
     w->weights[s.layer] += (double)n;
-    if (!squares || positions == 0) return 0; /* an expert that no position took */
+    w->norms.len = 0;
+    int rc = buf_reserve(&w->norms, cols * sizeof(double), e);
+    double *norms = (void *)w->norms.data;
+    if (!rc) rc = prune_input_norms(w->o->stats, &w->o->squares, w->config, s, cols, norms, &found, e);
+    if (rc || !found) return rc; /* an expert that no position took */
     size_t first = w->scores.len / sizeof(float);
     if (buf_reserve(&w->scores, n * sizeof(float), e)) return e->code;
     float *x = (float *)(void *)w->scores.data + first;
     tensor_to_f32(d->dtype, data, x, n);
-    for (uint64_t i = 0; i < n; i++) x[i] = (float)(fabs((double)x[i]) * sqrt(squares[i % cols]));
+    for (uint64_t i = 0; i < n; i++) x[i] = (float)(fabs((double)x[i]) * norms[i % cols]);
     w->scores.len += n * sizeof(float);
     return 0;
 }
@@ -100,7 +104,7 @@ int prune_allocate_owl(struct stream_reader *in, const struct prune_owl *o, stru
     struct stream_item item;
     struct owl w = {.o = o, .config = &head.config};
     int rc = model_head_read(in, &head, &item, e);
-    if (!rc) rc = stats_check(o->stats, &head.config, head.vocab_digest, e);
+    if (!rc && o->stats) rc = stats_check(o->stats, &head.config, head.vocab_digest, e);
     size_t layers = head.config.n_layers;
     out->n_layers = (uint32_t)layers;
     if (!rc) out->outliers = w.outliers = arena_array(&out->memory, layers, sizeof *w.outliers, e);
@@ -117,6 +121,7 @@ int prune_allocate_owl(struct stream_reader *in, const struct prune_owl *o, stru
             if (model_role_in_layer(s.role) && model_role_is_matrix(s.role)) out->share[i] = out->layer[s.layer];
         }
     }
+    buf_release(&w.norms);
     buf_release(&w.scores);
     model_head_release(&head);
     return rc;

@@ -3,7 +3,7 @@
 
 #include "lib/prune/target.h"
 
-#define DEAR  3    /* how much more an axis counts in the first proposals */
+#define DEAR  2    /* how much more an axis counts that is spared in the first proposals */
 #define PRIOR 0.05 /* the square of how far the fit is off (in logarithms), for which a factor may be off from 1 by e */
 #define FLOOR 1e-12
 
@@ -107,17 +107,18 @@ static int vary(struct prune_candidates *c, double *x, const struct prune_shape 
 }
 
 int prune_candidates_next(struct prune_candidates *c, const struct prune_shape **shape, struct err *e) {
-    static const int dear[] = {-1, HEADS, LAYERS, CHANNELS}; /* -1: none, the score as it is */
+    /* Which of heads, channels and layers are spared: none; heads; all but layers; all but channels. */
+    static const bool spared[][LAYERS + 1] = {{false}, {[HEADS] = true}, {true, true, false}, {true, false, true}};
     double x[FACTORS] = {0};
     int rc = 0;
     *shape = NULL;
     if (c->n_judged == c->target.most) return 0;
-    while (!rc && !*shape && c->proposals < COUNT_OF(dear)) {
-        int k = dear[c->proposals++];
-        if (k >= 0) x[k] = log(DEAR);
+    while (!rc && !*shape && c->proposals < COUNT_OF(spared)) {
+        const bool *spare = spared[c->proposals++];
+        for (int k = 0; k <= LAYERS; k++) x[k] = spare[k] ? log(DEAR) : 0;
         rc = propose(c, x, shape, e);
-        if (k >= 0) x[k] = 0;
     }
+    for (int k = 0; k <= LAYERS; k++) x[k] = 0;
     if (!rc && !*shape && c->n_judged > 0) {
         fit(c, x);
         rc = vary(c, x, shape, e);

@@ -67,15 +67,16 @@ static int write_tensor(struct pass *p, struct prune_layer *l, struct model_slot
 }
 
 /* The norms of the tensor's inputs; of an expert that no position took they say nothing, and there are none. */
-static int take_norms(struct prune_tensor *t, const struct stats *stats, struct model_slot s, struct err *e) {
-    uint64_t cols;
-    double positions;
-    const double *sq = stats_input_sq(stats, s, &cols, &positions);
-    if (!sq || positions == 0) return 0;
-    if (buf_reserve(&t->norms, cols * sizeof(float), e)) return e->code;
-    for (uint64_t i = 0; i < cols; i++) ((float *)t->norms.data)[i] = (float)sqrt(sq[i]);
-    t->norms.len = cols * sizeof(float);
-    return 0;
+static int take_norms(const struct pass *p, struct prune_tensor *t, struct model_slot s, uint64_t cols, struct err *e) {
+    const struct prune_options *o = p->plan.o;
+    bool found;
+    double *norms = mem_array(cols, sizeof *norms, e);
+    int rc = norms ? prune_input_norms(o->stats, &o->squares, p->plan.from, s, cols, norms, &found, e) : e->code;
+    if (!rc && found) rc = buf_reserve(&t->norms, cols * sizeof(float), e);
+    for (uint64_t i = 0; !rc && found && i < cols; i++) ((float *)t->norms.data)[i] = (float)norms[i];
+    if (!rc && found) t->norms.len = cols * sizeof(float);
+    mem_free(norms);
+    return rc;
 }
 
 static int take(const struct pass *p, struct prune_layer *l, struct model_slot s, const struct tensor_desc *d,
@@ -86,7 +87,7 @@ static int take(const struct pass *p, struct prune_layer *l, struct model_slot s
     int rc = buf_reserve(&t->data, tensor_elems(d) * sizeof(float), e);
     if (!rc && dtype_info(d->dtype)->is_quantized) rc = buf_append(&t->blocks, data, tensor_bytes(d), e);
     if (!rc && prune_is_sparse(t->sparse) && p->plan.o->method == PRUNE_WANDA)
-        rc = take_norms(t, p->plan.o->stats, s, e);
+        rc = take_norms(p, t, s, tensor_row_elems(d), e);
     if (rc) return err_prefix(e, "tensor '%s'", d->name);
     t->desc = *d;
     t->here = true;

@@ -64,13 +64,24 @@ struct prune_allocation {
 void prune_allocation_release(struct prune_allocation *a);
 
 /*
+ * Where norms of inputs come from that are in no statistics (llama.cpp's importance matrix): the mean square of what each column of a
+ * slot's matrix is multiplied with, into out [cols]; *found: it is known. As importance of quant's. mean NULL: nowhere.
+ */
+struct prune_importance {
+    int (*mean)(void *ctx, const struct model_config *c, struct model_slot s, uint64_t cols, float *out, bool *found,
+                struct err *e);
+    void *ctx;
+};
+
+/*
  * OWL (Yin et al. 2023, arXiv 2310.05175): outliers of a layer are its weights whose |w_ij| |x_j|_2 is more than `outlier` times their
  * mean over all matrices of the layer. Density rises linearly with their share, over a range of 2 * spread. The mean, which the
  * authors take over layers, is weighted by weights here. Reads the model stream; memory: a layer, in f32. ERR_DATA: statistics of
  * another model. Begin with {0}; on failure too prune_allocation_release.
  */
 struct prune_owl {
-    const struct stats *stats;
+    const struct stats *stats;       /* or, where that is NULL: */
+    struct prune_importance squares; /* means over positions instead of sums: the same scores, but for experts */
     double share;
     double outlier; /* M: 5 (the authors') */
     double spread;  /* lambda: 0.08 */
@@ -91,7 +102,8 @@ struct prune_search {
     struct model *model;
     struct grad_tape *scratch; /* that does not record */
     const struct model_input *in;
-    const struct stats *stats; /* NULL: by magnitude */
+    const struct stats *stats; /* NULL, and no squares: by magnitude */
+    struct prune_importance squares;
     double share;
     const struct prune_allocation
         *begin; /* beside the uniform share, the better of which is the first parent; NULL: none */
@@ -151,7 +163,7 @@ struct prune_options;
 
 /*
  * Shapes for a target (options->target_*), to be measured one after another, each chosen by the measurements before it. The first are the
- * best by the sums of |w dL/dw|, and the best if heads, layers or channels counted three times as much. From then on the score is fitted to
+ * best by the sums of |w dL/dw|, and the best if heads counted twice as much, or all but layers, or all but channels. From then on the score is fitted to
  * what was measured: how dear each axis is, and the power of the share that goes; and the next is the best by that of those not measured yet.
  */
 struct prune_candidates;
@@ -259,7 +271,8 @@ struct prune_options {
      * the model has no such bias. Not with data: reconstruct fits them. */
     bool compensate;
     const struct stats *stats;
-    model_warn_fn *warn; /* told what the new shape implies, before anything is written; may be NULL */
+    struct prune_importance squares; /* without stats: for Wanda */
+    model_warn_fn *warn;             /* told what the new shape implies, before anything is written; may be NULL */
     /* ... and given the shape, for checks outside this module (which programs will load it); may be NULL */
     void (*shape)(void *ctx, const struct model_config *before, const struct model_config *after);
     void *warn_ctx;

@@ -1,7 +1,7 @@
 /*
  * Shared inside lib/prune: the plan of a run (what stays, decided before the first tensor is written as far as that is possible).
  *
- * Order of files, each calling only those before it: choose, map, name, sparsity, mask, layer, narrow, plan_text, those of target.h, plan, candidates, report,
+ * Order of files, each calling only those before it: choose, map, name, sparsity, norms, mask, layer, narrow, plan_text, those of target.h, plan, candidates, report,
  * lowrank, factors, prune; the others of second_order.h; divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
@@ -58,7 +58,12 @@ int prune_rename(cJSON *meta, uint64_t parameters_before, uint64_t parameters_af
 int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, struct arena *a,
                  struct err *e) MUST_CHECK;
 
-/* ---- single weights (sparsity.c, mask.c, allocate.c) ---- */
+/* ---- single weights (sparsity.c, norms.c, mask.c, allocate.c) ---- */
+
+/* Into out [cols] the norms of what the columns of a matrix are multiplied with, by statistics or else by `other`; *found false: they say
+ * nothing, as of an expert that no position took. ERR_DATA: `other` does not know the matrix. */
+int prune_input_norms(const struct stats *stats, const struct prune_importance *other, const struct model_config *c,
+                      struct model_slot s, uint64_t cols, double *out, bool *found, struct err *e) MUST_CHECK;
 
 /* Fills p->sparse by the options, when all else is planned. */
 int prune_plan_sparse(struct prune_plan *p, struct err *e) MUST_CHECK;

@@ -42,6 +42,11 @@ struct search {
     struct arena memory;
 };
 
+/* Are masks those of Wanda? */
+static bool by_norms(const struct prune_search *o) {
+    return o->stats || o->squares.mean;
+}
+
 static uint32_t layer_of(const struct search *s, size_t unit) {
     return s->units[unit].p->slot.layer;
 }
@@ -60,7 +65,7 @@ static int apply(struct search *s, const int *level, struct err *e) {
         struct prune_matrix w = {model_host_value(u->p), u->rows, u->cols, u->norms};
         memcpy(w.x, u->was, u->p->n * sizeof *w.x);
         struct prune_sparsity share = {.share = share_at(s, u, level[i])};
-        if (prune_mask(&w, share, s->o->stats ? PRUNE_WANDA : PRUNE_MAGNITUDE, &s->scratch, e)) return e->code;
+        if (prune_mask(&w, share, by_norms(s->o) ? PRUNE_WANDA : PRUNE_MAGNITUDE, &s->scratch, e)) return e->code;
         s->now[i] = level[i];
     }
     return 0;
@@ -226,14 +231,17 @@ static int add_unit(struct search *s, struct model_param *p, struct err *e) {
     if (!u->was) return e->code;
     s->n++;
     memcpy(u->was, model_host_value(p), p->n * sizeof *u->was);
-    uint64_t cols;
-    double positions;
-    const double *squares = s->o->stats ? stats_input_sq(s->o->stats, p->slot, &cols, &positions) : NULL;
-    if (!squares || positions == 0) return 0;
-    u->norms = arena_array(&s->memory, u->cols, sizeof *u->norms, e);
-    if (!u->norms) return e->code;
-    for (size_t i = 0; i < u->cols; i++) u->norms[i] = (float)sqrt(squares[i]);
-    return 0;
+    if (!by_norms(s->o)) return 0;
+    bool found;
+    double *norms = mem_array(u->cols, sizeof *norms, e);
+    int rc =
+        norms ? prune_input_norms(s->o->stats, &s->o->squares, &s->o->model->config, p->slot, u->cols, norms, &found, e)
+              : e->code;
+    if (!rc && found) u->norms = arena_array(&s->memory, u->cols, sizeof *u->norms, e);
+    if (!rc && found && !u->norms) rc = e->code;
+    for (size_t i = 0; u->norms && i < u->cols; i++) u->norms[i] = (float)norms[i];
+    mem_free(norms);
+    return rc;
 }
 
 static int collect_units(struct search *s, struct err *e) {

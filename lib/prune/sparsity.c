@@ -175,7 +175,7 @@ int prune_check_sparse(const struct prune_plan *p, struct err *e) {
     }
     if (any && !o->calibrated && (o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS || o->reconstruct))
         return err_set(e, ERR_USAGE, "this method needs --data (calibration tokens)");
-    if (any && o->method == PRUNE_WANDA && !o->stats && !o->calibrated)
+    if (any && o->method == PRUNE_WANDA && !o->stats && !o->squares.mean && !o->calibrated)
         return err_set(e, ERR_USAGE, "wanda needs --stats (from rill calibrate) or --data");
     return 0;
 }

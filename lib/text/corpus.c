@@ -289,7 +289,7 @@ static int encode_second(struct text_worker *w, const struct corpus *c, const st
     ids->n = before + n[0];
     if (text_ids_reserve(ids, between + n[1], e)) return e->code;
     for (size_t i = 0; i < between; i++) ids->ids[ids->n++] = c->v->eos;
-    memcpy(ids->ids + ids->n, s->part.ids, n[1] * sizeof *ids->ids);
+    if (n[1]) memcpy(ids->ids + ids->n, s->part.ids, n[1] * sizeof *ids->ids);
     ids->n += n[1];
     if (mark(s, 0, n[0] + between, e)) return e->code;
     return mark(s, between == 1, n[1], e); /* RoBERTa has no types */

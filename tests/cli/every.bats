@@ -24,7 +24,7 @@ for_each() {
     done <"$BATS_TEST_DIRNAME/programs.table"
 }
 run_line() { # CODE FILE: the line with FILE on stdin; its stdout is in $T/out
-    check_exit_in "$1" "$2" bash -c "rill-$name -q $arguments ${3:->out}"
+    check_exit_in "$1" "$2" eval "rill-$name -q $arguments ${3:->out}"
 }
 # the programs whose standard input is a stream, and which are not told to read other files instead
 reads_stream() { [[ $from == *.rill ]] && rill "$name" --help-man | grep -q '^\.\\" Reads standard input\.'; }

@@ -73,3 +73,10 @@ same_function() {
     check_exit 3 sh -c 'head -c 20000 f32.rill | rill fold --method r2 -o no.rill'
     [ ! -e no.rill ]
 }
+
+@test "an importance matrix of llama.cpp has no mean activations for awq" {
+    rill export --to imatrix model.stats.rill -o m.gguf
+    check_exit 3 rill fold --method awq --type q4_0 --stats m.gguf model.rill -o no.rill
+    assert_stderr_line "m.gguf: an importance matrix of llama.cpp has mean squares of inputs alone, not mean absolute values, which --method awq needs: give statistics of rill calibrate"
+    assert_no_file no.rill
+}

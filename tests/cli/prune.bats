@@ -175,7 +175,10 @@ setup() {
     [ "$(grep -c ^layer plan.txt)" = 1 ]
     check_exit 0 rill prune -q --layers 1 --layer-score divergence --data tokens.rill --reconstruct --ffn 64 model.rill -o c.rill
     check_exit 0 rill prune -q --layers 1 --layer-score angular --stats model.stats.rill model.rill -o d.rill
-    check_exit 2 sh -c 'rill prune --layers 1 --layer-score divergence --data tokens.rill <model.rill -o no.rill'
+    check_exit_in 0 model.rill rill prune -q --no-provenance --layers 1 --layer-score divergence --data tokens.rill -o stdin.rill
+    rill prune -q --no-provenance --layers 1 --layer-score divergence --data tokens.rill model.rill -o operand.rill
+    assert_same stdin.rill operand.rill
+    check_exit 2 sh -c 'cat model.rill | rill prune --layers 1 --layer-score divergence --data tokens.rill -o no.rill'
     assert_stderr_line "--layer-score divergence reads the model twice: give it as a file"
     check_exit 2 rill prune --layers 1 --layer-score divergence model.rill -o no.rill
     check_exit 2 rill prune --drop-layers 1 --layer-score angular --stats model.stats.rill model.rill -o no.rill
@@ -381,9 +384,16 @@ setup() {
     assert_stderr_line "--allocate search needs --stats or --method magnitude"
     check_exit 2 rill prune --pattern 2:4 --allocate owl --stats model.stats.rill model.rill -o no.rill
     check_exit 2 rill prune --sparsity 0.6 --ffn 64 --allocate owl --stats model.stats.rill model.rill -o no.rill
-    check_exit 2 sh -c 'rill prune --sparsity 0.6 --allocate owl --stats model.stats.rill <model.rill -o no.rill'
+    for how in "owl --stats model.stats.rill" "search --data tokens.rill --generations 2 --offspring 2"; do
+        # shellcheck disable=SC2086
+        check_exit_in 0 model.rill rill prune -q --no-provenance --sparsity 0.6 --allocate $how -o stdin.rill --force
+        # shellcheck disable=SC2086
+        rill prune -q --no-provenance --sparsity 0.6 --allocate $how model.rill -o operand.rill --force
+        assert_same stdin.rill operand.rill
+    done
+    check_exit 2 sh -c 'cat model.rill | rill prune --sparsity 0.6 --allocate owl --stats model.stats.rill -o no.rill'
     assert_stderr_line "--allocate owl reads the model twice: give it as a file"
-    check_exit 2 sh -c 'rill prune --sparsity 0.6 --allocate search --data tokens.rill <model.rill -o no.rill'
+    check_exit 2 sh -c 'cat model.rill | rill prune --sparsity 0.6 --allocate search --data tokens.rill -o no.rill'
     assert_stderr_line "--allocate search reads the model twice: give it as a file"
     rill prune -q --ffn 64 model.rill -o narrow.rill
     check_exit 3 rill prune --sparsity 0.6 --allocate owl --stats model.stats.rill narrow.rill -o no.rill
@@ -713,5 +723,46 @@ setup() {
     printf 'layer 0 4 2 96 0 -\nlayer 1 4 2 96 0 -\nlayers.0.ffn.up.weight 96x64 rank:65\n' >plan.txt
     check_exit 2 rill prune --plan plan.txt model.rill -o no.rill
     assert_stderr_line "tensor 'layers.0.ffn.up.weight': a rank of 65 for 96x64"
+    assert_no_file no.rill
+}
+
+@test "llama.cpp's importance matrix is enough for Wanda and outliers" {
+    rill export --to imatrix model.stats.rill -o m.gguf
+    for how in "--method wanda" "--method wanda --allocate owl" "--pattern 2:4 --method wanda" \
+        "--method wanda --allocate search --data tokens.rill --precision f32 --generations 2 --offspring 2"; do
+        share="--sparsity 0.5"
+        [[ $how != --pattern* ]] || share=
+        # shellcheck disable=SC2086
+        check_exit 0 rill prune -q --no-provenance $share $how --stats model.stats.rill model.rill -o a.rill --force
+        # shellcheck disable=SC2086
+        check_exit 0 rill prune -q --no-provenance $share $how --stats m.gguf model.rill -o b.rill --force --report r.json
+        # means in f32 instead of sums in f64: of weights that count the same but for rounding another may go
+        check_exit 0 rill prune -q --no-provenance --sparsity 0.5 model.rill -o c.rill --force
+        zeros() { rill export --to npy --tensor layers.0.ffn.down.weight "$1" | tail -c 24576 | od -An -v -tx4 -w4 | awk '{print ($1 == "00000000")}'; }
+        assert_equal "$(paste <(zeros a.rill) <(zeros b.rill) | awk '{n += $1 != $2} END {print (n > 2)}')" 0
+        [ "$(paste <(zeros a.rill) <(zeros c.rill) | awk '{n += $1 != $2} END {print n + 0}')" -gt 10 ]
+    done
+}
+
+@test "what an importance matrix lacks is said" {
+    rill export --to imatrix model.stats.rill -o m.gguf
+    lacks() { # WHAT OPTION...
+        check_exit 3 rill prune "${@:2}" --stats m.gguf model.rill -o no.rill || return 1
+        assert_stderr_line "m.gguf: an importance matrix of llama.cpp has mean squares of inputs alone, not $1, which * needs: give statistics of rill calibrate"
+    }
+    lacks "how much each layer changes its input" --layers 1
+    lacks "activations of each sequence" --ffn 64
+    lacks "activations of each sequence" --ffn 64 --sparsity 0.5 --method wanda
+    lacks "activations of each sequence" --hidden 32
+    lacks "mean values" --ffn 64 --score fluctuation
+    lacks "mean values" --ffn 64 --score weights --compensate
+    lacks "gradients" --ffn 64 --score taylor
+    lacks "gradients" --target-params 50%
+    check_exit 0 rill prune -q --ffn 64 --score weights --sparsity 0.5 --method wanda --stats m.gguf model.rill -o both.rill
+    rill export --to imatrix model.stats.rill | head -c 1000 >cut.gguf
+    check_exit 3 rill prune --sparsity 0.5 --method wanda --stats cut.gguf model.rill -o no.rill
+    assert_stderr_line "cut.gguf: *"
+    rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill
+    check_exit 3 rill prune --sparsity 0.5 --method wanda --stats m.gguf llama.rill -o no.rill
     assert_no_file no.rill
 }

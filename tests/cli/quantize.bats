@@ -402,8 +402,9 @@ setup() {
     check_exit 2 rill quantize --target-bpw 5.4 --search 5 --data tokens.rill --search-tokens 8 --search 0 model.rill -o no.rill
     check_exit 2 rill quantize --target-bpw 2 --search 5 --data tokens.rill model.rill -o no.rill
     assert_stderr_line "*bits per weight, cannot be reached: the smallest are * bytes, * bits per weight"
-    check_exit 2 sh -c 'rill quantize --target-bpw 5.4 --search 5 --data tokens.rill <model.rill -o no.rill'
-    assert_stderr_line "--search reads the model twice: give it as a file"
+    check_exit_in 0 model.rill rill quantize -q --no-provenance --target-bpw 5.4 --search 5 --data tokens.rill -o stdin.rill
+    rill quantize -q --no-provenance --target-bpw 5.4 --search 5 --data tokens.rill model.rill -o operand.rill
+    assert_same stdin.rill operand.rill
     check_exit 2 sh -c 'cat model.rill | rill quantize --target-bpw 5.4 --search 5 --data tokens.rill --dry-run -o no.rill'
     assert_stderr "*a target reads the model twice: from a file, or as --dry-run without --fisher and --search, then --plan*"
     rill import -q "$ROOT/tests/golden/tiny-llama" -o llama.rill

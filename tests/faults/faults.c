@@ -114,7 +114,7 @@ static void maybe_die_writing(int fd, const void *data, size_t n, const void *ca
 #define CALLER __builtin_return_address(0)
 #define EXPORT __attribute__((visibility("default")))
 
-/* ---- memory --------------------------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 static void *no_memory(void) {
     errno = ENOMEM;
@@ -145,7 +145,7 @@ EXPORT void free(void *p) {
     __libc_free(p);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------------ */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 static int broken(int errnum) {
     errno = errnum;

@@ -1,4 +1,4 @@
-/* A small student and its data, for the tests of lib/distill. */
+/* A small student model and training data for the tests of lib/distill. */
 #ifndef RILL_TESTS_DISTILL_SAMPLES_H
 #define RILL_TESTS_DISTILL_SAMPLES_H
 
@@ -26,7 +26,7 @@ static inline struct model *student_new(bool tied, uint64_t seed) {
     OK(model_init(&m, kernel_cpu(), &c, NULL, 0, seed, &e));
     struct model_param *p = model_param(m, tied ? ROLE_EMBED : ROLE_HEAD, 0);
     for (uint64_t i = 0; i < p->n; i++)
-        model_host_value(p)[i] *= 10; /* logits away from 0, so that no loss is near uniform */
+        model_host_value(p)[i] *= 10; /* large logits, so that no loss is near that of a uniform distribution */
     return m;
 }
 
@@ -46,7 +46,7 @@ static inline struct distill_options options_of(const char *loss, const struct k
     return o;
 }
 
-/* The value of a loss, by its name in the log. */
+/* Returns the value of the loss that the log calls `name`. */
 static inline double value_of(const struct distill_progress *p, const char *name) {
     for (size_t i = 0; i < p->n_losses; i++)
         if (!strcmp(p->losses[i].name, name)) return p->losses[i].value;
@@ -54,7 +54,7 @@ static inline double value_of(const struct distill_progress *p, const char *name
     return 0;
 }
 
-/* Feeds a stream to the end of the schedule or the data. Stops after `limit` steps. Leaves fd open, at its beginning. */
+/* Trains until `limit` steps are done or the data ends. Leaves fd open and rewound. */
 static inline int train_on(struct trainer *t, int fd, uint64_t limit, struct err *e) {
     struct stream_reader *r = NULL;
     struct knowledge_format meta;
@@ -80,7 +80,7 @@ static inline int train_on(struct trainer *t, int fd, uint64_t limit, struct err
     return rc;
 }
 
-/* Feeds the data again and again until the schedule has come to `limit`. */
+/* Repeats the data until step `limit` of the schedule. */
 static inline int train_to(struct trainer *t, int fd, uint64_t limit, struct err *e) {
     struct distill_progress p;
     int rc = 0;
@@ -108,7 +108,7 @@ static inline int restore_checkpoint(struct trainer *t, int fd, struct err *e) {
     return rc;
 }
 
-/* Trains a fresh student; its weights, concatenated. */
+/* Trains a fresh student; returns its weights, concatenated. */
 static inline struct buf trained(int fd, const struct distill_options *o, const struct knowledge_format *f,
                                  struct distill_progress *p) {
     struct err e;
@@ -125,7 +125,7 @@ static inline struct buf trained(int fd, const struct distill_options *o, const 
     return weights;
 }
 
-/* The sample as tokens, in batches of `cut` positions; pack 0: there are none. */
+/* Writes the sample as a token stream in batches of `cut` positions. pack: the pack length that META gives; 0: none. */
 static inline int packed_file(const struct sample *s, uint32_t pack, size_t cut) {
     struct err e;
     struct stream_writer *w;

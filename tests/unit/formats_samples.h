@@ -1,6 +1,6 @@
 /*
- * For the tests of lib/formats: a GGUF built byte by byte, so that every count and offset in it can be made to lie;
- * folders in a temporary place; a foreign model as the bytes of its stream.
+ * Samples for the tests of lib/formats: a GGUF built byte by byte, so that every count and offset in it can be
+ * falsified; temporary folders; the stream that importing a foreign model gives.
  */
 #ifndef RILL_TESTS_FORMATS_SAMPLES_H
 #define RILL_TESTS_FORMATS_SAMPLES_H
@@ -18,7 +18,7 @@ static inline void add_bytes(struct buf *b, const void *data, size_t n) {
     OK(buf_append(b, data, n, &e));
 }
 
-/* The bytes of a file, from a folder. */
+/* Returns the bytes of a file in a folder. */
 static inline struct buf file_of_folder(const char *folder, const char *name) {
     char path[512], piece[4096];
     struct buf b = {0};
@@ -44,7 +44,7 @@ static inline void add_string(struct buf *b, const char *s) {
     add_bytes(b, s, strlen(s));
 }
 
-/* Keys and tensor descriptions grow apart; gguf_bytes puts them together. */
+/* Keys and tensor descriptions are collected separately; gguf_bytes joins them. */
 struct gguf_sample {
     struct buf keys, infos, data;
     uint64_t n_keys, n_tensors;
@@ -88,7 +88,7 @@ static inline void key_strings(struct gguf_sample *g, const char *key, const cha
     for (size_t i = 0; i < n; i++) add_string(&g->keys, v[i]);
 }
 
-/* A description as it is told; the data is the caller's. */
+/* Adds a tensor description, which may be false; the caller adds the data. */
 static inline void add_info(struct gguf_sample *g, const char *name, unsigned rank, const uint64_t *ne, uint32_t type,
                             uint64_t offset) {
     add_string(&g->infos, name);
@@ -103,7 +103,7 @@ static inline void pad(struct buf *b, size_t align) {
     while (b->len % align) add_bytes(b, "", 1);
 }
 
-/* An honest f32 tensor of small numbers. Dimensions in GGUF's order. */
+/* Adds a valid f32 tensor of small numbers. Dimensions are in GGUF's order. */
 static inline void add_f32(struct gguf_sample *g, const char *name, uint64_t row, uint64_t rows) {
     uint64_t ne[2] = {row, rows};
     add_info(g, name, rows ? 2 : 1, ne, 0, g->data.len);
@@ -182,9 +182,9 @@ static inline struct buf tiny_gguf(void) {
     return b;
 }
 
-/* ---- a model opened, read in full and forgotten ---- */
+/* ---- opening a model, reading it in full, freeing it ---- */
 
-/* A copy of exactly n bytes, so that a sanitizer sees the first byte too many. */
+/* The bytes are copied to an allocation of exactly n bytes, so that a sanitizer catches a read past the end. */
 static inline int open_gguf_bytes(const void *data, size_t n, struct err *e) {
     struct foreign_model *f;
     unsigned char *copy = malloc(n ? n : 1);
@@ -202,7 +202,7 @@ static inline int open_gguf_bytes(const void *data, size_t n, struct err *e) {
     return rc;
 }
 
-/* The model stream that import makes of an open model, or of a path. */
+/* The model stream that import makes of an open model, or of the model at a path. */
 static inline struct buf foreign_stream(struct foreign_model *f, unsigned dtype) {
     struct err e;
     struct stream_writer *w;
@@ -227,7 +227,7 @@ static inline struct buf imported(const char *path, unsigned dtype) {
     return imported_with(path, dtype, NULL);
 }
 
-/* A stream in memory by random access. The descriptor is the map's path, so it stays open. */
+/* Maps a stream in memory. The map's path goes through the descriptor, which must stay open. */
 static inline struct stream_map *map_of(const struct buf *b, int *fd) {
     struct err e;
     struct stream_map *m;
@@ -251,7 +251,7 @@ static inline int export_gguf(const struct buf *model, struct buf *out, struct e
     return rc;
 }
 
-/* The path of a memory file with these bytes; close(*fd) when done. */
+/* Returns the path of a memory file with these bytes. Close *fd when done. */
 static inline char *path_of(const struct buf *b, int *fd, char out[64]) {
     *fd = file_of(b->data, b->len);
     snprintf(out, 64, "/proc/self/fd/%d", *fd);
@@ -265,7 +265,7 @@ static inline void assert_same_bytes(const struct buf *a, const struct buf *b) {
 
 /* ---- folders ---- */
 
-/* Members of a config.json, to which a test adds its own. */
+/* Members of a config.json, to which each test adds its own. */
 #define LLAMA                                                                                                          \
     "\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,"    \
     "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":97,\"max_position_embeddings\":128"

@@ -1,4 +1,4 @@
-/* Fixtures on disk and foreign models, for tests that compare with another implementation. */
+/* Fixture files and foreign models, for tests that compare with another implementation. */
 #ifndef RILL_TESTS_GOLDEN_SAMPLES_H
 #define RILL_TESTS_GOLDEN_SAMPLES_H
 
@@ -6,7 +6,7 @@
 
 #include "lib/formats/formats.h"
 
-/* A file of exactly n bytes. Free with mem_free. */
+/* Reads a file, which must have exactly n bytes. Free with mem_free. */
 static inline void *golden_file(const char *path, size_t n) {
     struct err e;
     FILE *f = fopen(path, "rb");
@@ -18,7 +18,7 @@ static inline void *golden_file(const char *path, size_t n) {
     return data;
 }
 
-/* A foreign model, by way of a stream. */
+/* Imports a foreign model to a stream and loads it. */
 static inline struct model *imported(const char *path) {
     struct err e;
     struct foreign_model *f;

@@ -1,6 +1,6 @@
 /*
- * Central differences against the tape: a function of some inputs as operations of lib/grad and as twins in f64. What test_grad.c
- * says of STEP and TOLERANCE holds for all that include this.
+ * Checks the tape by central differences: a function is given both as operations of lib/grad and as f64 twins. What
+ * test_grad.c says of STEP and TOLERANCE holds for every test that includes this.
  */
 #ifndef RILL_TESTS_GRAD_CHECK_H
 #define RILL_TESTS_GRAD_CHECK_H
@@ -9,7 +9,7 @@
 
 #define STEP      1e-5
 #define TOLERANCE 2e-5
-#define BEFORE    0.25f /* what parameter gradients hold when backward begins: it is added to */
+#define BEFORE    0.25f /* initial parameter gradients: backward must add to them */
 #define MAX_IN    20
 
 /* A function under test: inputs, a graph on the tape, and the same from the twins. */
@@ -23,16 +23,16 @@ struct function {
     const uint32_t *ids, *position;
     struct kernel_rotation rotation;
     enum kernel_act act;
-    size_t layers; /* of the decoder, all with the same weights */
+    size_t layers; /* of the decoder; all share the same weights */
     bool recompute;
-    double *head_loss; /* where the tape's version leaves its total */
+    double *head_loss; /* receives the total from the tape's version */
 };
 
 struct example {
     struct pair in[MAX_IN];
     double *c; /* [out] weights of the results */
     float *grad[MAX_IN];
-    enum { ADD, ADD_TO_ZERO, OVERWRITE } how; /* what becomes of gradients of inputs */
+    enum { ADD, ADD_TO_ZERO, OVERWRITE } how; /* what backward does with gradients of inputs */
     bool begun[MAX_IN];
 };
 
@@ -96,7 +96,7 @@ static void check_input_gradient(const struct function *f, struct example *x, si
                      (double)(x->grad[which][i] - BEFORE), want[i], largest);
 }
 
-/* What overwrites a gradient is what would be added to zeros. */
+/* A gradient that is overwritten must equal one that is added to zeros. */
 static void check_overwriting(const struct function *f, struct example *x, struct grad_tape *t, float *y) {
     float *want[MAX_IN];
     for (x->how = ADD_TO_ZERO; x->how <= OVERWRITE; x->how++) {
@@ -132,7 +132,7 @@ static inline void check_function(const struct function *f, uint64_t seed) {
         check_input_gradient(f, &x, i);
         grads[i] = copy_f32(x.grad[i], x.in[i].n);
     }
-    /* Again on the same tape with four threads: the same bits and no new memory. */
+    /* A second run on the same tape with four threads must give the same bits and allocate nothing. */
     struct grad_memory held = grad_memory(t);
     grad_reset(t);
     parallel_set_threads(4);
@@ -146,7 +146,7 @@ static inline void check_function(const struct function *f, uint64_t seed) {
     grad_tape_free(t);
 }
 
-/* ---- functions that more than one test has ---- */
+/* ---- functions that several tests use ---- */
 
 /* Two heads of 6. */
 static inline struct grad_var *build_rope(const struct function *f, struct grad_tape *t, struct grad_var **in) {

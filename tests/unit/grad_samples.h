@@ -13,7 +13,7 @@ static inline struct grad_tape *new_tape(enum dtype precision, bool record) {
     return t;
 }
 
-/* 2 x: a result, where x may be a leaf. */
+/* Returns 2 x as the result of an operation, even where x is a leaf. */
 static inline struct grad_var *twice(struct grad_tape *t, struct grad_var *x) {
     float *identity = take(x->cols * x->cols, sizeof *identity);
     for (size_t i = 0; i < x->cols; i++) identity[i * x->cols + i] = 1;

@@ -1,7 +1,6 @@
 /*
- * What the tests of lib/kernel and lib/grad share: random data in f32 and f64, and one check for every kernel: on every
- * CPU path that this machine runs, with 1 and with 4 threads to the same bits, within a stated distance of the twin in
- * f64.
+ * What the tests of lib/kernel and lib/grad share: random data in f32 and f64, and one check for every kernel. On every
+ * CPU path that this machine has, 1 and 4 threads must give the same bits, within a stated distance of the f64 twin.
  */
 #ifndef RILL_TESTS_KERNEL_TEST_H
 #define RILL_TESTS_KERNEL_TEST_H
@@ -25,12 +24,12 @@
 #include "lib/kernel/kernel_plain.h"
 
 /*
- * The unit roundoff of f32: each operation is wrong by at most this share of its result. A sum of n terms in any order
- * is wrong by at most (n - 1) U sum |term| (Higham 2002, section 4.2), a dot product by n U sum |x||y|.
+ * The unit roundoff of f32: the relative error of each operation is at most U. A sum of n terms in any order is wrong
+ * by at most (n - 1) U sum |term| (Higham 2002, section 4.2), a dot product by n U sum |x||y|.
  */
 #define U 0x1p-24
 
-static struct arena memory; /* of one test; teardown gives it back */
+static struct arena memory; /* of one test; teardown releases it */
 
 static inline int release_memory(void **state) {
     (void)state;
@@ -45,7 +44,7 @@ static inline void *take(size_t n, size_t size) {
     return p;
 }
 
-/* The same numbers in both types. */
+/* The same numbers in f32 and f64. */
 struct pair {
     float *f;
     double *d;
@@ -67,7 +66,7 @@ static inline struct pair normals(struct rng *r, size_t n, double scale) {
     return p;
 }
 
-/* |x|, for twins that are to compute the magnitude of a sum's terms. */
+/* |x|, for twins that sum the magnitudes of terms. */
 static inline double *magnitudes(struct pair p) {
     double *m = take(p.n, sizeof *m);
     for (size_t i = 0; i < p.n; i++) m[i] = fabs(p.d[i]);
@@ -82,7 +81,7 @@ static inline float *copy_f32(const float *x, size_t n) {
 
 static const char *const all_paths[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
-/* Runs body on every path that the CPU has, and leaves the best one selected. */
+/* Runs the body on every path that the CPU has, then selects the best one again. */
 #define EACH_PATH(path)                                                                                                \
     for (size_t path##_i = 0; path##_i < COUNT_OF(all_paths); path##_i++)                                              \
         if (!simd_select(all_paths[path##_i])) {                                                                       \
@@ -100,7 +99,7 @@ static inline void check_close(const char *what, const char *path, const float *
     }
 }
 
-/* run fills out [n], which holds `start` (or NaN, when start is NULL) before. */
+/* Runs `run` on out [n], which is initialised to `start` (NULL: to NaN). */
 static inline void check_kernel(const char *what, run_kernel *run, void *ctx, size_t n, const float *start,
                                 const double *want, const double *tolerance) {
     float *one = take(n, sizeof *one), *four = take(n, sizeof *four);

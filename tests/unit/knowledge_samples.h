@@ -1,4 +1,4 @@
-/* Knowledge in memory for the tests of lib/knowledge and lib/distill. */
+/* Knowledge streams in memory for the tests of lib/knowledge and lib/distill. */
 #ifndef RILL_TESTS_KNOWLEDGE_SAMPLES_H
 #define RILL_TESTS_KNOWLEDGE_SAMPLES_H
 
@@ -7,7 +7,7 @@
 #include "lib/knowledge/knowledge.h"
 #include "tests/unit/stream_samples.h"
 
-/* Tokens of a stream and, for each position, a row of logits. */
+/* Token sequences and a row of logits for each position. */
 struct sample {
     size_t n_seqs, n_positions, vocab;
     uint32_t *lengths, *tokens;
@@ -33,7 +33,7 @@ static inline void sample_free(struct sample *s) {
     mem_free(s->logits);
 }
 
-/* Probabilities of a row at a temperature, in f64 and without help from lib/kernel. */
+/* Probabilities of a row at a temperature, in f64 and independent of lib/kernel. */
 static inline void softmax64(double *p, const float *x, size_t n, double temperature) {
     double max = -INFINITY, sum = 0;
     for (size_t i = 0; i < n; i++) max = fmax(max, x[i] / temperature);
@@ -48,14 +48,14 @@ static inline struct knowledge_format format_of(const char *encoding, size_t voc
     return f;
 }
 
-/* The length of the next piece when a stream of `left` positions is cut at most every `cut`. */
+/* Length of the next piece when `left` positions are cut into pieces of at most `cut`. */
 static inline size_t piece_of(size_t left, size_t cut) {
     return left < cut ? left : cut;
 }
 
 /*
- * The sample as a batch that holds positions [from, from + n): which sequences, where they begin and end. lengths
- * must have room for n_seqs entries.
+ * Positions [from, from + n) of the sample as a batch: its sequences and where they begin and end. `lengths` must have
+ * n_seqs entries.
  */
 static inline struct stream_batch cut_batch(const struct sample *s, size_t from, size_t n, uint32_t *lengths) {
     struct stream_batch b = {.n_positions = n};
@@ -70,7 +70,7 @@ static inline struct stream_batch cut_batch(const struct sample *s, size_t from,
     return b;
 }
 
-/* A stream of knowledge in a file in memory, while it is made. */
+/* A knowledge stream that is being encoded to a file in memory. */
 struct encoding {
     int fd;
     struct stream_writer *w;
@@ -88,7 +88,7 @@ static inline int encoding_begin(struct encoding *x, const struct knowledge_form
     return rc;
 }
 
-/* rc: of all before. The file is left open, at its beginning. */
+/* Finishes the stream; `rc` is the result of the calls before. Leaves the file open and rewound. */
 static inline int encoding_end(struct encoding *x, int rc, struct err *e) {
     if (!rc) rc = knowledge_encoder_end(x->k, e);
     if (!rc) rc = stream_writer_finish(x->w, NULL, e);
@@ -98,7 +98,8 @@ static inline int encoding_end(struct encoding *x, int rc, struct err *e) {
     return rc;
 }
 
-/* Encodes the sample, announced in batches of `cut` positions and given in blocks of `rows`, to a file in memory. */
+/* Encodes the sample to a file in memory, announced in batches of `cut` positions and passed in blocks of `block`
+ * rows. */
 static inline int encode_sample(const struct sample *s, const struct knowledge_format *f, uint64_t seed, size_t cut,
                                 size_t block, int *fd, struct err *e) {
     struct encoding out;
@@ -142,7 +143,7 @@ static inline int decode_all(int fd, struct knowledge_rows *k, struct knowledge_
     return rc;
 }
 
-/* There and back. */
+/* Encodes and decodes the sample. */
 static inline struct knowledge_rows round_trip(const struct sample *s, struct knowledge_format *f, uint64_t seed) {
     struct err e;
     struct knowledge_rows k;

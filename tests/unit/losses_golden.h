@@ -1,11 +1,11 @@
-/* What the comparisons of losses with PyTorch share: how far off they may be, and whose turn it is. */
+/* What the comparisons of losses with PyTorch share: the tolerance, and the lookup of a loss. */
 #ifndef RILL_TESTS_LOSSES_GOLDEN_H
 #define RILL_TESTS_LOSSES_GOLDEN_H
 
 #include "lib/losses/losses_internal.h"
 #include "tests/unit/distill_samples.h"
 
-#define TOLERANCE 1e-5 /* of the largest element */
+#define TOLERANCE 1e-5 /* relative to the largest element */
 
 static inline void check(const char *text, const char *what, const float *got, const double *want, size_t n) {
     double largest = 0;
@@ -21,7 +21,7 @@ static inline void check_value(const char *text, const struct loss *l, const dou
         fail_msg("%s: %.9g, should be %.9g", text, l->value * l->factor, *want);
 }
 
-/* The place in the table of the loss that a text "NAME:key=value,..." is of. */
+/* Index in loss_types of the loss in "NAME:key=value,...". */
 static inline unsigned loss_index(const char *text) {
     unsigned i = 0;
     for (; loss_types[i]; i++) {

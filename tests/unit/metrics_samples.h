@@ -7,10 +7,10 @@
 
 #include "lib/metrics/metrics_internal.h"
 
-/* Token i is the byte i; then come BOS and EOS. */
+/* Token i is the byte i; BOS and EOS follow. */
 enum { BOS = 256, EOS = 257, BYTE_VOCAB = 258 };
 
-/* One small layer. `bos`: the vocabulary has one, `add_bos`: the model wants it in front. */
+/* A model with one small layer. `bos`: the vocabulary has BOS; `add_bos`: texts begin with it. */
 static inline struct model *byte_model(uint32_t context, uint64_t seed, bool bos, bool add_bos) {
     static struct token tokens[BYTE_VOCAB];
     static unsigned char bytes[256];
@@ -48,7 +48,7 @@ static inline struct model *byte_model(uint32_t context, uint64_t seed, bool bos
     return m;
 }
 
-/* ln softmax(x)[label] in f64, without help from lib/kernel. */
+/* ln softmax(x)[label] in f64, independent of lib/kernel. */
 static inline double log_prob64(const float *x, size_t n, uint32_t label) {
     double max = -INFINITY, sum = 0;
     for (size_t i = 0; i < n; i++) max = fmax(max, x[i]);
@@ -56,7 +56,7 @@ static inline double log_prob64(const float *x, size_t n, uint32_t label) {
     return x[label] - max - log(sum);
 }
 
-/* -ln p of each of tokens[1 .. n) after all tokens before it: nll[i] belongs to tokens[i]; nll[0] is 0. */
+/* nll[i] = -ln p(tokens[i] | tokens before it); nll[0] is 0. */
 static inline void run_nll(struct model *m, const uint32_t *tokens, size_t n, double *nll) {
     uint32_t length = (uint32_t)n;
     struct model_input in = {n, 1, tokens, &length};
@@ -73,7 +73,7 @@ static inline double result_number(const cJSON *o, const char *key) {
     return v->valuedouble;
 }
 
-/* Within `tolerance` of the larger of 1 and the value. */
+/* |got - want| must be at most `tolerance` times the larger of 1 and |want|. */
 static inline void assert_near(double got, double want, double tolerance, const char *what) {
     if (!(fabs(got - want) <= tolerance * fmax(1, fabs(want)))) fail_msg("%s: %.17g, expected %.17g", what, got, want);
 }

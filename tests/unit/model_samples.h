@@ -1,4 +1,4 @@
-/* Small random models for the tests of what stands on lib/model. */
+/* Small random models for the tests of lib/model and of the modules above it. */
 #ifndef RILL_TESTS_MODEL_SAMPLES_H
 #define RILL_TESTS_MODEL_SAMPLES_H
 
@@ -27,7 +27,7 @@ static inline struct model_config sample_config(struct arena *a) {
     return c;
 }
 
-/* A place in the text of a configuration, what it becomes, and what the message then says. */
+/* A replacement in the text of a configuration, and what the error message must then contain. */
 struct config_change {
     const char *from, *to, *says;
 };
@@ -88,7 +88,7 @@ static inline int load_model(const struct buf *b, struct model **out, struct err
     return load_model_as(b, WEIGHTS_F32, out, e);
 }
 
-/* The same weights, held for inference: of what a stream of `dtype` has of them. */
+/* A copy for inference: saved as a stream of `dtype`, loaded with weights in `format`. */
 static inline struct model *packed_model(const struct model *m, unsigned dtype, enum model_weight_format format) {
     struct err e;
     struct model *packed;
@@ -103,7 +103,7 @@ static inline void sample_tokens(uint32_t *tokens, size_t n, uint32_t vocab, uin
     for (size_t i = 0; i < n; i++) tokens[i] = (uint32_t)rng_below(&r, vocab);
 }
 
-/* All logits of an input. */
+/* Collects all logits of an input. */
 struct all_logits {
     float *x; /* [n_positions][vocab] */
 };
@@ -123,7 +123,7 @@ static inline float *logits_of(struct model *m, const struct model_input *in) {
     return all.x;
 }
 
-/* Mean divergence of q from p, in nats a position: in f64, over whole runs of both. */
+/* Mean KL(p || q) in nats per position, in f64, from whole runs of both. */
 static inline double mean_divergence(struct model *p, struct model *q, const struct model_input *in) {
     float *x = logits_of(p, in), *y = logits_of(q, in);
     size_t n = p->config.vocab_size;
@@ -150,14 +150,14 @@ static inline struct stats *stats_of(struct model *m, const struct model_input *
     grad_tape_free(t);
     return s;
 }
-/* Of one sequence of n <= 64 random tokens. */
+/* Statistics of one sequence of n <= 64 random tokens. */
 static inline struct stats *sample_stats(struct model *m, uint32_t n, uint64_t seed) {
     uint32_t tokens[64];
     sample_tokens(tokens, n, m->config.vocab_size, seed);
     return stats_of(m, &(struct model_input){n, 1, tokens, &n});
 }
 
-/* Sequences of `in` numbered from first_seq on, all at once. */
+/* Generates for all sequences of `in`, numbered from first_seq, at once. */
 static inline int generate_all(struct model *m, const struct model_input *in, uint64_t first_seq,
                                const struct model_sampling *how, model_generated_fn *fn, void *ctx, struct err *e) {
     struct model_generator *g = NULL;

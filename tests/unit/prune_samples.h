@@ -6,7 +6,7 @@
 
 #include "lib/prune/prune.h"
 
-/* A model by way of a stream. The report is released by the caller, whatever is returned. */
+/* Prunes a model by way of a stream. The caller releases the report, on failure too. */
 static inline int pruned(const struct model *m, const struct prune_options *o, struct model **out,
                          struct prune_report *report, struct err *e) {
     struct stream_reader *r;
@@ -55,7 +55,7 @@ static inline void scale_cols(struct model_param *p, uint32_t first, uint32_t n,
         for (uint32_t c = first; c < first + n; c++) model_host_value(p)[r * p->desc.dims[1] + c] *= v;
 }
 
-/* ---- tests/golden/tiny-llama, with the statistics of 41 tokens by which PyTorch scored it ---- */
+/* ---- tests/golden/tiny-llama, with the statistics of the 41 tokens by which PyTorch scored it ---- */
 
 enum {
     SCORED_SEQUENCES = 3,

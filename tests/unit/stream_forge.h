@@ -1,6 +1,6 @@
 /*
- * A stream taken apart into records and sealed again with right checksums and counts, so that a test can lie in one
- * place and know that nothing else is wrong.
+ * Takes a stream apart into records and seals it again with correct checksums and counts, so that a test can falsify
+ * one field while everything else is valid.
  */
 #ifndef RILL_TESTS_STREAM_FORGE_H
 #define RILL_TESTS_STREAM_FORGE_H
@@ -10,7 +10,7 @@
 struct forged_record {
     struct wire_record h;
     struct buf payload;
-    bool keep_sizes; /* stored and raw are as the test set them */
+    bool keep_sizes; /* keep stored and raw as the test set them */
     bool keep_seq;
 };
 
@@ -18,10 +18,10 @@ struct forged {
     struct wire_head head;
     struct forged_record records[64];
     size_t n;
-    bool keep_ends; /* the end record is as the test set it */
+    bool keep_ends; /* keep the end record as the test set it */
 };
 
-/* One segment; the index is left out, for its offsets would follow every change. */
+/* Takes one segment apart. The index is dropped, since its offsets would depend on every change. */
 static inline struct forged forge(struct buf *b) {
     struct err e;
     struct forged f = {0};
@@ -83,7 +83,7 @@ static inline void forged_count(const struct forged_record *r, struct wire_ends 
     }
 }
 
-/* The stream, sealed. Releases f. */
+/* Returns the sealed stream. Releases f. */
 static inline struct buf sealed(struct forged *f) {
     struct err e;
     struct buf out = {0};
@@ -122,7 +122,7 @@ static inline struct buf sealed(struct forged *f) {
     return out;
 }
 
-/* Seals f and reads it from a file and from a pipe: ERR_DATA with `message`, both times. */
+/* Seals f and reads it from a file and from a pipe: both must fail with ERR_DATA and `message`. */
 static inline void refused(struct forged *f, const char *message) {
     struct err e = {0};
     struct buf b = sealed(f);

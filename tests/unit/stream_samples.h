@@ -15,13 +15,13 @@
 
 #include "lib/stream/stream_internal.h"
 
-/* The call returns 0; its `struct err e` says why not. */
+/* The call must return 0; otherwise fails with the message of its `struct err e`. */
 #define OK(call)                                                                                                       \
     do {                                                                                                               \
         if ((call) != 0) fail_msg("%s: %s", #call, e.msg);                                                             \
     } while (0)
 
-/* A file in memory. */
+/* Creates an empty file in memory. */
 static inline int memory_file(void) {
     int fd = memfd_create("rill-test", MFD_CLOEXEC);
     assert_true(fd >= 0);
@@ -35,7 +35,7 @@ static inline int file_of(const void *data, size_t n) {
     return fd;
 }
 
-/* All of a file, which is closed. */
+/* Returns all bytes of a file and closes it. */
 static inline struct buf contents(int fd) {
     struct err e;
     struct buf b = {0};
@@ -75,7 +75,7 @@ static inline void put_prov(struct stream_writer *w, const char *text) {
     cJSON_Delete(j);
 }
 
-/* f32 values that are the same for ever: a fraction of a counter's hash. */
+/* Fixed f32 values: a fraction of the hash of a counter. */
 static inline void fill_f32(float *x, size_t n, uint32_t seed) {
     for (size_t i = 0; i < n; i++)
         x[i] = (float)(((uint32_t)i * 2654435761u + seed * 40503u) >> 8 & 0xffff) / 65536.0f - 0.5f;
@@ -117,7 +117,7 @@ static inline void put_batch(struct stream_writer *w, struct stream_batch b, con
     put_u32(w, "lengths", lengths, b.n_seqs);
 }
 
-/* A tokens segment: two batches, the second sequence of which goes over both. */
+/* A tokens segment: two batches; the second sequence spans both. */
 static inline void put_tokens(struct stream_writer *w) {
     put_meta(w, "{\"kind\":\"tokens\"}");
     put_batch(w, (struct stream_batch){.n_seqs = 2, .n_positions = 5, .flags = BATCH_CONTINUES},
@@ -128,7 +128,7 @@ static inline void put_tokens(struct stream_writer *w) {
 }
 
 typedef void put_fn(struct stream_writer *w);
-/* One segment per function, as bytes. */
+/* A stream with one segment per function. */
 static inline struct buf stream_of(const struct stream_write_options *o, put_fn *first, put_fn *second) {
     struct err e;
     struct stream_writer *w;
@@ -144,7 +144,7 @@ static inline struct buf stream_of(const struct stream_write_options *o, put_fn 
     return contents(fd);
 }
 
-/* Reads everything, decodes every tensor. Returns the error code, the message in *e. */
+/* Reads everything and decodes every tensor. Returns the error code; the message is in *e. */
 static inline int read_all(int fd, struct stream_totals *totals, struct err *e) {
     struct stream_reader *r;
     struct stream_item item;
@@ -161,7 +161,7 @@ static inline int read_all(int fd, struct stream_totals *totals, struct err *e) 
     return code;
 }
 
-/* The same of bytes, in a file that is made once: tests do this thousands of times. */
+/* read_all of bytes, through one file that is reused: tests do this thousands of times. */
 static inline int read_bytes(const void *data, size_t n, struct err *e) {
     static int fd = -1;
     if (fd < 0) fd = memory_file();
@@ -171,7 +171,7 @@ static inline int read_bytes(const void *data, size_t n, struct err *e) {
     return read_all(fd, NULL, e);
 }
 
-/* The same items with the same content, however each of them is stored. */
+/* Both streams must have the same items with the same content, however each item is stored. */
 static inline void assert_same_content(const struct buf *a, const struct buf *b) {
     struct err e;
     struct stream_reader *r[2];
@@ -203,7 +203,7 @@ static inline void assert_same_content(const struct buf *a, const struct buf *b)
     }
 }
 
-/* No bit of a stream, which is released, can change without an error. */
+/* Flipping any bit of the stream must be an error. Releases b. */
 static inline void notices_flips_in(struct buf b) {
     struct err e;
     for (size_t i = 0; i < 8 * b.len; i++) {
@@ -215,7 +215,7 @@ static inline void notices_flips_in(struct buf b) {
     buf_release(&b);
 }
 
-/* Through a pipe: the bytes fit into it, or a child writes them. */
+/* Returns a pipe to read the bytes from; if they do not fit into it, a child process writes them. */
 static inline int pipe_of(const void *data, size_t n, pid_t *child) {
     int fds[2];
     assert_int_equal(pipe(fds), 0);
@@ -224,7 +224,7 @@ static inline int pipe_of(const void *data, size_t n, pid_t *child) {
         assert_int_equal(write(fds[1], data, n), n);
     } else if ((*child = fork()) == 0) {
         for (const unsigned char *p = data; n > 0;) {
-            ssize_t w = write(fds[1], p, n < 7777 ? n : 7777); /* odd pieces */
+            ssize_t w = write(fds[1], p, n < 7777 ? n : 7777); /* in uneven pieces */
             if (w < 0) _exit(1);
             p += w;
             n -= (size_t)w;

@@ -1,12 +1,12 @@
-/* Alignment against a plain one over strings (tests/reference/make_realign.py), and what it does at its edges. */
+/* Tests of lib/align: alignment against a plain one over strings (tests/reference/make_realign.py), and edge cases. */
 #include <stdio.h>
 
 #include "lib/align/align_internal.h"
 #include "tests/unit/knowledge_samples.h"
 
-#define MOST 128 /* tokens of a vocabulary or of a text of the cases */
+#define MOST 128 /* tokens of a vocabulary or of a text in the cases */
 
-/* ---- a vocabulary of given texts ---------------------------------------------------------------------------------------------- */
+/* ---- a vocabulary of given texts --------------------------------------------------------------------------------- */
 
 struct texts {
     size_t n;
@@ -14,7 +14,7 @@ struct texts {
     struct token tokens[MOST];
 };
 
-/* Token i is texts[i]; "<...>" are control tokens, the first of which begins texts and the second ends them. */
+/* Token i is texts[i]. "<...>" are control tokens: the first is BOS, the second EOS. */
 static struct vocab *vocab_of(struct texts *t) {
     struct err e;
     struct vocab *v, spec = {.n_tokens = (uint32_t)t->n,
@@ -44,14 +44,14 @@ static struct texts texts_of(const char *const *all, size_t n) {
     return t;
 }
 
-/* ---- running it ------------------------------------------------------------------------------------------------------------------ */
+/* ---- running an alignment ---------------------------------------------------------------------------------------- */
 
 struct run {
     struct vocab *teacher, *student;
     struct sample s;        /* the teacher's tokens and logits */
-    const char *encoding;   /* of its answers */
+    const char *encoding;   /* of the teacher's knowledge */
     const uint32_t *tokens; /* the student's, or NULL */
-    uint32_t *lengths;      /* [n_seqs] of them */
+    uint32_t *lengths;      /* [n_seqs] of the student's tokens */
     size_t n_seqs, n_tokens;
     uint32_t entries;
     struct align_counts counts;
@@ -125,7 +125,7 @@ static struct knowledge_rows realigned(struct run *x) {
     return k;
 }
 
-/* ---- the reference's cases -------------------------------------------------------------------------------------------------------- */
+/* ---- cases of the reference -------------------------------------------------------------------------------------- */
 
 static void read_texts(FILE *f, struct texts *t, size_t n) {
     char hex[32];
@@ -202,7 +202,7 @@ static void rows_are_those_of_the_reference(void **state) {
     fclose(f);
 }
 
-/* ---- edges -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- edge cases -------------------------------------------------------------------------------------------------- */
 
 static const char *const first_texts[] = {"<s>", "</s>", "a", "b", "c", " ", "ab", " a", "abc", "bc"};
 static const char *const other_texts[] = {"<b>", "<e>", "a", "b", "c", " ", "ca", "bc"};
@@ -224,7 +224,7 @@ static void run_free(struct run *x) {
     mem_free(x->s.logits);
 }
 
-/* Equal vocabularies: every position is aligned, entries are the teacher's own. */
+/* With equal vocabularies every position is aligned, and entries are the teacher's own. */
 static void equal_vocabularies_change_nothing(void **state) {
     (void)state;
     struct texts a, b;
@@ -233,7 +233,7 @@ static void equal_vocabularies_change_nothing(void **state) {
     vocab_free(x.student);
     x.student = vocab_of(&a);
     x.entries = 4;
-    x.tokens = x.s.tokens; /* a vocabulary without merges would spell them otherwise */
+    x.tokens = x.s.tokens; /* encoding anew with a vocabulary without merges would give other tokens */
     x.lengths = &length;
     x.n_seqs = 1;
     x.n_tokens = length;
@@ -255,7 +255,7 @@ static void equal_vocabularies_change_nothing(void **state) {
     run_free(&x);
 }
 
-/* "ab" and "c" by the teacher are "a" and "bc" by the student: after "a" nothing is known; control tokens change places. */
+/* The teacher has "ab" and "c", the student "a" and "bc": after "a" nothing is known. Control tokens are mapped. */
 static void the_text_is_encoded_anew(void **state) {
     (void)state;
     struct texts a, b;
@@ -271,7 +271,7 @@ static void the_text_is_encoded_anew(void **state) {
     for (size_t r = 0; r < 7; r++)
         if (r != 1) assert_true(k.offset[r + 1] > k.offset[r]);
     assert_int_equal(x.counts.aligned, 6);
-    /* after </s> the teacher's own answer there: <s> is <b>, " " is " " */
+    /* after </s>, the teacher's own distribution there, with <s> mapped to <b> and " " to " " */
     double p[10];
     softmax64(p, x.s.logits + 3 * a.n, a.n, 1);
     for (uint64_t t = k.offset[4]; t < k.offset[5]; t++)

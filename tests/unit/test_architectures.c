@@ -1,8 +1,10 @@
 /*
- * Every architecture of the registry against transformers, and against llama.cpp where it knows it: the tiny models of tests/golden/arch, which
- * tests/reference/make_architectures.py makes, with their logits in f32 and gradients in f64. A row of the registry without such a
- * model fails. Tolerances: logits 2e-5 of the largest; gradients 2e-5 of the largest of their tensor, and never asked to be better than 1e-7
- * of the largest of all, for both are sums in f32; bf16 4% of the largest logit.
+ * Every architecture of the registry against transformers, and against llama.cpp where that supports it, on the tiny
+ * models of tests/golden/arch, which tests/reference/make_architectures.py makes, with their logits in f32 and
+ * gradients in f64. An architecture without such a model fails.
+ *
+ * Tolerances: logits 2e-5 of the largest; gradients 2e-5 of the largest of their tensor, but no less than 1e-7 of the
+ * largest of all, since both are sums in f32; bf16 4% of the largest logit.
  */
 #include <dirent.h>
 #include <stdlib.h>
@@ -14,18 +16,18 @@
 #include "lib/formats/arch_internal.h"
 
 #define GOLDEN_ARCH "tests/golden/arch/"
-#define STEP        7 /* every STEP-th element of a gradient is kept */
+#define STEP        7 /* every STEP-th element of a gradient is in the fixture */
 
-/* ---- what is expected ---------------------------------------------------------------------------------------------- */
+/* ---- expected values --------------------------------------------------------------------------------------------- */
 
 struct expected {
     struct mapped_file file;
     struct raw_table tensors;
     struct arena memory;
     struct model_input in;
-    const float *logits; /* or hidden states, of a model without a head */
+    const float *logits; /* for a model without a head: hidden states */
     const uint32_t *labels;
-    const float *weights, *pooled, *pooled_weights; /* of such a model; pooled: NULL without a pooler */
+    const float *weights, *pooled, *pooled_weights; /* for a model without a head; pooled is NULL without a pooler */
     double loss;
 };
 
@@ -39,7 +41,7 @@ static const struct raw_tensor *want(const struct expected *x, const char *name)
     return t;
 }
 
-/* Headers may leave tensors unaligned. */
+/* Copies a tensor, since headers may leave tensors unaligned. */
 static void *copied(struct expected *x, const char *name) {
     struct err e;
     const struct raw_tensor *t = want(x, name);
@@ -76,7 +78,7 @@ static void close_expected(struct expected *x) {
     arena_release(&x->memory);
 }
 
-/* ---- logits --------------------------------------------------------------------------------------------------------- */
+/* ---- logits ------------------------------------------------------------------------------------------------------ */
 
 static void check_logits(const char *what, const float *got, const float *wanted, size_t n, double tolerance) {
     double worst = 0, scale = 0;
@@ -87,7 +89,7 @@ static void check_logits(const char *what, const float *got, const float *wanted
     if (!(worst <= tolerance * scale)) fail_msg("%s: logits off by %g of %g", what, worst, scale);
 }
 
-/* Numbers of a row of what the model makes. */
+/* Width of a row of the model's output. */
 static size_t row_of(const struct model *m) {
     return m->config.output == OUTPUT_NONE ? m->config.hidden
            : m->config.classes             ? m->config.classes
@@ -130,7 +132,7 @@ static struct model *loaded(const struct buf *stream, enum model_weight_format f
     return m;
 }
 
-/* Layer by layer: the bits of the resident model. */
+/* A layer-by-layer run must give the bits of the resident model. */
 static void check_layerwise(const char *name, const struct buf *stream, const struct expected *x) {
     struct err e;
     struct stream_reader *r;
@@ -156,10 +158,10 @@ static void check_layerwise(const char *name, const struct buf *stream, const st
     model_free(m);
 }
 
-/* Weights that change on the way: halved where the point is watched that they read. */
+/* Halves the weights that read from a point when that point is watched. */
 struct changing {
-    float *states, *dense; /* what comes out of each layer, [layers][positions][hidden]; dense of one pass of two */
-    uint64_t *seen;        /* by layer and point, a digest of what came in */
+    float *states, *dense; /* outputs of each layer [layers][positions][hidden], and dense states of one pass of two */
+    uint64_t *seen;        /* per layer and point, a digest of the input */
     size_t positions, of_dense, dense_rows;
     int64_t layer;
     enum model_point point;
@@ -219,8 +221,8 @@ static int change_in_order(void *ctx, struct model_layerwise *l, int64_t layer, 
     return 0;
 }
 
-/* Going on from the point that was watched last gives the bits of going from the start each time; and of dense states, those of every
- * second pass are those of all. */
+/* Resuming from the last watched point must give the bits of rerunning from the start; dense states of every second
+ * pass must equal those of a run that returns all. */
 static void check_changes(const char *name, const struct buf *stream, enum dtype precision) {
     enum { SEQS = 5, LENGTH = 40 };
     struct err e;
@@ -275,7 +277,7 @@ static void check_changes(const char *name, const struct buf *stream, enum dtype
     model_free(m);
 }
 
-/* ---- decoding from caches ------------------------------------------------------------------------------------------- */
+/* ---- decoding from caches ---------------------------------------------------------------------------------------- */
 
 struct chosen {
     uint32_t tokens[2][64];
@@ -291,8 +293,8 @@ static int keep_chosen(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n
     return 0;
 }
 
-/* What is generated greedily, a token at a time from a cache beside another sequence, is what the logits of the sequence up to there
- * choose. */
+/* Greedy generation, a token at a time from a cache shared with another sequence, must choose what the logits of the
+ * whole sequence choose. */
 static void check_decoding(const char *name, struct model *m) {
     enum { NEW = 30 };
     static const uint32_t prompts[] = {7, 3, 11, 5, 2, 9, 7}, lengths[] = {5, 2};
@@ -316,7 +318,7 @@ static void check_decoding(const char *name, struct model *m) {
     }
 }
 
-/* ---- gradients ------------------------------------------------------------------------------------------------------- */
+/* ---- gradients --------------------------------------------------------------------------------------------------- */
 
 struct labels {
     const uint32_t *label; /* UINT32_MAX: none */
@@ -359,7 +361,7 @@ static uint32_t *labels_of(const struct model *m, const struct expected *x, size
     return label;
 }
 
-/* Gradients of all slots of a file's tensor, in the order of that tensor. */
+/* Gradients of all slots of a tensor of the file, in the order of that tensor. */
 static float *foreign_gradient(struct model *m, const struct arch_tensors *names, struct model_slot s, char *name,
                                uint64_t *n) {
     struct err e;
@@ -458,7 +460,7 @@ static void check_gradients(const char *model, const struct buf *stream, struct 
     model_free(m);
 }
 
-/* ---- out and in again ------------------------------------------------------------------------------------------------ */
+/* ---- export and import ------------------------------------------------------------------------------------------- */
 
 static void check_safetensors(const char *name, const struct buf *stream) {
     struct err e;
@@ -502,10 +504,10 @@ static void check_gguf(const char *name, const struct buf *stream, const struct 
     model_free(m);
 }
 
-/* ---- llama.cpp ------------------------------------------------------------------------------------------------------- */
+/* ---- llama.cpp --------------------------------------------------------------------------------------------------- */
 
-/* What libllama makes of our GGUF (tests/reference/compare_llama_cpp.py), of the models that it computes as they are. It has no token
- * types, and the tanh form for every GELU. */
+/* Compares with what libllama makes of our GGUF (tests/reference/compare_llama_cpp.py), for models that it computes
+ * exactly: it has no token types, and uses the tanh form for every GELU. */
 static void check_llama_cpp(const char *name, const char *folder, const struct buf *stream, struct expected *x) {
     char path[600];
     struct err e, why;
@@ -534,7 +536,7 @@ static void check_llama_cpp(const char *name, const char *folder, const struct b
     model_free(m);
 }
 
-/* ---- all ------------------------------------------------------------------------------------------------------------- */
+/* ---- all architectures ------------------------------------------------------------------------------------------- */
 
 static void check_architecture(const char *name) {
     char folder[512];
@@ -565,7 +567,7 @@ static int visible_entry(const struct dirent *d) {
     return d->d_name[0] != '.';
 }
 
-/* Is the folder NAME or NAME-variant? */
+/* Whether the folder is NAME or NAME-variant. */
 static bool is_of(const char *folder, const char *arch) {
     size_t n = strlen(arch);
     return strncmp(folder, arch, n) == 0 && (folder[n] == 0 || folder[n] == '-');

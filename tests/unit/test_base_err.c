@@ -1,4 +1,4 @@
-/* lib/base: errors and log lines. */
+/* Tests of lib/base: errors and log lines. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -45,13 +45,13 @@ static void test_sys_adds_the_reason(void **state) {
     assert_string_equal(e.msg, "out of memory: a table");
 }
 
-/* Whatever is quoted, the message is one printable line that ends in a NUL. */
+/* Whatever is quoted, the message must be one printable line that ends in a NUL. */
 static void test_messages_are_one_line_of_text(void **state) {
     (void)state;
     struct err e = {0};
     err_set(&e, ERR_DATA, "a\nb\x1b[2Jc\x7f\t%s", "\x01");
     assert_string_equal(e.msg, "a\\nb\\u001b[2Jc\\u007f\\t\\u0001");
-    for (size_t pad = 0; pad < 4; pad++) { /* a cut can fall on each byte of a character */
+    for (size_t pad = 0; pad < 4; pad++) { /* the cut falls on each byte of a character */
         char wide[4096];
         memset(wide, 'x', pad);
         for (size_t i = pad; i + 3 < sizeof wide; i += 3) memcpy(wide + i, "\xe2\x82\xac", 4);

@@ -1,4 +1,5 @@
-/* lib/base: JSON. Accepted and refused texts follow RFC 8259; the spelling of numbers follows RFC 8785, appendix B. */
+/* Tests of lib/base: JSON. Accepted and rejected texts follow RFC 8259; the spelling of numbers follows RFC 8785,
+ * appendix B. */
 #include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
@@ -58,7 +59,7 @@ static void test_canonical_text(void **state) {
 static void test_grammar_traps(void **state) {
     (void)state;
     static const char *const bad[] = {
-        "[0.12345678901234567890123456789012345678901234567890123456789012345]", /* more than cJSON's buffer */
+        "[0.12345678901234567890123456789012345678901234567890123456789012345]", /* longer than cJSON's buffer */
         "",
         " ",
         "[",
@@ -136,17 +137,17 @@ static void test_grammar_traps(void **state) {
         "{\"\":1,\"\":2}",
     };
     for (size_t i = 0; i < COUNT_OF(bad); i++) assert_refused(bad[i], strlen(bad[i]));
-    assert_refused("[1]\0", 4); /* NUL after, within, in a string */
+    assert_refused("[1]\0", 4); /* NUL after, within, and in a string */
     assert_refused("[1\0]", 4);
     assert_refused("\"a\0b\"", 5);
 }
 
-/* The length counts, not a NUL: the text need not have one. Every proper prefix of an object is refused. */
+/* The length is authoritative: the text need not end in NUL. Every proper prefix of an object must be rejected. */
 static void test_every_cut_is_noticed(void **state) {
     (void)state;
     static const char text[] = "{\"a\":[1,-2.5e3,\"x\\u00e9\\n\"],\"b\":{\"c\":null,\"d\":[true,false,{}]}}";
     for (size_t n = 0; n < sizeof text - 1; n++) {
-        char *exact = malloc(n + !n); /* so that AddressSanitizer sees a byte too many */
+        char *exact = malloc(n + !n); /* so that AddressSanitizer catches a read past the end */
         memcpy(exact, text, n);
         assert_refused(exact, n);
         free(exact);
@@ -170,12 +171,12 @@ static void test_depth(void **state) {
         }
         buf_release(&b);
     }
-    /* a megabyte of brackets costs no stack */
+    /* a megabyte of brackets must not overflow the stack */
     char *deep = malloc(1 << 20);
     memset(deep, '[', 1 << 20);
     assert_refused(deep, 1 << 20);
     free(deep);
-    /* and too deep a tree is not written */
+    /* a tree that is too deep is not written */
     cJSON *root = cJSON_CreateArray(), *at = root;
     for (int i = 0; i < JSON_MAX_DEPTH; i++) {
         cJSON *next = cJSON_CreateArray();
@@ -188,7 +189,7 @@ static void test_depth(void **state) {
     cJSON_Delete(root);
 }
 
-/* A tokenizer's vocabulary: 250,000 keys, found unique or not in well under a second. */
+/* As in a tokenizer's vocabulary: 250,000 keys are checked for duplicates in well under a second. */
 static void test_duplicates_among_many_keys(void **state) {
     (void)state;
     enum { N = 250000 };
@@ -200,7 +201,7 @@ static void test_duplicates_among_many_keys(void **state) {
         clock_t start = clock();
         cJSON *value = json_parse((char *)b.data, b.len, &e);
         double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
-        assert_true(seconds < 10); /* comparing all pairs takes minutes; sanitizers and a busy machine have room */
+        assert_true(seconds < 10); /* minutes if all pairs were compared; leaves time for sanitizers */
         assert_int_equal(value == NULL, duplicate);
         if (duplicate) assert_string_equal(e.msg, "json: duplicate key \"tok0\"");
         if (!duplicate) assert_int_equal(cJSON_GetArraySize(value), N);
@@ -209,7 +210,7 @@ static void test_duplicates_among_many_keys(void **state) {
     }
 }
 
-/* Around the size where the method changes, with the pair at every place. */
+/* Around the size where the method changes, with the duplicates at every pair of places. */
 static void test_duplicates_at_every_place(void **state) {
     (void)state;
     for (int n = 2; n < 40; n++)
@@ -232,7 +233,7 @@ static void test_numbers_of_rfc_8785(void **state) {
         const char *text;
     } table[] = {
         {0x0000000000000000, "0"},
-        {0x8000000000000000, "-0"}, /* ours keeps the sign */
+        {0x8000000000000000, "-0"}, /* RFC 8785 has "0" here; we keep the sign */
         {0x0000000000000001, "5e-324"},
         {0x8000000000000001, "-5e-324"},
         {0x7fefffffffffffff, "1.7976931348623157e+308"},
@@ -267,7 +268,7 @@ static void test_numbers_of_rfc_8785(void **state) {
     }
 }
 
-/* Any double comes back with the same bits, and one digit less would not bring it. */
+/* Every double must read back with the same bits, and must not with one digit less. */
 static void test_numbers_are_shortest_and_exact(void **state) {
     (void)state;
     struct rng r = rng_init(42, 0);
@@ -275,7 +276,7 @@ static void test_numbers_are_shortest_and_exact(void **state) {
         uint64_t bits = (uint64_t)rng_u32(&r) << 32 | rng_u32(&r);
         double v;
         memcpy(&v, &bits, sizeof v);
-        if (i % 4 == 1) v = (double)rng_below(&r, 100000) / 100; /* and the kind people write */
+        if (i % 4 == 1) v = (double)rng_below(&r, 100000) / 100; /* decimals as people write them */
         if (i % 4 == 2) v = (double)(float)rng_normal(&r);
         if (i % 4 == 3) v = ldexp(1, (int)rng_below(&r, 2098) - 1074);
         if (!isfinite(v)) continue;
@@ -286,7 +287,7 @@ static void test_numbers_are_shortest_and_exact(void **state) {
         cJSON *again = json_parse(text, strlen(text), &e);
         assert_non_null(again);
         assert_memory_equal(&again->valuedouble, &v, sizeof v);
-        int digits = 0, zeros = 0; /* significant ones: neither leading nor trailing zeros */
+        int digits = 0, zeros = 0; /* significant digits: neither leading nor trailing zeros */
         for (const char *p = text; *p && *p != 'e'; p++) {
             if (*p < '0' || *p > '9' || (*p == '0' && !digits)) continue;
             digits++;
@@ -400,8 +401,7 @@ static void test_put_and_read_back(void **state) {
     cJSON_Delete(o);
 }
 
-/* Each allocation of ours fails in its turn: an error, never a wrong result or a leak (AddressSanitizer looks). */
-/* JSON for a terminal: the same value, its strings escaped. */
+/* JSON for a terminal: the same value, with its strings escaped. */
 static void test_shown_text(void **state) {
     (void)state;
     static const char source[] = "{\"a\\n\x7f\":[1.5,\"\xc2\x9b\xe2\x80\xae\xc3\xa9\xf3\xa0\x80\x81\"]}";
@@ -418,6 +418,7 @@ static void test_shown_text(void **state) {
     cJSON_Delete(back);
 }
 
+/* Every allocation fails in turn: the result must be an error, never a wrong value or a leak (ASan checks). */
 static void test_out_of_memory(void **state) {
     (void)state;
     cJSON *value = NULL;
@@ -439,7 +440,7 @@ static void test_out_of_memory(void **state) {
     cJSON_Delete(value);
 }
 
-/* Whole numbers keep a point, so that a reader who tells 30 from 30.0 sees a float. */
+/* Whole numbers keep their point, so that readers that distinguish 30 from 30.0 see a float. */
 static void test_floats_keep_a_point(void **state) {
     (void)state;
     struct err e;

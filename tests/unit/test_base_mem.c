@@ -1,4 +1,4 @@
-/* lib/base: checked arithmetic, memory, arena, growable bytes. */
+/* Tests of lib/base: checked arithmetic, memory, arenas, growable buffers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,7 +21,7 @@ static void assert_out_of_memory(struct err *e) {
     *e = (struct err){0};
 }
 
-/* Allocations count against the limit while they live, and what does not fit is refused with both numbers. */
+/* Live allocations count against the limit; one that does not fit is refused with both numbers. */
 static void test_budget(void **state) {
     (void)state;
     struct err e = {0};
@@ -90,7 +90,7 @@ static void test_memory_refuses_hostile_sizes(void **state) {
         assert_null(mem_array(hostile_sizes[i], 1, &e));
         assert_out_of_memory(&e);
     }
-    /* products that wrap round to something small */
+    /* products that wrap around to a small number */
     assert_null(mem_array(SIZE_MAX / 8 + 2, 8, &e));
     assert_out_of_memory(&e);
     assert_null(mem_array((size_t)1 << 32, (size_t)1 << 32, &e));
@@ -105,7 +105,7 @@ static void test_the_nth_allocation_fails(void **state) {
     assert_non_null(first);
     assert_null(mem_alloc(8, &e));
     assert_out_of_memory(&e);
-    void *third = mem_alloc(8, &e); /* once only */
+    void *third = mem_alloc(8, &e); /* only one allocation fails */
     assert_non_null(third);
     mem_fail_at(1);
     mem_fail_at(0);
@@ -116,7 +116,7 @@ static void test_the_nth_allocation_fails(void **state) {
     mem_free(fourth);
 }
 
-/* Objects do not overlap, keep what was written and are aligned as promised. */
+/* Objects must not overlap, must keep what was written and must be aligned as promised. */
 static void test_arena_objects(void **state) {
     (void)state;
     enum { N = 2000 };
@@ -138,7 +138,7 @@ static void test_arena_objects(void **state) {
         arena_reset(&a);
     }
     arena_release(&a);
-    arena_release(&a); /* an empty one is fine */
+    arena_release(&a); /* an empty arena may be released */
     arena_reset(&a);
     void *p = arena_array(&a, 10, 10, &e), *q = arena_alloc(&a, 0, &e), *s = arena_alloc(&a, 0, &e);
     assert_ptr_not_equal(q, s);
@@ -159,22 +159,23 @@ static void test_arena_text(void **state) {
     arena_release(&a);
 }
 
-/* A stream's scratch: after the first record of a size, resetting and filling again allocates nothing. */
+/* As a stream's scratch arena is used: once a record of some size was read, resetting and refilling allocates
+ * nothing. */
 static void test_arena_reset_keeps_a_block(void **state) {
     (void)state;
     struct arena a = {0};
     struct err e = {0};
     assert_non_null(arena_alloc(&a, 5 << 20, &e));
-    assert_non_null(arena_alloc(&a, 100, &e)); /* a smaller block in front of the large one, which is the one to keep */
+    assert_non_null(arena_alloc(&a, 100, &e)); /* a smaller block ahead of the large one; the large one must be kept */
     arena_reset(&a);
     mem_fail_at(1);
     for (int record = 0; record < 100; record++) {
         for (int i = 0; i < 5; i++) assert_non_null(arena_alloc(&a, 1 << 20, &e));
         arena_reset(&a);
     }
-    assert_null(arena_alloc(&a, 6 << 20, &e)); /* the failure was armed all the time */
+    assert_null(arena_alloc(&a, 6 << 20, &e)); /* nothing before reached the armed failure */
     assert_out_of_memory(&e);
-    assert_non_null(arena_alloc(&a, 100, &e)); /* and the arena survives it */
+    assert_non_null(arena_alloc(&a, 100, &e)); /* the arena survives the failure */
     arena_release(&a);
 }
 
@@ -216,7 +217,7 @@ static void test_buf_grows(void **state) {
     assert_null(b.data);
     assert_int_equal(b.len + b.cap, 0);
     assert_int_equal(buf_reserve(&b, 0, &e), 0);
-    assert_non_null(b.data); /* room for nothing is still an address */
+    assert_non_null(b.data); /* zero bytes still get an address */
     buf_release(&b);
 }
 

@@ -1,4 +1,4 @@
-/* Outputs that appear whole, what is known about them before, and the one read and the one write. */
+/* Tests of lib/base: atomic outputs, checks before they are written, and the one place of read and write. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -85,7 +85,7 @@ static void a_file_is_there_whole_or_not_at_all(void **state) {
     out_file_release(&f);
     expect_text("a", "one");
     assert_int_equal(count_files(), 1);
-    /* somebody else was faster */
+    /* another process creates the file first */
     OK(out_file_create(&f, "b", false, &e));
     put("b", "theirs");
     assert_int_equal(out_file_commit(&f, &e), ERR_USAGE);
@@ -123,7 +123,7 @@ static void a_link_stays_and_its_target_is_written(void **state) {
     assert_true(is_link("folder"));
 }
 
-/* ---- what is known before -------------------------------------------------------------------------------------- */
+/* ---- checks before output ---------------------------------------------------------------------------------------- */
 
 static void check_finds_what_is_wrong_and_leaves_nothing(void **state) {
     (void)state;
@@ -165,7 +165,7 @@ static void check_finds_what_is_wrong_and_leaves_nothing(void **state) {
         if (code != cases[i].code) fail_msg("'%s': %d, expected %d: %s", cases[i].path, code, cases[i].code, e.msg);
         if (code && cases[i].message) assert_string_equal(e.msg, cases[i].message);
     }
-    long_name[255] = 0; /* the longest that there is */
+    long_name[255] = 0; /* the longest name allowed */
     write_file(long_name, false, "x");
     unlink(long_name);
     assert_int_equal(count_files(), 2);
@@ -175,7 +175,7 @@ static void check_finds_what_is_wrong_and_leaves_nothing(void **state) {
 static void a_folder_nobody_may_write_to_is_known(void **state) {
     (void)state;
     struct out_id id;
-    bool root = geteuid() == 0; /* who may do everything: then as somebody else */
+    bool root = geteuid() == 0; /* root may do everything: then the check runs as another user */
     if (root) assert_int_equal(chmod(".", 01777), 0);
     put("theirs", "");
     if (root) assert_int_equal(seteuid(65534), 0);
@@ -191,7 +191,7 @@ static void a_folder_nobody_may_write_to_is_known(void **state) {
     assert_int_equal(out_check("d/b", OUT_NEW, &id, &e), ERR_IO);
     assert_string_equal(e.msg, "d/b: cannot create a file in its folder: Permission denied");
     if (root) assert_int_equal(seteuid(0), 0);
-    assert_int_equal(sticky, ERR_IO); /* others' files in a folder like /tmp */
+    assert_int_equal(sticky, ERR_IO); /* files of other users in a folder like /tmp */
 }
 
 static void two_spellings_of_one_output_are_one(void **state) {
@@ -217,10 +217,10 @@ static void two_spellings_of_one_output_are_one(void **state) {
     }
     OK(out_check("/dev/null", OUT_NEW, &null, &e));
     OK(out_check("/dev/null", OUT_NEW, &id, &e));
-    assert_false(out_same(&null, &id)); /* any number of outputs may go there */
+    assert_false(out_same(&null, &id)); /* several outputs may go to /dev/null */
 }
 
-/* ---- signals --------------------------------------------------------------------------------------------------- */
+/* ---- signals ----------------------------------------------------------------------------------------------------- */
 
 static void a_handler_removes_files_and_folders(void **state) {
     (void)state;
@@ -230,7 +230,7 @@ static void a_handler_removes_files_and_folders(void **state) {
     OK(out_file_create(&f, "a", false, &e));
     OK(out_file_create(&kept, "kept", false, &e));
     OK(out_folder_begin(&d, "folder", &e));
-    for (int i = 0; i < 500; i++) { /* more than one call of getdents64 tells of */
+    for (int i = 0; i < 500; i++) { /* more than one call of getdents64 returns */
         char name[128];
         snprintf(name, sizeof name, "a-file-with-a-rather-long-name-number-%d", i);
         OK(out_folder_write(&d, name, "x", 1, &e));
@@ -262,11 +262,11 @@ static void scratch_has_no_name(void **state) {
     unsetenv("TMPDIR");
 }
 
-/* ---- descriptors ----------------------------------------------------------------------------------------------- */
+/* ---- descriptors ------------------------------------------------------------------------------------------------- */
 
 enum { PIPED = 3 << 20 };
 
-/* Both ends non-blocking, and never ready at the same time for long. */
+/* Both ends are non-blocking, and never ready at the same time for long. */
 static void a_non_blocking_pipe_is_waited_for(void **state) {
     (void)state;
     int p[2], status;

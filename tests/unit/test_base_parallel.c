@@ -1,4 +1,4 @@
-/* lib/base: the parallel loop. Under `make SANITIZER=thread` it also shows that the loop's own edges are clean. */
+/* Tests of lib/base: the parallel loop. `make SANITIZER=thread` also checks its synchronisation. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +11,7 @@
 #include "lib/base/base.h"
 
 struct counted {
-    unsigned *times; /* [n], how often each index ran: not atomic, since an index belongs to one body */
+    unsigned *times; /* [n], how often each index ran: not atomic, since each index is run by one thread */
     atomic_uint threads_seen;
     atomic_bool wrong_thread;
 };
@@ -40,7 +40,7 @@ static void test_each_index_once(void **state) {
     }
 }
 
-/* Bodies that wait for each other: this hangs unless two threads are really at work. */
+/* Bodies that wait for each other: this hangs unless two threads really run. */
 static void meet(void *ctx, size_t i, int thread) {
     (void)i, (void)thread;
     atomic_uint *arrived = ctx;
@@ -60,8 +60,8 @@ static void test_threads_run_at_the_same_time(void **state) {
 enum { OUTER = 20, INNER = 50 };
 
 struct nested {
-    int thread;             /* the outer one */
-    unsigned last;          /* the index that ran before: serial means in order */
+    int thread;             /* of the outer loop */
+    unsigned last;          /* the index before: a serial loop runs in order */
     bool disordered, moved; /* not atomic: only this body's thread may write them */
     unsigned ran;
 };
@@ -92,7 +92,7 @@ static void test_nested_calls_are_serial(void **state) {
     }
 }
 
-/* Results travel from one loop to the next through plain memory: the join and the fork are synchronisation enough. */
+/* Results pass from one loop to the next through plain memory: fork and join must synchronise it. */
 static void shift(void *ctx, size_t i, int thread) {
     (void)thread;
     unsigned *v = ctx;
@@ -119,7 +119,7 @@ static void test_loops_in_sequence(void **state) {
     assert_memory_equal(v, expected, sizeof v);
 }
 
-/* Two threads of the program's own may both call it. */
+/* Two threads of the program may both call parallel_for. */
 static void *loop_in_thread(void *arg) {
     for (int round = 0; round < 20; round++) parallel_for(1000, count, arg);
     return NULL;

@@ -1,4 +1,5 @@
-/* lib/base: the profile. Durations are of the machine; what is tested is which part they are counted for, and that shares make one. */
+/* Tests of lib/base: the profile. Durations depend on the machine; the tests check which part they are counted for,
+ * and that shares sum to 1. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,7 +11,7 @@
 #include "lib/base/base.h"
 
 static void spend(void) {
-    struct timespec t = {.tv_nsec = 2000000}; /* a sleep lasts at least as long */
+    struct timespec t = {.tv_nsec = 2000000}; /* a sleep lasts at least this long */
     nanosleep(&t, NULL);
 }
 
@@ -22,7 +23,7 @@ static void norms(void) {
 static void read_some(void) {
     PROFILE(READING);
     spend();
-    norms(); /* for reading too: the outer mark counts */
+    norms(); /* while reading too: the outer mark counts */
 }
 
 static void products(void) {
@@ -49,7 +50,7 @@ static void parts(void **state) {
     (void)state;
     struct profile_shares s;
     products();
-    assert_false(profile_read(&s, 1)); /* nobody keeps one */
+    assert_false(profile_read(&s, 1)); /* no profile is kept */
     profile_start();
     products();
     assert_true(profile_read(&s, 1));
@@ -64,7 +65,7 @@ static void parts(void **state) {
     assert_float_equal(sum_of(&s), 1, 1e-9);
 }
 
-/* What other threads do is nobody's part, but not idle either. */
+/* Work on other threads belongs to no part, but is not idle time either. */
 static void threads(void **state) {
     (void)state;
     struct profile_shares s;
@@ -73,7 +74,7 @@ static void threads(void **state) {
     assert_true(profile_read(&s, 2));
     assert_float_equal(sum_of(&s), 1, 1e-9);
     assert_in_range((uintmax_t)(s.idle * 1e6), 0, 1000000);
-    assert_true(profile_read(&s, 1000)); /* of a thousand threads most had nothing to do */
+    assert_true(profile_read(&s, 1000)); /* of a thousand threads most were idle */
     assert_true(s.idle > 0.99);
 }
 

@@ -1,4 +1,4 @@
-/* lib/base: Philox against the vectors published with Random123 (tests/kat_vectors), sequences, digests. */
+/* Tests of lib/base: Philox against the vectors published with Random123 (tests/kat_vectors), sequences, digests. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -48,7 +48,7 @@ static void test_sequence_is_philox_in_counter_order(void **state) {
     assert_true(equal_stream < 2 && equal_seed < 2);
 }
 
-/* Pearson's chi-squared over the bins. The seed is fixed, so the test either holds for ever or never. */
+/* Pearson's chi-squared over the bins. The seed is fixed, so the result never varies. */
 static double chi_squared(const unsigned *counts, size_t bins, double expected) {
     double sum = 0;
     for (size_t i = 0; i < bins; i++) sum += (counts[i] - expected) * (counts[i] - expected) / expected;
@@ -67,7 +67,8 @@ static void test_below_is_uniform(void **state) {
     }
     double x = chi_squared(counts, BINS, (double)DRAWS / BINS);
     assert_true(x > 53 && x < 162); /* 99 degrees of freedom: outside with probability 1e-4 */
-    /* n = 3 * 2^62: a plain high word would give every third value twice the chance, a modulo every low one */
+    /* n = 3 * 2^62: taking the high word plainly would give every third value twice the chance, a modulo every low
+     * one */
     unsigned residues[3] = {0}, thirds[3] = {0};
     for (int i = 0; i < 30000; i++) {
         uint64_t v = rng_below(&r, UINT64_C(3) << 62);
@@ -152,7 +153,7 @@ static void test_digest_in_pieces(void **state) {
             digest_update(s, NULL, 0);
         }
         assert_true(digest_equal(digest_get(s), digest_bytes(data, n)));
-        assert_true(digest_equal(digest_get(s), digest_bytes(data, n))); /* asking changes nothing */
+        assert_true(digest_equal(digest_get(s), digest_bytes(data, n))); /* digest_get leaves the state unchanged */
         digest_free(s);
     }
     struct digest a = digest_bytes(data, 100);

@@ -1,4 +1,4 @@
-/* lib/base: UTF-8, names, numbers. */
+/* Tests of lib/base: UTF-8, names, numbers. */
 #include <locale.h>
 #include <math.h>
 #include <setjmp.h>
@@ -10,7 +10,7 @@
 
 #include "lib/base/base.h"
 
-/* The encoding by the table of RFC 3629, for every code point there is. */
+/* The encoding by the table of RFC 3629, for every code point. */
 static size_t encode(uint32_t c, char out[4]) {
     unsigned char b[4];
     size_t n;
@@ -64,7 +64,7 @@ static void test_utf8_traps(void **state) {
         "\xe2\x82\xac\xac",
     };
     for (size_t i = 0; i < COUNT_OF(bad); i++)
-        for (size_t before = 0; before < 17; before++) { /* every place within the eight-byte steps */
+        for (size_t before = 0; before < 17; before++) { /* every offset within the eight-byte steps */
             char text[64];
             memset(text, 'a', sizeof text);
             memcpy(text + before, bad[i], strlen(bad[i]));
@@ -163,7 +163,7 @@ static void test_escape(void **state) {
     static const struct {
         const char *text, *shown;
     } cases[] = {
-        {"plain \\u0041 \xc3\xa9 \xe4\xb8\xad \xf0\x9f\x98\x80", NULL}, /* NULL: as it is */
+        {"plain \\u0041 \xc3\xa9 \xe4\xb8\xad \xf0\x9f\x98\x80", NULL}, /* NULL: unchanged */
         {"\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x92\xbb", NULL},         /* joined with U+200D */
         {"a\nb\tc\rd", "a\\nb\\tc\\rd"},
         {"\x1b[2J\x7f\x01", "\\u001b[2J\\u007f\\u0001"},
@@ -187,7 +187,7 @@ static void test_escape(void **state) {
         escape_text(again, sizeof again, out, strlen(out));
         assert_string_equal(again, out);
     }
-    /* what does not fit whole is left out whole */
+    /* an escape or character that does not fit is left out whole */
     char out[8];
     assert_int_equal(escape_text(out, sizeof out, "ab\x1b\x1b", 4), 2);
     assert_int_equal(escape_text(out, sizeof out, "abcdef\xc3\xa9", 8), 6);

@@ -1,10 +1,10 @@
-/* lib/quant's plans for a budget: the knapsack against brute force, predicted errors against what quantizing does, Fisher
- * traces against the divergence that noise causes. */
+/* Tests of lib/quant's plans for a budget: the knapsack against brute force, predicted errors against those of
+ * quantizing, Fisher traces against the divergence that noise causes. */
 #include "tests/unit/model_samples.h"
 
 #include "lib/quant/budget.h"
 
-/* ---- the knapsack --------------------------------------------------------------------------------------------------- */
+/* ---- the knapsack ------------------------------------------------------------------------------------------------ */
 
 enum { MOST_ITEMS = 240, MOST_OFFERS = 6 };
 struct sample {
@@ -13,7 +13,7 @@ struct sample {
     size_t n;
 };
 
-/* `unit`: sizes are multiples of it. `convex`: an offer of more bytes has less error, less and less so; else anything goes. */
+/* `unit`: sizes are multiples of it. `convex`: errors decrease with bytes, at a decreasing rate; otherwise any. */
 static void sample_offers(struct sample *s, size_t n, uint64_t unit, bool convex, uint64_t seed) {
     struct rng r = rng_init(seed, 5);
     s->n = n;
@@ -72,7 +72,7 @@ static void as_brute_force(void **state) {
             most += top;
         }
         for (uint64_t k = 0; k <= 12; k++) {
-            uint64_t budget = least + (most - least) * k / 11; /* the last one: more than everything */
+            uint64_t budget = least + (most - least) * k / 11; /* at k = 12, more than all items need */
             struct allocation a = allocated(&s, budget);
             double best = brute_force(&s, 0, budget);
             if (!(fabs(a.error - best) <= 1e-9 * best)) fail_msg("seed %d: %g, best %g", (int)seed, a.error, best);
@@ -81,7 +81,7 @@ static void as_brute_force(void **state) {
     }
 }
 
-/* As large as a real model: more bytes are never worse, and the bound is one. */
+/* At the size of a real model: more bytes never raise the error, and the bound holds. */
 static void more_bytes_are_never_worse(void **state) {
     (void)state;
     static struct sample s;
@@ -91,12 +91,13 @@ static void more_bytes_are_never_worse(void **state) {
     for (uint64_t budget = least; budget < least * 5 / 2; budget += least / 7) {
         struct allocation a = allocated(&s, budget);
         assert_true(a.error <= last.error);
-        assert_true(a.bound >= a.error * (1 - 1e-3)); /* within a thousandth, should it have been thinned */
+        assert_true(a.bound >= a.error * (1 - 1e-3)); /* within a thousandth, in case the list was thinned */
         last = a;
     }
 }
 
-/* Nothing to gain but by filling the sack to the last byte: the list of states has to be thinned, and the bound says so. */
+/* Only filling the budget to the last byte gains anything: the list of states has to be thinned, and the bound says
+ * so. */
 static void thinned_lists_still_fit(void **state) {
     (void)state;
     static struct sample s;
@@ -111,17 +112,17 @@ static void thinned_lists_still_fit(void **state) {
         sum += bytes;
     }
     struct allocation a = allocated(&s, sum / 2);
-    assert_true(a.bound >= (double)(sum - sum / 2) * (1 - 1e-9)); /* error is what was not stored */
+    assert_true(a.bound >= (double)(sum - sum / 2) * (1 - 1e-9)); /* the error is what was not stored */
     assert_true(a.error <= (double)(sum - sum / 2) * (1 + 1e-4));
 }
 
-/* ---- plans ------------------------------------------------------------------------------------------------------------ */
+/* ---- plans ------------------------------------------------------------------------------------------------------- */
 
 static struct model_config budget_config(struct arena *a) {
     struct model_config c = sample_config(a);
     c.hidden = 256, c.head_dim = 64;
     c.layers[0] = (struct model_layer){4, 2, 512};
-    c.layers[1] = (struct model_layer){4, 2, 288}; /* its down has rows of 288: fallbacks */
+    c.layers[1] = (struct model_layer){4, 2, 288}; /* rows of 288 in its down: fallbacks */
     return c;
 }
 
@@ -144,7 +145,7 @@ static int planned(const struct buf *in, const struct quant_options *o, const st
     return rc;
 }
 
-/* The sum of squared relative errors, as a run with this plan reports them. */
+/* The sum of squared relative errors that quantizing by this plan reports. */
 static double carried_out(const struct buf *in, const struct buf *text, struct quant_totals *totals) {
     struct err e;
     struct stream_reader *r;
@@ -190,7 +191,7 @@ static void what_is_predicted_happens(void **state) {
         assert_int_equal(totals.elems, r.elems);
         assert_true(r.error <= last);
         last = r.error;
-        /* errors are measured before any budget is looked at: again at the first and the last */
+        /* errors do not depend on the budget: they are measured again for the first and the last one only */
         parallel_set_threads(3);
         b = (struct quant_budget){.bytes = r.budget, .cache = step % 14 ? folder : NULL};
         OK(planned(&in, &o, &b, &other, &again, &e));
@@ -259,7 +260,7 @@ static void refusals(void **state) {
     assert_int_equal(planned(&in, &o, &b, &text, &r, &e), ERR_USAGE);
     char *least = strstr(e.msg, "cannot be reached: the smallest are ");
     assert_non_null(least);
-    /* what it says can be reached, by bytes and by bits */
+    /* the smallest sizes in the message can be reached, by bytes and by bits */
     b = (struct quant_budget){.bytes = strtoull(least + strlen("cannot be reached: the smallest are "), NULL, 10)};
     double bits = strtod(strstr(least, "bytes, ") + 7, NULL);
     OK(planned(&in, &o, &b, &text, &r, &e));
@@ -291,7 +292,7 @@ static void refusals(void **state) {
     arena_release(&a);
 }
 
-/* ---- Fisher traces -------------------------------------------------------------------------------------------------------- */
+/* ---- Fisher traces ----------------------------------------------------------------------------------------------- */
 
 enum { SEQS = 150, LENGTH = 16, POSITIONS = SEQS * LENGTH };
 struct answers {
@@ -319,7 +320,7 @@ static void answer(struct model *m, const struct model_input *in, struct answers
     grad_tape_free(t);
 }
 
-/* Noise of deviation s on a matrix causes a divergence of s^2 trace / 2. */
+/* Noise of standard deviation s on a matrix causes a divergence of s^2 trace / 2. */
 static void traces_predict_divergence(void **state) {
     (void)state;
     static uint32_t tokens[POSITIONS], lengths[SEQS];

@@ -1,4 +1,4 @@
-/* The language of chat templates, what is refused and how, and where answers are. */
+/* Tests of the chat template language, of its errors, and of the positions of answers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -42,6 +42,16 @@ static void assert_refused(const char *source, const char *json, const char *par
 }
 
 /* ---- the language ---- */
+
+static void a_limit_counts_down_to_zero_and_a_negative_one_is_none(void **state) {
+    (void)state;
+    assert_renders("{{ 'a b c'.split(' ', 1) | length }}{{ 'a b c'.split(none, 1) | length }}", "{\"messages\": []}",
+                   "22");
+    assert_renders("{{ 'a b c'.split(' ', -9223372036854775807 - 1) | length }}", "{\"messages\": []}", "3");
+    assert_renders("{{ 'a b c'.split(none, -9223372036854775807 - 1) | length }}", "{\"messages\": []}", "3");
+    assert_renders("{{ 'aaa'.replace('a', 'b', 2) }}{{ 'aaa'.replace('a', 'b', -9223372036854775807 - 1) }}",
+                   "{\"messages\": []}", "bbabbb");
+}
 
 static void syntax_that_is_not_known_is_named_with_its_line(void **state) {
     static const char *const cases[][2] = {
@@ -261,13 +271,13 @@ static void answers_are_found(void **state) {
     static const char *const last[] = {"a2<end>\n"};
     (void)state;
     assert_answers(CHATML, TURNS, both, 2);
-    /* the end of the document is only at the end */
+    /* the end of the document occurs only at the end */
     assert_answers(CHATML "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", TURNS, eos, 2);
     assert_answers(
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% endif %}{% endfor %}",
         TURNS, blocks, 2);
-    /* thoughts are only in the last turn */
+    /* thoughts occur only in the last turn */
     assert_answers(
         "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' %}{{ m.content }}{% else %}"
         "{{ '(t' ~ m.n ~ ')' if loop.last }}{{ m.content.split('</think>')[-1] }}{% endif %}<end>\n{% endfor %}"
@@ -295,6 +305,7 @@ static void places_that_cannot_be_told_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_limit_counts_down_to_zero_and_a_negative_one_is_none),
         cmocka_unit_test(syntax_that_is_not_known_is_named_with_its_line),
         cmocka_unit_test(what_goes_wrong_is_named_with_its_line),
         cmocka_unit_test(conversations_are_checked),

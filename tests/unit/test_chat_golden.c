@@ -1,4 +1,4 @@
-/* Renderings of the templates in tests/golden/chat, against transformers (tests/reference/make_chat.py). */
+/* Tests of rendering: the templates in tests/golden/chat against transformers (tests/reference/make_chat.py). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -98,7 +98,7 @@ static void equals_transformers(void **state) {
     check_cases(FOLDER "cases.jsonl", 400);
 }
 
-/* Templates as models have them. */
+/* Templates of published models. */
 static void published_ones_equal_transformers(void **state) {
     (void)state;
     check_cases(FOLDER "published.jsonl", 100);

@@ -1,4 +1,4 @@
-/* The option parser: every type, every refusal with its suggestion, and what is kept for the provenance. */
+/* Tests of the option parser: every type, every error with its suggestion, and what is kept for the provenance. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -111,7 +111,7 @@ static void letters(void **state) {
     assert_int_equal(count, 3);
     assert_true(quiet);
     assert_string_equal(model, "x.rill");
-    expect_kept("test -n 3 -m x.rill"); /* -q and -j change no byte of the output */
+    expect_kept("test -n 3 -m x.rill"); /* -q and -j do not change the output */
     assert_int_equal(PARSE("-mx"), 0);
     assert_string_equal(model, "x");
 }
@@ -186,7 +186,7 @@ static void unknown(void **state) {
     (void)state;
     REFUSED("unknown option --cuont=3 (did you mean --count?)", "--cuont=3");
     REFUSED("unknown option --rat (did you mean --ratio?)", "--rat");        /* no abbreviations */
-    REFUSED("unknown option --helpman (did you mean --help?)", "--helpman"); /* hidden ones are not suggested */
+    REFUSED("unknown option --helpman (did you mean --help?)", "--helpman"); /* hidden options are not suggested */
     REFUSED("unknown option --zzzzzz (--help lists the options)", "--zzzzzz");
     REFUSED("unknown option -text (did you mean --text?)", "-text");
     REFUSED("unknown option -x (--help lists the options)", "-x");
@@ -242,7 +242,7 @@ static void required(void **state) {
     assert_string_equal(e.msg, "an operand is needed: PATH");
 }
 
-/* Clauses of every form: what they refuse, and how help says it. */
+/* Clauses of every form: what they refuse, and how help words it. */
 static void needs(void **state) {
     (void)state;
     static double t;
@@ -343,7 +343,7 @@ static void nearest(void **state) {
     assert_string_equal(cli_nearest("purne", names, 4), "prune");
     assert_string_equal(cli_nearest("teacher", names, 4), "teacher-infer");
     assert_string_equal(cli_nearest("quantise", names, 4), "quantize");
-    assert_null(cli_nearest("xy", names, 4)); /* nothing of "ls" is left */
+    assert_null(cli_nearest("xy", names, 4)); /* nothing in "ls" is similar */
     assert_null(cli_nearest("", names, 4));
     assert_null(cli_nearest("", names, 0));
 }
@@ -354,7 +354,7 @@ static int cleanup(void **state) {
     return 0;
 }
 
-/* Of the parser's neighbour: a text that comes through a pipe that does not block, late and in two pieces. */
+/* cli_file_read from a non-blocking pipe whose text comes late and in two pieces. */
 static void text_is_waited_for(void **state) {
     (void)state;
     struct err err;

@@ -1,4 +1,5 @@
-/* Provenance: names of files relative to the working folder, ids and their sets; and the line of the progress bar. */
+/* Tests of provenance (file names relative to the working folder, ids and sets of them) and of the progress bar's
+ * line. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -26,7 +27,7 @@ static int leave(void **state) {
     return system(command);
 }
 
-/* `path` is below `top` unless it begins with "=". */
+/* `path` is relative to `top` unless it begins with "=". */
 static void expect(const char *cwd, const char *path, const char *want) {
     struct arena a = {0};
     char folder[256], full[256];
@@ -51,8 +52,8 @@ static void absolute_names_become_relative(void **state) {
     expect("a/b", "c/file", "../../c/file");
     expect("a/b", "a", "../../a");
     expect("a", "a", "../a");
-    expect("a/b", "a/link/file", "../../c/file"); /* the folder's links are followed ... */
-    expect("a/b", "a/link", "../link");           /* ... the last name is kept */
+    expect("a/b", "a/link/file", "../../c/file"); /* links to folders are followed ... */
+    expect("a/b", "a/link", "../link");           /* ... but the last name is kept */
     expect("a", "a//./b/../file", "file");
     expect("", "a/", "a/");
     char want[64];
@@ -68,10 +69,10 @@ static void other_names_stay(void **state) {
     expect("a", "=/dev/fd/63", "/dev/fd/63");
     expect("a", "=/dev/null", "/dev/null");
     expect("a", "=/proc/self/fd/0", "/proc/self/fd/0");
-    expect("a", "=/no/such/folder/file", "/no/such/folder/file"); /* nobody knows where that is */
+    expect("a", "=/no/such/folder/file", "/no/such/folder/file"); /* it cannot be resolved */
 }
 
-/* ---- provenance ------------------------------------------------------------------------------------------------------ */
+/* ---- provenance -------------------------------------------------------------------------------------------------- */
 
 static void heads(void **state) {
     (void)state;
@@ -153,17 +154,17 @@ static void progress_line(void **state) {
     p = (struct progress){.unit = "B", .done = 1500000, .note = "file 2"};
     progress_format(&p, 3725, 200, line, sizeof line);
     assert_string_equal(line, "1.5M B, 403/s, 1:02:05, file 2");
-    p = (struct progress){.unit = "x", .total = 10, .done = 12}; /* more than announced is no crash */
+    p = (struct progress){.unit = "x", .total = 10, .done = 12}; /* more than announced must not crash */
     progress_format(&p, 1, 200, line, sizeof line);
     assert_string_equal(line, "100% [====================] 12/10 x, 12/s, 0:00 left");
-    p = (struct progress){.unit = "steps", .total = 10, .done = 4}; /* slower than one a second */
+    p = (struct progress){.unit = "steps", .total = 10, .done = 4}; /* less than one a second */
     progress_format(&p, 10, 200, line, sizeof line);
     assert_string_equal(line, " 40% [========>           ] 4/10 steps, 2.5 s/step, 0:15 left");
     progress_format(&p, 2000, 200, line, sizeof line);
     assert_string_equal(line, " 40% [========>           ] 4/10 steps, 500 s/step, 50:00 left");
 }
 
-/* Bytes that `call` writes to standard error. */
+/* Captures the bytes that `call` writes to standard error. */
 static size_t written_by(void (*call)(struct cli *), struct cli *c, char *out, size_t size) {
     FILE *f = tmpfile();
     int saved = dup(STDERR_FILENO);
@@ -196,7 +197,7 @@ static void long_run(struct cli *c) {
     cli_progress_end(c);
 }
 
-/* Without a terminal, -v writes a line every half minute, and nothing of what is over before. */
+/* Without a terminal, -v writes a line every half minute, and none for a run that ends sooner. */
 static void progress_of_minutes(void **state) {
     (void)state;
     char text[1000];

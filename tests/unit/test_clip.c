@@ -1,4 +1,4 @@
-/* lib/quant's cuts of ranges: what they promise for each type. */
+/* Tests of lib/quant's clipping of ranges: its guarantees for each type. */
 #include "tests/unit/kernel_test.h"
 
 #include "lib/quant/second_order.h"
@@ -14,7 +14,7 @@ static double error_of(enum dtype t, const float *w, const float *importance, co
     return sum;
 }
 
-/* No block is farther off by the importance, most types gain by it, and threads change nothing. */
+/* No block's weighted error may grow, most types must improve, and threads must not change the result. */
 static void test_blocks(void **state) {
     (void)state;
     struct rng r = rng_init(8, 0);

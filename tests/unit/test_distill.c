@@ -1,10 +1,9 @@
 /*
- * The trainer: what it reports against losses computed in f64, what its result may depend on, that it learns, and that
- * a run resumed at any step ends in the same bytes.
+ * Tests of the trainer: reported losses against f64, what the result may depend on, and that the student learns.
  */
 #include "tests/unit/distill_samples.h"
 
-/* ---- losses ------------------------------------------------------------------------------------------------------------- */
+/* ---- losses ------------------------------------------------------------------------------------------------------ */
 
 static int copy_logits(void *ctx, size_t first, size_t rows, size_t vocab, float *host_logits, struct err *e) {
     (void)e;
@@ -12,7 +11,7 @@ static int copy_logits(void *ctx, size_t first, size_t rows, size_t vocab, float
     return 0;
 }
 
-/* What distill.h says is reported for each encoding, straight from the definition. */
+/* The loss that distill.h promises for each encoding, straight from the definition. */
 static double kl_of(const struct knowledge_rows *k, const struct knowledge_format *f, const float *teacher, size_t r,
                     const double *p, double temperature) {
     double kl = 0, t[VOCAB], mass_t = 0, mass_p = 0;
@@ -31,7 +30,7 @@ static double kl_of(const struct knowledge_rows *k, const struct knowledge_forma
     return kl;
 }
 
-/* What the first step reports is the loss of the weights before it. f32 arithmetic: 2e-5. */
+/* The first step must report the loss of the weights before it. f32 arithmetic: 2e-5. */
 static void check_loss(const char *encoding, double temperature) {
     struct err e;
     struct sample s = sample_new(7, 12, VOCAB, 11);
@@ -88,7 +87,7 @@ static void losses_are_those_of_the_definition(void **state) {
     }
 }
 
-/* What a run of one step reports of the same text and teacher in some encoding. */
+/* What one step reports for the same text and teacher in some encoding. */
 static struct distill_progress first_step(const struct sample *s, const char *encoding) {
     struct err e;
     struct knowledge_format f = format_of(encoding, VOCAB);
@@ -115,8 +114,9 @@ static double entropy_of(const struct sample *s) {
 }
 
 /*
- * The table of names: each encoding's number beside the dense one's. ce is the same for all; the teacher's term has
- * the name kl where it is that to f16's rounding, and else a name of its own that says how it lies to it.
+ * A loss has the same name in the log only where it is the same number: compares each encoding with the dense one. ce
+ * is the same for all. The teacher's term is called kl where it equals the dense one up to rounding to f16; elsewhere
+ * its name says how it differs.
  */
 static void a_name_means_one_number(void **state) {
     (void)state;
@@ -141,7 +141,8 @@ static void a_name_means_one_number(void **state) {
         assert_string_equal(loss_kl_name(&f), cells[i].name);
         if (fabs(p_ce - ce) > 1e-9) fail_msg("%s: ce %g, dense %g", cells[i].encoding, p_ce, ce);
         if (!(kl >= 0)) fail_msg("%s: %s is %g", cells[i].encoding, cells[i].name, kl);
-        /* 1200 positions with a standard deviation of about 2 for a draw: 0.08 with two, three standard errors 0.13 */
+        /* 1200 positions, each with a standard deviation of about 2 per draw: 0.08 with two draws; three standard
+         * errors are 0.13 */
         bool holds = cells[i].kl == SAME               ? fabs(kl - dense) < 1e-6
                      : cells[i].kl == BELOW            ? kl < dense + 1e-3 && kl > 0.1 * dense
                      : cells[i].kl == ABOVE_BY_ENTROPY ? fabs(kl - dense - entropy) < 0.13
@@ -152,7 +153,7 @@ static void a_name_means_one_number(void **state) {
     sample_free(&s);
 }
 
-/* ---- steps ---------------------------------------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
 
 static void assert_weights(struct buf *a, struct buf *b, double tolerance) {
     const float *x = (float *)a->data, *y = (float *)b->data;
@@ -162,7 +163,7 @@ static void assert_weights(struct buf *a, struct buf *b, double tolerance) {
     buf_release(b);
 }
 
-/* Neither on how the stream is cut, nor on threads. */
+/* The weights must depend neither on how the stream is cut nor on threads. */
 static void weights_depend_on_sequences_only(void **state) {
     (void)state;
     struct sample s = sample_new(30, 20, VOCAB, 12);
@@ -182,9 +183,9 @@ static void weights_depend_on_sequences_only(void **state) {
 }
 
 /*
- * Many small passes add up to one large one. The sums differ in the order of their terms: f32's rounding, some 1e-7 of a
- * gradient of norm 1. AdamW would blow that up where a gradient is near 0, so here eps is large: updates are then linear
- * in the gradient, and weights after eight steps agree to 1e-6.
+ * Many small passes add up to one large one. The sums differ in the order of their terms, that is by the rounding of
+ * f32, about 1e-7 of a gradient of norm 1. AdamW would amplify that where a gradient is near 0; so eps is large here:
+ * updates are then linear in the gradient, and weights after eight steps agree to 1e-6.
  */
 static void accumulated_gradients_add_up(void **state) {
     (void)state;
@@ -206,7 +207,7 @@ static void accumulated_gradients_add_up(void **state) {
     sample_free(&s);
 }
 
-/* In bf16, activations and moments, a student learns as in f32: its losses stay within 1% on the way down. */
+/* With activations and moments in bf16, losses on the way down stay within 1% of those in f32. */
 static void bf16_learns_as_f32(void **state) {
     (void)state;
     struct sample s = sample_new(60, 20, VOCAB, 15);
@@ -256,7 +257,8 @@ static void counted_steps_are_the_steps_taken(void **state) {
     sample_free(&s);
 }
 
-/* Decay moves matrices, but neither the embedding's unused rows nor norms: with a gradient of 0 they stay to the bit. */
+/* Decay must change matrices, but neither unused rows of the embedding nor norms: with zero gradients they keep
+ * their bits. */
 static void decay_leaves_embedding_and_norms_alone(void **state) {
     (void)state;
     struct err e;
@@ -282,7 +284,7 @@ static void decay_leaves_embedding_and_norms_alone(void **state) {
     close(fd);
 }
 
-/* The distribution after the last token of a sequence has no label to stand beside, and teaches nothing. */
+/* The distribution after the last token of a sequence has no label and must not contribute. */
 static void last_positions_do_not_teach(void **state) {
     (void)state;
     struct err e;
@@ -301,9 +303,9 @@ static void last_positions_do_not_teach(void **state) {
     sample_free(&s);
 }
 
-/* ---- learning --------------------------------------------------------------------------------------------------------------- */
+/* ---- learning ---------------------------------------------------------------------------------------------------- */
 
-/* What the loss of a perfect student is: for draws their entropy. Over positions with a label. */
+/* The loss of a perfect student, over positions with a label: for draws, their entropy. */
 static double least_loss(int fd, const struct knowledge_format *f) {
     struct err e;
     struct knowledge_rows k;
@@ -321,12 +323,12 @@ static double least_loss(int fd, const struct knowledge_format *f) {
     return sum / n;
 }
 
-/* A handful of sequences, over and over: learned by heart, and the teacher with them. */
+/* Training on a few sequences repeatedly must memorise them, and the teacher's distributions. */
 static void the_student_learns(void **state) {
     (void)state;
     static const struct {
         const char *encoding, *loss;
-        double bound; /* KL from the teacher at the end; from some 2.5 at the beginning */
+        double bound; /* KL from the teacher at the end, which is about 2.5 at the beginning */
     } cases[] = {{"dense", "kl", 0.1}, {"ghost:8", "kl", 0.15}, {"sample:200", "kl", 0.15}};
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct err e;
@@ -358,7 +360,7 @@ static void the_student_learns(void **state) {
     }
 }
 
-/* ---- what goes wrong ---------------------------------------------------------------------------------------------------------- */
+/* ---- errors ------------------------------------------------------------------------------------------------------ */
 
 static void a_loss_that_is_no_number_is_an_error(void **state) {
     (void)state;
@@ -397,7 +399,7 @@ static void what_does_not_fit_is_refused(void **state) {
     struct sample s = {1, 65, VOCAB, &length, tokens, NULL};
     o = options_of("ce", &plain);
     OK(trainer_new(&t, m, &o, &plain, &e));
-    int fd = tokens_file(&s, 50); /* in two pieces, neither of which is too long */
+    int fd = tokens_file(&s, 50); /* in two pieces, neither of them too long */
     assert_int_equal(train_on(t, fd, 1, &e), ERR_DATA);
     assert_string_equal(e.msg, "sequence 0 has 65 positions, the student's context is 64 (tokenize --context 64)");
     trainer_free(t);

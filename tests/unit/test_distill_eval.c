@@ -1,7 +1,8 @@
-/* Evaluations of a run: wherever it is stopped, between steps, within one, or within an evaluation, it goes on to the same end. */
+/* Tests of evaluations within a run: wherever it is stopped - between steps, within one, or within an evaluation -
+ * resuming ends in the same result. */
 #include "tests/unit/distill_samples.h"
 
-/* A run over two streams in memory, with a checkpoint after every step. */
+/* A run over two streams in memory that saves a checkpoint after every step. */
 struct whole_run {
     struct sample s, held;
     struct knowledge_format f;
@@ -62,7 +63,7 @@ static void begin(struct whole_run *w, const char *encoding) {
     w->o.train.ema = 0.6;
     w->o.train.keep_best = true;
     w->o.plan.now =
-        (struct train_schedule){.lr = 0.2, .lr_min = 0.2, .warmup = 0, .steps = 14}; /* too much: it gets worse */
+        (struct train_schedule){.lr = 0.2, .lr_min = 0.2, .warmup = 0, .steps = 14}; /* too large: the loss rises */
     w->o.eval = (struct distill_eval){.open = open_eval, .ctx = w, .format = &w->f, .every = 2, .patience = 50};
 }
 
@@ -75,7 +76,8 @@ static void end(struct whole_run *w) {
     sample_free(&w->held);
 }
 
-/* From the checkpoint, if there is one, to its end or until it is stopped; then the model as it would be saved. */
+/* Runs from the checkpoint, if there is one, to the end or until it is stopped; then returns the model as it would
+ * be saved. */
 static bool run(struct whole_run *w, struct buf *weights, struct distill_progress *p) {
     struct err e;
     struct trainer *t;

@@ -1,4 +1,4 @@
-/* Data in another order: what is drawn from files, and when, against the definition. */
+/* Tests of mixtures and shuffling: which sequences are drawn from which file, and when, against the definition. */
 #include "lib/distill/distill.h"
 #include "tests/unit/knowledge_samples.h"
 
@@ -69,7 +69,7 @@ static struct mixture *mixture_of(struct source *s, size_t n, const double weigh
     return m;
 }
 
-/* All that an epoch gives, at most `most`: first tokens and lengths. Returns how many. */
+/* Draws a whole epoch, at most `most` sequences: first tokens and lengths. Returns the count. */
 struct drawn {
     uint32_t token, length;
 };
@@ -137,13 +137,13 @@ static void test_shares_are_kept_at_all_times(void **state) {
     double positions[3] = {0};
     for (size_t i = 0; i < n; i++) {
         unsigned file = got[i].token / 100;
-        assert_int_equal(got[i].token % 100, at[file]++ % s[file].n); /* in its order, and anew from the beginning */
+        assert_int_equal(got[i].token % 100, at[file]++ % s[file].n); /* in order, starting again at the end */
         positions[file] += got[i].length;
         for (size_t a = 0; a < 3; a++)
             for (size_t b = 0; b < 3; b++)
                 assert_true(positions[a] / weights[a][0] - positions[b] / weights[b][0] <= LONGEST / weights[a][0]);
     }
-    assert_int_equal(at[0], 90); /* an epoch is one of the first file */
+    assert_int_equal(at[0], 90); /* an epoch is one pass over the first file */
     assert_true(at[1] > 7 && at[2] > 60);
     mixture_free(m);
     for (size_t i = 0; i < 3; i++) source_free(&s[i]);
@@ -167,7 +167,7 @@ static void test_the_decay_has_its_own_data(void **state) {
             if (!more) {
                 mixture_next_epoch(m);
                 begins[++epochs] = n;
-                step += in_step > 0; /* the last step of an epoch takes what is left */
+                step += in_step > 0; /* the last step of an epoch takes the remainder */
                 in_step = 0;
                 continue;
             }
@@ -175,7 +175,7 @@ static void test_the_decay_has_its_own_data(void **state) {
             bool decay = step > 14;
             assert_true(decay ? file > 0 : file < 2);
             if (file == 1 && !shuffle)
-                assert_int_equal(got[n].token % 100, next_of_1++ % 20); /* goes on where it was */
+                assert_int_equal(got[n].token % 100, next_of_1++ % 20); /* continues where it was */
             if (decay) positions[file] += got[n].length;
             in_step += got[n++].length;
             if (in_step >= BATCH) step++, in_step = 0;
@@ -183,10 +183,10 @@ static void test_the_decay_has_its_own_data(void **state) {
         assert_int_equal(step, 21);
         assert_true(positions[2] > 2 * positions[1]);
         assert_true(epochs >= 1);
-        mixture_begin(m, &plan, BATCH, 1); /* what a run that is resumed there draws */
+        mixture_begin(m, &plan, BATCH, 1); /* what a run resumed there draws */
         size_t count = draw_epoch(m, begins[2] ? begins[2] - begins[1] : n - begins[1], later);
         assert_memory_equal(later, got + begins[1], count * sizeof *later);
-        mixture_begin(m, &plan, BATCH, UINT64_MAX); /* a lie ends with the plan */
+        mixture_begin(m, &plan, BATCH, UINT64_MAX); /* an absurd step count stops at the end of the plan */
         mixture_free(m);
     }
     for (size_t i = 0; i < 3; i++) source_free(&s[i]);

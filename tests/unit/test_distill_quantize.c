@@ -1,10 +1,10 @@
-/* Training through grids: what is stored is what the last forward pass read, gradients are those at the grid, and a run that is
- * interrupted after any step goes on to the same bytes. */
+/* Tests of quantization-aware training: the stored weights are those that the last forward pass read, gradients are
+ * those at the grid, and a run interrupted after any step resumes to the same bytes. */
 #include "lib/train/train_internal.h"
 #include "tests/unit/distill_samples.h"
 
-/* A student whose rows are whole blocks of 32, and a type of each kind for its matrices: codes of even and of uneven steps, minima,
- * a type that is searched at each step, a plain one. */
+/* A student whose rows are whole blocks of 32, and one type of each kind for its matrices: even and uneven steps,
+ * minima, a type that is searched at each step, a plain one. */
 static struct model *wide_student(void) {
     struct err e;
     struct model_layer layers[] = {{2, 1, 64}, {2, 2, 32}};
@@ -116,7 +116,7 @@ static struct model *loaded(int fd) {
     return m;
 }
 
-/* What a forward pass reads of a parameter. */
+/* The values of a parameter that a forward pass reads. */
 static const float *read_by_passes(const struct model_param *p) {
     return kernel_host(p->grid ? p->grid->forward : p->value, p->n);
 }
@@ -152,7 +152,7 @@ static void what_is_stored_is_what_the_last_pass_read(void **state) {
     run_release(&r);
 }
 
-/* The first step of a student whose weights are those of the grid: the same loss and gradient, to the bit. */
+/* The first step must have the loss and gradient, to the bit, of a student whose weights are the grid's. */
 static void gradients_are_those_at_the_grid(void **state) {
     (void)state;
     struct err e;
@@ -168,7 +168,7 @@ static void gradients_are_those_at_the_grid(void **state) {
     OK(train_to(plain_one, r.fd, 1, &e));
     assert_true(t->progress.loss == plain_one->progress.loss);
     assert_true(t->progress.grad_norm == plain_one->progress.grad_norm);
-    /* and it moved the master, from where that was */
+    /* the step moved the master weights from their own values */
     for (size_t i = 0; i < m->n_params; i++) {
         const struct param *p = &t->set.params[i], *q = &plain_one->set.params[i];
         assert_memory_equal(kernel_host(p->moments[0], p->n), kernel_host(q->moments[0], q->n), p->n * sizeof(float));
@@ -193,7 +193,7 @@ static void check_resumed(struct run *r) {
         OK(train_to(first, r->fd, k, &e));
         int fd = save_checkpoint(first);
         end(first);
-        for (size_t i = 0; i < second->set.n_grids; i++) /* all that matters comes from the checkpoint */
+        for (size_t i = 0; i < second->set.n_grids; i++) /* everything must come from the checkpoint */
             memset(second->set.grids[i].now.blocks, 0, 16);
         OK(restore_checkpoint(second, fd, &e));
         OK(train_to(second, r->fd, steps, &e));
@@ -222,14 +222,14 @@ static void resumed_runs_end_in_the_same_blocks(void **state) {
     check_resumed(&r);
     r.o.train.ema = 0;
     r.o.train.frozen = frozen, r.o.train.n_frozen = 1;
-    for (size_t i = 0; i < MAX_PARAMS; i++) /* of the embedding the checkpoint has nothing */
+    for (size_t i = 0; i < MAX_PARAMS; i++) /* the checkpoint has none of the embedding */
         if (!i) assert_int_equal(r.types[i], DT_Q4_0);
     r.types[0] = DT_F32;
     check_resumed(&r);
     run_release(&r);
 }
 
-/* The values of an evaluation are those of the model that is written, whether it is the last state, its average or the best. */
+/* Evaluations must judge the model that is written, be it the last state, the average or the best. */
 static void evaluations_judge_what_is_written(void **state) {
     (void)state;
     struct err e;
@@ -240,7 +240,7 @@ static void evaluations_judge_what_is_written(void **state) {
         r.o.eval = (struct distill_eval){.open = open_eval, .ctx = &r, .format = &r.f, .every = 1};
         r.o.train.ema = how & 1 ? 0.7 : 0;
         r.o.train.keep_best = how & 2;
-        r.o.plan.now.lr = r.o.plan.now.lr_min = 1; /* too much: it gets worse */
+        r.o.plan.now.lr = r.o.plan.now.lr_min = 1; /* too large: the loss rises */
         struct trainer *t = begin(&r);
         for (uint64_t k = 1; k <= 7; k++) {
             OK(train_to(t, r.fd, k, &e));

@@ -1,4 +1,5 @@
-/* A run that is interrupted after any of its steps and resumed ends in the same bytes; a checkpoint of another run is refused. */
+/* Tests of checkpoints: a run interrupted after any step and resumed ends in the same bytes; a checkpoint of another
+ * run is refused. */
 #include "tests/unit/distill_samples.h"
 
 static void assert_same_array(struct kernel_array a, struct kernel_array b, size_t n) {
@@ -27,7 +28,7 @@ static void assert_same_run(struct trainer *a, struct trainer *b) {
         assert_true(a->progress.losses[i].value == b->progress.losses[i].value);
 }
 
-/* The fixture: some three steps of data, in batches that end inside sequences. */
+/* The fixture: about three steps of data, in batches that end inside sequences. */
 struct run {
     struct sample s;
     struct knowledge_format f;
@@ -62,7 +63,7 @@ static void run_end(struct trainer *t) {
     model_free(m);
 }
 
-/* Weights that are lost before the restore: all that are trained come from the checkpoint. */
+/* Overwrites all weights that are trained: the restore must bring them back from the checkpoint. */
 static void spoil(struct trainer *t) {
     for (size_t i = 0; i < t->set.n; i++) {
         const struct param *p = &t->set.params[i];
@@ -136,7 +137,7 @@ static int start(struct trainer *t, int fd, struct err *e) {
     return rc;
 }
 
-/* A second run with the moments of a first: from its end on, and resumed, it counts updates on. */
+/* A second run that starts from the moments of a first one continues its count of updates, and does so when resumed. */
 static void another_runs_moments_begin_a_run(void **state) {
     (void)state;
     struct err e;
@@ -157,7 +158,7 @@ static void another_runs_moments_begin_a_run(void **state) {
     second = run_begin(&r, 2);
     OK(start(second, fd, &e));
     OK(train_to(second, r.fd, 6, &e));
-    assert_int_equal(restore_checkpoint(cold, middle, &e), ERR_DATA); /* is of a run that had begun otherwise */
+    assert_int_equal(restore_checkpoint(cold, middle, &e), ERR_DATA); /* is of a run that began otherwise */
     assert_non_null(strstr(e.msg, "made with start-state xxh3:"));
     whole = run_begin(&r, 2);
     OK(start(whole, fd, &e));
@@ -179,7 +180,7 @@ static void another_runs_moments_begin_a_run(void **state) {
     run_release(&r);
 }
 
-/* Saving and restoring does not disturb the run that is saved. */
+/* Saving must not affect the run that is saved. */
 static void saving_changes_nothing(void **state) {
     (void)state;
     struct err e;
@@ -199,7 +200,7 @@ static void saving_changes_nothing(void **state) {
     run_release(&r);
 }
 
-/* The trainer at step `step` of the fixture's run, as a checkpoint. */
+/* A checkpoint of the fixture's run at step `step`. */
 static int checkpoint_at(struct run *r, uint64_t step) {
     struct err e;
     struct trainer *t = run_begin(r, 1);
@@ -231,7 +232,7 @@ static void other_options_are_refused(void **state) {
     run_release(&r);
 }
 
-/* The same run, told from the beginning with the phases that the resumed one had: the same bytes. */
+/* A resumed run with a changed schedule must end in the same bytes as a run that had both phases from the start. */
 static void other_schedules_go_on(void **state) {
     (void)state;
     struct err e;
@@ -247,7 +248,7 @@ static void other_schedules_go_on(void **state) {
     OK(train_to(t, r.fd, 7, &e));
     fd2 = save_checkpoint(t);
     run_end(t);
-    r.o.plan.now.steps = 10; /* once more, shorter */
+    r.o.plan.now.steps = 10; /* changed again, to fewer steps */
     t = run_begin(&r, 1);
     OK(restore_checkpoint(t, fd2, &e));
     assert_int_equal(trainer_plan(t)->n_past, 2);
@@ -259,7 +260,7 @@ static void other_schedules_go_on(void **state) {
     run_end(whole);
     run_end(t);
     r.o.plan = (struct train_plan){.now = {.lr = 0.01, .lr_min = 0.001, .warmup = 2, .steps = 2}};
-    t = run_begin(&r, 1); /* fewer than it has taken */
+    t = run_begin(&r, 1); /* fewer steps than it has taken */
     assert_int_equal(restore_checkpoint(t, fd, &e), ERR_USAGE);
     assert_string_equal(e.msg, "checkpoint: the checkpoint is at step 3, this run has 2");
     run_end(t);
@@ -272,7 +273,7 @@ static bool stop_third_time(void *ctx) {
     return ++*(int *)ctx >= 3;
 }
 
-/* Stopped within a step, or while the data is skipped: the state is that after the last whole step. */
+/* Stopped within a step, or while data is skipped, the state is that after the last whole step. */
 static void a_stopped_step_is_not_kept(void **state) {
     (void)state;
     struct err e;
@@ -309,15 +310,15 @@ static void a_stopped_step_is_not_kept(void **state) {
     run_release(&r);
 }
 
-/* A checkpoint whose last step was short, because the data ended there; then the data has grown. And data that is another one in
- * the second epoch. */
+/* A checkpoint after a short step, where the data ended, is refused once the data has grown; so is data that differs
+ * in the second epoch. */
 static void data_that_changes_is_noticed(void **state) {
     (void)state;
     struct err e;
     struct run r;
     struct trainer *t;
     run_init(&r);
-    r.o.batch_tokens = 1000; /* one step takes all there is */
+    r.o.batch_tokens = 1000; /* one step takes all data */
     struct sample part = r.s;
     part.n_seqs = 15;
     part.n_positions = 0;
@@ -373,7 +374,7 @@ static void other_data_is_refused(void **state) {
     assert_non_null(strstr(e.msg, "not the data of the checkpoint"));
     run_end(t);
     close(other);
-    r.s.n_seqs = 2; /* and data that ends too early */
+    r.s.n_seqs = 2; /* data that ends too early */
     r.s.n_positions = r.s.lengths[0] + r.s.lengths[1];
     OK(encode_sample(&r.s, &r.f, 0, 100, 100, &other, &e));
     t = run_begin(&r, 1);
@@ -394,7 +395,7 @@ static void other_students_are_refused(void **state) {
     struct trainer *t = run_begin(&r, 1);
     int fd = save_checkpoint(t);
     run_end(t);
-    struct model *m = student_new(false, 1); /* has a head of its own: one tensor more */
+    struct model *m = student_new(false, 1); /* has its own head: one tensor more */
     OK(trainer_new(&t, m, &r.o, &r.f, &e));
     assert_int_equal(restore_checkpoint(t, fd, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "made with student xxh3:"));
@@ -403,7 +404,7 @@ static void other_students_are_refused(void **state) {
     run_release(&r);
 }
 
-/* Cut anywhere: the stream's own checks notice, nothing crashes. */
+/* A truncated checkpoint must fail the stream's own checks. */
 static void cut_checkpoints_are_refused(void **state) {
     (void)state;
     struct err e;

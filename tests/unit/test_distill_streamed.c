@@ -1,7 +1,8 @@
-/* A teacher that is read layer by layer beside the student: once for a step, whatever its passes are, and with the bits of one in memory. */
+/* Tests of a teacher that is read layer by layer beside the student: once for a step, whatever its passes, and with
+ * the bits of one in memory. */
 #include "tests/unit/distill_samples.h"
 
-/* The teacher's stream, again and again. */
+/* Opens the teacher's stream anew each time. */
 struct source {
     struct buf bytes;
     struct stream_reader *open[100];

@@ -1,6 +1,7 @@
 /*
- * Layers with experts through the library: slots, layer by layer in several passes, statistics of each expert, importance by its own
- * statistics, pruning of experts and of their channels. What they compute is held against transformers in test_architectures.
+ * Tests of layers with experts across modules: slots, runs layer by layer in several passes, statistics of each expert,
+ * importance from its own statistics, pruning of experts and of their channels. Their values are compared with
+ * transformers in test_architectures.c.
  */
 #include "tests/unit/model_samples.h"
 
@@ -9,7 +10,7 @@
 
 enum { EXPERTS = 6, PER_TOKEN = 2, UNUSED = 4 };
 
-/* A layer with experts beside a gated part, one without experts, one with experts alone. */
+/* One layer with experts beside a gated part, one without experts, one with experts alone. */
 static struct model_config mixed_config(struct arena *a) {
     struct err e;
     struct model_config c = {.arch = "qwen2_moe",
@@ -31,7 +32,7 @@ static struct model_config mixed_config(struct arena *a) {
     return c;
 }
 
-/* Scores that are far apart. */
+/* Router scores are far apart. */
 static struct model *mixed_model(const struct model_config *c) {
     struct model *m = sample_model(c, 3);
     for (uint32_t l = 0; l < 3; l += 2) {
@@ -41,15 +42,15 @@ static struct model *mixed_model(const struct model_config *c) {
     return m;
 }
 
-/* No position takes expert UNUSED of layer 2: the first column of the residual stream is positive everywhere, and its row of the
- * router makes that a score far below all others. */
+/* No position takes expert UNUSED of layer 2: the first channel of the residual stream is positive everywhere, and
+ * the expert's router row turns it into a score far below all others. */
 static void forbid_expert(struct model *m) {
     struct model_param *embed = model_param(m, ROLE_EMBED, 0), *router = model_param(m, ROLE_ROUTER, 2);
     for (uint64_t i = 0; i < embed->n; i += 64) model_host_value(embed)[i] = 1;
     for (uint32_t i = 0; i < EXPERTS; i++) model_host_value(router)[(uint64_t)i * 64] = i == UNUSED ? -100 : 0;
 }
 
-/* ---- slots -------------------------------------------------------------------------------------------------------- */
+/* ---- slots ------------------------------------------------------------------------------------------------------- */
 
 static void slots_have_names_and_order(void **state) {
     (void)state;
@@ -128,7 +129,7 @@ static void config_survives_json_and_refuses_what_cannot_be(void **state) {
     }
     c.parallel = false;
     c.experts_per_token = PER_TOKEN;
-    /* A description may not ask for more tensors than anybody has. */
+    /* Even where every count is valid, the number of tensors is limited. */
     c.n_layers = 4096;
     c.layers = arena_array(&a, c.n_layers, sizeof *c.layers, &e);
     for (uint32_t i = 0; i < c.n_layers; i++)
@@ -138,7 +139,7 @@ static void config_survives_json_and_refuses_what_cannot_be(void **state) {
     arena_release(&a);
 }
 
-/* ---- layer by layer, in passes that give an expert few rows each ---------------------------------------------------- */
+/* ---- layer by layer, in passes that give each expert few rows ---------------------------------------------------- */
 
 static void layer_by_layer_and_threads_change_nothing(void **state) {
     (void)state;
@@ -148,7 +149,7 @@ static void layer_by_layer_and_threads_change_nothing(void **state) {
     static uint32_t tokens[POSITIONS];
     const uint32_t lengths[SEQS] = {LENGTH, LENGTH, LENGTH};
     struct model_config c = mixed_config(&a);
-    c.layers[0].experts = 300; /* most get a handful of rows in a pass, and more in the whole */
+    c.layers[0].experts = 300; /* most get a handful of rows per pass, more in total */
     struct model *made = mixed_model(&c);
     sample_tokens(tokens, POSITIONS, c.vocab_size, 5);
     const struct model_input in = {POSITIONS, SEQS, tokens, lengths};
@@ -206,9 +207,9 @@ static void layer_by_layer_and_threads_change_nothing(void **state) {
     arena_release(&a);
 }
 
-/* ---- statistics --------------------------------------------------------------------------------------------------- */
+/* ---- statistics -------------------------------------------------------------------------------------------------- */
 
-/* What one expert, and the router, showed. */
+/* What was observed at one expert, and at the router. */
 struct expert_seen {
     uint32_t layer, expert;
     float *in, *out, *routed;
@@ -300,7 +301,7 @@ static void each_expert_has_its_statistics(void **state) {
     arena_release(&a);
 }
 
-/* Through a stream, and two of them added up. */
+/* Statistics through a stream, and two of them added. */
 static void statistics_survive_a_stream(void **state) {
     (void)state;
     struct err e;
@@ -345,7 +346,7 @@ static void statistics_survive_a_stream(void **state) {
     arena_release(&a);
 }
 
-/* ---- through filters ------------------------------------------------------------------------------------------------ */
+/* ---- through filters --------------------------------------------------------------------------------------------- */
 
 static struct model *pruned(const struct model *m, const struct prune_options *o, struct prune_report *report) {
     struct err e;
@@ -409,7 +410,7 @@ static void the_experts_that_add_most_stay(void **state) {
                         64 * 64 * sizeof(float));
     prune_report_release(&r);
     model_free(p);
-    /* Fewer than a position took: all of them. */
+    /* fewer experts than a position took: all are taken */
     o.experts.n = 1;
     p = pruned(m, &o, &r);
     assert_int_equal(p->config.experts_per_token, 1);
@@ -424,12 +425,12 @@ static void the_experts_that_add_most_stay(void **state) {
     arena_release(&a);
 }
 
-/* A model from which an expert goes that nothing takes computes what it did. */
+/* Removing an expert that no position takes must leave the outputs as they are. */
 static void an_expert_that_nothing_takes_is_not_missed(void **state) {
     (void)state;
     struct arena a = {0};
     struct model_config c = mixed_config(&a);
-    c.layers[0] = c.layers[1]; /* experts in the last layer alone */
+    c.layers[0] = c.layers[1]; /* only the last layer has experts */
     struct model *m = mixed_model(&c);
     struct prune_report r;
     static uint32_t tokens[60];
@@ -450,7 +451,7 @@ static void an_expert_that_nothing_takes_is_not_missed(void **state) {
     arena_release(&a);
 }
 
-/* Channels that are zero go first, in each expert its own. */
+/* Channels that are zero are removed first, different ones in each expert. */
 static void channels_of_experts_go_one_by_one(void **state) {
     (void)state;
     struct arena a = {0};
@@ -523,7 +524,7 @@ static void pruning_experts_is_refused_with_a_reason(void **state) {
     arena_release(&a);
 }
 
-/* ---- quantization --------------------------------------------------------------------------------------------------- */
+/* ---- quantization ------------------------------------------------------------------------------------------------ */
 
 static struct model *quantized(const struct model *m, const struct stats *s) {
     struct err e;
@@ -549,7 +550,7 @@ static struct model *quantized(const struct model *m, const struct stats *s) {
     return out;
 }
 
-/* Error of an expert's up, weighed by what its own positions brought. */
+/* Error of an expert's up matrix, weighted by the inputs that the expert received. */
 static double weighed_error(const struct model *m, const struct model *q, const struct stats *s, uint32_t expert) {
     const struct model_param *x = model_expert_param(m, ROLE_EXPERT_UP, 2, expert),
                              *y = model_expert_param(q, ROLE_EXPERT_UP, 2, expert);
@@ -574,10 +575,10 @@ static void an_expert_is_quantized_by_its_own_statistics(void **state) {
         const struct model_param *x = model_expert_param(plain, ROLE_EXPERT_UP, 2, i),
                                  *y = model_expert_param(weighed, ROLE_EXPERT_UP, 2, i);
         bool same = !memcmp(model_host_value(x), model_host_value(y), x->n * sizeof(float));
-        assert_int_equal(same, stats_expert_count(s, 2, i) == 0); /* of which nothing is known */
+        assert_int_equal(same, stats_expert_count(s, 2, i) == 0); /* experts without statistics */
         if (!same) assert_true(weighed_error(m, weighed, s, i) < weighed_error(m, plain, s, i));
     }
-    /* What chooses is kept in full. */
+    /* routers and gates are not quantized */
     const struct model_param *router = model_param(plain, ROLE_ROUTER, 2),
                              *gate = model_param(plain, ROLE_SHARED_GATE, 0);
     assert_int_equal(router->desc.dtype, DT_F32);
@@ -604,7 +605,8 @@ static enum dtype chosen(const struct model_config *c, const char *type, enum mo
     return wanted;
 }
 
-/* llama.cpp's mixtures (src/llama-quant.cpp): down of experts as down, and with eight experts more for attention. */
+/* llama.cpp's mixtures (src/llama-quant.cpp): down of experts is treated as down, and eight experts give attention
+ * more. */
 static void mixtures_know_experts(void **state) {
     (void)state;
     struct arena a = {0};

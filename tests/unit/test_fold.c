@@ -1,6 +1,6 @@
 /*
- * lib/fold: every method leaves the outputs of every architecture as they are, within f32's rounding; scales are those of PyTorch's AWQ
- * and SmoothQuant; rotations are orthogonal; what cannot be folded is left out, and said.
+ * Tests of lib/fold: every method preserves the outputs of every architecture up to the rounding of f32; scales are
+ * those of PyTorch's AWQ and SmoothQuant; rotations are orthogonal; what cannot be folded is left out and reported.
  */
 #include <dirent.h>
 #include <stdlib.h>
@@ -10,9 +10,9 @@
 #include "lib/fold/fold_internal.h"
 
 #define GOLDEN_ARCH "tests/golden/arch/"
-#define TOLERANCE   3e-5 /* of the largest output */
+#define TOLERANCE   3e-5 /* relative to the largest output */
 
-/* ---- a model and its outputs ------------------------------------------------------------------------------------------- */
+/* ---- a model and its outputs ------------------------------------------------------------------------------------- */
 
 static uint32_t tokens[48];
 static const uint32_t lengths[2] = {20, 28};
@@ -22,7 +22,7 @@ static struct model_input sample_input(const struct model *m) {
     return (struct model_input){COUNT_OF(tokens), 2, tokens, lengths};
 }
 
-/* Logits, or of a model without a head hidden states. */
+/* Logits, or hidden states of a model without a head. */
 static float *outputs_of(struct model *m, const struct model_input *in, size_t *n) {
     struct err e;
     struct grad_tape *t;
@@ -63,7 +63,7 @@ static size_t count_changed(const struct model *a, const struct model *b) {
     return n;
 }
 
-/* ---- folding ----------------------------------------------------------------------------------------------------------- */
+/* ---- folding ----------------------------------------------------------------------------------------------------- */
 
 struct told {
     size_t n, left_out;
@@ -128,7 +128,7 @@ static double *axes_of_model(const struct model *m, const struct model_input *in
     return axes;
 }
 
-/* Every pair of every layer by scales between e^-2 and e^2. */
+/* Scales every pair of every layer by random factors between e^-2 and e^2. */
 static size_t scale_at_random(struct model *m, bool *changed) {
     struct err e;
     struct fold_pair p;
@@ -222,13 +222,13 @@ static void test_architectures(void **state) {
     assert_true(n > 40 && rotated > 8);
 }
 
-/* ---- what is left out --------------------------------------------------------------------------------------------------- */
+/* ---- what is left out -------------------------------------------------------------------------------------------- */
 
 static void test_obstacles(void **state) {
     (void)state;
     static const struct {
         const char *arch;
-        bool attn_in, o_in, ffn_in, down_in, r1; /* can be folded */
+        bool attn_in, o_in, ffn_in, down_in, r1; /* whether it can be folded */
     } cases[] = {
         {"llama", true, true, true, true, true},    {"gpt2", true, true, true, false, false},
         {"bert", false, true, false, false, false}, {"olmo2", false, true, false, true, false},
@@ -252,7 +252,7 @@ static void test_obstacles(void **state) {
     }
 }
 
-/* ---- rotations ---------------------------------------------------------------------------------------------------------- */
+/* ---- rotations --------------------------------------------------------------------------------------------------- */
 
 static void test_rotation(void **state) {
     (void)state;
@@ -282,7 +282,7 @@ static void test_rotation(void **state) {
     }
 }
 
-/* A model that has been turned into its axes has them as its channels. */
+/* After rotation into its principal axes, a model's own axes are its channels. */
 static void test_axes(void **state) {
     (void)state;
     struct err e;
@@ -293,14 +293,14 @@ static void test_axes(void **state) {
     double *axes = axes_of_model(m, &in);
     OK(folded(m, NULL, &(struct fold_options){FOLD_PCA, .axes = axes}, &t, &turned, &e));
     double *again = axes_of_model(turned, &in);
-    for (size_t k = 0; k < 8; k++) assert_true(fabs(fabs(again[k * n + k]) - 1) < 1e-3); /* far apart, the first ones */
+    for (size_t k = 0; k < 8; k++) assert_true(fabs(fabs(again[k * n + k]) - 1) < 1e-3); /* these are far apart */
     mem_free(axes);
     mem_free(again);
     model_free(turned);
     model_free(m);
 }
 
-/* The axes are orthonormal eigenvectors, the largest first, of the sum that PyTorch finds (make_prune_hidden.py). */
+/* The axes are orthonormal eigenvectors, largest first, of the sum that PyTorch computes (make_prune_hidden.py). */
 static void test_axes_against_torch(void **state) {
     (void)state;
     enum { CHANNELS = 64, BEFORE = 40 + 12 * 352, POSITIONS = 41 };
@@ -328,7 +328,7 @@ static void test_axes_against_torch(void **state) {
     model_free(m);
 }
 
-/* The same bytes whatever the threads. */
+/* The result must not depend on the number of threads. */
 static void test_threads(void **state) {
     (void)state;
     struct model *m = imported(GOLDEN_ARCH "mixtral"), *a, *b;
@@ -352,7 +352,7 @@ static void test_threads(void **state) {
     model_free(m);
 }
 
-/* ---- PyTorch -------------------------------------------------------------------------------------------------------------- */
+/* ---- PyTorch ----------------------------------------------------------------------------------------------------- */
 
 static cJSON *golden(void) {
     FILE *f = fopen("tests/golden/quant/fold.json", "rb");
@@ -370,7 +370,7 @@ static double number(const cJSON *o, const char *key) {
     return cJSON_GetObjectItemCaseSensitive(o, key)->valuedouble;
 }
 
-/* The scales of a pair as they were folded: what the outputs were over what they are. */
+/* The scales of a pair, recovered as the ratio of its weights before and after. */
 static void check_scales(const cJSON *want, const struct model *before, const struct model *after) {
     uint32_t layer = (uint32_t)number(want, "layer");
     const char *point = cJSON_GetObjectItemCaseSensitive(want, "point")->valuestring;
@@ -424,7 +424,7 @@ static void test_against_torch(void **state) {
     cJSON_Delete(j);
 }
 
-/* ---- refusals --------------------------------------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 static void test_refusals(void **state) {
     (void)state;

@@ -1,4 +1,4 @@
-/* lib/formats: config.json: what each key means, and which contradict each other. */
+/* Tests of lib/formats: what each key of config.json means, and which contradict each other. */
 #include "tests/unit/formats_samples.h"
 
 static int read_config(const char *json, struct model_config *c, struct arena *a, struct err *e) {
@@ -28,7 +28,7 @@ static void test_config_defaults(void **state) {
     arena_release(&a);
 }
 
-/* transformers 4 and 5 say the same thing differently. */
+/* transformers 4 and 5 write the same settings differently. */
 static void test_rope_layouts(void **state) {
     (void)state;
     static const char *const layouts[] = {
@@ -95,7 +95,7 @@ static void test_config_refusals(void **state) {
         e.msg, "architecture 'MambaForCausalLM' is not supported (supported: LlamaForCausalLM, MistralForCausalLM"));
     assert_int_equal(read_config("{\"model_type\":\"llama\"}", &c, &a, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "num_hidden_layers"));
-    OK(read_config("{" LLAMA ",\"use_sliding_window\":true,\"sliding_window\":128}", &c, &a, &e)); /* never felt */
+    OK(read_config("{" LLAMA ",\"use_sliding_window\":true,\"sliding_window\":128}", &c, &a, &e)); /* no effect */
     arena_release(&a);
 }
 
@@ -141,7 +141,7 @@ static void test_config_write_and_read(void **state) {
     arena_release(&a);
 }
 
-/* ---- keys with two homes or two names ---- */
+/* ---- keys in two places or with two names ---- */
 
 struct config_case {
     const char *members; /* added to LLAMA, or the whole file when it begins with a brace */
@@ -174,7 +174,7 @@ static void check_cases(const struct config_case *cases, size_t n) {
 static void test_rope_homes_that_disagree(void **state) {
     (void)state;
     static const struct config_case cases[] = {
-        /* transformers 5 and 4 both compute yarn and linear here: a plain rotation would be another model */
+        /* transformers 4 and 5 both compute yarn and linear here: a plain rotation would be another model */
         {DEFAULT_ROPE ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}",
          "\"rope_scaling\" and \"rope_parameters\" disagree: rope type 'yarn' against 'default'"},
         {"\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":16},\"rope_scaling\":{\"type\":"
@@ -219,7 +219,7 @@ static void test_rope_homes_that_disagree(void **state) {
     check_cases(cases, COUNT_OF(cases));
 }
 
-/* Said twice, or one home empty: as transformers 5.24 resolves them. */
+/* The same setting in two places, or one of them empty: resolved as by transformers 5.24. */
 static void test_rope_homes_that_agree(void **state) {
     (void)state;
     static const struct {
@@ -253,11 +253,11 @@ static void test_rope_homes_that_agree(void **state) {
             fail_msg("%s: scaling %d, theta %g, factor %g", cases[i].members, c.rope.scaling, c.rope.theta,
                      c.rope.factor);
     }
-    assert_int_equal(c.rope.original_context, 128); /* the context, when nothing else is said */
+    assert_int_equal(c.rope.original_context, 128); /* the context, when no key says otherwise */
     arena_release(&a);
 }
 
-/* What transformers 5.24 makes of the settings of yarn and longrope (modeling_rope_utils.py), by its own numbers. */
+/* The factors that transformers 5.24 derives from the settings of yarn and longrope (modeling_rope_utils.py). */
 static void test_rope_numbers(void **state) {
     (void)state;
 #define LONG_LISTS "\"long_factor\":[1,2,3,4,5,6,7,8],\"short_factor\":[1,1,1,1,1,1,1,1]"
@@ -399,7 +399,7 @@ static void test_windows(void **state) {
     arena_release(&a);
 }
 
-/* Keys as they stand in folders that people have, all of which transformers reads. */
+/* Keys as they occur in published folders, all of which transformers reads. */
 static void test_real_folders(void **state) {
     (void)state;
     static const struct config_case cases[] = {
@@ -415,7 +415,7 @@ static void test_real_folders(void **state) {
          "\"tie_word_embeddings\":false,\"torch_dtype\":\"bfloat16\",\"transformers_version\":\"4.42.3\","
          "\"use_cache\":true,\"vocab_size\":128256}",
          NULL},
-        /* Qwen2.5 0.5B Instruct, as version 5 saves it again */
+        /* Qwen2.5 0.5B Instruct, as transformers 5 saves it */
         {"{\"architectures\":[\"Qwen2ForCausalLM\"],\"attention_dropout\":0.0,\"bos_token_id\":151643,\"dtype\":"
          "\"bfloat16\","
          "\"eos_token_id\":151645,\"hidden_act\":\"silu\",\"hidden_size\":896,\"initializer_range\":0.02,"

@@ -1,4 +1,5 @@
-/* lib/formats: what config.json and GGUF of Qwen3, Phi, Phi-3, SmolLM3 and MiniCPM may say, and what their targets cannot hold. */
+/* Tests of lib/formats: what config.json and GGUF of Qwen3, Phi, Phi-3, SmolLM3 and MiniCPM may say, and what export
+ * targets cannot hold. */
 #include "tests/unit/formats_samples.h"
 #include "tests/unit/model_samples.h"
 
@@ -74,7 +75,7 @@ static void test_refused_keys(void **state) {
     }
 }
 
-/* The values of transformers' classes where config.json is silent. */
+/* The defaults of transformers' classes where config.json is silent. */
 static void test_defaults(void **state) {
     (void)state;
     struct arena a = {0};
@@ -93,7 +94,7 @@ static void test_defaults(void **state) {
     assert_true(c.rope.dims == 0 && c.norm_eps == 1e-5f && !c.tied && !c.layers[0].window);
     c = read_ok(PHI3 ",\"sliding_window\":64,\"partial_rotary_factor\":0.75}", &a);
     assert_true(c.rope.dims == 12 && c.layers[0].window == 64 && c.layers[3].window == 64);
-    assert_int_equal(read_ok(PHI3 ",\"sliding_window\":128}", &a).layers[0].window, 0); /* never felt */
+    assert_int_equal(read_ok(PHI3 ",\"sliding_window\":128}", &a).layers[0].window, 0); /* no effect */
     c = read_ok(SMOLLM3 "}", &a);
     assert_true(c.tied && c.rope.theta == 2000000 && c.layers[0].n_kv_heads == 4);
     assert_true(c.layers[2].rope == ROPE_MAIN && c.layers[3].rope == ROPE_NONE);
@@ -109,7 +110,7 @@ static void test_defaults(void **state) {
     arena_release(&a);
 }
 
-/* ---- what is written comes back ------------------------------------------------------------------------------------- */
+/* ---- written configurations read back ---------------------------------------------------------------------------- */
 
 static cJSON *written(const struct model_config *c) {
     struct err e;
@@ -122,7 +123,7 @@ static double number(const cJSON *json, const char *key) {
     return cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(json, key));
 }
 
-/* A share is a decimal, of which the class takes the whole part of a product. */
+/* The partial rotary factor is a decimal; the class truncates its product with the head size. */
 static void test_every_share_comes_back(void **state) {
     (void)state;
     for (uint32_t head_dim = 2; head_dim <= 256; head_dim += 2)
@@ -163,7 +164,7 @@ static void test_factors_come_back_short(void **state) {
     }
 }
 
-/* ---- GGUF ------------------------------------------------------------------------------------------------------------ */
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
 
 static void llama_cpp_says(const char *json, const char *says) {
     struct arena a = {0};
@@ -230,7 +231,7 @@ static struct foreign_model *open_sample(struct gguf_sample *g, struct buf *byte
     return rc ? NULL : f;
 }
 
-/* From before llama.cpp had keys for the factors: those of MiniCPM 1B and 2B. */
+/* Files of MiniCPM 1B and 2B from before llama.cpp had keys for the factors. */
 static void test_old_minicpm(void **state) {
     (void)state;
     struct buf bytes;
@@ -289,9 +290,9 @@ static void test_longrope_in_gguf(void **state) {
     }
 }
 
-/* ---- fused tensors whose parts have different types ------------------------------------------------------------------ */
+/* ---- fused tensors whose parts have different types -------------------------------------------------------------- */
 
-/* In q4_k_m's mixture as it is where nothing is fused: v of layer 1 gets more bits than q and k. */
+/* The types of q4_k_m's mixture, as for unfused tensors: v of layer 1 gets more bits than q and k. */
 static struct buf mixture_of(const struct buf *stream) {
     struct err e;
     struct stream_reader *r;
@@ -323,7 +324,7 @@ static void assert_same_values(const struct buf *a, const struct buf *b) {
     model_free(y);
 }
 
-/* GGUF keeps the blocks, so the parts lie apart; safetensors has values, which meet in f32. */
+/* GGUF keeps blocks, so the parts are separate tensors; safetensors has values, so the parts are fused in f32. */
 static void test_parts_of_different_types(void **state) {
     (void)state;
     struct err e;

@@ -1,5 +1,5 @@
-/* BERT and its like in files: names of tensors in all their spellings, heads of other classes, what config.json and
- * GGUF may say. */
+/* Tests of lib/formats: names of tensors of BERT and its relatives in all spellings, heads of other classes, and
+ * what config.json and GGUF may say. */
 #include <stdlib.h>
 
 #include "tests/unit/formats_samples.h"
@@ -23,7 +23,7 @@ static void copy_folder(char folder[64], const char *name) {
     }
 }
 
-/* The header with other names and more tensors, then the data and `more` bytes. */
+/* Writes the header with other names and more tensors, then the data and `more` bytes. */
 static void put_header(const char *folder, cJSON *header, const void *data, size_t n, size_t more) {
     struct err e;
     struct buf out = {0};
@@ -46,7 +46,7 @@ static cJSON *header_of(const struct buf *b, size_t *data_at) {
     return header;
 }
 
-/* `from` at the beginning or end of a name becomes `to`; in all names that have it. */
+/* Replaces `from` at the beginning or end of each tensor name by `to`. */
 static void rename_tensors(const char *folder, const char *from, const char *to, bool at_end) {
     struct buf b = file_of_folder(folder, "model.safetensors");
     size_t at, n_from = strlen(from), changed = 0;
@@ -66,7 +66,7 @@ static void rename_tensors(const char *folder, const char *from, const char *to,
     buf_release(&b);
 }
 
-/* A tensor more: of ones, or with the data of another. */
+/* Adds a tensor: of ones, or with the data of another. */
 static void add_tensor(const char *folder, const char *name, const char *dtype, unsigned n, unsigned size,
                        const char *like) {
     struct buf b = file_of_folder(folder, "model.safetensors");
@@ -93,7 +93,7 @@ static void add_tensor(const char *folder, const char *name, const char *dtype, 
     buf_release(&b);
 }
 
-/* A key of config.json; value NULL takes it away. */
+/* Sets a key of config.json; value NULL deletes it. */
 static void set_config(const char *folder, const char *key, const char *value) {
     struct err e;
     struct buf b = file_of_folder(folder, "config.json");
@@ -160,7 +160,7 @@ static void names_with_and_without_their_base(void **state) {
     }
 }
 
-/* As the files of the first BERTs have them. */
+/* As in the files of the first BERTs. */
 static void norms_called_gamma_and_beta(void **state) {
     (void)state;
     char folder[64];
@@ -180,7 +180,7 @@ static void heads_of_other_classes_are_left_out(void **state) {
     add_tensor(folder, "cls.seq_relationship.bias", "F32", 2, 4, NULL);
     add_tensor(folder, "bert.pooler.dense.bias", "F32", 32, 4, NULL);
     add_tensor(folder, "bert.embeddings.position_ids", "I64", 64, 8, NULL);
-    add_tensor(folder, "cls.predictions.decoder.bias", "F32", 61, 4, "cls.predictions.bias"); /* the same once more */
+    add_tensor(folder, "cls.predictions.decoder.bias", "F32", 61, 4, "cls.predictions.bias"); /* a duplicate */
     assert_same_model(folder, "bert");
     add_tensor(folder, "bert.encoder.layer.0.extra.weight", "F32", 4, 4, NULL);
     assert_refused(folder, "'bert.encoder.layer.0.extra.weight' has no role");
@@ -197,7 +197,7 @@ static void a_bias_of_two_values_is_refused(void **state) {
     remove_folder(folder);
 }
 
-/* The class decides: without one it is the encoder, and an encoder may have no pooler. */
+/* Without a class name the model is the encoder, and an encoder need not have a pooler. */
 static void a_model_type_alone_is_the_encoder(void **state) {
     (void)state;
     char folder[64];
@@ -255,7 +255,7 @@ static void what_config_json_may_say(void **state) {
     }
 }
 
-/* Positions begin after the padding token; what they have in front of them comes back. */
+/* Positions start after the padding token; the rows before are kept through a round trip. */
 static void positions_of_roberta(void **state) {
     (void)state;
     struct model *m = model_of(ARCH "roberta-classes"); /* its padding is token 2 */
@@ -271,7 +271,7 @@ static void positions_of_roberta(void **state) {
     model_free(m);
 }
 
-/* ---- what a configuration may be --------------------------------------------------------------------------------- */
+/* ---- valid configurations ---------------------------------------------------------------------------------------- */
 
 static void classes_and_outputs_belong_together(void **state) {
     (void)state;
@@ -294,7 +294,7 @@ static void classes_and_outputs_belong_together(void **state) {
     model_free(m);
 }
 
-/* Logits of the next token are what generation and perplexity stand on. */
+/* Generation and perplexity need the logits of the next token. */
 static void other_logits_are_refused(void **state) {
     static const char *const says[][2] = {{ARCH "bert", "masked language model"},
                                           {ARCH "bert-classes", "logits are of 5 classes"},
@@ -328,7 +328,7 @@ static void open_golden_gguf(struct buf *gguf, const char *golden) {
     buf_release(&b);
 }
 
-/* The bytes of a GGUF with a text replaced by another of its length. */
+/* Replaces a text in a GGUF by another of the same length, and checks the error. */
 static void check_gguf(const struct buf *gguf, const char *from, const char *to, const char *says) {
     struct err e;
     struct foreign_model *f;
@@ -356,7 +356,7 @@ static void what_a_gguf_may_say(void **state) {
     buf_release(&roberta);
 }
 
-/* The rows before the first position are nobody's: GGUF does not have them, and they come back as zeros. */
+/* GGUF lacks the unused rows before the first position; they are read back as zeros. */
 static void a_gguf_has_no_rows_before_the_first_position(void **state) {
     (void)state;
     struct err e;
@@ -396,7 +396,7 @@ static void heads_that_gguf_cannot_hold(void **state) {
 
 /* ---- names of classes -------------------------------------------------------------------------------------------- */
 
-/* The text of META's "labels", or "" when there is none. */
+/* The text of META's "labels", or "" if it has none. */
 static void labels_in(const struct buf *stream, char out[128]) {
     struct err e;
     struct model *m;

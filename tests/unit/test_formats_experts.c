@@ -1,4 +1,5 @@
-/* lib/formats: what config.json and GGUF say of experts, how these lie in files, and what their targets cannot hold. */
+/* Tests of lib/formats: what config.json and GGUF say of experts, how their tensors are stored, and what export
+ * targets cannot hold. */
 #include "tests/unit/formats_samples.h"
 #include "tests/unit/model_samples.h"
 
@@ -63,7 +64,7 @@ static void assert_layer(const struct model_layer *l, uint32_t ffn, uint32_t exp
     fail_msg("a layer of %u, %u and %u, not %u, %u and %u", l->ffn, l->experts, l->expert_ffn, ffn, experts, width);
 }
 
-/* The values of transformers' classes where config.json is silent. */
+/* The defaults of transformers' classes where config.json is silent. */
 static void test_defaults(void **state) {
     (void)state;
     struct arena a = {0};
@@ -95,7 +96,7 @@ static void test_defaults(void **state) {
     arena_release(&a);
 }
 
-/* ---- what targets cannot hold ---------------------------------------------------------------------------------------- */
+/* ---- what targets cannot hold ------------------------------------------------------------------------------------ */
 
 static void assert_refused(enum model_target t, const struct model_config *c, const char *says) {
     struct err e = {0};
@@ -133,7 +134,7 @@ static void test_targets(void **state) {
     c = read_ok(QWEN2 ",\"mlp_only_layers\":[1]}", &a);
     OK(target_check(TARGET_TRANSFORMERS, &c, &e));
     assert_refused(TARGET_LLAMA_CPP, &c, "layers of qwen2_moe that differ");
-    c.layers[2].ffn = 96; /* a shared part that is not as wide as the others */
+    c.layers[2].ffn = 96; /* a shared part with another width than the others */
     assert_refused(TARGET_TRANSFORMERS, &c, "layer 2 has 60 experts of 1408 beside a width of 96");
     c = read_ok(QWEN2 "}", &a);
     c.shared_gate = false;
@@ -148,7 +149,7 @@ static void test_targets(void **state) {
     arena_release(&a);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------------ */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 static struct buf golden(const char *name) {
     char path[128];
@@ -157,7 +158,7 @@ static struct buf golden(const char *name) {
     return imported_with(path, 0, &o);
 }
 
-/* llama.cpp's names and shapes; a llama with experts is a Mixtral, with no key of ours. */
+/* llama.cpp's names and shapes. A llama with experts is a Mixtral, without any key of ours. */
 static void test_gguf(void **state) {
     (void)state;
     struct err e;
@@ -232,7 +233,7 @@ static void test_flawed_folders(void **state) {
     }
 }
 
-/* One type for all experts of a GGUF's tensor. */
+/* All experts in one tensor of a GGUF must have one type. */
 static void test_experts_of_two_types(void **state) {
     (void)state;
     struct err e;
@@ -244,7 +245,7 @@ static void test_experts_of_two_types(void **state) {
     p->desc.dtype = DT_BF16;
     for (uint64_t i = 0; i < p->n; i++) model_host_value(p)[i] = (float)(i % 7);
     struct buf stream = saved_model(m, 0);
-    OK(export_gguf(&stream, &gguf, &e)); /* plain types meet in f32 */
+    OK(export_gguf(&stream, &gguf, &e)); /* plain types are merged to f32 */
     struct foreign_model *f;
     OK(foreign_open_gguf(&f, gguf.data, gguf.len, NULL, &e));
     const struct raw_tensor *t = raw_table_find(&f->source->tensors, "blk.2.ffn_up_exps.weight");

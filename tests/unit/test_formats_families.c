@@ -1,7 +1,7 @@
 /*
  * Small tokenizers of every family (tests/golden/tokenizers/families) against Hugging Face's tokenizers and
- * sentencepiece: every golden text, ids and decoded text; and the same after a VOCB record, a tokenizer.json of ours
- * and a GGUF of ours.
+ * sentencepiece: ids and decoded text of every golden text, also after a round trip through a VOCB record, our
+ * tokenizer.json and our GGUF.
  */
 #include "lib/formats/formats_internal.h"
 #include "tests/unit/formats_samples.h"
@@ -53,7 +53,7 @@ static struct vocab *load_family(const char *name) {
     return v;
 }
 
-/* CRC-32 as zlib has it. */
+/* CRC-32 as in zlib. */
 static uint32_t crc(uint32_t sum, const void *data, size_t n) {
     const unsigned char *p = data;
     sum = ~sum;
@@ -70,7 +70,7 @@ static uint32_t counted(uint32_t sum, size_t n, const void *data, size_t bytes) 
     return crc(crc(sum, le, 4), data, bytes);
 }
 
-/* sentencepiece does not look for control tokens in a text. */
+/* sentencepiece does not parse control tokens in a text. */
 static struct text_encode_options options_of(const char *name) {
     return (struct text_encode_options){.plain_specials = is_model(name)};
 }
@@ -111,7 +111,7 @@ static void test_reference(void **state) {
     free_golden_texts(&texts);
 }
 
-/* ---- the same tokenizer after a journey ---- */
+/* ---- the same tokenizer after a round trip ---- */
 
 static void check_same(const char *name, const char *how, const struct vocab *a, const struct vocab *b,
                        const struct golden_texts *texts, size_t stride) {
@@ -151,7 +151,7 @@ static void test_record(void **state) {
         assert_memory_equal(&v->digest, &w->digest, sizeof v->digest);
         check_same(families[i], "VOCB", v, w, &texts, 97);
         vocab_free(w);
-        /* A record that is cut anywhere is refused. */
+        /* a record cut anywhere is refused */
         for (size_t n = 0; n < record.len; n += 1 + record.len / 200)
             assert_int_equal(vocab_unpack(&w, record.data, n, &e), ERR_DATA);
         buf_release(&record);
@@ -214,7 +214,8 @@ static void test_cuts(void **state) {
     free_golden_texts(&texts);
 }
 
-/* Half of the tokens: those that stay keep their text, and texts still encode, to bytes where pieces are gone. */
+/* With half of the tokens removed, the rest keep their text, and texts still encode, to bytes where pieces are
+ * missing. */
 static void test_prune(void **state) {
     (void)state;
     for (size_t i = 0; i < COUNT_OF(families); i++) {
@@ -241,7 +242,7 @@ static void test_prune(void **state) {
     }
 }
 
-/* ---- out and in again ---- */
+/* ---- export and import ---- */
 
 static void test_tokenizer_json(void **state) {
     (void)state;
@@ -252,7 +253,7 @@ static void test_tokenizer_json(void **state) {
         struct buf json = {0}, config = {0};
         if (hf_tokenizer_write(v, &json, &config, &e)) fail_msg("%s: %s", families[i], e.msg);
         if (hf_tokenizer_read(&w, json.data, json.len, NULL, 0, &e)) fail_msg("%s: %s", families[i], e.msg);
-        /* What `tokenizers` does otherwise than sentencepiece, export says; from a tokenizer.json all comes back. */
+        /* export reports where `tokenizers` differs from sentencepiece; a tokenizer.json comes back in full */
         if (!is_model(families[i])) {
             struct buf a = {0}, b = {0};
             OK(vocab_pack(v, &a, &e));
@@ -271,7 +272,7 @@ static void test_tokenizer_json(void **state) {
     free_golden_texts(&texts);
 }
 
-/* A GGUF with a model of one small layer around the vocabulary. */
+/* A GGUF of a model with one small layer and this vocabulary. */
 static int make_gguf(const struct vocab *v, struct buf *gguf, struct err *refusal) {
     struct err e;
     struct arena a = {0};
@@ -308,7 +309,7 @@ static struct vocab *read_gguf(const struct buf *gguf) {
     return v;
 }
 
-/* Without the keys that only we read: what llama.cpp sees. */
+/* Hides the keys that only we read, to see what llama.cpp sees. */
 static void hide_own_keys(struct buf *gguf) {
     static const char *const own[] = {"rill.tokenizer.steps", "rill.tokenizer.flags"};
     for (size_t i = 0; i < COUNT_OF(own); i++) {
@@ -321,7 +322,7 @@ static void test_gguf(void **state) {
     (void)state;
     static const struct {
         const char *name, *refused;
-        bool exact; /* llama.cpp's keys say all */
+        bool exact; /* llama.cpp's keys say everything */
     } cases[] = {
         {"llama2.json", NULL, true},
         {"phi3.json", NULL, false}, /* white space after an added token */
@@ -364,12 +365,12 @@ static void test_gguf(void **state) {
     free_golden_texts(&texts);
 }
 
-/* ---- words with tags, as transformers' examples encode them (tests/reference/make_tags.py) ------------------------------ */
+/* ---- tagged words, encoded as in transformers' examples (tests/reference/make_tags.py) --------------------------- */
 
 struct tagged {
     struct span line;
-    size_t read;            /* of the line */
-    struct buf ids, labels; /* what corpus_encode made of it */
+    size_t read;            /* bytes of the line that were read */
+    struct buf ids, labels; /* the output of corpus_encode */
 };
 
 static int read_line(void *ctx, void *dst, size_t n, size_t *got, struct err *e) {
@@ -399,7 +400,7 @@ static void assert_numbers(const char *what, const cJSON *wanted, const uint32_t
     }
 }
 
-/* The tokens of a line, and their labels; with BOS and EOS around them, which have none; and cut to `longest`. */
+/* The tokens of a line and their labels: plain, between BOS and EOS (which have none), and cut to `longest`. */
 static void check_tags(struct span line, const cJSON *x) {
     struct err e;
     char file[64], what[96];
@@ -412,7 +413,7 @@ static void check_tags(struct span line, const cJSON *x) {
         struct corpus_options o = {.documents = CORPUS_JSONL,
                                    .field = "words",
                                    .tags = "tags",
-                                   .batch_tokens = pass ? 3 : 1000, /* sequences go on from batch to batch */
+                                   .batch_tokens = pass ? 3 : 1000, /* sequences continue over batches */
                                    .bos = around,
                                    .eos = around ? EOS_AFTER : EOS_NEVER};
         struct corpus_totals totals;

@@ -1,5 +1,5 @@
-/* lib/formats: what config.json says of Gemma 2 and 3, in all its spellings, and what is refused. The numbers themselves are compared
- * with transformers in test_architectures.c. */
+/* Tests of lib/formats: what config.json says of Gemma 2 and 3, in all spellings, and what is refused. Their logits
+ * are compared with transformers in test_architectures.c. */
 #include "tests/unit/formats_samples.h"
 
 #include "lib/formats/arch_internal.h"
@@ -17,7 +17,7 @@ static int read_config(const char *json, struct model_config *c, struct arena *a
     return rc;
 }
 
-/* Lengths of the windows, "5 5 0". */
+/* Compares the layers' window lengths with text such as "5 5 0". */
 static void check_windows(const struct model_config *c, const char *wanted) {
     char text[128] = "";
     size_t n = 0;
@@ -28,7 +28,7 @@ static void check_windows(const struct model_config *c, const char *wanted) {
         assert_int_equal(c->layers[i].rope, c->layers[i].window ? ROPE_LOCAL : ROPE_MAIN);
 }
 
-/* What is written reads back as the same. */
+/* A written configuration must read back as the same. */
 static void check_again(const struct model_config *c) {
     struct err e;
     struct arena a = {0};
@@ -80,7 +80,7 @@ static void soft_caps_may_be_null(void **state) {
     arena_release(&a);
 }
 
-/* transformers 5 takes no integer for a float. */
+/* transformers 5 refuses an integer in place of a float. */
 static void soft_caps_are_written_as_floats(void **state) {
     (void)state;
     struct err e;
@@ -120,7 +120,7 @@ static void rotations_have_two_spellings(void **state) {
     }
 }
 
-/* The official files of Gemma 1 say "gelu" and mean its tanh form. */
+/* The official files of Gemma 1 say "gelu" but mean its tanh form. */
 static void gelu_of_the_first_is_the_tanh_form(void **state) {
     (void)state;
     struct err e;
@@ -187,7 +187,7 @@ static void what_is_not_computed_is_refused(void **state) {
     }
 }
 
-/* ---- a language model with other parts beside it ------------------------------------------------------------------ */
+/* ---- a language model within a larger model ---------------------------------------------------------------------- */
 
 static int read_part(const char *json, struct model_config *c, struct arena *a, struct err *e) {
     cJSON *j = json_of(json);
@@ -205,7 +205,7 @@ static int read_part(const char *json, struct model_config *c, struct arena *a, 
     "\"image_token_index\":262144,\"vision_config\":{\"model_type\":\"siglip_vision_model\"},"
 #define TEXT "\"model_type\":\"gemma3_text\",\"hidden_size\":40,\"intermediate_size\":48,\"num_hidden_layers\":7"
 
-/* The files of Gemma 3 4B say little of the language model: the rest is its class's. */
+/* The files of Gemma 3 4B say little about the language model: the rest are defaults of its class. */
 static void the_language_model_of_a_whole(void **state) {
     (void)state;
     struct err e;
@@ -257,7 +257,8 @@ static void tensors_of_a_whole_have_two_spellings(void **state) {
     arena_release(&a);
 }
 
-/* The largest models' scale is known to llama.cpp by their number of layers, so a shallower one cannot be said. */
+/* llama.cpp recognises the largest models by their number of layers and then uses their scale; a shallower model
+ * cannot express it. */
 static void llama_cpp_takes_the_scale_from_the_depth(void **state) {
     (void)state;
     struct err e;

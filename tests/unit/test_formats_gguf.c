@@ -1,4 +1,4 @@
-/* lib/formats: what the GGUF reader takes, and above all what it refuses. */
+/* Tests of lib/formats: what the GGUF reader accepts, and above all what it refuses. */
 #include "tests/unit/formats_samples.h"
 
 static void assert_refused(const struct buf *b, const char *says) {
@@ -7,7 +7,7 @@ static void assert_refused(const struct buf *b, const char *says) {
     if (!strstr(e.msg, says)) fail_msg("said '%s', expected '%s'", e.msg, says);
 }
 
-/* The tiny model with one more key, which must make it unacceptable (or, says NULL, not). */
+/* The tiny model with one more key must be refused with a message containing `says` (NULL: must be accepted). */
 static void check_with_key(void (*add)(struct gguf_sample *g), const char *says) {
     struct err e = {0};
     struct gguf_sample g = gguf_sample();
@@ -23,7 +23,7 @@ static void check_with_key(void (*add)(struct gguf_sample *g), const char *says)
     gguf_sample_release(&g);
 }
 
-/* ---- what is right ---- */
+/* ---- valid files ---- */
 
 static void test_tiny_model(void **state) {
     (void)state;
@@ -51,7 +51,7 @@ static void test_tiny_model(void **state) {
     buf_release(&b);
 }
 
-/* Version 2 differs in nothing but its number; 1 had 32-bit lengths. */
+/* Version 2 differs from 3 only in its number; version 1 had 32-bit lengths. */
 static void test_versions(void **state) {
     (void)state;
     struct err e = {0};
@@ -69,7 +69,7 @@ static void test_versions(void **state) {
     buf_release(&b);
 }
 
-/* Every type of value there is, under keys that nobody reads. */
+/* Every value type, under keys that are not read. */
 static void add_all_types(struct gguf_sample *g) {
     static const size_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
     for (unsigned t = 0; t < GGUF_TYPE_COUNT; t++) {
@@ -91,7 +91,7 @@ static void test_all_value_types(void **state) {
     check_with_key(add_all_types, NULL);
 }
 
-/* Numbers come in several types; all that hold the value do. */
+/* Numbers may have any type that holds the value. */
 static void test_numbers_of_other_types(void **state) {
     (void)state;
     struct err e;
@@ -135,7 +135,7 @@ static void test_numbers_of_other_types(void **state) {
     gguf_sample_release(&s);
 }
 
-/* An alignment of one leaves floats at odd addresses: they must be read all the same (UBSan watches). */
+/* An alignment of 1 puts floats at odd addresses; they must still be read (UBSan checks). */
 static void test_unaligned_tensors(void **state) {
     (void)state;
     struct err e;
@@ -160,7 +160,7 @@ static void test_unaligned_tensors(void **state) {
     gguf_sample_release(&g);
 }
 
-/* ---- counts and sizes that lie: CVE-2024-23605, -21802, 2025-53630, 2026-27940, -33298, -53923, -7482 ---- */
+/* ---- false counts and sizes: CVE-2024-23605, -21802, 2025-53630, 2026-27940, -33298, -53923, -7482 ---- */
 
 static const uint64_t liars[] = {7,
                                  1u << 16,
@@ -211,7 +211,7 @@ static void add_long_string_array(struct gguf_sample *g) {
 
 static void test_lengths_of_values(void **state) {
     (void)state;
-    for (size_t i = 2; i < COUNT_OF(liars); i++) { /* small lies may even be true */
+    for (size_t i = 2; i < COUNT_OF(liars); i++) { /* the small values may be true */
         lie_to_tell = liars[i];
         check_with_key(add_long_key, "a key has");
         check_with_key(add_long_string, "a string has");
@@ -220,7 +220,7 @@ static void test_lengths_of_values(void **state) {
     }
 }
 
-/* One tensor beside those of the model; its description is false. */
+/* Adds one tensor with a false description to those of the model. */
 static void check_info(unsigned rank, const uint64_t *ne, uint32_t type, uint64_t offset_by, const char *says) {
     struct gguf_sample g = gguf_sample();
     tiny_keys(&g);
@@ -235,9 +235,9 @@ static void check_info(unsigned rank, const uint64_t *ne, uint32_t type, uint64_
 static void test_tensor_sizes(void **state) {
     (void)state;
     const uint64_t big[][4] = {{UINT64_C(1) << 32, UINT64_C(1) << 32}, /* the product is 2^64: zero */
-                               {UINT64_C(1) << 62, 1},                 /* the bytes are */
+                               {UINT64_C(1) << 62, 1},                 /* the byte size overflows */
                                {UINT64_MAX, UINT64_MAX},
-                               {UINT64_C(1) << 33, 1}, /* more than 32 bits, and no overflow: too large for the file */
+                               {UINT64_C(1) << 33, 1}, /* more than 32 bits, no overflow: too large for the file */
                                {32, UINT64_C(1) << 59}};
     for (size_t i = 0; i < 3; i++) check_info(2, big[i], 0, 0, "overflow");
     check_info(2, big[3], 0, 0, "needs");
@@ -249,7 +249,7 @@ static void test_tensor_sizes(void **state) {
     check_info(1, one, 15, 0, "type 15");
     check_info(1, one, 999, 0, "type 999");
     check_info(1, one, (uint32_t)-1, 0, "type -1");
-    check_info(1, one, 0, 0, "needs 4 bytes"); /* a tensor after the end of its file */
+    check_info(1, one, 0, 0, "needs 4 bytes"); /* a tensor past the end of its file */
 }
 
 static void test_rank_of_nothing(void **state) {
@@ -434,7 +434,7 @@ static void add_unknown(struct gguf_sample *g) {
 
 static void test_model_keys(void **state) {
     (void)state;
-    check_with_key(add_experts, "llama.expert_used_count"); /* a Mixtral, of which more must be said */
+    check_with_key(add_experts, "llama.expert_used_count"); /* a Mixtral, which needs more keys */
     check_with_key(add_no_experts, NULL);
     check_with_key(add_split, "one of 3 parts of a split GGUF");
     check_with_key(add_window, "llama.attention.sliding_window");
@@ -457,7 +457,7 @@ static void test_model_keys(void **state) {
     check_with_key(add_unknown, "key 'llama.something.new' is not known, and may change what the model computes");
 }
 
-/* ---- keys with two homes, and keys that change what is computed ---- */
+/* ---- keys in two places, and keys that change what is computed ---- */
 
 static void add_unknown_zero(struct gguf_sample *g) {
     key_u32(g, "llama.something.new", 0);
@@ -562,7 +562,7 @@ static void test_contradictions(void **state) {
     check_with_key(add_other_arch, "key 'rill.architecture' is 'qwen2', but 'general.architecture' is 'llama'");
 }
 
-/* A head of its own beside the embedding is kept, as llama.cpp does, whatever is in it. */
+/* A separate head beside the embedding is kept, as in llama.cpp, whatever its values. */
 static void test_head_of_its_own(void **state) {
     (void)state;
     struct err e;
@@ -583,7 +583,7 @@ static void test_head_of_its_own(void **state) {
     gguf_sample_release(&g);
 }
 
-/* The tiny model with other bytes for some of its own: a string of the same length. */
+/* The tiny model with one string replaced by another of the same length. */
 static void check_changed(const char *from, const char *to, const char *says) {
     struct buf b = tiny_gguf();
     assert_int_equal(strlen(from), strlen(to));
@@ -614,7 +614,7 @@ static void test_changed_model(void **state) {
     check_changed("tokenizer.ggml.pre", "tokenizer.ggml.prf", "pre' is missing");
 }
 
-/* A tensor that no role asks for is refused; a bias on o is one where it is not zero everywhere. */
+/* A bias on o counts as one unless it is zero everywhere; a tensor without a role is refused. */
 static void test_tensors_without_a_role(void **state) {
     (void)state;
     struct err e = {0};
@@ -642,7 +642,7 @@ static void test_tensors_without_a_role(void **state) {
     gguf_sample_release(&g);
 }
 
-/* A message names the tensor as the file does, with both shapes. */
+/* The message names the tensor as the file does, with both shapes. */
 static void test_wrong_shape(void **state) {
     (void)state;
     struct gguf_sample g = gguf_sample();
@@ -657,7 +657,7 @@ static void test_wrong_shape(void **state) {
 
 /* ---- rotary rows and factors ---- */
 
-/* Rows are numbered; a head of 6 rows has pairs (0, 3), (1, 4), (2, 5). */
+/* Rows are numbered; a head of 6 rows has the pairs (0, 3), (1, 4), (2, 5). */
 static void test_row_order(void **state) {
     (void)state;
     const unsigned char half[12] = {0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15};
@@ -704,7 +704,7 @@ static void test_llama3_parameters_are_found(void **state) {
         factors[40] *= 1.01f;
         found = rope_config();
         assert_int_equal(gguf_rope_recover(&found, factors, &e), ERR_DATA);
-        /* what the file says about itself is checked as well */
+        /* the file's own parameters are checked as well */
         assert_int_equal(gguf_rope_recover(&c, factors, &e), ERR_DATA);
     }
 }

@@ -1,7 +1,7 @@
-/* lib/formats: GPT-2, OPT and GPT-NeoX: what their config.json may say, and the files that people have of them. */
+/* Tests of lib/formats: what config.json of GPT-2, OPT and GPT-NeoX may say, and their published files. */
 #include "tests/unit/formats_samples.h"
 
-/* ---- config.json ---------------------------------------------------------------------------------------------------- */
+/* ---- config.json ------------------------------------------------------------------------------------------------- */
 
 #define GPT2                                                                                                           \
     "\"architectures\":[\"GPT2LMHeadModel\"],\"n_embd\":64,\"n_layer\":2,\"n_head\":4,\"n_positions\":128,"            \
@@ -22,7 +22,7 @@ static int read_config(const char *members, const char *more, struct model_confi
     return rc;
 }
 
-/* What is not named is as the class has it by default. */
+/* Keys that are absent have the default of the class. */
 static void defaults_are_those_of_the_class(void **state) {
     (void)state;
     struct err e;
@@ -93,7 +93,7 @@ static void what_is_not_computed_is_refused(void **state) {
     arena_release(&a);
 }
 
-/* Keys as they stand in folders that people have. */
+/* Keys as they occur in published folders. */
 static void real_folders_are_read(void **state) {
     (void)state;
     static const char *const folders[] = {
@@ -137,7 +137,7 @@ static void real_folders_are_read(void **state) {
     arena_release(&a);
 }
 
-/* ---- tensors --------------------------------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 static cJSON *read_file(const char *path, struct mapped_file *m, uint64_t *header) {
     struct err e;
@@ -155,7 +155,7 @@ static void add_mask(cJSON *header, const char *name, uint64_t at) {
     assert_true(cJSON_AddItemToObject(header, name, json_of(entry)));
 }
 
-/* A golden folder as older programs wrote it: names without the prefix, and with the masks of attention. */
+/* A golden folder as older programs wrote it: names without the prefix, and with the attention masks. */
 static void write_old(const char *golden, const char *prefix, const char *const *masks, const char *to) {
     char path[256];
     struct mapped_file weights, config;
@@ -208,7 +208,7 @@ static void old_files_are_the_same_model(void **state) {
     }
 }
 
-/* A mask of a class is none in another. */
+/* The attention mask of one class is not accepted in another. */
 static void other_buffers_are_refused(void **state) {
     (void)state;
     static const char *const masks[] = {"decoder.layers.0.self_attn.attention.mask", NULL};
@@ -221,7 +221,7 @@ static void other_buffers_are_refused(void **state) {
     remove_folder(folder);
 }
 
-/* ---- GGUF ------------------------------------------------------------------------------------------------------------ */
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
 
 static void gpt2_keys(struct gguf_sample *g) {
     key_string(g, "general.architecture", "gpt2");
@@ -310,13 +310,13 @@ static void gguf_keys_are_checked(void **state) {
     gguf_sample_release(&g);
 }
 
-/* What llama.cpp and transformers would compute otherwise, or not load. */
+/* What llama.cpp and transformers would compute differently or fail to load. */
 static void targets_refuse(void **state) {
     (void)state;
     static const struct {
         const char *members, *more;
         enum model_target target;
-        const char *says; /* NULL: loads it */
+        const char *says; /* NULL: can be loaded */
     } cases[] = {
         {GPT2, "", TARGET_LLAMA_CPP, NULL},
         {GPT2, "\"activation_function\":\"gelu\"", TARGET_LLAMA_CPP, NULL},

@@ -1,11 +1,11 @@
-/* lib/formats: llama.cpp's importance matrix, written, read, and damaged. */
+/* Tests of lib/formats: llama.cpp's importance matrix, written, read and damaged. */
 #include "tests/unit/model_samples.h"
 
 #include "lib/formats/formats.h"
 
 static struct model_config config;
 
-/* Sums of squares that name their slot. */
+/* Sums of squares that identify their slot. */
 static const double *some_sums(void *ctx, struct model_slot s, uint64_t *cols, double *positions) {
     static double sums[256];
     uint64_t dims[2];
@@ -64,7 +64,8 @@ static void what_is_written_is_read(void **state) {
     buf_release(&file);
 }
 
-/* Cut anywhere but in the last padding it is refused; with any byte changed it is refused or read, and nothing else happens. */
+/* A file cut anywhere but in the last padding is refused; with any byte changed it is either refused or read,
+ * without crashing. */
 static void damage_is_survived(void **state) {
     (void)state;
     struct err e;
@@ -89,7 +90,7 @@ static void damage_is_survived(void **state) {
     buf_release(&file);
 }
 
-/* Each expert has its own sums and count in the one tensor of its layer. */
+/* Each expert has its own sums and count within its layer's tensor. */
 static const double *expert_sums(void *ctx, struct model_slot s, uint64_t *cols, double *positions) {
     static double sums[256];
     uint64_t dims[2];
@@ -119,7 +120,7 @@ static void experts_have_their_own(void **state) {
         uint64_t cols = dims[model_slot_shape(&c, s, dims) - 1];
         OK(imatrix_importance(m, &c, s, cols, x, &found, &e));
         assert_true(found);
-        for (uint64_t k = 0; k < cols; k++) /* nothing is known of the one that no position took */
+        for (uint64_t k = 0; k < cols; k++) /* the expert that no position took has no sums */
             assert_true(x[k] == (s.expert == 1 ? 1 : (float)(1 + k + 1000 * s.expert)));
     }
     layer.experts = 4;
@@ -146,14 +147,14 @@ static void the_older_format(void **state) {
     OK(buf_append(&file, text, sizeof text, &e));
     OK(read_copy(&m, &file, file.len, &e));
     OK(imatrix_importance(m, &config, (struct model_slot){ROLE_Q, 0}, 2, x, &found, &e));
-    assert_true(found && x[0] == 0.5f && x[1] == 1.0f); /* 1 and 2 in two calls */
+    assert_true(found && x[0] == 0.5f && x[1] == 1.0f); /* 1 and 2 over two calls */
     imatrix_free(m);
     for (size_t n = 0; n < file.len - 9; n++) assert_int_equal(read_copy(&m, &file, n, &e), ERR_DATA);
     file.data[38] = 0xff; /* the sign of a sum */
     assert_int_equal(read_copy(&m, &file, file.len, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "no sum of squares"));
     file.data[38] = 63;
-    file.data[30] = file.data[31] = file.data[33] = 0x7f; /* columns without end */
+    file.data[30] = file.data[31] = file.data[33] = 0x7f; /* a huge number of columns */
     assert_int_equal(read_copy(&m, &file, file.len, &e), ERR_DATA);
     buf_release(&file);
 }

@@ -1,4 +1,7 @@
-/* lib/formats: whole models in and out. GGUF and folder say the same; import undoes export to the byte. */
+/*
+ * Tests of lib/formats: whole models in and out. GGUF and folder give the same model; importing an export gives the
+ * same bytes.
+ */
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -6,7 +9,7 @@
 
 /* ---- the same model from two sources ---- */
 
-/* A GGUF has no list of ends: llama.cpp goes by their text. */
+/* The vocabulary as a GGUF has it: without a list of end tokens, which llama.cpp recognises by their text. */
 static struct vocab *with_text_ends(const struct vocab *v) {
     struct err e;
     struct vocab spec = *v, *out;
@@ -60,7 +63,7 @@ static void assert_same_model(const char *x, const char *y) {
     foreign_close(b);
 }
 
-/* llama.cpp's converter made the GGUFs: rows permuted (llama), not permuted (qwen2), rope factors, placeholders. */
+/* llama.cpp's converter made the GGUFs: rows permuted (llama) or not (qwen2), rope factors, placeholder tokens. */
 static void test_gguf_is_the_folder(void **state) {
     (void)state;
     assert_same_model(GOLDEN "tiny-llama/model-f32.gguf", GOLDEN "tiny-llama");
@@ -78,7 +81,7 @@ static void test_shards_are_the_whole(void **state) {
     buf_release(&b);
 }
 
-/* ---- there and back ---- */
+/* ---- export and import ---- */
 
 static void check_gguf_round_trip(struct buf *model) {
     struct err e;
@@ -118,7 +121,7 @@ static void test_golden_models_there_and_back(void **state) {
     (void)state;
     static const char *const f32[] = {"tiny-llama/model-f32.gguf", "tiny-qwen2/model-f32.gguf", "tiny-smollm"};
     static const char *const folders[] = {"tiny-llama", "tiny-qwen2", "tiny-smollm"};
-    for (size_t i = 0; i < COUNT_OF(f32); i++) { /* GGUF has vectors in f32 only */
+    for (size_t i = 0; i < COUNT_OF(f32); i++) { /* GGUF stores vectors in f32 only */
         char path[128];
         snprintf(path, sizeof path, GOLDEN "%s", f32[i]);
         struct buf model = imported(path, 0);
@@ -137,7 +140,7 @@ static void test_import_converts(void **state) {
     struct buf bf16 = imported(GOLDEN "tiny-llama", 0), f32 = imported(GOLDEN "tiny-llama/model-f32.gguf", 0);
     struct model *x, *y;
     struct err e;
-    /* META differs (the GGUF has a name), the weights must not */
+    /* META differs, since the GGUF has a name; the weights must not */
     OK(load_model(&a, &x, &e));
     OK(load_model(&f32, &y, &e));
     for (size_t i = 0; i < x->n_params; i++)
@@ -160,9 +163,9 @@ static void test_import_converts(void **state) {
     buf_release(&f32);
 }
 
-/* ---- what the golden models do not have ---- */
+/* ---- features that the golden models lack ---- */
 
-/* A random model of this configuration as a stream, with the vocabulary that is given or none. */
+/* A random model of this configuration as a stream, with a vocabulary or NULL. */
 static struct buf made_model(const struct model_config *c, const struct vocab *v, unsigned dtype) {
     struct err e;
     struct buf packed = {0};
@@ -185,7 +188,7 @@ static const char *architecture_of(const struct buf *gguf, struct arena *a) {
     return name;
 }
 
-/* The folder does not come to be, and nothing else is left where it would have been. */
+/* Export must fail, and leave neither the folder nor anything else in its place. */
 static void check_no_folder(struct stream_map *m, unsigned dtype, const char *says) {
     struct err e = {0};
     char folder[64], path[128];
@@ -196,7 +199,7 @@ static void check_no_folder(struct stream_map *m, unsigned dtype, const char *sa
     assert_int_equal(rmdir(folder), 0);
 }
 
-/* Layers that differ, of both architectures: llama.cpp's deci, and the folder refuses. */
+/* Layers of different shapes, for both architectures: GGUF uses llama.cpp's deci, a folder is refused. */
 static void test_layers_that_differ(void **state) {
     (void)state;
     for (int i = 0; i < 3; i++) {
@@ -205,7 +208,7 @@ static void test_layers_that_differ(void **state) {
         struct model_config c = sample_config(&a);
         c.arch = i ? "qwen2" : "llama";
         c.qkv_bias = i != 0;
-        if (i == 2) c.layers[0] = c.layers[1]; /* uniform, but heads not as wide as the residual stream */
+        if (i == 2) c.layers[0] = c.layers[1]; /* uniform, but the heads do not add up to the hidden size */
         struct buf model = made_model(&c, NULL, DT_F32), gguf;
         check_gguf_round_trip(&model);
         OK(export_gguf(&model, &gguf, &e));
@@ -221,7 +224,7 @@ static void test_layers_that_differ(void **state) {
     }
 }
 
-/* What transformers and llama.cpp do not load is not written for them. */
+/* Models that transformers or llama.cpp cannot load are not exported to them. */
 static void test_targets(void **state) {
     (void)state;
     struct err e;
@@ -259,7 +262,7 @@ static void test_targets(void **state) {
     arena_release(&a);
 }
 
-/* general.file_type for the types that llama-quantize chose: tests/golden/quant/mixtures.tsv. */
+/* general.file_type for the types that llama-quantize chose, from tests/golden/quant/mixtures.tsv. */
 static void test_file_types(void **state) {
     (void)state;
     static const struct {
@@ -302,8 +305,8 @@ static void test_file_types(void **state) {
         fclose(f);
         for (size_t m = 0; m < 3; m++) {
             uint32_t expected = labels[i].file_type;
-            /* Of smollm2 only down keeps its type: there q2_k and q3_k_s are the same, iq3_xxs without importance has the
-             * types of q3_k_m, and what tells iq3_xs and iq3_m from iq3_s lies in other matrices. */
+            /* In smollm2 only down keeps its type: there q2_k and q3_k_s are the same, iq3_xxs without importance
+             * has the types of q3_k_m, and iq3_xs and iq3_m differ from iq3_s in other matrices only. */
             static const uint32_t same[][2] = {{10, 11}, {23, 12}, {22, 26}, {27, 26}};
             for (size_t k = 0; m == 0 && k < COUNT_OF(same); k++)
                 if (expected == same[k][0]) {
@@ -326,7 +329,7 @@ static void test_file_types(void **state) {
     }
 }
 
-/* Every rope scaling, thetas and factors that f32 cannot hold, biases, tied and not. */
+/* Every rope scaling, thetas and factors beyond the precision of f32, biases, tied and untied. */
 static void test_configurations(void **state) {
     (void)state;
     static const float factors[2][8] = {{1, 1.1f, 1.2f, 1.3f, 1.4f, 1.5f, 1.6f, 1.7f}, {1, 2, 4, 8, 16, 32, 64, 64.7f}};
@@ -341,7 +344,7 @@ static void test_configurations(void **state) {
         c.rope.scaling = (enum rope_scaling)(i % 5);
         if (c.rope.scaling != ROPE_PLAIN && c.rope.scaling != ROPE_LONG) c.rope.factor = i < 10 ? 2 : 3.3;
         if (c.rope.scaling == ROPE_LLAMA3) {
-            c.rope.low_freq = i < 10 ? 1 : 1.5; /* the second set is in no search: our own keys say it */
+            c.rope.low_freq = i < 10 ? 1 : 1.5; /* no search finds the second set: our own keys state it */
             c.rope.high_freq = i < 10 ? 4 : 5.5;
             c.rope.original_context = i < 10 ? 128 : 100;
         }
@@ -364,7 +367,7 @@ static void test_configurations(void **state) {
     }
 }
 
-/* A vocabulary with everything that GGUF's token types and llama.cpp's defaults do not say. */
+/* A vocabulary with everything that neither GGUF's token types nor llama.cpp's defaults express. */
 static void test_vocabulary_details(void **state) {
     (void)state;
     struct err e;
@@ -397,7 +400,7 @@ static void test_vocabulary_details(void **state) {
         spec.nfc = i;
         spec.ends = ends;
         spec.n_ends = i == 2 ? 4 : 0;
-        spec.tokens[6].flags = i ? TOKEN_ADDED | TOKEN_SPECIAL : 0; /* an end for llama.cpp, but not for us */
+        spec.tokens[6].flags = i ? TOKEN_ADDED | TOKEN_SPECIAL : 0; /* an end token for llama.cpp, but not for us */
         OK(vocab_new(&v, &spec, &e));
         struct buf model = made_model(&c, v, DT_F32);
         check_gguf_round_trip(&model);
@@ -408,7 +411,7 @@ static void test_vocabulary_details(void **state) {
     arena_release(&a);
 }
 
-/* The six tokens "a", "b", "ab", a space, "\xc3\xa9" and one that is added. */
+/* The six tokens "a", "b", "ab", a space, "\xc3\xa9" and an added one. */
 static struct buf model_with_added_token(const char *added, struct arena *a) {
     struct err e;
     const char *pieces[] = {"a", "b", "ab", " ", "\xc3\xa9", added};
@@ -427,18 +430,18 @@ static struct buf model_with_added_token(const char *added, struct arena *a) {
     return model;
 }
 
-/* Two tokens that a file would spell alike are refused by name; texts that only look alike are not. */
+/* Two tokens that a file would spell alike are refused by name; texts that merely look alike are not. */
 static void test_tokens_of_one_spelling(void **state) {
     (void)state;
     static const struct {
         const char *added, *says;
     } cases[] = {
         {"ab", "tokens 2 and 5 are both spelled 'ab': this format cannot hold both"},
-        {"\xc4\xa0", "tokens 3 and 5 are both spelled '\xc4\xa0'"},        /* what a space is spelled as */
-        {"\xc3\x83\xc2\xa9", "tokens 4 and 5 are both spelled '\xc3\x83"}, /* and what "\xc3\xa9" is */
+        {"\xc4\xa0", "tokens 3 and 5 are both spelled '\xc4\xa0'"},        /* the byte-level spelling of a space */
+        {"\xc3\x83\xc2\xa9", "tokens 4 and 5 are both spelled '\xc3\x83"}, /* and that of "\xc3\xa9" */
         {"\xc3\xa9", NULL},
         {" ", NULL},
-        {"[PAD7]", NULL}, /* unused tokens get other texts then */
+        {"[PAD7]", NULL}, /* unused tokens then get other texts */
         {"[PAD7_]", NULL},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -462,7 +465,7 @@ static void test_tokens_of_one_spelling(void **state) {
     }
 }
 
-/* Blocks pass through unchanged, row order included; a folder holds what they stand for. */
+/* GGUF keeps blocks unchanged, with their order of rows; a folder has the dequantized values. */
 static void test_quantized_tensors(void **state) {
     (void)state;
     struct arena a = {0};
@@ -474,7 +477,7 @@ static void test_quantized_tensors(void **state) {
         struct stream_writer *w;
         struct model *m;
         bool wide = t->block_elems == 256;
-        c.hidden = 256; /* rows of o and down are narrower: those stay f32 when blocks are */
+        c.hidden = 256; /* o and down have narrower rows: those stay f32 when the rest is in blocks */
         OK(model_init(&m, kernel_cpu(), &c, NULL, 0, 3, &e));
         int fd = memory_file();
         OK(stream_writer_open(&w, fd, "model", NULL, &e));
@@ -498,7 +501,7 @@ static void test_quantized_tensors(void **state) {
     arena_release(&a);
 }
 
-/* Weights that are not numbers are refused on the way in; those that f16 cannot hold on the way out. */
+/* Weights that are not finite are refused by import, those that overflow f16 by export. */
 static void test_weights_that_do_not_fit(void **state) {
     (void)state;
     struct err e;
@@ -571,7 +574,7 @@ static void test_npy(void **state) {
     buf_release(&model);
 }
 
-/* ---- when memory runs out: each allocation in turn ---- */
+/* ---- out of memory: each allocation fails in turn ---- */
 
 static int import_once(const char *path, struct err *e) {
     struct foreign_model *f;
@@ -616,7 +619,7 @@ static int export_once(const char *path, struct err *e) {
     }
     close(fd);
     if (rc) {
-        if (rmdir(folder) != 0) return -101; /* something was left */
+        if (rmdir(folder) != 0) return -101; /* something was left behind */
     } else {
         remove_folder(folder);
     }

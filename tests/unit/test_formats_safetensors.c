@@ -1,4 +1,4 @@
-/* lib/formats: the safetensors reader and the folder. */
+/* Tests of lib/formats: the safetensors reader and model folders. */
 #include "tests/unit/formats_samples.h"
 
 /* ---- one file ---- */
@@ -10,7 +10,7 @@ static struct buf file_with(const char *header, size_t n_data) {
     return b;
 }
 
-/* A copy of exactly n bytes, so that a sanitizer sees the first byte too many. */
+/* The bytes are copied to an allocation of exactly n bytes, so that a sanitizer catches a read past the end. */
 static int parse(const void *data, size_t n, size_t *n_tensors, struct err *e) {
     struct raw_table t = {0};
     struct arena a = {0};
@@ -51,11 +51,11 @@ static void test_sound_files(void **state) {
     check_header("{}", 0, NULL);
     check_header("{\"__metadata__\":{\"format\":\"pt\"}}   ", 0, NULL);
     check_header("{" F32_AT("a", "[2,3]", 0, 24) "," F32_AT("b", "[]", 24, 28) "}", 28, NULL);
-    check_header("{" F32_AT("b", "[1]", 24, 28) "," F32_AT("a", "[2,3]", 0, 24) "}", 28, NULL); /* any order of names */
+    check_header("{" F32_AT("b", "[1]", 24, 28) "," F32_AT("a", "[2,3]", 0, 24) "}", 28, NULL); /* names in any order */
     check_header("{\"x\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[0,2]}}", 2, NULL);
 }
 
-/* Overlapping, gapped and repeated offsets; shapes that are no such number of bytes; more than 2^32 and 2^64. */
+/* Overlapping, gapped and repeated offsets; shapes that do not match the byte count; sizes beyond 2^32 and 2^64. */
 static void test_lying_headers(void **state) {
     (void)state;
     static const struct {
@@ -181,9 +181,9 @@ static void test_missing_files(void **state) {
     remove_folder(folder);
 }
 
-/* ---- what training has made is kept or refused, never dropped ---- */
+/* ---- whatever training has made is kept or refused, never dropped ---- */
 
-/* A copy of tests/golden/tiny-llama, whose head differs from its embedding, with a text of config.json replaced. */
+/* Copies tests/golden/tiny-llama, whose head differs from its embedding, replacing a text of config.json. */
 static void copy_model(char folder[64], const char *from, const char *to) {
     struct err e;
     char command[512];
@@ -203,7 +203,7 @@ static void copy_model(char folder[64], const char *from, const char *to) {
     buf_release(&out);
 }
 
-/* Copies the data of one tensor of the folder over another's. */
+/* Copies the data of one tensor of the folder over that of another. */
 static void copy_tensor(const char *folder, const char *from, const char *to) {
     struct err e;
     struct raw_table t = {0};
@@ -220,7 +220,7 @@ static void copy_tensor(const char *folder, const char *from, const char *to) {
     buf_release(&b);
 }
 
-/* A vector of n bf16 numbers more, all of them `bits`. */
+/* Adds a vector of n bf16 numbers, each `bits`. */
 static void add_vector(const char *folder, const char *name, unsigned n, uint16_t bits) {
     struct err e;
     struct buf b = file_of_folder(folder, "model.safetensors"), out = {0};
@@ -262,7 +262,7 @@ static void test_tied_head_that_differs(void **state) {
 static void test_tied_head_that_is_the_same(void **state) {
     (void)state;
     struct err e;
-    for (int said = 0; said < 2; said++) { /* the weights do not tie what config.json leaves apart */
+    for (int said = 0; said < 2; said++) { /* the same values are tied only if config.json says so */
         struct foreign_model *f;
         char folder[64];
         copy_model(folder, UNTIED, said ? TIED : UNTIED);
@@ -301,7 +301,7 @@ static void test_tensors_without_a_role(void **state) {
     check_vector("model.layers.0.self_attn.q_proj.bias", 64, 0x3f80,
                  "q_proj.bias' is not zero, but config.json says no biases (\"attention_bias\")");
     check_vector("model.layers.0.self_attn.q_norm.weight", 16, 0x3f80, "q_norm.weight' has no role");
-    check_vector("model.layers.2.input_layernorm.weight", 64, 0x3f80, "has no role"); /* a layer too many */
+    check_vector("model.layers.2.input_layernorm.weight", 64, 0x3f80, "has no role"); /* one layer too many */
     check_vector("score.weight", 64, 0, "'score.weight' has no role");
 }
 

@@ -1,7 +1,7 @@
-/* lib/formats: tokenizer.json, which pipelines are recognised and which are refused by name. */
+/* Tests of lib/formats: which pipelines of tokenizer.json are recognised, and which are refused by name. */
 #include "tests/unit/formats_samples.h"
 
-/* A small sound tokenizer.json from its parts; a part that is NULL is as here. */
+/* A small valid tokenizer.json in parts; a part that is NULL has its default. */
 struct parts {
     const char *normalizer, *pre, *post, *decoder, *added, *model;
 };
@@ -75,7 +75,7 @@ static void test_pipelines(void **state) {
         const char *json;
         enum text_pre pre;
     } known[] = {{BYTES("true"), PRE_GPT2},
-                 {"{\"type\":\"ByteLevel\",\"add_prefix_space\":false}", PRE_GPT2}, /* as before 2022 */
+                 {"{\"type\":\"ByteLevel\",\"add_prefix_space\":false}", PRE_GPT2}, /* as written before 2022 */
                  {SEQUENCE(DIGITS, BYTES("true")), PRE_SMOLLM},
                  {llama, PRE_LLAMA_BPE},
                  {qwen, PRE_QWEN2}};
@@ -92,10 +92,10 @@ static void test_unknown_parts(void **state) {
         struct parts p;
         const char *says;
     } cases[] = {
-        {{.pre = "null"}, "tokenizer.json: decoder 'ByteLevel' is not supported"}, /* of another BPE */
+        {{.pre = "null"}, "tokenizer.json: decoder 'ByteLevel' is not supported"}, /* of another kind of BPE */
         {{.pre = "{\"type\":\"UnicodeScripts\"}"}, "pre_tokenizer 'UnicodeScripts' is not supported"},
         {{.pre = SEQUENCE(DIGITS, "{\"type\":\"ByteLevel\"}")},
-         "'Digits' and 'ByteLevel'"}, /* prefix space is the default */
+         "'Digits' and 'ByteLevel'"}, /* add_prefix_space defaults to true */
         {{.pre = BYTES("false")}, "without a regex"},
         {{.pre = SEQUENCE("{\"type\":\"Digits\"}", BYTES("true"))}, "'Digits' and 'ByteLevel'"},
         {{.pre = SEQUENCE(DIGITS, BYTES("false"))}, "is not supported"},
@@ -138,10 +138,10 @@ static void test_pieces_that_do_not_fit(void **state) {
     } cases[] = {
         {{.model = "\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]"}, "id 0 is given twice"},
         {{.model = "\"vocab\":{\"a\":-1},\"merges\":[]"}, "whole number"},
-        {{.model = "\"vocab\":{\"a\":16777215},\"merges\":[]"}, "whole number below"}, /* a table from one number */
+        {{.model = "\"vocab\":{\"a\":16777215},\"merges\":[]"}, "whole number below"}, /* would be a huge table */
         {{.model = "\"vocab\":{\"a\":1e300},\"merges\":[]"}, "whole number below"},
         {{.model = "\"vocab\":{\"a\":0.5},\"merges\":[]"}, "whole number"},
-        {{.model = "\"vocab\":{\"a b\":0},\"merges\":[]"}, "token 'a b'"}, /* a space is not of the alphabet */
+        {{.model = "\"vocab\":{\"a b\":0},\"merges\":[]"}, "token 'a b'"}, /* the byte-level alphabet has no space */
         {{.model = "\"vocab\":{\"\":0},\"merges\":[]"}, "not 1 to"},
         {{.model = "\"vocab\":[],\"merges\":[]"}, "\"vocab\" is not an object"},
         {{.model = VOCAB "\"merges\":{}"}, "\"merges\" is not a list"},
@@ -159,7 +159,8 @@ static void test_pieces_that_do_not_fit(void **state) {
     for (size_t i = 0; i < COUNT_OF(cases); i++) assert_refused(cases[i].p, NULL, cases[i].says);
 }
 
-/* Pairs since tokenizers 0.20; ids with a hole; every flag; a token that the model lists too. */
+/* Merges as pairs, as written since tokenizers 0.20; ids with a gap; every flag; an added token that the model
+ * lists, too. */
 static void test_other_spellings(void **state) {
     (void)state;
     struct vocab *v = must_read(
@@ -179,7 +180,7 @@ static void test_other_spellings(void **state) {
     vocab_free(v);
 }
 
-/* ---- what is put around a text ---- */
+/* ---- tokens added around a text ---- */
 
 #define STEP(kind, id) "{\"" kind "\":{\"id\":\"" id "\",\"type_id\":0}}"
 #define TEMPLATE(list) "{\"type\":\"TemplateProcessing\",\"single\":[" list "]}"
@@ -195,9 +196,9 @@ static void test_templates(void **state) {
         {TEMPLATE(STEP("Sequence", "A")), "{\"add_bos_token\":true}", false, false},
         {"{\"type\":\"Sequence\",\"processors\":[" BYTES("true") "," TEMPLATE(
              STEP("SpecialToken", "<s>") "," STEP("Sequence", "A")) "]}",
-         "{\"add_bos_token\":false}", true, false}, /* what the pipeline does counts */
+         "{\"add_bos_token\":false}", true, false}, /* the pipeline decides */
         {BYTES("true"), "{\"add_bos_token\":true}", false, false},
-        {"null", "{\"add_bos_token\":true,\"bos_token\":\"<s>\"}", false, false}, /* so transformers since version 5 */
+        {"null", "{\"add_bos_token\":true,\"bos_token\":\"<s>\"}", false, false}, /* as in transformers 5 */
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct vocab *v = must_read((struct parts){.post = cases[i].post}, cases[i].config);
@@ -230,7 +231,7 @@ static void test_tokenizer_config(void **state) {
     assert_refused((struct parts){0}, "[", "tokenizer_config.json");
 }
 
-/* ---- tokens that other files declare: what transformers 5.24 makes of each ---- */
+/* ---- tokens declared in other files: what transformers 5.24 makes of each ---- */
 
 struct folder {
     const char *config, *map, *added, *vocab, *merges, *model_config, *chat_template;
@@ -263,7 +264,8 @@ static int read_folder(struct folder f, struct vocab **v, struct err *e) {
     return rc;
 }
 
-/* "ID:TEXT:FLAGS ID:..." of the added tokens, and bos, eos, pad; S special, L, R strip, N normalised, W word. */
+/* Describes the added tokens as "ID:TEXT:FLAGS ID:...", then bos, eos, pad. S special, L and R strip, N normalised,
+ * W word. */
 static void describe_added(const struct vocab *v, char *out, size_t size) {
     static const char letters[] = "SLRNW";
     static const uint32_t flags[] = {TOKEN_SPECIAL, TOKEN_LSTRIP, TOKEN_RSTRIP, TOKEN_NORMALIZED, TOKEN_SINGLE_WORD};
@@ -291,13 +293,13 @@ static void test_declared_tokens(void **state) {
         {{0}, "4:<s>:S 5:</s>:S -1 -1 -1"},
         {{.config = DECODER("\"6\":" TOKEN("<tool>", ",\"normalized\":false"))}, "4:<s>:S 5:</s>:S 6:<tool>: -1 -1 -1"},
         {{.config = DECODER("\"7\":" TOKEN("<b>", ",\"special\":true") ",\"6\":" TOKEN("<a>", ""))},
-         "4:<s>:S 5:</s>:S 6:<a>:N 7:<b>:S -1 -1 -1"}, /* by number, whatever their order */
+         "4:<s>:S 5:</s>:S 6:<a>:N 7:<b>:S -1 -1 -1"}, /* numbered by id, whatever their order */
         {{.config = DECODER("\"5\":" TOKEN("</s>", ",\"lstrip\":true,\"normalized\":false"))},
-         "4:<s>:S 5:</s>:L -1 -1 -1"}, /* its flags count */
+         "4:<s>:S 5:</s>:L -1 -1 -1"}, /* its flags apply */
         {{.config = DECODER("\"1\":" TOKEN("b", ",\"special\":true"))}, "1:b:S 4:<s>:S 5:</s>:S -1 -1 -1"},
         {{.config = "{\"pad_token\":\"[PAD]\",\"eos_token\":\"</s>\"}"}, "4:<s>:S 5:</s>:S 6:[PAD]:S -1 5 6"},
         {{.config = "{\"pad_token\":\"b\"}"}, "1:b:S 4:<s>:S 5:</s>:S -1 -1 1"},
-        {{.config = "{\"pad_token\":\"[PAD]\"}", .n_rows = 6}, "4:<s>:S 5:</s>:S -1 -1 -1"}, /* no row for it */
+        {{.config = "{\"pad_token\":\"[PAD]\"}", .n_rows = 6}, "4:<s>:S 5:</s>:S -1 -1 -1"}, /* has no row */
         {{.config = "{\"image_token\":\"<x>\",\"extra_special_tokens\":[\"<y>\",\"<s>\"]}"},
          "4:<s>:S 5:</s>:S 6:<x>:S 7:<y>:S -1 -1 -1"},
         {{.config = "{\"extra_special_tokens\":{\"z_token\":\"<z>\"}}"}, "4:<s>:S 5:</s>:S 6:<z>:S -1 -1 -1"},
@@ -318,7 +320,7 @@ static void test_declared_tokens(void **state) {
         assert_string_equal(said, cases[i].tokens);
         vocab_free(v);
     }
-    /* With an added_tokens_decoder the other two files are not read. */
+    /* with an added_tokens_decoder the other two files are not read */
     char config[512], said[512];
     struct err e;
     struct vocab *v;
@@ -373,7 +375,7 @@ static void test_vocab_and_merges(void **state) {
                    &e));
     assert_true(v->pre == PRE_QWEN2 && v->nfc && v->n_merges == 1 && v->merges[0].result == 2);
     describe_added(v, said, sizeof said);
-    assert_string_equal(said, "4:<|endoftext|>:S -1 4 4"); /* what the class has where no file speaks */
+    assert_string_equal(said, "4:<|endoftext|>:S -1 4 4"); /* the class's default where no file says otherwise */
     vocab_free(v);
     OK(read_folder((struct folder){.vocab = vocab,
                                    .merges = "a b\n",
@@ -420,7 +422,7 @@ static void test_template_files(void **state) {
     assert_int_equal(read_folder((struct folder){.chat_template = "\xff"}, &v, &e), ERR_DATA);
 }
 
-/* ---- out and in again ---- */
+/* ---- export and import ---- */
 
 static void assert_same_vocab(const struct vocab *a, const struct vocab *b) {
     struct err e;
@@ -456,7 +458,7 @@ static void test_round_trips(void **state) {
                                         "SpecialToken", "<s>")),
                                     .model = VOCAB "\"merges\":[\"a b\"],\"ignore_merges\":true,\"unk_token\":\"a\""},
                      "{}");
-    /* holes, flags, text that is no byte-level spelling */
+    /* ids with gaps, flags, text that is not a byte-level spelling */
     check_round_trip(
         (struct parts){.added = "{\"id\":9,\"content\":\"two words \xe2\x82\xac\\n\",\"lstrip\":true,\"special\":"
                                 "false}," SPECIAL(6, "<s>")},

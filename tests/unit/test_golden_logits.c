@@ -1,13 +1,13 @@
 /*
- * The whole way from a foreign file to logits, against Hugging Face transformers in f32 (tests/golden/tiny.md): three
- * architectures' worth of tiny models, as folders, shards and GGUF files. Tolerance: 2e-5 of the largest logit, which is what two orders
- * of f32 summation differ by over these depths; transformers' own attention implementations differ by as much.
+ * From foreign files to logits, compared with Hugging Face transformers in f32 (tests/golden/tiny.md): tiny models of
+ * three architectures as folders, shards and GGUF files. Tolerance: 2e-5 of the largest logit, by which two orders of
+ * f32 summation differ at these depths; so do transformers' own attention implementations.
  */
 #include "tests/unit/golden_samples.h"
 
 #define GOLDEN_POSITIONS 64
 
-/* transformers gives a logit to rows of padding, too; ours are of tokens. */
+/* Removes the columns of padding rows, for which transformers gives logits, too. */
 static float *token_columns(const float *x, size_t rows, size_t from, size_t to) {
     struct err e;
     float *out = mem_array(rows * to, sizeof *out, &e);

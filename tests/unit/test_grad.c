@@ -1,14 +1,14 @@
 /*
- * lib/grad: the gradient of every operation, and of a whole decoder block, against central differences of the twins in
- * f64.
+ * Tests of lib/grad: the gradient of every operation, and of a whole decoder block, against central differences of the
+ * f64 twins.
  *
- * The scalar that is differentiated is L = sum c y for fixed random c (put into the result's gradient with grad_of), or
+ * The scalar that is differentiated is L = sum c y for fixed random c (added to the result's gradient with grad_of), or
  * the head's loss. In f64 with step h = 1e-5 a central difference of numbers around 1 is wrong by about h^2 = 1e-10;
- * what remains is f32's rounding, so a gradient must agree to 2e-5 of the largest of its kind.
+ * what remains is the rounding of f32, so a gradient must agree to 2e-5 of the largest of its kind.
  */
 #include "tests/unit/grad_check.h"
 
-/* ---- one operation each ---- */
+/* ---- single operations ---- */
 
 static const uint32_t some_ids[] = {3, 0, 3, 6, 1, 3};
 
@@ -48,7 +48,7 @@ static void test_linear(void **state) {
     check_function(&f, 14);
 }
 
-/* Three maps of one input, gated and added up: y = swiglu(x a^T, x b^T + bias) + x c^T. */
+/* Three linear maps of one input, gated and added: y = swiglu(x a^T, x b^T + bias) + x c^T. */
 static struct grad_var *build_linears(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     const struct grad_map maps[] = {{in[1], NULL}, {in[2], in[3]}, {in[4], NULL}};
     struct grad_var *y[3];
@@ -143,9 +143,9 @@ static void test_swiglu(void **state) {
     check_function(&f, 9);
 }
 
-/* ---- residuals: gradients that share memory must not write into each other ---- */
+/* ---- residuals: gradients that share memory must not overwrite each other ---- */
 
-/* r feeds two linear maps, an RMSNorm and a residual, n two residuals; x comes back at the end. */
+/* r feeds two linear maps, an RMSNorm and a residual; n feeds two residuals; x is added again at the end. */
 static struct grad_var *build_residuals(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     (void)f;
     struct grad_var *x = in[0], *w = in[1];
@@ -182,7 +182,7 @@ static void test_residuals(void **state) {
 
 #define VOCAB 13
 
-/* A loss over rows with targets of the kind that `kind` says: 0 sparse, 1 ghost, 2 dense, 3 labels only. */
+/* A loss over rows; `kind` is that of the targets: 0 sparse, 1 ghost, 2 dense, 3 labels only. */
 struct head_loss {
     struct kernel_loss how;
     int kind;
@@ -193,7 +193,7 @@ struct head_loss {
     float dense[VOCAB];
 };
 
-static const struct head_loss *current; /* the twin has no other way to it */
+static const struct head_loss *current; /* the twin takes no context */
 
 static uint32_t label_of(size_t row) {
     return row % 5 == 3 ? UINT32_MAX : (uint32_t)(row * 7 % VOCAB);
@@ -283,7 +283,7 @@ static void test_head(void **state) {
         }
 }
 
-/* More rows than a block. */
+/* More rows than one block. */
 static void test_head_in_blocks(void **state) {
     (void)state;
     double total;
@@ -295,7 +295,7 @@ static void test_head_in_blocks(void **state) {
     check_function(&f, 12);
 }
 
-/* ---- a whole decoder block, embedding to loss ---- */
+/* ---- a whole decoder block, from embedding to loss ---- */
 
 enum { N = 7, HIDDEN = 8, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 2, FFN = 6 };
 enum { EMBED, NORM1, WQ, BQ, WK, WV, WO, NORM2, GATE, UP, DOWN, NORM3, HEAD, PARAMETERS };
@@ -387,7 +387,8 @@ static void test_decoder(void **state) {
     }
 }
 
-/* Running layers again gives the same bits as keeping what they made, in memory that does not grow by a layer's. */
+/* Recomputing layers must give the same bits as keeping their activations, in memory that does not grow with the
+ * layers. */
 static void test_recompute(void **state) {
     (void)state;
     double total;
@@ -420,7 +421,7 @@ static void test_recompute(void **state) {
     size_t layer = (used[1][0].values - used[0][0].values) / 6,
            kept_of_layer = (used[1][1].values - used[0][1].values) / 6;
     assert_true(kept_of_layer >= N * HIDDEN * sizeof(float) && kept_of_layer < layer / 4);
-    assert_true(used[1][1].gradients == used[0][1].gradients); /* those of a layer are given back */
+    assert_true(used[1][1].gradients == used[0][1].gradients); /* those of each layer are freed */
 }
 int main(void) {
     const struct CMUnitTest tests[] = {

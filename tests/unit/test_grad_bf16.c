@@ -1,9 +1,10 @@
 /*
- * lib/grad with bf16 activations: values and gradients against those of the tape in f32, which test_grad.c holds
- * against central differences.
+ * Tests of lib/grad with bf16 activations: values and gradients against those of the tape in f32, which test_grad.c
+ * checks by central differences.
  *
- * UH is the unit roundoff of bf16. A product of n terms whose factors and result are rounded to it is wrong by at most
- * 2 UH sum |a||b| + UH |result|, beside which f32's errors and squares of UH are a hundredth: 3.1 UH sum |a||b|.
+ * UH is the unit roundoff of bf16. A product of n terms whose factors and result are rounded to bf16 is wrong by at
+ * most 2 UH sum |a||b| + UH |result|; errors of f32 and squares of UH add less than a hundredth of that: 3.1 UH sum
+ * |a||b|.
  */
 #include "tests/unit/grad_samples.h"
 
@@ -24,7 +25,7 @@ static void check(const char *what, const float *got, const double *want, const 
 
 typedef void plain64_product(size_t m, size_t n, size_t k, const double *a, const double *b, double beta, double *c);
 
-/* got [m][n] against the product of a and b over k terms. */
+/* Compares got [m][n] with the product of a and b over k terms. */
 static void check_product(const char *what, const float *got, plain64_product *product, size_t m, size_t n, size_t k,
                           struct pair a, struct pair b) {
     double *want = take(m * n, sizeof *want), *bound = take(m * n, sizeof *bound);
@@ -84,7 +85,7 @@ struct linear_loss {
     const float *dlogits;
 };
 
-/* A loss whose gradient is given: what is made of it is then two products. */
+/* A loss with a given gradient, so that everything computed from it is two products. */
 static int linear_loss(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel_array logits,
                        struct kernel_array dlogits, struct err *e) {
     struct linear_loss *l = ctx;
@@ -182,7 +183,7 @@ static void run_decoder(struct decoder *d, enum dtype precision, enum how how) {
     d->total = 0;
     for (size_t i = 0; i < PARAMETERS; i++) {
         begun[i] = how != OVERWRITTEN;
-        memset(d->grad[i], begun[i] ? 0 : 0xff, shapes[i][0] * shapes[i][1] * sizeof(float)); /* or NaN */
+        memset(d->grad[i], begun[i] ? 0 : 0xff, shapes[i][0] * shapes[i][1] * sizeof(float)); /* must be overwritten */
         d->p[i] =
             grad_parameter(t, kernel_f32(d->value[i]), kernel_f32(d->grad[i]), &begun[i], shapes[i][0], shapes[i][1]);
     }
@@ -201,11 +202,11 @@ static double norm_of(const float *x, const float *y, size_t n) {
 }
 
 /*
- * A layer rounds 13 results on the way forward (two norms, q, k, v, two rotations, attention, gate, up, their product, and
- * the operands of o and down are those) and 10 gradients on the way back, besides 7 weights each way; the head two
- * operands each way. Every rounding moves its matrix by at most UH / sqrt(3) of its norm (errors are uniform in half a
- * unit), independently, and what follows passes a relative error on about as it is: residuals dilute it, the norm and
- * the softmax at these scales amplify it by no more than 2. So 2 UH sqrt(LAYERS * 37 + 6) / sqrt(3).
+ * A layer rounds 13 results in the forward pass (two norms, q, k, v, two rotations, attention, gate, up, their product,
+ * and the operands of o and down) and 10 gradients in the backward pass, besides 7 weights in each; the head rounds two
+ * operands in each. Every rounding changes its matrix by at most UH / sqrt(3) of its norm (errors are uniform in half a
+ * unit), independently. A relative error is passed on at about the same size: residuals dilute it, the norm and the
+ * softmax at these scales amplify it by no more than 2. Hence 2 UH sqrt(LAYERS * 37 + 6) / sqrt(3).
  */
 static void test_decoder(void **state) {
     (void)state;
@@ -227,7 +228,8 @@ static void test_decoder(void **state) {
     }
 }
 
-/* The same bits with one thread and four, and with layers that run again; the same loss when nothing is recorded. */
+/* The bits are the same with one thread, four threads and recomputed layers; so is the loss when nothing is
+ * recorded. */
 static void test_same_bits(void **state) {
     (void)state;
     struct decoder d = make_decoder();
@@ -253,7 +255,7 @@ static void test_same_bits(void **state) {
     parallel_set_threads(parallel_default_threads());
 }
 
-/* Half the memory for what layers make for each other. */
+/* Activations take half the memory. */
 static void test_memory(void **state) {
     (void)state;
     float *x = take(64 * 512, sizeof *x), *w = take(512, sizeof *w), *dw = take(512, sizeof *dw);
@@ -270,7 +272,7 @@ static void test_memory(void **state) {
     assert_true(used[1] < 0.52 * (double)used[0]);
 }
 
-/* The head takes f32: gradients of hidden states add up over blocks of the vocabulary. */
+/* The head needs f32, since gradients of hidden states accumulate over blocks of the vocabulary. */
 static void test_head_wants_f32(void **state) {
     (void)state;
     float x[8] = {0};

@@ -1,16 +1,17 @@
 /*
- * lib/grad: a mixture of experts, which are linear maps here, and a gated part beside it, against central differences of the twins
- * in f64 (test_grad.c). Which experts a row takes is a step function; the seeds are such that no difference crosses a step.
+ * Tests of lib/grad: a mixture of experts (here linear maps) with a gated part beside it, against central differences
+ * of the f64 twins (test_grad.c). Which experts a row takes is a step function; with these seeds no difference crosses
+ * a step.
  */
 #include "tests/unit/grad_check.h"
 
 enum { N = 12, D = 7, EXPERTS = 4, K = 2 };
 
-/* in: x [N][D], router [EXPERTS][D], then for each expert a matrix [D][D], then the gate [1][D] */
+/* inputs: x [N][D], router [EXPERTS][D], a matrix [D][D] for each expert, gate [1][D] */
 enum { X, ROUTER, FIRST, GATE = FIRST + EXPERTS, N_IN };
 
 static bool normalises(const struct function *f) {
-    return f->act == ACT_RELU; /* the one member of struct function that is free to say so */
+    return f->act == ACT_RELU; /* the only unused member of struct function */
 }
 
 static struct grad_var *build_mixture(const struct function *f, struct grad_tape *t, struct grad_var **in) {
@@ -53,7 +54,7 @@ static void test_mixtures(void **state) {
     }
 }
 
-/* In f32 the rows of an expert give the same bits whatever is in the batch beside them. */
+/* In f32 the rows of an expert must give the same bits whatever else is in the batch. */
 static void test_rows_stand_alone(void **state) {
     (void)state;
     struct rng r = rng_init(60, 1);
@@ -77,7 +78,7 @@ static void test_rows_stand_alone(void **state) {
     }
 }
 
-/* Values and gradients of the inputs on a tape in f32 or bf16, one after another. */
+/* Values, then gradients of the inputs, on a tape in f32 or bf16. */
 static size_t run_in(enum dtype precision, struct pair *in, const float *dy, float *out) {
     const struct function f = {.act = ACT_RELU};
     static const size_t rows[N_IN] = {N, EXPERTS, D, D, D, D, 1};
@@ -98,7 +99,7 @@ static size_t run_in(enum dtype precision, struct pair *in, const float *dy, flo
     return (size_t)(g - out);
 }
 
-/* In bf16 the same experts are taken, for the scores are f32, and the rest is rounded. */
+/* In bf16 the same experts are taken, since scores are f32; everything else is rounded. */
 static void test_bf16(void **state) {
     static const size_t rows[N_IN] = {N, EXPERTS, D, D, D, D, 1};
     (void)state;
@@ -119,7 +120,7 @@ static void test_bf16(void **state) {
     }
 }
 
-/* What does not fit is refused, and what has failed stays failed. */
+/* Shapes that do not fit are refused, and a failed tape stays failed. */
 static void test_refusals(void **state) {
     (void)state;
     struct err e;

@@ -1,13 +1,14 @@
 /*
- * lib/grad: an LSTM in both directions with the linear map that feeds it, against central differences of the twins in f64 and
- * against torch.nn.LSTM in f64 (tests/reference/make_lstm_golden.py): values and gradients within 1e-5 of the largest of their array.
+ * Tests of lib/grad: an LSTM in both directions with the linear map before it, against central differences of the f64
+ * twins and against torch.nn.LSTM in f64 (tests/reference/make_lstm_golden.py). Values and gradients agree within 1e-5
+ * of the largest of their array.
  */
 #include "tests/unit/grad_check.h"
 
 enum { N = 12, IN = 3, UNITS = 4, GATES = 4 * UNITS, SEQS = 3 };
 static const uint32_t starts[] = {0, 7, 8, 12};
 
-/* in: x, then for each direction W_ih, b_ih, W_hh, b_hh */
+/* inputs: x, then for each direction W_ih, b_ih, W_hh, b_hh */
 static struct grad_var *build_lstm(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     struct grad_lstm_direction d[2];
     struct grad_var *gates[2];
@@ -44,7 +45,7 @@ static void test_gradients(void **state) {
     check_function(&f, 30);
 }
 
-/* What it takes its gates from is not written to when that is the caller's, and rows may be reshaped on the way. */
+/* Gate inputs that belong to the caller are not overwritten, and rows may be reshaped in between. */
 static struct grad_var *build_from_leaves(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     const struct grad_lstm_direction d[] = {{in[0], in[1], NULL}};
     (void)f;
@@ -72,7 +73,7 @@ static void test_leaves(void **state) {
     check_function(&f, 31);
 }
 
-/* ---- PyTorch ----------------------------------------------------------------------------------------------------------- */
+/* ---- PyTorch ----------------------------------------------------------------------------------------------------- */
 
 static cJSON *fixture(void) {
     struct err e;
@@ -155,9 +156,9 @@ static void test_torch(void **state) {
     cJSON_Delete(o);
 }
 
-/* ---- precision, refusals --------------------------------------------------------------------------------------------- */
+/* ---- precision, refusals ----------------------------------------------------------------------------------------- */
 
-/* On a tape in bf16 what feeds the gates is rounded, and weights may be panels; the steps are f32. */
+/* On a tape in bf16 the inputs of the gates are rounded, and weights may be packed in panels; the steps run in f32. */
 static void test_bf16(void **state) {
     static const size_t rows[] = {N, GATES, 1, GATES, 1, GATES, 1, GATES, 1},
                         cols[] = {IN, IN, GATES, UNITS, GATES, IN, GATES, UNITS, GATES};

@@ -1,6 +1,7 @@
 /*
- * lib/grad: gradients of the operations that architectures differ in: LayerNorm, norms of heads, activations, gated units, scaling,
- * sums, partial rotation, masks, the head's bias and soft cap; each against central differences of the twins in f64 (test_grad.c).
+ * Tests of lib/grad: gradients of the operations in which architectures differ - LayerNorm, norms of heads,
+ * activations, gated units, scaling, sums, partial rotation, masks, the head's bias and soft cap - against central
+ * differences of the f64 twins (test_grad.c).
  */
 #include "tests/unit/grad_check.h"
 
@@ -50,7 +51,7 @@ static void test_norms(void **state) {
     check_function(&f, 3);
 }
 
-/* ---- element by element ---- */
+/* ---- elementwise ---- */
 
 static struct grad_var *build_activate(const struct function *f, struct grad_tape *t, struct grad_var **in) {
     return grad_activate(t, f->act, in[0]);
@@ -95,7 +96,7 @@ static void test_sums(void **state) {
     check_function(&f, 6);
 }
 
-/* ---- rotation of a part, masks of attention ---- */
+/* ---- partial rotation, attention masks ---- */
 
 static void test_partial_rope(void **state) {
     static const double frequencies[] = {1, 0.1, 0.4, 0.01}; /* two tables */

@@ -1,4 +1,4 @@
-/* lib/grad: the tape itself: constants, failures, memory, shapes that are refused, marks. test_grad.c has the gradients. */
+/* Tests of the tape of lib/grad: constants, failures, memory, rejected shapes, marks. Gradients are in test_grad.c. */
 #include "tests/unit/grad_samples.h"
 
 /* Constants get no gradient, and an operation on constants alone is not recorded. */
@@ -11,7 +11,7 @@ static void test_constants(void **state) {
     struct grad_var *sum = twice(t, fixed);
     assert_false(kernel_has_data(grad_of(t, sum)));
     struct grad_var *y =
-        grad_glu(t, ACT_SILU, sum, grad_linear(t, sum, weight, NULL, NULL)); /* gate constant, up not */
+        grad_glu(t, ACT_SILU, sum, grad_linear(t, sum, weight, NULL, NULL)); /* the gate is constant, up is not */
     struct grad_var *a = grad_attention(t, sum, grad_linear(t, sum, weight, NULL, NULL), sum,
                                         &(struct kernel_attention){1, 1, 2, 1, (uint32_t[]){0, 2}, 1});
     ((float *)host_of(grad_of(t, y)))[0] = 1;
@@ -32,7 +32,7 @@ static int uncalled_loss(void *ctx, size_t first, size_t rows, size_t vocab, str
     return 0;
 }
 
-/* The first failure stays, everything after it is NULL, and a reset clears it. */
+/* The first error is kept, everything after it is NULL, and a reset clears it. */
 static void test_failures_travel(void **state) {
     (void)state;
     float x[6] = {0};
@@ -73,7 +73,7 @@ static void test_failing_loss(void **state) {
     grad_tape_free(t);
 }
 
-/* Whichever allocation fails, the tape makes do with less or says so, and after a reset the same graph works. */
+/* Whichever allocation fails, the tape falls back to less memory or reports it; after a reset the same graph works. */
 static void test_without_memory(void **state) {
     (void)state;
     enum { SIZE = 600 }; /* larger than a tape's first block */
@@ -102,14 +102,14 @@ static void test_without_memory(void **state) {
         }
         grad_tape_free(t);
     }
-    assert_in_range(failed, 2, 10); /* some did fail, and some nth were past the last one */
+    assert_in_range(failed, 2, 10); /* some failed; the last ones were never reached */
 }
 
 static struct grad_var *narrow(void *ctx, struct grad_tape *t, struct grad_var *x) {
     return grad_linear(t, x, ctx, NULL, NULL);
 }
 
-/* Every shape that does not fit is refused. */
+/* Every mismatch of shapes is refused. */
 static void test_shapes_are_checked(void **state) {
     (void)state;
     float x[64] = {0};
@@ -141,7 +141,8 @@ static void test_shapes_are_checked(void **state) {
     grad_tape_free(t);
 }
 
-/* A packed leaf is that of inference in bf16: there its product is that of the same weights in f32, elsewhere it is refused. */
+/* A packed leaf is for inference in bf16, where its product is that of the same weights in f32; elsewhere it is
+ * refused. */
 static void test_packed_leaf(void **state) {
     enum { ROWS = 5, IN = 40, OUT = 33 };
     (void)state;
@@ -184,7 +185,8 @@ static int see_no_gradient(void *ctx, size_t first, size_t rows, size_t vocab, s
     return 0;
 }
 
-/* Without record, parameters that are being trained elsewhere keep the gradient that they have, the head's too. */
+/* A tape that does not record leaves gradients untouched, also those of the head: the parameters may be in training
+ * elsewhere. */
 static void test_inference_leaves_gradients_alone(void **state) {
     (void)state;
     float x[4] = {1, 2, 3, 4}, w[4] = {1, 1, 2, 2}, dw[4] = {5, 6, 7, 8};
@@ -202,7 +204,7 @@ static void test_inference_leaves_gradients_alone(void **state) {
     }
 }
 
-/* Without record, rewinding gives the memory back: a thousand steps take that of one. */
+/* Rewinding a tape that does not record frees its memory: a thousand steps take as much as one. */
 static void test_mark_and_rewind(void **state) {
     (void)state;
     enum { SIZE = 300 };
@@ -225,7 +227,7 @@ static void test_mark_and_rewind(void **state) {
     grad_tape_free(t);
 }
 
-/* Gradients of results live only while they are needed: a deep chain takes the values and a few buffers more. */
+/* Gradients of results live only as long as they are needed: a deep chain takes its values and a few buffers. */
 static void test_gradients_are_recycled(void **state) {
     (void)state;
     enum { SIZE = 256, DEPTH = 40 };

@@ -1,4 +1,4 @@
-/* lib/quant's half-quadratic steps: against PyTorch, and by what they promise for each type. */
+/* Tests of lib/quant's half-quadratic steps: against PyTorch, and their guarantees for each type. */
 #include "tests/unit/kernel_test.h"
 
 #include <stdio.h>
@@ -16,7 +16,8 @@ static bool block_of_one_group(enum dtype t) {
     return !f->has_scales && f->group == 32;
 }
 
-/* Of each type that has codes: no group is farther off, in |w - q|, than rounded to nearest; with any number of threads the same. */
+/* For every type with codes: no group has a larger sum of |w - q| than rounding to nearest, with any number of
+ * threads. */
 static void test_never_worse(void **state) {
     (void)state;
     enum { ROWS = 9, COLS = 512 };
@@ -44,13 +45,13 @@ static void test_never_worse(void **state) {
         tensor_to_f32(t->dtype, packed, after, (uint64_t)ROWS * COLS);
         for (size_t at = 0; at < (size_t)ROWS * COLS; at += group)
             assert_true(distance(w + at, after + at, group) <= distance(w + at, before + at, group) * (1 + 1e-6));
-        if (block_of_one_group(t->dtype)) /* whose d and min are f16, and were found without a search */
+        if (block_of_one_group(t->dtype)) /* d and min are f16 and come from no search */
             assert_true(distance(w, after, (size_t)ROWS * COLS) < 0.995 * distance(w, before, (size_t)ROWS * COLS));
     }
     assert_true(n >= 12);
 }
 
-/* What make_fold_golden.py says of Q4_1. */
+/* As described in make_fold_golden.py for Q4_1. */
 static void test_torch(void **state) {
     (void)state;
     enum { ROWS = 8, COLS = 32 };

@@ -1,4 +1,7 @@
-/* lib/kernel: matrix products, element by element, sums, embedding, RMSNorm, rotary positions, SwiGLU, AdamW. */
+/*
+ * Tests of lib/kernel: matrix products, elementwise operations, sums, embedding, RMSNorm, rotary positions, SwiGLU,
+ * optimizers, random rounding, selection by magnitude.
+ */
 #include "tests/unit/kernel_test.h"
 
 /* ---- matrix products ---- */
@@ -26,7 +29,7 @@ static void plain_product(const struct product *p, const double *a, const double
     if (p->form == GEMM_TN) plain64_matmul_tn(p->m, p->n, p->k, a, b, p->beta, c);
 }
 
-/* k products, their sum and the sum with beta c: (k + 2) U sum |a||b|, + 2 U |beta c|. */
+/* k products, their sum and the addition of beta c: (k + 2) U sum |a||b| + 2 U |beta c|. */
 static void check_product(struct rng *r, enum gemm_form form, size_t m, size_t n, size_t k, float beta) {
     struct pair a = normals(r, m * k, 1), b = normals(r, n * k, 1), c = normals(r, m * n, 1);
     struct product p = {form, m, n, k, a.f, b.f, beta};
@@ -53,7 +56,7 @@ static void test_matrix_products(void **state) {
     check_product(&r, GEMM_NT, 20, 20, 20, -0.5f);
 }
 
-/* No rows, no columns: nothing is touched. No inner dimension: only beta is left. */
+/* Without rows or columns nothing is written. With an empty inner dimension the result is beta c. */
 static void test_empty_products(void **state) {
     (void)state;
     float c[4] = {1, 2, 3, 4}, x[1] = {0};
@@ -68,7 +71,7 @@ static void test_empty_products(void **state) {
     assert_true(c[0] == 0 && c[3] == 0);
 }
 
-/* beta 0 overwrites: what was there may be anything. */
+/* beta 0 overwrites c, which may hold anything. */
 static void test_beta_zero_ignores_nan(void **state) {
     (void)state;
     float a[6] = {1, 2, 3, 4, 5, 6}, b[6] = {1, 1, 1, 1, 1, 1};
@@ -83,7 +86,7 @@ static void test_beta_zero_ignores_nan(void **state) {
     }
 }
 
-/* ---- element by element ---- */
+/* ---- elementwise ---- */
 
 struct vectors {
     int which;
@@ -141,7 +144,7 @@ static void test_element_by_element(void **state) {
 
 static const size_t matrices[][2] = {{1, 1}, {1, 70}, {2, 64}, {3, 65}, {130, 3}, {129, 200}, {1000, 17}};
 
-/* Sums go over blocks of 128 rows: at most 128 + rows / 128 + 2 additions reach a term. */
+/* Rows are summed in blocks of 128: a term passes through at most 128 + rows / 128 + 2 additions. */
 static void test_sums_over_rows_and_columns(void **state) {
     (void)state;
     struct rng r = rng_init(3, 1);
@@ -275,10 +278,10 @@ static void test_rmsnorm(void **state) {
     (void)state;
     struct rng r = rng_init(6, 1);
     for (size_t i = 0; i < COUNT_OF(matrices); i++) check_rmsnorm(&r, matrices[i][0], matrices[i][1], 1);
-    check_rmsnorm(&r, 3, 576, 1e-4);  /* eps decides */
+    check_rmsnorm(&r, 3, 576, 1e-4);  /* eps dominates */
     check_rmsnorm(&r, 3, 576, 1e15);  /* squares beyond f32 */
-    check_rmsnorm(&r, 130, 20000, 1); /* more blocks of rows than sums are kept of, */
-    check_rmsnorm(&r, 2, 40000, 1);   /* and rows of which none are */
+    check_rmsnorm(&r, 130, 20000, 1); /* more blocks of rows than have partial sums, */
+    check_rmsnorm(&r, 2, 40000, 1);   /* and rows too long for any */
 }
 
 /* ---- rotary positions ---- */
@@ -295,15 +298,15 @@ static void run_rope(void *ctx, float *x) {
     kernel_rope(kernel_f32(x), c->rows, c->heads, c->head_dim, c->position, &c->how, c->sign);
 }
 
-/* Cosine and sine to half an ulp, a product each, one sum: 3 U (|a| + |b|). The angle itself is f64. A scale is one more product of
-   each, by itself an exact number here. */
+/* Cosine and sine to half an ulp, one product each, one sum: 3 U (|a| + |b|). The angle itself is f64. A scale adds
+ * one product each; here its factors are exact. */
 static void test_rope(void **state) {
     (void)state;
     static const size_t dims[] = {2, 4, 6, 34, 64, 128, 130, 256};
     struct rng r = rng_init(7, 1);
     for (size_t i = 0; i < COUNT_OF(dims); i++) {
         enum { ROWS = 5, HEADS = 3 };
-        size_t d = dims[i] + (i % 2 ? 3 * i : 0), rotated = dims[i], n = ROWS * HEADS * d; /* some of a head, or all */
+        size_t d = dims[i] + (i % 2 ? 3 * i : 0), rotated = dims[i], n = ROWS * HEADS * d; /* all or part of a head */
         const uint32_t position[ROWS] = {0, 1, 77, 131071, 4000000000u};
         static const uint8_t table[ROWS] = {1, 0, 1, 1, 0};
         double *inv_freq = take(rotated, sizeof *inv_freq); /* two tables */
@@ -340,8 +343,8 @@ static void run_swiglu_backward(void *ctx, float *out) {
 }
 
 /*
- * The sigmoid: exp to 1.1 ulp, at most 2.2 U, an addition, a division, each relative: 5 U; times two products more 7 U.
- * Where exp(-gate) overflows the sigmoid is 0 instead of less than the smallest normal number.
+ * The sigmoid: exp to 1.1 ulp (at most 2.2 U), an addition, a division, each relative: 5 U; with two more products 7 U.
+ * Where exp(-gate) overflows, the sigmoid is 0 instead of less than the smallest normal number.
  */
 static void test_swiglu(void **state) {
     (void)state;
@@ -359,7 +362,7 @@ static void test_swiglu(void **state) {
         for (size_t j = 0; j < n; j++) {
             double g = gate.d[j], s = 1 / (1 + exp(-g)), floor = 0x1p-126 * (1 + fabs(g));
             tolerance[j] = (16 * U * s * (1 + fabs(g) * (1 - s)) + floor) * fabs(dy.d[j] * up.d[j]);
-            /* 1 - s is exact only to U when s is near 1, and g multiplies that */
+            /* 1 - s has an absolute error of U when s is near 1, which g multiplies */
             tolerance[j] += 6 * U * fabs(g) * s * fabs(dy.d[j] * up.d[j]);
             tolerance[n + j] = (8 * U * s * fabs(g) + floor) * fabs(dy.d[j]);
         }
@@ -394,7 +397,7 @@ static void test_adamw(void **state) {
         double *tolerance = take(3 * n, sizeof *tolerance);
         for (size_t j = 0; j < n; j++) {
             set(s, 2 * n + j, fabs(s.d[2 * n + j]) * 0.1);
-            if (j % 13 == 5) set(g, j, 0), set(s, n + j, 0), set(s, 2 * n + j, 0); /* never any gradient */
+            if (j % 13 == 5) set(g, j, 0), set(s, n + j, 0), set(s, 2 * n + j, 0); /* gradient and moments 0 */
         }
         struct adamw c = {{1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.37f, steps[i % COUNT_OF(steps)], 0}, n, g.f};
         double *before = take(n, sizeof *before);
@@ -414,7 +417,7 @@ static void test_adamw(void **state) {
     }
 }
 
-/* Moments in bf16: those of f32 with the random bits that are an element's own, whatever the path and the threads. */
+/* bf16 moments must be the f32 ones rounded with the random bits of their element, on any path, with any threads. */
 static void test_adamw_rounded(void **state) {
     (void)state;
     struct rng r = rng_init(11, 1);
@@ -464,7 +467,7 @@ static void run_momentum(void *ctx, float *out) { /* u, m */
     kernel_momentum(&c->how, kernel_f32(out), kernel_f32(out + c->n), kernel_f32(c->g), c->n);
 }
 
-/* Four roundings in m, seven in u; then moments in bf16, which are rounded as AdamW's first one. */
+/* Four roundings in m, seven in u; then bf16 moments, which are rounded as AdamW's first moment is. */
 static void test_momentum(void **state) {
     (void)state;
     struct rng r = rng_init(13, 1);
@@ -497,8 +500,9 @@ static void test_momentum(void **state) {
 }
 
 /*
- * The mean of many roundings of x is x: each is x's lower neighbour plus a unit with probability p, so over n of them
- * the mean is off by sqrt(p (1 - p) / n) of a unit, five times which has a chance of 6e-7 - and the draws are fixed.
+ * The mean of many roundings of x is x: each is the lower neighbour of x plus a unit with probability p, so the mean
+ * over n has a standard deviation of sqrt(p (1 - p) / n) of a unit. Exceeding five of these has a chance of 6e-7, and
+ * the draws are fixed.
  */
 static void test_random_rounding_is_fair(void **state) {
     (void)state;
@@ -509,7 +513,7 @@ static void test_random_rounding_is_fair(void **state) {
     for (size_t s = 0; s < COUNT_OF(shares); s++) {
         double x = 1 + shares[s] * 0x1p-7, sum = 0;
         for (size_t i = 0; i < N; i++)
-            g[i] = (float)(2 * x - 1), hm[i] = f32_to_bf16(1), hv[i] = 0; /* m = x after it */
+            g[i] = (float)(2 * x - 1), hm[i] = f32_to_bf16(1), hv[i] = 0; /* so that m becomes x */
         struct kernel_adamw how = {0, 0.5f, 0.5f, 1, 0, 1, 3, s};
         kernel_adamw(&how, kernel_f32(w), kernel_bf16(hm), kernel_bf16(hv), kernel_f32(g), N);
         for (size_t i = 0; i < N; i++) {

@@ -1,8 +1,9 @@
 /*
- * lib/kernel: the micro-kernel for AMX on a model of its tiles, as the Intel SDM (volume 2, LDTILECFG, TILELOADD, TDPBF16PS)
- * describes them. It runs twice: its source compiled over the model, and the library's machine code, whose instructions trap
- * on a CPU without AMX and are then done by the model. So any CPU shows that the kernel configures, loads and multiplies what
- * it should. That the model is the hardware only hardware can show; there, nothing traps, and test_kernel_bf16 runs the path.
+ * Tests of lib/kernel: the AMX micro-kernel on a model of the tiles, as the Intel SDM (volume 2, LDTILECFG, TILELOADD,
+ * TDPBF16PS) describes them. The kernel runs twice: its source compiled against the model, and the library's machine
+ * code, whose instructions trap on a CPU without AMX and are then emulated by the model. So any CPU can show that the
+ * kernel configures, loads and multiplies correctly. That the model is right only hardware can show; there nothing
+ * traps, and test_kernel_bf16 runs the path.
  */
 #if defined(__x86_64__)
 #include <signal.h>
@@ -21,7 +22,7 @@ static struct model {
     unsigned char data[TILES][ROWS][BYTES];
 } tiles;
 
-/* What would raise #GP or #UD on the CPU. Not cmocka's way to fail: this may be a signal handler. */
+/* Checks what would raise #GP or #UD on the CPU. Does not use cmocka's failures, since this may be a signal handler. */
 static void require(bool holds, const char *what) {
     if (holds) return;
     fprintf(stderr, "the CPU would fault: %s\n", what);
@@ -81,7 +82,7 @@ static float flushed(float x) {
     return fabsf(x) < 0x1p-126f ? 0 : x;
 }
 
-/* Even and odd k apart, then added to c. */
+/* Sums over even and odd k apart, then adds them to c. */
 static void model_dp(int c, int a, int b) {
     require_tile(c);
     require_tile(a);
@@ -116,14 +117,14 @@ static const struct micro_bf16 modelled = {
 
 /* ---- machine code on the model ---- */
 
-/* The general registers as instructions number them. */
+/* The general registers in the order of their numbers in instructions. */
 static size_t *register_of(ucontext_t *u, unsigned number) {
     static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                   REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
     return (size_t *)&u->uc_mcontext.gregs[order[number]];
 }
 
-/* What a memory operand says (SDM volume 2, 2.1.5): base and index, and where the instruction ends. */
+/* A memory operand (SDM volume 2, 2.1.5): base and index, and where the instruction ends. */
 struct operand {
     unsigned char *address;
     size_t stride;
@@ -147,7 +148,7 @@ static struct operand memory_operand(ucontext_t *u, const unsigned char *modrm, 
     return o;
 }
 
-/* Does one AMX instruction (VEX.128, map 0F38, W0) and steps over it. */
+/* Emulates one AMX instruction (VEX.128, map 0F38, W0) and steps over it. */
 static void on_sigill(int signal_number, siginfo_t *info, void *context) {
     ucontext_t *u = context;
     const unsigned char *i = (const unsigned char *)u->uc_mcontext.gregs[REG_RIP], *modrm = i + 4;
@@ -177,11 +178,11 @@ static void on_sigill(int signal_number, siginfo_t *info, void *context) {
     u->uc_mcontext.gregs[REG_RIP] = (greg_t)o.end;
 }
 
-/* ---- the kernel on it ---- */
+/* ---- the kernel on the model ---- */
 
 /*
- * a [rows][k] with rows lda apart, b packed, c [rows][ldc]. Exactly as large as the kernel may touch, so that a sanitizer
- * sees a step too far.
+ * a [rows][k] with stride lda, b packed, c [rows][ldc]. Buffers are exactly as large as the kernel may touch, so that a
+ * sanitizer catches any access beyond.
  */
 static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t rows, size_t n, size_t k,
                         bool accumulate) {
@@ -212,7 +213,7 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
         }
         assert_true(fabs(c[i] - want) <= (double)(k + 2) * U * terms);
     }
-    /* a row alone has the bits that it has among others */
+    /* a row on its own has the same bits as among others */
     size_t row = rows - 1;
     memcpy(one, before + row * ldc, n * sizeof *one);
     micro->multiply(&(struct block_bf16){1, k, n / PANEL, a + row * lda, lda, panels, PANEL * k, accumulate, one, n});
@@ -241,7 +242,7 @@ static void test_source_on_the_model(void **state) {
 static void test_machine_code(void **state) {
     (void)state;
     struct sigaction action = {.sa_sigaction = on_sigill, .sa_flags = SA_SIGINFO}, before;
-    simd(); /* asks for tiles, where the CPU has them */
+    simd(); /* requests tiles, where the CPU has them */
     assert_int_equal(sigaction(SIGILL, &action, &before), 0);
     check_blocks(&bf16_amx);
     assert_int_equal(sigaction(SIGILL, &before, NULL), 0);

@@ -1,8 +1,7 @@
 /*
- * lib/kernel: activations in bf16. A kernel that takes arrays of either type computes as it does in f32 and rounds its
- * result once, so what it makes of bf16 is, bit for bit, what the f32 kernel makes of the widened numbers, rounded:
- * but for attention where the path multiplies bf16.
- * That the f32 kernels are right is test_kernel.c's business.
+ * Tests of lib/kernel with bf16 activations. A kernel that takes arrays of either type computes in f32 and rounds its
+ * result once; so its result for bf16 inputs is, bit for bit, the rounded result of the f32 kernel on the widened
+ * inputs. The exception is attention on paths that multiply bf16. test_kernel.c tests the f32 kernels themselves.
  */
 #include "tests/unit/kernel_test.h"
 
@@ -49,7 +48,7 @@ static void test_norm_and_gate(void **state) {
             kernel_rmsnorm(y.bf16, kernel_f32(inv + rows), x.bf16, kernel_f32(w), rows, d, 1e-5f);
             assert_memory_equal(inv, inv + rows, rows * sizeof *inv);
             check_rounded("rmsnorm", path, y);
-            struct twin dx = numbers(&r, n); /* is added to */
+            struct twin dx = numbers(&r, n); /* must be added to */
             memset(dw, 0, 2 * d * sizeof *dw);
             kernel_rmsnorm_backward(dx.f32, kernel_f32(dw), dy.f32, x.f32, kernel_f32(w), kernel_f32(inv), rows, d);
             kernel_rmsnorm_backward(dx.bf16, kernel_f32(dw + d), dy.bf16, x.bf16, kernel_f32(w), kernel_f32(inv), rows,
@@ -79,7 +78,7 @@ static void test_norm_and_gate(void **state) {
     }
 }
 
-/* Rows longer than what is widened at a time, and one type in, the other out. */
+/* Rows longer than the buffer for widening; one type in, the other out. */
 static void test_mixed_types(void **state) {
     (void)state;
     enum { D = 5000, ROWS = 3, N = D * ROWS };
@@ -88,7 +87,7 @@ static void test_mixed_types(void **state) {
     struct twin x = numbers(&r, N), y = empty(N), z = numbers(&r, N);
     kernel_rmsnorm(y.f32, kernel_f32(inv), x.f32, kernel_f32(w), ROWS, D, 1e-5f);
     kernel_rmsnorm(y.bf16, kernel_f32(inv + ROWS), x.f32, kernel_f32(w), ROWS, D, 1e-5f);
-    for (size_t i = 0; i < ROWS; i++) /* a mean in f64, added up in another order */
+    for (size_t i = 0; i < ROWS; i++) /* a mean in f64, summed in another order */
         assert_true(fabsf(inv[i] - inv[ROWS + i]) <= 2 * U * inv[i]);
     for (size_t i = 0; i < N; i++) {
         float want = ((float *)host_of(y.f32))[i];
@@ -128,9 +127,9 @@ static void test_rope(void **state) {
 }
 
 /*
- * Online softmax over three blocks of scores against all of them at once in f64. z = (x - m) s has an error of 3 U |z| (the
- * difference, s in base 2, their product), 2^z one of 3 U; sums of 128 in f32 add at most 31 + 2 roundings, three blocks and what shrinks
- * between them 3 (3 U |z| + 3 U).
+ * Online softmax over three blocks of scores against one softmax over all of them in f64. z = (x - m) s has an error of
+ * 3 U |z| (the difference, s in base 2, their product), 2^z one of 3 U. Sums of 128 in f32 add at most 31 + 2
+ * roundings; three blocks and the rescaling between them add 3 (3 U |z| + 3 U).
  */
 static void test_softmax_rows(void **state) {
     (void)state;
@@ -183,9 +182,9 @@ static void test_softmax_rows(void **state) {
 }
 
 /*
- * Where bf16 is multiplied as it is, p and ds are rounded besides (UH each); the rest are the errors of f32. |y| <= max |v|,
- * so y is within 2.1 UH of that. dv = sum p dy: UH sum p |dy|. ds = scale p (dy.v - D): UH |ds|, which is summed into dq
- * and dk. All of it with one part in ten to spare for f32's own errors.
+ * Where bf16 is multiplied directly, p and ds are rounded as well (UH each); the rest are errors of f32. |y| <= max
+ * |v|, so y is within 2.1 UH of that. dv = sum p dy: UH sum p |dy|. ds = scale p (dy.v - D): UH |ds|, which is summed
+ * into dq and dk. Each bound has a tenth to spare for errors of f32.
  */
 #define UH 0x1p-8
 
@@ -225,7 +224,7 @@ static void check_near(const char *what, const char *path, float got, float want
         fail_msg("%s, %s: %.9g, should be %.9g +- %.3g", what, path, (double)got, (double)want, bound);
 }
 
-/* Backward is given the same y and log-sum-exp in both types. */
+/* Backward gets the same y and log-sum-exp in both types. */
 static void test_attention(void **state) {
     (void)state;
     static const uint32_t starts[] = {0, 5, 6, 320};
@@ -241,7 +240,7 @@ static void test_attention(void **state) {
         struct bounds b = {0};
         EACH_PATH(path) {
             bool rounds = kernel_has_bf16() && a.head_dim % 32 == 0;
-            kernel_attention(&a, y.f32, kernel_f32(lse + rows), q.bf16, k.bf16, v.bf16); /* generation reads it so */
+            kernel_attention(&a, y.f32, kernel_f32(lse + rows), q.bf16, k.bf16, v.bf16); /* as generation calls it */
             kernel_attention(&a, y.bf16, kernel_f32(lse + rows), q.bf16, k.bf16, v.bf16);
             check_rounded("attention to f32", path, y);
             kernel_attention(&a, y.f32, kernel_f32(lse), q.f32, k.f32, v.f32);
@@ -279,7 +278,7 @@ static void test_attention(void **state) {
     }
 }
 
-/* With one thread and four the same bits, and what lies behind a position cannot change it. */
+/* One and four threads must give the same bits, and what follows a position must not affect it. */
 static void test_attention_bits(void **state) {
     (void)state;
     static const uint32_t starts[] = {0, 150, 333}, shorter[] = {0, 150, 200};
@@ -307,7 +306,7 @@ static void test_attention_bits(void **state) {
     parallel_set_threads(parallel_default_threads());
 }
 
-/* Heads so wide that fewer keys are widened at a time: sums are cut elsewhere, and the last bits may differ. */
+/* Heads so wide that fewer keys are widened at a time: sums are split differently, so the last bits may differ. */
 static void test_wide_heads(void **state) {
     (void)state;
     static const uint32_t starts[] = {0, 90};
@@ -318,13 +317,14 @@ static void test_wide_heads(void **state) {
     kernel_attention(&a, y.f32, kernel_none(DT_F32), q.f32, k.f32, v.f32);
     kernel_attention(&a, y.bf16, kernel_none(DT_F32), q.bf16, k.bf16, v.bf16);
     for (size_t i = 0; i < N * D;
-         i++) { /* values around 1: half a unit of bf16, 2^-8, and f32's (N + D) U of the terms */
+         i++) { /* values around 1: half a unit of bf16, 2^-8, and (N + D) U of the terms in f32 */
         float want = ((float *)host_of(y.f32))[i], got = bf16_to_f32(((uint16_t *)host_of(y.bf16))[i]);
         assert_true(fabsf(got - want) <= 0x1p-8f * fabsf(want) + 5 * (N + D) * (float)U);
     }
 }
 
-/* Memory of a device: what goes up comes back, parts begin where they should, and what cannot be is an error. */
+/* Memory of a device: an upload downloads unchanged, parts begin where they should, and impossible requests are
+ * errors. */
 static void test_memory(void **state) {
     (void)state;
     struct err e;
@@ -349,7 +349,7 @@ static void test_memory(void **state) {
     kernel_free(kernel_cpu(), none);
 }
 
-/* A matrix that is filled in parts is that which is made at once, whatever its packing. */
+/* A matrix filled in parts must equal one made at once, in any packing. */
 static void test_matrix_in_parts(void **state) {
     (void)state;
     enum { N = 100, K = 96 };

@@ -1,13 +1,13 @@
-/* lib/kernel: attention forward, backward and decode against the definition in f64. */
+/* Tests of lib/kernel: attention forward, backward and decode against the definition in f64. */
 #include "tests/unit/kernel_test.h"
 
-/* A batch: random q, k, v, dy and the twin's results. */
+/* A batch: random q, k, v, dy and the results of the twin. */
 struct batch {
     struct kernel_attention a;
     size_t n, q_size, kv_size;
     struct pair q, k, v, dy;
     double *y, *lse, *p;    /* the twin's; p is scratch */
-    float *y_f32, *lse_f32; /* what backward is given */
+    float *y_f32, *lse_f32; /* inputs of backward */
     double score_error;     /* the largest rounding error of a score */
     uint32_t longest;
 };
@@ -36,15 +36,15 @@ static struct batch make_batch(struct rng *r, const uint32_t *starts, size_t n_s
 }
 
 /*
- * What rounding can do, following the algorithm. A score is a dot product of d terms of scaled q: wrong by
- * e = (d + 2) U scale sum |q||k|; so is the row's log-sum-exp, and a probability is wrong by the factor 1 + 2 e + 8 U +
+ * Bounds of rounding errors, following the algorithm. A score is a dot product of d terms of scaled q: wrong by e = (d
+ * + 2) U scale sum |q||k|. So is the log-sum-exp of the row, and a probability is wrong by the factor 1 + 2 e + 8 U +
  * the rounding of lse (U |lse|, backward only). A sum over n keys adds (n + 4) U. Everything else multiplies those.
  */
 struct bounds {
-    double *y, *lse, *dq, *dk, *dv; /* [..] tolerances */
+    double *y, *lse, *dq, *dk, *dv; /* tolerances for each array */
 };
 
-/* `last`: of each sequence's last query alone, which is what decode answers. */
+/* `last`: only for the last query of each sequence, which decode computes. */
 static struct bounds bounds_of(const struct batch *b, bool last) {
     const struct kernel_attention *a = &b->a;
     size_t d = a->head_dim, ld = a->n_kv_heads * d, group = a->n_heads / a->n_kv_heads;
@@ -61,7 +61,7 @@ static struct bounds bounds_of(const struct batch *b, bool last) {
                 double e = 0, lse = plain64_attention_row(a, b->p, NULL, b->q.d + at, b->k.d + key, ld, keys);
                 for (size_t j = 0; j < keys; j++) {
                     double terms = a->scale * plain64_dot(qm + at, km + key + j * ld, d);
-                    e = fmax(e, ((double)d + 2) * U * terms + 8 * U * a->softcap); /* tanh is right to some U */
+                    e = fmax(e, ((double)d + 2) * U * terms + 8 * U * a->softcap); /* tanh is accurate to a few U */
                 }
                 t.lse[row] = e + 2 * U * fabs(lse) + 8 * U;
                 double p_error = 2 * e + (2 * fabs(lse) + 8) * U, sum = ((double)keys + 4) * U, mean = 0;
@@ -105,7 +105,7 @@ static double *joined(size_t n, const double *x, size_t m, const double *y, size
     return all;
 }
 
-/* The probabilities, of a part of the queries. */
+/* Probabilities of a part of the queries. */
 static void check_weights(struct batch *b) {
     const struct kernel_attention *a = &b->a;
     for (size_t s = 0; s < a->n_seqs; s++) {
@@ -160,11 +160,11 @@ static void test_attention(void **state) {
     check_batch(&b);
     b = make_batch(&r, longer, 3, 2, 2, 300, 0.5);
     check_batch(&b);
-    b = make_batch(&r, few, 2, 10, 2, 4000, 0.2); /* five heads a group, of which four are stacked at a time */
+    b = make_batch(&r, few, 2, 10, 2, 4000, 0.2); /* five heads per group, but at most four are stacked */
     check_batch(&b);
 }
 
-/* Windows, whole sequences and capped scores, each with several blocks of keys. */
+/* Windows, whole sequences and soft-capped scores, each with several blocks of keys. */
 static void test_masks(void **state) {
     static const uint32_t starts[] = {0, 1, 6, 150, 300};
     static const struct {
@@ -184,18 +184,18 @@ static void test_masks(void **state) {
     }
 }
 
-/* Scores of +-100 and more: probabilities of exactly 0 and 1, nothing overflows. */
+/* Scores of +-100 and more: probabilities of exactly 0 and 1 without overflow. */
 static void test_extreme_scores(void **state) {
     (void)state;
     static const uint32_t starts[] = {0, 40, 170};
     struct rng r = rng_init(21, 1);
     struct batch b = make_batch(&r, starts, 2, 2, 1, 8, 8);
     check_batch(&b);
-    b = make_batch(&r, starts, 2, 2, 1, 8, 0); /* all equal: the mean of the values */
+    b = make_batch(&r, starts, 2, 2, 1, 8, 0); /* equal scores: the mean of the values */
     check_batch(&b);
 }
 
-/* What lies after a position, or in another sequence, cannot change it: not in one bit. */
+/* What follows a position, or is in another sequence, must not change a bit of it. */
 static void test_nothing_leaks(void **state) {
     (void)state;
     static const uint32_t starts[] = {0, 30, 200};
@@ -219,7 +219,7 @@ static void test_nothing_leaks(void **state) {
 
 enum { SEQS = 4 };
 
-/* The last query of each sequence, and caches that hold all keys and values of it. */
+/* The last query of each sequence, and caches with all its keys and values. */
 struct decode {
     struct kernel_attention a;
     struct kernel_array q;
@@ -227,7 +227,7 @@ struct decode {
     float *scratch;
 };
 
-/* What the library reads is what the twin reads. */
+/* The twin must read the same values as the library. */
 static void round_to_bf16(struct pair p) {
     for (size_t i = 0; i < p.n; i++) set(p, i, bf16_to_f32(f32_to_bf16(p.f[i])));
 }
@@ -238,7 +238,7 @@ static struct kernel_array as_type(enum dtype type, const float *x, size_t n) {
     return y;
 }
 
-/* Keys and values come in pieces, as those of prompts and steps do. */
+/* Appends keys and values in pieces, as prompts and steps do. */
 static void fill_caches(const struct batch *b, struct decode *c, enum dtype type) {
     size_t kv = b->a.n_kv_heads * b->a.head_dim;
     for (size_t s = 0; s < SEQS; s++) {
@@ -264,7 +264,7 @@ static void run_decode(void *ctx, float *y) {
     kernel_attention_decode(&c->a, kernel_f32(y), c->q, c->caches, kernel_f32(c->scratch));
 }
 
-/* In company, alone and rounded to bf16: the same numbers. */
+/* A sequence must give the same numbers in a batch and alone, in f32 and rounded to bf16. */
 static void check_company(const struct decode *c, size_t row) {
     float *together = take(SEQS * row, sizeof *together), *alone = take(row, sizeof *alone);
     uint16_t *rounded = take(SEQS * row, sizeof *rounded), *want = take(SEQS * row, sizeof *want);
@@ -283,10 +283,10 @@ static void check_company(const struct decode *c, size_t row) {
     }
 }
 
-/* The last query of each sequence against a cache of all its keys: the last row of attention. */
+/* The last query of each sequence against a cache of all its keys must give the last row of attention. */
 static void test_decode(void **state) {
     static const uint32_t mixed[] = {0, 1, 130, 259, 400};
-    static const uint32_t longer[] = {0, 1, 514, 515, 1600}; /* two sequences of several stretches of keys */
+    static const uint32_t longer[] = {0, 1, 514, 515, 1600}; /* two sequences span several stretches of keys */
     static const size_t heads[][3] = {{1, 1, 4},  {3, 1, 64}, {9, 3, 64},  {6, 1, 33},
                                       {4, 4, 80}, {20, 1, 8}, {7, 1, 128}, {4, 2, 300}};
     (void)state;

@@ -1,4 +1,4 @@
-/* lib/kernel: conversions to and from bf16, its layouts, and products in it. */
+/* Tests of lib/kernel: conversions to and from bf16, its layouts, and products in it. */
 #include "tests/unit/kernel_test.h"
 
 static uint16_t *rounded(const float *x, size_t n) {
@@ -14,7 +14,7 @@ static struct pair bf16_normals(struct rng *r, size_t n) {
     return p;
 }
 
-/* ---- conversions: the bits of lib/tensor's scalar functions ---- */
+/* ---- conversions: must give the bits of lib/tensor's scalar functions ---- */
 
 static float from_bits(uint32_t u) {
     float f;
@@ -48,7 +48,7 @@ static void test_conversions(void **state) {
 
 /* ---- products ---- */
 
-/* How b reaches the product. */
+/* The layout and type in which b is passed. */
 enum source { NT_F32, NT_BF16, NN_F32, NN_BF16, ROWS_F32, ROWS_BF16, SOURCES };
 
 struct product {
@@ -57,7 +57,7 @@ struct product {
     const void *a, *b;
     bool transposed; /* a is [k][m] */
     enum source source;
-    enum dtype rows; /* of b, when it is neither f32 nor bf16 */
+    enum dtype rows; /* of b, when neither f32 nor bf16 */
     struct kernel_epilogue how;
 };
 
@@ -71,7 +71,7 @@ static struct kernel_matrix matrix_of(const struct product *p) {
     size_t bytes = kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, p->n, p->k);
     void *packed = arena_alloc(&memory, bytes, &e);
     assert_non_null(packed);
-    memset(packed, 0xff, bytes); /* NaN, where packing forgets a place */
+    memset(packed, 0xff, bytes); /* NaN wherever packing writes nothing */
     return p->source == NN_F32 || p->source == NN_BF16 ? kernel_pack_nn(kernel_bf16(packed), p->n, p->k, from)
                                                        : kernel_pack_nt(kernel_bf16(packed), &stored);
 }
@@ -90,8 +90,8 @@ static void run_product(void *ctx, float *c) {
 }
 
 /*
- * Products of bf16 are exact in f32, so k of them and what is added at the end cost (k + 3) U of the terms' magnitudes. A
- * result in bf16 is rounded once more, by at most 2^-8 of itself.
+ * Products of bf16 are exact in f32; so the sum of k products and the epilogue cost (k + 3) U of the terms' magnitudes.
+ * A result in bf16 is rounded once more, by at most 2^-8 of itself.
  */
 static void check_product(struct product *p, struct pair a, struct pair b, struct pair c, struct pair bias,
                           struct pair residual) {
@@ -117,7 +117,7 @@ static void check_shape(struct rng *r, size_t m, size_t n, size_t k, unsigned va
     struct product p = {.m = m, .n = n, .k = k, .a_type = variant & 1 ? DT_F32 : DT_BF16};
     p.c_type = variant & 2 ? DT_BF16 : DT_F32;
     p.transposed = variant & 32;
-    p.source = (enum source)(variant % (p.transposed ? ROWS_F32 : SOURCES)); /* packed, when a is transposed */
+    p.source = (enum source)(variant % (p.transposed ? ROWS_F32 : SOURCES)); /* b must be packed when a is transposed */
     const float *a_as_read = a.f;
     if (p.transposed) {
         float *t = take(m * k, sizeof *t);
@@ -140,8 +140,8 @@ static void check_shape(struct rng *r, size_t m, size_t n, size_t k, unsigned va
     arena_reset(&memory);
 }
 
-/* Shapes around the edges of micro-kernels, panels, blocks, tiles and strips. The bits of a variant choose the types and
- * what is added; all but tall shapes meet every variant. */
+/* Shapes around the edges of micro-kernels, panels, blocks, tiles and strips. The bits of a variant choose the types
+ * and the epilogue; all but tall shapes are run with every variant. */
 static void test_products(void **state) {
     static const size_t shapes[][3] = {{1, 1, 1},    {1, 300, 64},  {3, 65, 7},      {4, 64, 32},   {5, 5, 5},
                                        {13, 31, 29}, {31, 33, 2},   {130, 70, 1000}, {64, 513, 96}, {29, 64, 1},
@@ -154,13 +154,13 @@ static void test_products(void **state) {
     for (unsigned variant = 0; variant < 8; variant++) check_shape(&r, 33, 40, 4200, variant); /* strips of k */
     for (unsigned variant = 32; variant < 38; variant++) {
         check_shape(&r, 570, 40, 1100, variant);
-        check_shape(&r, 140, 550, 600, variant); /* more columns than sums are kept of */
+        check_shape(&r, 140, 550, 600, variant); /* more columns than have partial sums */
     }
-    check_shape(&r, 20, 32, 2048, 0); /* rows that fall on the same lines of the cache */
-    check_shape(&r, 2100, 33, 32, 4); /* tiles of rows, from b as it lies */
+    check_shape(&r, 20, 32, 2048, 0); /* rows that map to the same cache lines */
+    check_shape(&r, 2100, 33, 32, 4); /* tiles of rows, with b unpacked */
 }
 
-/* SwiGLU in the epilogue gives the bits of SwiGLU behind it, also in the memory of the gate. */
+/* SwiGLU in the epilogue must give the bits of SwiGLU after the product, also when it overwrites the gate. */
 static void test_gated_products(void **state) {
     (void)state;
     static const size_t shapes[][3] = {{1, 1, 1}, {3, 65, 7}, {29, 200, 64}, {130, 33, 96}, {33, 40, 4200}, {2, 5, 0}};
@@ -190,7 +190,7 @@ static void test_gated_products(void **state) {
     }
 }
 
-/* Rows in f32 are rounded once, in memory of the product's own; without that memory tiles round them, to the same bits. */
+/* f32 rows are rounded once, into the product's scratch memory; without it each tile rounds them, to the same bits. */
 static void test_rounding_without_memory(void **state) {
     (void)state;
     enum { M = 150, N = 70, K = 300 };
@@ -208,7 +208,7 @@ static void test_rounding_without_memory(void **state) {
     }
 }
 
-/* No rows, no columns: nothing is touched. No inner dimension: what is added is left. */
+/* Without rows or columns nothing is written. With an empty inner dimension the result is what the epilogue adds. */
 static void test_empty_products(void **state) {
     (void)state;
     float c[4] = {1, 2, 3, 4}, bias[2] = {10, 20};
@@ -226,8 +226,8 @@ static void test_empty_products(void **state) {
     assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, 33, 1), 64 * 32 * 2);
 }
 
-/* A row of c does not depend on how many rows there are: what a decoder computes token by token is what it computed of the
- * whole text. */
+/* A row of c must not depend on the number of rows: decoding token by token gives what a pass over the whole text
+ * gives. */
 static void test_rows_do_not_depend_on_each_other(void **state) {
     (void)state;
     enum { M = 77, N = 71, K = 5000 };
@@ -246,14 +246,14 @@ static void test_rows_do_not_depend_on_each_other(void **state) {
     }
 }
 
-/* A path's own loops give the bits of lib/tensor's. */
+/* The loops of each path must give the bits of lib/tensor. */
 static void test_dequantization(void **state) {
     (void)state;
     enum { N = 256 * 7 };
     struct rng r = rng_init(7, 1);
     struct pair w = normals(&r, N, 0.1);
     for (size_t j = 0; j < 256; j++) set(w, j, 0);
-    for (size_t j = 512; j < 1024; j++) set(w, j, w.d[j] * 1e-5); /* scales among the subnormal f16 */
+    for (size_t j = 512; j < 1024; j++) set(w, j, w.d[j] * 1e-5); /* scales that are subnormal in f16 */
     for (size_t i = 0; dtype_at(i); i++) {
         const struct dtype_info *type = dtype_at(i);
         if (!type->is_quantized || type->read_only) continue;
@@ -273,7 +273,7 @@ static void test_dequantization(void **state) {
     }
 }
 
-/* ---- quantized weights: as if each were rounded to bf16 first, which costs 2^-8 of every term ---- */
+/* ---- quantized weights: as if rounded to bf16 first, which costs 2^-8 of every term ---- */
 
 static void test_quantized_products(void **state) {
     (void)state;

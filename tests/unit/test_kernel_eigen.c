@@ -1,4 +1,7 @@
-/* lib/kernel's eigenvectors of symmetric matrices, by what they promise, and against matrices whose eigenvalues are known. */
+/*
+ * Tests of lib/kernel's eigenvectors of symmetric matrices: their defining properties, and matrices with known
+ * eigenvalues.
+ */
 #include "tests/unit/kernel_test.h"
 
 #include <float.h>
@@ -9,7 +12,7 @@ static double *copy(const double *x, size_t n) {
     return y;
 }
 
-/* a v = value v, rows orthonormal, values descending; the same with one and four threads. */
+/* a v = value v; rows are orthonormal; values descend; one and four threads give the same bits. */
 static void check(const double *a, size_t n, double *values) {
     double *z = copy(a, n * n), *again = copy(a, n * n), *scratch = take(KERNEL_EIGEN_SCRATCH(n), sizeof *scratch),
            norm = 0;
@@ -46,7 +49,7 @@ static void test_random(void **state) {
     }
 }
 
-/* Of low rank as products of matrices are, where most of what is there is rounding. */
+/* Low rank as in matrix products: most of the eigenvalues are rounding errors. */
 static void test_low_rank(void **state) {
     (void)state;
     enum { N = 136, RANK = 16 };
@@ -60,7 +63,8 @@ static void test_low_rank(void **state) {
     assert_true(values[RANK - 1] > 0 && fabs(values[RANK]) < 1e-12 * values[0]);
 }
 
-/* Zeros, multiples of one, of low rank, graded over many powers of ten, and the second difference, whose values are known. */
+/* Zeros, multiples of the identity, low rank, graded over many powers of ten, and the second difference, whose
+ * eigenvalues are known. */
 static void test_special(void **state) {
     (void)state;
     enum { N = 40 };

@@ -1,4 +1,6 @@
-/* lib/kernel: routing to experts, rows on their way to them and back, gates of rows; against their twins in f64. */
+/*
+ * Tests of lib/kernel: routing to experts, gathering and scattering their rows, gates of rows, against the f64 twins.
+ */
 #include "tests/unit/kernel_test.h"
 
 static const size_t shapes[][3] = {{1, 1, 1},   {3, 5, 2},    {40, 8, 8},   {7, 60, 4},
@@ -33,7 +35,7 @@ static void check_route(struct rng *r, size_t rows, size_t experts, size_t k, bo
     double *want = take(n + chosen, sizeof *want), *tolerance = take(n + chosen, sizeof *tolerance);
     struct route c = {rows, experts, k, normalise, x.f, p.f, dw.f, ids};
     plain64_route(want, want_ids, want + n, x.d, rows, experts, k, normalise);
-    /* exp of an argument that is off by U of itself, at most some 30 here */
+    /* exp of an argument with a relative error of U, at most about 30 here */
     for (size_t i = 0; i < n + chosen; i++) tolerance[i] = 64 * U * want[i] + 0x1p-126;
     check_kernel("routing", run_route, &c, n + chosen, NULL, want, tolerance);
     assert_memory_equal(ids, want_ids, chosen * sizeof *ids);
@@ -60,7 +62,7 @@ static void test_routing(void **state) {
             check_route(&r, shapes[i][0], shapes[i][1], shapes[i][2], normalise);
 }
 
-/* Of equals the first, and numbers of experts whatever the scores. */
+/* Of equal scores the first are taken; NaN scores still give valid expert ids. */
 static void test_ties(void **state) {
     (void)state;
     float logits[] = {1, 2, 2, 2, 0, 2, /* */ 0, 0, 0, 0, 0, 0, /* */ NAN, NAN, NAN, NAN, NAN, NAN}, probs[18],
@@ -119,7 +121,7 @@ static void run_gather(void *ctx, float *y) {
     kernel_gather_rows(kernel_f32(y), kernel_f32(c->dy), c->to, c->n, c->d);
 }
 
-/* Every third of the rows; a row's weight has its number turned round. */
+/* Uses every third row; the weights are indexed in reverse order. */
 static void check_rows(struct rng *r, size_t rows, size_t d) {
     size_t n = (rows + 2) / 3;
     struct pair x = normals(r, n * d, 1), y = normals(r, rows * d, 1), w = normals(r, rows, 1);
@@ -186,7 +188,7 @@ static void test_gates(void **state) {
         double *want = take(n + rows, sizeof *want), *tolerance = take(n + rows, sizeof *tolerance);
         if (rows > 2) set(gate, 1, 100), set(gate, 2, -80);
         plain64_gate_rows(want, x.d, gate.d, rows, d);
-        /* the exponential is off by U of its argument */
+        /* the exponential has the relative error U of its argument */
         for (size_t j = 0; j < n; j++) tolerance[j] = (8 + fabs(gate.d[j / d])) * U * fabs(want[j]) + 0x1p-126;
         check_kernel("gates of rows", run_gate, &c, n, NULL, want, tolerance);
         plain64_gate_rows_backward(want, want + n, dy.d, x.d, gate.d, rows, d);
@@ -201,7 +203,7 @@ static void test_gates(void **state) {
     }
 }
 
-/* In bf16 an array gives what f32 gives of the widened numbers, rounded once. */
+/* A bf16 array must give the f32 result for the widened numbers, rounded once. */
 static void test_bf16(void **state) {
     enum { N = 3, D = 1500 };
     (void)state;

@@ -1,6 +1,6 @@
 /*
- * lib/kernel: products of 8-bit integers with quantized weights. The plain twin in float gives the bits; that the bits are
- * those of a product of the weights is asked of f64.
+ * Tests of lib/kernel: products of 8-bit integers with quantized weights. The bits must be those of the plain float
+ * twin; that they are a product with the weights is checked in f64.
  */
 #include "tests/unit/kernel_test.h"
 
@@ -11,13 +11,13 @@ static const struct dtype_info *quantized(size_t index) {
     return NULL;
 }
 
-/* Weights [n][k] in a quantized type, and what they are made of. */
+/* Weights [n][k] in a quantized type, with their codes, scales and minima. */
 struct weights {
     const struct dtype_info *type;
     size_t n, k, group;
     unsigned char *blocks;
-    int *codes;         /* less the offset */
-    float *scale, *min; /* [n][k/group]; min NULL: none */
+    int *codes;         /* without the offset */
+    float *scale, *min; /* [n][k/group]; min is NULL where the type has none */
     float *values;
 };
 
@@ -86,7 +86,7 @@ static void check_bits(const struct weights *w, size_t m, const float *a) {
     parallel_set_threads(parallel_default_threads());
 }
 
-/* Shapes around the edges of rows at once, panels, chunks and tiles. */
+/* Shapes around the edges of row groups, panels, chunks and tiles. */
 static void test_bits(void **state) {
     static const size_t shapes[][3] = {{1, 1, 256},  {1, 70, 512}, {2, 33, 768},
                                        {5, 32, 256}, {7, 31, 256}, {40, 65, 256}};
@@ -108,16 +108,16 @@ static void test_bits(void **state) {
     check_bits(&w, 430, normals(&r, 430 * w.k, 1).f); /* tiles of rows */
     arena_reset(&memory);
     w = random_weights(&r, dtype_info(DT_Q8_0), 3, 65536);
-    check_bits(&w, 20, normals(&r, 20 * w.k, 1).f); /* more rows than are rounded at a time */
+    check_bits(&w, 20, normals(&r, 20 * w.k, 1).f); /* more rows than are quantized at a time */
     arena_reset(&memory);
     w = random_weights(&r, dtype_info(DT_Q4_1), 2, (1 << 19) + 32);
-    check_bits(&w, 3, normals(&r, 3 * w.k, 1).f); /* a row that is more */
+    check_bits(&w, 3, normals(&r, 3 * w.k, 1).f); /* a single row that exceeds that */
 }
 
 /*
- * Rounding an activation moves it by at most half a unit d, and a hair for the two roundings on the way to the integer: an
- * element by 0.5001 sum |w| d. The groups' sums are exact; their factors and the sum over them are 4 + k / 16 operations
- * in f32, twice as many with minima.
+ * Rounding an activation changes it by at most half a unit d, and slightly more for the two roundings before the
+ * integer: an element by 0.5001 sum |w| d. Sums of groups are exact; their factors and the sum over groups are 4 + k /
+ * 16 operations in f32, twice as many with minima.
  */
 static void test_value(void **state) {
     enum { M = 9, N = 37, K = 768 };
@@ -149,7 +149,7 @@ static void test_value(void **state) {
     }
 }
 
-/* Zero, the least and the largest f16, codes of every kind, and all of it random but finite. */
+/* Zero, the smallest and the largest f16, codes of every kind, all random but finite. */
 static void test_hostile_scales(void **state) {
     static const uint16_t scales[] = {0, 0x8000, 1, 0x8001, 0x3ff, 0x7bff, 0xfbff};
     enum { M = 3, N = 5, K = 512 };
@@ -161,7 +161,7 @@ static void test_hostile_scales(void **state) {
         w.blocks = take(bytes, 1);
         for (size_t i = 0; i < bytes; i++) w.blocks[i] = (unsigned char)rng_u32(&r);
         for (size_t b = 0; b < bytes; b += w.type->block_bytes) {
-            /* where f16 may be: at the beginning (d, and a min behind it) or at the end */
+            /* where f16 fields may be: at the beginning (d, then min) or at the end */
             size_t at[] = {b, b + 2, b + w.type->block_bytes - 4, b + w.type->block_bytes - 2};
             for (size_t i = 0; i < COUNT_OF(at); i++) {
                 uint16_t h = scales[rng_u32(&r) % COUNT_OF(scales)];
@@ -174,7 +174,7 @@ static void test_hostile_scales(void **state) {
     }
 }
 
-/* Subnormal numbers, zeros, and what is not finite: a block of it is NaN, in its row alone. */
+/* Subnormal numbers and zeros; a block with a value that is not finite gives NaN, in its row only. */
 static void test_hostile_activations(void **state) {
     enum { M = 8, N = 40, K = 256 };
     (void)state;
@@ -195,7 +195,7 @@ static void test_hostile_activations(void **state) {
     }
 }
 
-/* bf16 activations, results in bf16, and what is added at the end. */
+/* bf16 activations, bf16 results, and the terms of the epilogue. */
 static void test_types_and_epilogue(void **state) {
     enum { M = 11, N = 50, K = 160 };
     (void)state;
@@ -223,7 +223,7 @@ static void test_types_and_epilogue(void **state) {
         kernel_multiply(M, kernel_bf16(h), &panels, NULL, kernel_bf16(made));
         kernel_glu(ACT_SILU, kernel_bf16(made), kernel_bf16(gate), kernel_bf16(made), M * N);
         assert_memory_equal(gated, made, M * N * sizeof *made);
-        /* accumulate: the sum begins with c, so it is not c + sum to the bit */
+        /* accumulate: the sum starts from c, so the bits are not those of c + sum */
         memcpy(got, c.f, M * N * sizeof *got);
         kernel_multiply(M, kernel_bf16(h), &panels, &(struct kernel_epilogue){.accumulate = true}, kernel_f32(got));
         for (size_t i = 0; i < M * N; i++)
@@ -244,10 +244,10 @@ static void test_empty(void **state) {
     assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_INT8, DT_Q8_0, 33, 32), 2 * 32 * 34);
     assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_INT8, DT_Q4_0, 32, 288), 9 * 32 * 18);
     assert_int_equal(kernel_matrix_bytes(KERNEL_PACKED_INT8, DT_Q4_K, 32, 512),
-                     2 * 32 * (144 + 4)); /* factors in 8 bits, not 6 */
+                     2 * 32 * (144 + 4)); /* factors take 8 bits, not 6 */
 }
 
-/* Every element comes back with the bits it had. */
+/* Every element must keep its bits. */
 static void test_gather(void **state) {
     enum { N = 70, K = 512 };
     static const uint32_t ids[] = {0, 69, 33, 31, 32, 33};

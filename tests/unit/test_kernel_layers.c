@@ -1,4 +1,4 @@
-/* lib/kernel: LayerNorm, activation functions, gated units and soft caps against their twins in f64. */
+/* Tests of lib/kernel: LayerNorm, activation functions, gated units and soft caps against the f64 twins. */
 #include "tests/unit/kernel_test.h"
 
 static const size_t lengths[] = {1, 2, 3, 7, 8, 15, 16, 17, 33, 100, 1023, 1025, 20000};
@@ -31,8 +31,8 @@ static void run_layernorm_backward(void *ctx, float *out) {
 }
 
 /*
- * The mean is right to U of itself and of the spread; taking it away leaves an error of 2 U |mean| in units of x, which the
- * deviation divides. Everything else is relative.
+ * The mean has an error of U of itself and of the spread; subtracting it leaves an error of 2 U |mean| in units of x,
+ * which the deviation divides. Everything else is relative.
  */
 static void check_layernorm(struct rng *r, size_t rows, size_t d, double mean, double scale) {
     size_t n = rows * d;
@@ -84,7 +84,7 @@ static void test_layernorm(void **state) {
     struct rng r = rng_init(40, 1);
     for (size_t i = 0; i < COUNT_OF(shapes); i++) check_layernorm(&r, shapes[i][0], shapes[i][1], 0, 1);
     check_layernorm(&r, 3, 576, 100, 1);  /* a mean far from zero */
-    check_layernorm(&r, 3, 576, 0, 1e-4); /* eps decides */
+    check_layernorm(&r, 3, 576, 0, 1e-4); /* eps dominates */
     check_layernorm(&r, 3, 576, 0, 1e15); /* squares beyond f32 */
 }
 
@@ -115,8 +115,9 @@ static void run_glu_backward(void *ctx, float *out) {
 }
 
 /*
- * How far act(x) and its slope may be off: relative to act(x) some U (the fit of erfc is right to 2 U, exp to 2 U and to
- * what its argument x^2 / 2 is wrong by: some roundings of it), and of the slope, which is a sum of two terms, relative to their sizes.
+ * Error bounds of act(x) and its derivative. That of act(x) is relative: some U (the fit of erfc is right to 2 U; exp
+ * to 2 U and the error of its argument x^2 / 2, some roundings of it). That of the derivative, a sum of two terms, is
+ * relative to their sizes.
  */
 static double act_tolerance(enum kernel_act act, double x) {
     return (12 + 3 * x * x) * U * fabs(plain64_act(act, x)) + 0x1p-126 * (1 + fabs(x));
@@ -159,7 +160,7 @@ static void test_activations(void **state) {
         }
 }
 
-/* In bf16 an array gives what f32 gives of the widened numbers, rounded once. */
+/* A bf16 array must give the f32 result for the widened numbers, rounded once. */
 static void test_bf16(void **state) {
     enum { N = 1500 };
     (void)state;

@@ -1,17 +1,17 @@
-/* lib/kernel: exp, softmax, the largest, sampling, the distillation loss. */
+/* Tests of lib/kernel: exp, softmax, top-k, sampling, storing logits. */
 #include "tests/unit/kernel_test.h"
 
-/* Rows of logits of several kinds, extreme ones among them. */
+/* Rows of logits of several kinds, some of them extreme. */
 static struct pair logits(struct rng *r, size_t rows, size_t d) {
     struct pair x = normals(r, rows * d, 3);
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < d; j++) {
             size_t at = i * d + j;
-            if (i % 6 == 1) set(x, at, 2.5);                     /* all equal */
-            if (i % 6 == 2) set(x, at, x.d[at] * 3000);          /* up to +-1e4 */
-            if (i % 6 == 3) set(x, at, j == d / 2 ? 1e4 : -1e4); /* one takes everything */
-            if (i % 6 == 4) set(x, at, x.d[at] + 9000);          /* far from 0 */
-            if (i % 6 == 5) set(x, at, (double)j * 0.01);        /* ascending: the maximum moves all the time */
+            if (i % 6 == 1) set(x, at, 2.5);                              /* all equal */
+            if (i % 6 == 2) set(x, at, x.d[at] * 3000);                   /* up to +-1e4 */
+            if (i % 6 == 3) set(x, at, j == d / 2 ? 1e4 : -1e4);          /* one token has all the mass */
+            if (i % 6 == 4) set(x, at, x.d[at] + 9000);                   /* far from 0 */
+            if (i % 6 == 5) set(x, at, (double)j * 0.01);                 /* ascending: the maximum changes each time */
             if (i % 6 == 0 && d > 3 && j % 3 == 1) set(x, at, -INFINITY); /* masked */
         }
     return x;
@@ -19,7 +19,7 @@ static struct pair logits(struct rng *r, size_t rows, size_t d) {
 
 /* ---- exp ---- */
 
-/* Every 1009th float, the edges of the range, and what is outside of it. */
+/* Every 1009th float, the edges of the range, and values beyond. */
 static void test_exp(void **state) {
     (void)state;
     EACH_PATH(path) {
@@ -74,7 +74,7 @@ static void run_log_softmax(void *ctx, float *out) {
 }
 
 /*
- * With z = (x - max) s: rounding z changes the sum by 2 U sum p |z| <= 2 U log d (the entropy bounds it), exp by 3 U;
+ * With z = (x - max) s: rounding z changes the sum by 2 U sum p |z| <= 2 U log d (bounded by the entropy), exp by 3 U;
  * sums are f64. The result is rounded once; a log-softmax in two steps of sizes |z| and log sum.
  */
 static void test_softmax(void **state) {
@@ -108,7 +108,7 @@ static void test_softmax(void **state) {
     }
 }
 
-/* ---- the largest ---- */
+/* ---- top-k ---- */
 
 static const float *sort_values; /* qsort has no context */
 
@@ -160,9 +160,9 @@ static int compare_f64(const void *a, const void *b) {
 }
 
 /*
- * The draw for u is the twin's, unless u is so near a boundary of the cumulative distribution that f32 powers of two (wrong by
- * 3 U + 3 U |z|, on average over the row (3 log d + 3) U), of which 128 are added in f32 (in the narrowest path's lanes 16 at a
- * time, then 3 sums: 19 U), may put it on the other side.
+ * The draw for u is the twin's, unless u is so near a boundary of the cumulative distribution that errors may put it on
+ * the other side. f32 powers of two are wrong by 3 U + 3 U |z|, on average over the row (3 log d + 3) U; 128 of them
+ * are added in f32 (in the narrowest path's lanes 16 at a time, then 3 sums: 19 U).
  */
 static void check_draws(const struct pair *x, size_t d, size_t n, double *u, float inv_temperature) {
     uint32_t *ids = take(n, sizeof *ids);
@@ -197,7 +197,7 @@ static void test_sample(void **state) {
         }
 }
 
-/* A masked token is never drawn, not even by u = 0 or the last u below 1. */
+/* A masked token is never drawn, not even for u = 0 or the largest u below 1. */
 static void test_sample_skips_impossible_tokens(void **state) {
     (void)state;
     float x[5] = {-INFINITY, 1, -INFINITY, 2, -1e4f};
@@ -210,8 +210,8 @@ static void test_sample_skips_impossible_tokens(void **state) {
         assert_int_equal(ids[2], 3);
         assert_int_equal(ids[3], 3);
     }
-    /* Nor in a row of many thousands, of which nothing but the middle can be. The first part has the largest weights until the
-     * middle comes, which leaves them none. */
+    /* So it is in a row of many thousands where only tokens in the middle are possible. The first part has the
+     * largest weights until the middle comes, which leaves them no mass. */
     enum { D = 9000 };
     float *row = take(D, sizeof *row);
     for (size_t i = 0; i < D; i++) row[i] = i < 3000 ? -300 : i < 5000 || i > 5009 ? -INFINITY : 3;
@@ -222,13 +222,13 @@ static void test_sample_skips_impossible_tokens(void **state) {
         assert_int_equal(ids[1], 5005);
         assert_int_equal(ids[2], 5009);
     }
-    for (size_t i = 0; i < D; i++) row[i] = NAN; /* nonsense stays inside */
+    for (size_t i = 0; i < D; i++) row[i] = NAN; /* NaN must not lead out of bounds */
     kernel_sample(ids, v, kernel_f32(row), 1, D, 3, 1);
     assert_true(ids[0] < D && ids[1] < D && ids[2] < D);
 }
 
-/* Counts of draws over the number of draws are the distribution: chi-squared over 20 cells, 99.99% quantile for 19
- * degrees of freedom 50.8 (fixed seed, so this passes always or never). */
+/* Frequencies of draws approximate the distribution: chi-squared over 20 cells, whose 99.99% quantile for 19 degrees
+ * of freedom is 50.8 (fixed seed, so this passes always or never). */
 static void test_sample_is_unbiased(void **state) {
     enum { D = 20, N = 200, ROWS = 500 };
     (void)state;
@@ -250,7 +250,7 @@ static void test_sample_is_unbiased(void **state) {
     assert_true(chi < 50.8);
 }
 
-/* Halves are drawn from as their numbers in f32 are; a row with anything that is not finite is named, the first of several. */
+/* f16 and bf16 rows are sampled as their f32 values are; the first row with a value that is not finite is reported. */
 static void test_sample_of_halves(void **state) {
     enum { ROWS = 5, D = 4500, N = 40 };
     static const enum dtype types[] = {DT_F16, DT_BF16};
@@ -283,7 +283,7 @@ static void test_sample_of_halves(void **state) {
         }
 }
 
-/* A row of so many pieces that they must be larger. */
+/* A row so long that its pieces must be larger. */
 static void test_sample_of_long_rows(void **state) {
     enum { D = 1100003, N = 9 };
     (void)state;
@@ -295,9 +295,9 @@ static void test_sample_of_long_rows(void **state) {
 }
 
 /*
- * What is stored are the logits, converted by lib/tensor, or the log-softmax: in f32 and bf16 the bits of kernel_log_softmax, in f16
- * within its rounding (2^-11, at least 2^-25) and f32's errors: 2 U |z| + U |y|, U (|y| + |z|) of the sum, (3 log d + 22) U of its
- * logarithm.
+ * Stored are the logits, converted by lib/tensor, or the log-softmax: in f32 and bf16 the bits of kernel_log_softmax,
+ * in f16 within its rounding (2^-11, at least 2^-25) and errors of f32: 2 U |z| + U |y|, U (|y| + |z|) of the sum, (3
+ * log d + 22) U of its logarithm.
  */
 static void check_stored_f16(const uint16_t *got, const struct pair *x, size_t rows, size_t d, double s) {
     double *want = take(rows * d, sizeof *want), top;
@@ -340,17 +340,17 @@ static void test_store(void **state) {
             for (size_t j = 0; j < COUNT_OF(bad); j++) {
                 float kept = x.f[2 * D - 1];
                 x.f[2 * D - 1] = bad[j];
-                /* the largest logit is a log-probability of 0; in more than f16 it is finite */
+                /* as a log-probability the largest logit is 0; bf16 and f32 hold it as a logit */
                 size_t first = bad[j] == 65520 && (log_probs || type != DT_F16) ? ROWS : 1;
                 assert_int_equal(kernel_store_logits(type, got, kernel_f32(x.f), ROWS, D, 0.8f, log_probs), first);
                 x.f[2 * D - 1] = kept;
             }
         }
-    x.f[0] = 65519; /* rounds to the largest there is */
+    x.f[0] = 65519; /* rounds to the largest f16 */
     assert_int_equal(kernel_store_logits(DT_F16, got, kernel_f32(x.f), ROWS, D, 1, false), ROWS);
 }
 
-/* The bits do not depend on the threads. */
+/* The bits must not depend on the number of threads. */
 static void test_rows_are_thread_independent(void **state) {
     enum { ROWS = 40, D = 3001, N = 30, K = 20 };
     (void)state;

@@ -1,4 +1,4 @@
-/* lib/kernel: the distillation loss, every kind of target, against the definition in f64. */
+/* Tests of lib/kernel: the distillation loss with every kind of target, against the definition in f64. */
 #include "tests/unit/kernel_test.h"
 
 enum kind { SPARSE, TRUNCATED, GHOST, DENSE, NO_TEACHER, KINDS };
@@ -17,7 +17,7 @@ struct batch {
     double *kl, *ce, *dx, *kl_tolerance, *ce_tolerance, *dx_tolerance;
 };
 
-/* k distinct tokens of d, in no particular order. */
+/* Chooses k distinct tokens of d, in no particular order. */
 static void choose_ids(struct rng *r, uint32_t *ids, size_t k, size_t d) {
     uint32_t *all = take(d, sizeof *all);
     for (size_t i = 0; i < d; i++) all[i] = (uint32_t)i;
@@ -43,7 +43,7 @@ static void make_sparse(struct rng *r, struct batch *b) {
         for (size_t j = 0; j < k; j++) {
             float *p = &probs[offset[i] + j];
             *p = (float)(*p / sum * (b->kind == SPARSE ? 1 : 0.9));
-            if (j % 7 == 3) *p = 0; /* an entry without weight is still an entry */
+            if (j % 7 == 3) *p = 0; /* an entry of weight 0 is still an entry */
             rest[i] -= *p;
             b->t[i * b->d + ids[offset[i] + j]] = *p;
             b->in_k[i * b->d + ids[offset[i] + j]] = true;
@@ -67,7 +67,7 @@ static void make_dense(struct rng *r, struct batch *b) {
     b->target.dense = logt;
 }
 
-/* Logits of five kinds. For the ghost, the other tokens get e^-20 at the least: of what is below, a test of its own. */
+/* Logits of five kinds. With a ghost, the other tokens have at least e^-20; smaller masses have a test of their own. */
 static void make_logits(struct rng *r, struct batch *b) {
     b->x = normals(r, b->rows * b->d, 2);
     for (size_t i = 0; i < b->rows; i++)
@@ -106,9 +106,9 @@ static struct batch make_batch(struct rng *r, enum kind kind, size_t rows, size_
 }
 
 /*
- * The twin's results for row i, and what rounding may do to the kernel's. With z = (x - max) / T, relative errors: of a
- * sum of exponentials (2 log d + 4) U (test_kernel_logits.c says why); of a probability 2 |z| U more, and 6 U for exp,
- * factor and product; of the ghost's share of the student likewise, with z of its largest token.
+ * The twin's results for row i, and error bounds for the kernel's. With z = (x - max) / T, relative errors: of a sum of
+ * exponentials (2 log d + 4) U (see test_kernel_logits.c); of a probability 2 |z| U more, and 6 U for exp, factor and
+ * product; of the ghost's share of the student likewise, with z of its largest token.
  */
 static void expect_row(struct batch *b, size_t i) {
     const double *x = b->x.d + i * b->d, *t = b->t + i * b->d;
@@ -166,7 +166,7 @@ static void check_batch(struct batch *b) {
     if (b->kind == NO_TEACHER) memset(b->kl, 0, b->rows * sizeof *b->kl);
     memcpy(want, b->dx, n * sizeof *want);
     memcpy(tolerance, b->dx_tolerance, n * sizeof *tolerance);
-    for (size_t i = 0; i < b->rows; i++) { /* run_loss has compared these in f64; here only threads are */
+    for (size_t i = 0; i < b->rows; i++) { /* run_loss has compared these in f64; this checks the bits with threads */
         want[n + i] = b->kl[i], tolerance[n + i] = b->kl_tolerance[i] + U * fabs(b->kl[i]);
         want[n + b->rows + i] = b->ce[i], tolerance[n + b->rows + i] = b->ce_tolerance[i] + U * fabs(b->ce[i]);
     }
@@ -194,7 +194,7 @@ static void test_every_kind_of_target(void **state) {
         }
 }
 
-/* A ghost row longer than the piece its loops take. */
+/* A ghost row longer than the pieces of its loops. */
 static void test_long_ghost_rows(void **state) {
     (void)state;
     struct rng r = rng_init(41, 1);
@@ -202,7 +202,8 @@ static void test_long_ghost_rows(void **state) {
     check_batch(&b);
 }
 
-/* The gradient with respect to logits is orthogonal to a constant: shifting all of them changes nothing. */
+/* The gradient with respect to logits is orthogonal to constants, since adding a constant to all logits changes
+ * nothing. */
 static void test_gradients_sum_to_zero(void **state) {
     (void)state;
     struct rng r = rng_init(42, 1);
@@ -222,7 +223,7 @@ static void test_gradients_sum_to_zero(void **state) {
         }
 }
 
-/* The student gives the ghost's tokens nothing at all: the loss is large, and everything stays finite. */
+/* If the student gives the ghost's tokens no mass at all, the loss is large, but everything stays finite. */
 static void test_ghost_of_impossible_tokens(void **state) {
     (void)state;
     enum { D = 40 };
@@ -242,7 +243,7 @@ static void test_ghost_of_impossible_tokens(void **state) {
     }
 }
 
-/* NULL outputs are left out; no label and no teacher make a gradient of zeros. */
+/* Outputs that are NULL are skipped; without label and teacher the gradient is zero. */
 static void test_optional_parts(void **state) {
     (void)state;
     float x[5] = {1, 2, 3, 4, 5}, dx[5] = {9, 9, 9, 9, 9};
@@ -258,8 +259,8 @@ static void test_optional_parts(void **state) {
 }
 
 /*
- * Targets of N draws: the gradient is linear in the target, so its mean over many draws is the gradient of the whole
- * distribution. Five standard deviations of a count of n draws of probability p: 5 sqrt(p / n).
+ * Targets of N draws: the gradient is linear in the target, so its mean over many draws is the gradient for the whole
+ * distribution. The bound is five standard deviations of the frequency in n draws of probability p: 5 sqrt(p / n).
  */
 static void test_sampled_targets_are_unbiased(void **state) {
     enum { D = 50, N = 20, ROWS = 4000 };
@@ -276,7 +277,7 @@ static void test_sampled_targets_are_unbiased(void **state) {
         for (size_t j = 0; j < N; j++) u[i * N + j] = rng_f64(&r);
     }
     kernel_sample(ids, u, kernel_f32(z), ROWS, D, N, 1);
-    size_t at = 0; /* equal draws of a row become one entry */
+    size_t at = 0; /* equal draws in a row are merged to one entry */
     for (size_t i = 0; i < ROWS; i++) {
         for (size_t j = 0; j < N; j++) {
             if (j > 0 && ids[i * N + j] == ids[at - 1]) {

@@ -1,4 +1,4 @@
-/* lib/kernel: an LSTM forward and back through time, against its twin in f64. */
+/* Tests of lib/kernel: an LSTM forward and backward through time, against its f64 twin. */
 #include "tests/unit/kernel_test.h"
 
 static const uint32_t one[] = {0, 1}, few[] = {0, 7, 8, 12, 21, 24, 29},
@@ -44,7 +44,8 @@ static void run_backward(void *ctx, float *out) {
     kernel_lstm_backward(&c->shape, dgates, kernel_f32(c->dy), d, kernel_f32(scratch));
 }
 
-/* Sums of `units` products, and what the steps before were wrong by: 1e-5 of the largest of an array of many such. */
+/* Errors come from sums of `units` products and from earlier steps: 1e-5 of the largest value of an array of many
+ * such. */
 static double *tolerances(const double *want, size_t n) {
     double *tolerance = take(n, sizeof *tolerance), largest = 0;
     for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
@@ -90,7 +91,7 @@ static void test_lstm(void **state) {
             check_lstm(&r, shapes[i].units, shapes[i].n_seqs, shapes[i].starts, directions, i % 2 == 0);
 }
 
-/* A sequence gives the same bits alone as in the middle of others, and its gradients too. */
+/* A sequence must give the same bits alone and among others; so must its gradients. */
 static void test_sequences_stand_alone(void **state) {
     (void)state;
     enum { UNITS = 37, N = 29, G = 4 * UNITS, Y = 2 * UNITS };
@@ -125,7 +126,7 @@ static void test_sequences_stand_alone(void **state) {
     }
 }
 
-/* The states before each position: zeros where a sequence begins, from either side. */
+/* The states before each position: zeros where a sequence begins, in either direction. */
 static void test_before(void **state) {
     (void)state;
     enum { UNITS = 3, N = 12, SEQS = 3 };

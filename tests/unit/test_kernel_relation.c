@@ -1,25 +1,26 @@
 /*
- * lib/kernel: losses on features, relations and attention, against their definitions in f64. The twins say what the value is; the
- * gradient is its difference quotient. Tolerances are shares of the largest element: sums of f32 products cancel.
+ * Tests of lib/kernel: losses on features, relations and attention, against their definitions in f64. Values are
+ * compared with the twins, gradients with difference quotients of the twins. Tolerances are relative to the largest
+ * element, since sums of f32 products cancel.
  */
 #include "tests/unit/kernel_test.h"
 
 #define TOLERANCE 1e-5
 
-/* One loss at one shape: the student's x (whose gradient is wanted), other inputs of it, and the teacher's. */
+/* One loss at one shape: x of the student (which gets the gradient), its other inputs, and those of the teacher. */
 struct loss {
     int kind;
     struct kernel_relation relation;
     size_t n, d, td;
-    struct pair x, y, t, u; /* y, u: a second layer or what else there is */
+    struct pair x, y, t, u; /* y, u: a second layer or other inputs */
     struct kernel_attention attention;
     float *row_weight;
     double *row_weight_d, variance, weight;
-    double *s1, *s2; /* scratch of twins */
+    double *s1, *s2; /* scratch buffers of the twins */
 };
 
-typedef double value_of(struct loss *c);          /* of x.d */
-typedef double run_of(struct loss *c, float *dx); /* of x.f */
+typedef double value_of(struct loss *c);          /* as a function of x.d */
+typedef double run_of(struct loss *c, float *dx); /* as a function of x.f */
 
 static double largest(const double *v, size_t n) {
     double most = 0;
@@ -67,7 +68,7 @@ static struct loss loss_new(struct rng *r, size_t n, size_t d, size_t td) {
     return c;
 }
 
-/* ---- relations ----------------------------------------------------------------------------------------------------------- */
+/* ---- relations --------------------------------------------------------------------------------------------------- */
 
 static double relation_value(struct loss *c) {
     return plain64_relation(&c->relation, c->n, c->t.d, c->td, c->x.d, c->d, c->s1, c->s2);
@@ -96,7 +97,7 @@ static double contrast_run(struct loss *c, float *dx) {
     return kernel_contrast(c->weight, 0.3, c->n, c->d, c->t.f, c->x.f, scratch, NULL, dx);
 }
 
-static double contrast_of_teacher_value(struct loss *c) { /* x is the teacher's side */
+static double contrast_of_teacher_value(struct loss *c) { /* here x is the teacher's side */
     return plain64_contrast(0.3, c->n, c->x.d, c->t.d, c->d, c->s1, c->s2);
 }
 
@@ -118,7 +119,7 @@ static void test_relations(void **state) {
         struct loss c = loss_new(&r, s[0], s[1], s[2]);
         c.relation = kinds[i % COUNT_OF(kinds)];
         c.kind = (int)c.relation.kind;
-        /* of two, these are constants */
+        /* for two rows these losses are constant */
         if (s[0] == 2 && (c.kind == RELATION_DISTANCE || c.kind == RELATION_PROBABILITY)) continue;
         check_loss("relation", &c, relation_value, relation_run);
         arena_reset(&memory);
@@ -132,7 +133,7 @@ static void test_relations(void **state) {
     }
 }
 
-/* ---- of a sequence as a whole --------------------------------------------------------------------------------------------- */
+/* ---- sequence-level losses --------------------------------------------------------------------------------------- */
 
 static double map_value(struct loss *c) {
     return plain64_energy_map(c->n, c->t.d, c->td, c->x.d, c->d, c->s1, c->s2);
@@ -182,7 +183,7 @@ static void test_sequences(void **state) {
         struct loss c = loss_new(&r, s[0], s[1], s[2]), same = loss_new(&r, s[0], s[1], s[1]);
         c.kind = (int)(i % 3);
         same.kind = (int)(i % 2);
-        mmd_value(&c); /* leaves the channels in the scratch */
+        mmd_value(&c); /* leaves the channels in the scratch buffer */
         c.variance = 2 - 2 * plain64_mmd_mean(MMD_LINEAR, 1, c.n, c.s2, c.d, c.s1, c.td);
         check_loss("mmd", &c, mmd_value, mmd_run);
         check_loss("energy map", &c, map_value, map_run);
@@ -193,7 +194,7 @@ static void test_sequences(void **state) {
     }
 }
 
-/* ---- rows ----------------------------------------------------------------------------------------------------------------- */
+/* ---- rows -------------------------------------------------------------------------------------------------------- */
 
 static double factor_value(struct loss *c) {
     double sum = 0;
@@ -221,7 +222,7 @@ static double sorted_run(struct loss *c, float *dx) {
     for (size_t i = 0; i < c->n * c->d; i++) dx[i] = 0, logs[i] = logf(c->u.f[(i / c->d + 1) * c->d - 1 - i % c->d]);
     for (size_t i = 0; i <= c->n; i++) offset[i] = i * c->d;
     struct kernel_target t = {.offset = offset, .probs = c->u.f};
-    if (c->kind) t = (struct kernel_target){.dense = logs}; /* in another order */
+    if (c->kind) t = (struct kernel_target){.dense = logs}; /* in the reverse order */
     kernel_sorted_distance(1.5f, (float)c->weight, &t, c->row_weight, c->x.f, c->n, c->d,
                            take(kernel_sorted_scratch(c->d), 1), value, dx);
     for (size_t i = 0; i < c->n; i++) sum += c->row_weight_d[i] * value[i];
@@ -254,9 +255,9 @@ static void test_rows(void **state) {
     }
 }
 
-/* ---- attention -------------------------------------------------------------------------------------------------------------- */
+/* ---- attention --------------------------------------------------------------------------------------------------- */
 
-/* x is the queries or (odd kinds of 2) the keys, or both where they are one; y the other. kind / 4 is the loss's. */
+/* x is the queries, the keys (kind % SIDES), or both if they are the same; y is the other. The loss is kind / SIDES. */
 enum { OF_Q, OF_K, OF_BOTH, SIDES };
 
 static double attention_value(struct loss *c) {
@@ -284,7 +285,7 @@ static double attention_run(struct loss *c, float *dx) {
     return sum;
 }
 
-/* A teacher's probabilities (or scores) where the student's queries see a key. */
+/* The teacher's probabilities (or scores) wherever the student's queries see a key. */
 static void make_attention(struct rng *r, struct loss *c) {
     const struct kernel_attention *a = &c->attention;
     size_t length = a->starts[1];

@@ -1,4 +1,4 @@
-/* lib/kernel: the losses of rows of logits beside the distillation loss, against their definitions in f64. */
+/* Tests of lib/kernel: losses on rows of logits other than the distillation loss, against their definitions in f64. */
 #include "tests/unit/kernel_test.h"
 
 enum { ROWS = 7 };
@@ -29,7 +29,7 @@ struct rows {
     size_t d;
 };
 
-/* Everything is of the order of the logits' magnitude in roundings: logs of p and t are wrong by some units of |x|. */
+/* All errors are roundings relative to the magnitude of the logits: logs of p and t are wrong by some units of |x|. */
 static double tolerance_of(const struct rows *b, size_t r) {
     double largest = 1;
     for (size_t i = 0; i < b->d; i++) largest = fmax(largest, fabs(b->x.d[r * b->d + i]));
@@ -43,7 +43,7 @@ static void choose_teacher(struct rng *r, struct rows *b, bool dense) {
     float *probs = take(ROWS * d, sizeof *probs), *rest = take(ROWS, sizeof *rest),
           *logt = take(ROWS * d, sizeof *logt);
     for (size_t i = 0; i < ROWS * d; i++) logt[i] = (float)rng_normal(r) * 2;
-    if (!dense) kernel_topk(ids, probs, kernel_f32(logt), ROWS, d, k); /* of which only ids are used */
+    if (!dense) kernel_topk(ids, probs, kernel_f32(logt), ROWS, d, k); /* only its ids are used */
     kernel_log_softmax(kernel_f32(logt), kernel_f32(logt), ROWS, d, 1);
     for (size_t i = 0; i < ROWS; i++) {
         rest[i] = 1;
@@ -53,10 +53,10 @@ static void choose_teacher(struct rng *r, struct rows *b, bool dense) {
             probs[at] = expf(logt[i * d + ids[at]]);
             rest[i] -= probs[at];
         }
-        bool finite = b->how.b == 0 && b->how.kind != DIVERGENCE_ADAPTIVE; /* where the teacher rules a token out */
+        bool finite = b->how.b == 0 && b->how.kind != DIVERGENCE_ADAPTIVE; /* where the teacher gives a token no mass */
         if (dense && i == 3 && finite) logt[i * d] = -INFINITY;
         if (dense && i == 4)
-            for (size_t j = 0; j < d; j++) logt[i * d + j] = -logf((float)d); /* all ties */
+            for (size_t j = 0; j < d; j++) logt[i * d + j] = -logf((float)d); /* all equal */
     }
     b->target = (struct kernel_target){.offset = offset, .ids = ids, .probs = probs, .rest = rest};
     if (dense) b->target = (struct kernel_target){.dense = logt};
@@ -116,7 +116,7 @@ static void test_divergences(void **state) {
     }
 }
 
-/* A teacher that rules a token out makes the reverse divergence infinite, not merely large. */
+/* Where the teacher gives a token no mass, the reverse divergence is infinite, not merely large. */
 static void test_impossible_tokens(void **state) {
     (void)state;
     float logt[] = {-INFINITY, 0, -2}, x[] = {1, 1, 1}, dx[3] = {0};
@@ -196,7 +196,7 @@ static void test_others(void **state) {
             b.row_weight[j] = j == 5 ? 0 : 0.5f + (float)j;
             b.label[j] = j == 2 ? UINT32_MAX : (uint32_t)rng_below(&r, b.d);
             b.offset[j + 1] = b.offset[j] + b.k;
-            if (j == 4) b.probs[j * b.k + 1] = b.probs[j * b.k]; /* a tie is no pair */
+            if (j == 4) b.probs[j * b.k + 1] = b.probs[j * b.k]; /* ties do not form pairs */
         }
         for (size_t j = 0; j < n; j++) b.dx[j] = b.start[j];
         for (size_t j = 0; j < ROWS; j++) expect_other(&b, j);

@@ -1,4 +1,4 @@
-/* lib/kernel: the factor of an inverse, error feedback over columns, transposition. */
+/* Tests of lib/kernel: Gram matrices, the factor of an inverse, error feedback over columns. */
 #include <stdlib.h>
 
 #include "tests/unit/kernel_test.h"
@@ -28,7 +28,7 @@ static void run_gram(void *ctx, float *c) {
     kernel_mirror(h->n, c);
 }
 
-/* Against the textbook's whole product, and to the bit against the kernel's. */
+/* Compared with the textbook product of whole matrices, and bit for bit with the kernel's own product. */
 static void test_gram(void **state) {
     static const size_t sizes[][2] = {{1, 1}, {7, 3}, {126, 20}, {127, 600}, {128, 1}, {300, 77}, {513, 33}};
     (void)state;
@@ -55,9 +55,9 @@ static void test_gram(void **state) {
     }
 }
 
-/* ---- the same in 16 bits ---- */
+/* ---- Gram matrices in 16 bits ---- */
 
-/* By the textbook: rounded to whole multiples of the scale, summed up exactly, times both scales. */
+/* The definition: values are rounded to multiples of the scale, summed exactly, and multiplied by both scales. */
 static float product16(const struct kernel_rows16 *a, size_t i, const float *x, const struct kernel_rows16 *b, size_t j,
                        const float *y, float c) {
     int64_t sum = 0;
@@ -71,7 +71,7 @@ static float product16(const struct kernel_rows16 *a, size_t i, const float *x, 
     return c + (float)sum * (a->scale[i] * b->scale[j]);
 }
 
-/* Both products, bit for bit, and a NaN that stays in its column. */
+/* Compares both products bit for bit; a NaN must stay in its column. */
 static void check_products16(float *x, size_t n, const float *y, size_t m, size_t rows) {
     float *gram16 = take(n * n, sizeof *gram16), *c = take(n * m, sizeof *c);
     struct kernel_rows16 a = kernel_rows16_in(take(kernel_rows16_bytes(n), 1), n),
@@ -92,7 +92,7 @@ static void check_products16(float *x, size_t n, const float *y, size_t m, size_
             float want = product16(&a, k, x, &b, l, y, 3);
             assert_memory_equal(&c[k * m + l], &want, sizeof want);
         }
-    /* against f64; half a scale is of the norm 1 / 92400, each of them for itself */
+    /* against f64: half a scale is 1 / 92400 of the norm, for each column separately */
     for (size_t k = 0; k + 1 < n; k++) {
         double sum = 0;
         for (size_t l = 0; l < rows; l++) sum += (double)x[l * n + k] * x[l * n + k];
@@ -113,9 +113,9 @@ static void test_products16(void **state) {
     for (size_t i = 0; i < COUNT_OF(sizes); i++) {
         size_t n = sizes[i][0], m = sizes[i][1], rows = sizes[i][2];
         struct pair x = normals(&r, rows * n, 1), y = normals(&r, rows * m, 1e-3);
-        for (size_t k = 0; k < rows; k++) x.f[k * n] = 5; /* a column whose norm is as large as it gets for its size */
-        x.f[rows / 2 * n + n - 1] = 3e6f;                 /* one that is a single number */
-        for (size_t k = 0; m > 1 && k < rows; k++) y.f[k * m + 1] = k % 3 ? 0 : 1e-39f; /* one that is nothing */
+        for (size_t k = 0; k < rows; k++) x.f[k * n] = 5; /* as large a norm as the largest element allows */
+        x.f[rows / 2 * n + n - 1] = 3e6f;                 /* a single large element */
+        for (size_t k = 0; m > 1 && k < rows; k++) y.f[k * m + 1] = k % 3 ? 0 : 1e-39f; /* almost zero */
         EACH_PATH(path) {
             for (int threads = 1; kernel_has_rows16() && threads <= 4; threads += 3) {
                 parallel_set_threads(threads);
@@ -138,14 +138,15 @@ static void run_factor(void *ctx, float *u) {
     assert_true(kernel_inverse_factor(u, copy_f32(f->h, f->n * f->n), f->n, &at));
 }
 
-/* The condition of h, by its Frobenius norms, times n U bounds the relative error of a factor (Higham 2002, theorem 10.3). */
+/* The condition of h in the Frobenius norm, times n U, bounds the relative error of the factor (Higham 2002, theorem
+ * 10.3). */
 static void check_factor(struct rng *r, size_t n) {
     struct pair h = gram(r, n, 2 * n + 3, 0.05), u = zeros(n * n);
     double *scratch = take(n * n, sizeof *scratch), *tolerance = take(n * n, sizeof *tolerance), norm = 0;
     plain64_inverse_factor(u.d, h.d, n, scratch);
     for (size_t i = 0; i < n * n; i++) norm = fmax(norm, fabs(u.d[i]));
     for (size_t i = 0; i < n * n; i++) tolerance[i] = 400 * U * norm;
-    /* The definition: u h u^T = 1 for u^T u = h^-1. */
+    /* the definition: u h u^T = 1 for u^T u = h^-1 */
     double *uh = take(n * n, sizeof *uh), *one = take(n * n, sizeof *one);
     plain64_matmul_nn(n, n, n, u.d, h.d, 0, uh);
     plain64_matmul_nt(n, n, n, uh, u.d, 0, one);
@@ -164,7 +165,7 @@ static void test_inverse_factor(void **state) {
     }
 }
 
-/* Not positive definite: it says at which column, and never divides by what is not there. */
+/* If h is not positive definite, the function reports the column and never divides by zero. */
 static void test_no_factor(void **state) {
     (void)state;
     size_t at = 0, n = 70;
@@ -186,7 +187,8 @@ static void test_no_factor(void **state) {
 
 /* ---- error feedback ---- */
 
-/* Values that are kept without a jump, so that two roundings do not part ways: two of seven become 0, others are halved or stay. */
+/* A quantizer without discontinuities, so that rounding errors cannot flip a decision: of seven values, two become
+ * 0, two are halved, the rest are kept. */
 static double keep64(size_t row, size_t col, double w) {
     size_t which = (row * 3 + col) % 7;
     return which < 2 ? 0 : which < 4 ? w / 2 : w;
@@ -197,7 +199,7 @@ struct feedback {
     const float *w;
     float *scratch;
     double *loss;
-    size_t began; /* columns that `begin` has seen, times rows */
+    size_t began; /* columns passed to `begin`, times rows */
 };
 
 static void begin(void *ctx, size_t first, size_t n, const float *w) {
@@ -255,7 +257,7 @@ static void test_feedback(void **state) {
     }
 }
 
-/* What the method promises: the outputs' error is what `loss` says, and smaller than without feedback. */
+/* What the method promises: the error of the outputs is `loss`, and it is smaller than without feedback. */
 static void test_feedback_reduces_the_error(void **state) {
     (void)state;
     enum { ROWS = 8, COLS = 48 };

@@ -1,6 +1,6 @@
 /*
- * Encodings: each against probabilities computed in f64, there and back, however batches are cut. Draws are tested as
- * random numbers are: a chi-square bound, and a mean over many.
+ * Tests of knowledge encodings: each against probabilities in f64, through a round trip, however batches are cut. Draws
+ * are tested statistically: a chi-square bound, and a mean over many.
  */
 #include "tests/unit/knowledge_samples.h"
 
@@ -27,9 +27,10 @@ static void check_tokens(const struct sample *s, const struct knowledge_rows *k)
     }
 }
 
-/* ---- dense -------------------------------------------------------------------------------------------------------- */
+/* ---- dense ------------------------------------------------------------------------------------------------------- */
 
-/* `tolerance` of a log-probability l: that times max(|l|, 1). f32 arithmetic 1e-6; half a unit of f16 2^-12, of bf16 2^-9. */
+/* `tolerance` of a log-probability l is relative to max(|l|, 1). f32 arithmetic 1e-6; half a unit of f16 2^-12, of
+ * bf16 2^-9. */
 static void check_dense(enum dtype dtype, bool log_probs, double tolerance) {
     struct sample s = sample_new(20, 50, VOCAB, 1);
     struct knowledge_format f = format_of("dense", VOCAB);
@@ -60,7 +61,7 @@ static void dense_comes_back(void **state) {
     check_dense(DT_BF16, true, 3 * 0x1p-9);
 }
 
-/* Log-probabilities at one temperature serve every other. */
+/* Log-probabilities stored at one temperature serve every other. */
 static void dense_changes_temperature(void **state) {
     (void)state;
     struct sample s = sample_new(5, 10, VOCAB, 2);
@@ -81,14 +82,15 @@ static void dense_changes_temperature(void **state) {
     sample_free(&s);
 }
 
-/* ---- topk and ghost -------------------------------------------------------------------------------------------------- */
+/* ---- topk and ghost ---------------------------------------------------------------------------------------------- */
 
 static int descending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-/* The k largest, each within f16's unit of its log (half of one, unless its row is rounded down), and with the rest 1. */
+/* The k largest, each within a unit of its f16 logarithm (half a unit, unless its row was rounded down); with the
+ * rest they sum to 1. */
 static void check_top(const char *encoding, double temperature) {
     struct sample s = sample_new(30, 40, VOCAB, 3);
     struct knowledge_format f = format_of(encoding, VOCAB);
@@ -124,12 +126,13 @@ static void top_entries_come_back(void **state) {
     check_top("topk:5", 3);
     check_top("ghost:5", 1);
     check_top("ghost:12", 0.5);
-    check_top("ghost:37", 1); /* the whole vocabulary: nearest rounding would pass 1 in half of the rows */
+    check_top("ghost:37", 1); /* the whole vocabulary: rounding to nearest would exceed 1 in half of the rows */
 }
 
-/* ---- sample ------------------------------------------------------------------------------------------------------------ */
+/* ---- sample ------------------------------------------------------------------------------------------------------ */
 
-/* Draws from one distribution at many positions: is the sum of (seen - expected)^2 / expected chi-square distributed? */
+/* Draws from one distribution at many positions: the sum of (observed - expected)^2 / expected must be chi-square
+ * distributed. */
 static void draws_are_unbiased(void **state) {
     (void)state;
     enum { N = 20, POSITIONS = 4000, DRAWS = 50 };
@@ -149,9 +152,9 @@ static void draws_are_unbiased(void **state) {
         double expected = p[i] * POSITIONS * DRAWS;
         chi2 += (seen[i] - expected) * (seen[i] - expected) / expected;
     }
-    /* 19 degrees of freedom: above 43.8 once in a thousand seeds, below 4.9 as rarely; this seed is one of the others */
+    /* with 19 degrees of freedom one seed in a thousand is above 43.8, and one below 4.9 */
     if (chi2 < 4.9 || chi2 > 43.8) fail_msg("chi-square %g", chi2);
-    /* Independent draws: a token is met at a position with probability 1 - (1 - p)^50. Three standard deviations. */
+    /* independent draws: a token occurs at a position with probability 1 - (1 - p)^50; three standard deviations */
     double expected = 0, variance = 0;
     for (size_t i = 0; i < N; i++) {
         double met = 1 - pow(1 - p[i], DRAWS);
@@ -165,7 +168,7 @@ static void draws_are_unbiased(void **state) {
     sample_free(&s);
 }
 
-/* Over seeds, the mean of the targets of every position is its distribution. */
+/* Averaged over seeds, the targets of every position are its distribution. */
 static void mean_over_seeds_is_the_distribution(void **state) {
     (void)state;
     enum { SEEDS = 400, DRAWS = 20 };
@@ -178,7 +181,7 @@ static void mean_over_seeds_is_the_distribution(void **state) {
             for (uint64_t i = k.offset[r]; i < k.offset[r + 1]; i++) mean[r * VOCAB + k.ids[i]] += k.probs[i] / SEEDS;
         knowledge_rows_release(&k);
     }
-    /* Five standard deviations of a binomial mean: passed by chance once in two million. */
+    /* five standard deviations of a binomial mean: exceeded by chance once in two million */
     for (size_t i = 0; i < s.n_positions * VOCAB; i++) {
         double bound = 5 * sqrt(p[i] * (1 - p[i]) / (SEEDS * DRAWS)) + 1.0 / (SEEDS * DRAWS);
         if (fabs(mean[i] - p[i]) > bound) fail_msg("mean %g, probability %g", mean[i], p[i]);
@@ -201,7 +204,7 @@ static void counts_take_two_bytes_above_255(void **state) {
     sample_free(&s);
 }
 
-/* ---- what the bytes may depend on --------------------------------------------------------------------------------------- */
+/* ---- what the bytes depend on ------------------------------------------------------------------------------------ */
 
 static struct buf encoded(const struct sample *s, const char *encoding, uint64_t seed, size_t cut, size_t block) {
     struct err e;
@@ -216,11 +219,11 @@ static void assert_same_bytes(struct buf *a, struct buf *b, bool same) {
     buf_release(b);
 }
 
-/* Neither on how the input is cut, nor on threads; on the seed when there are draws. Batches are cut by position here. */
+/* The bytes depend neither on how the input is cut (here by position) nor on threads, but with draws on the seed. */
 static void bytes_depend_on_content_only(void **state) {
     (void)state;
     static const char *const encodings[] = {"dense", "topk:3", "ghost:3", "sample:10"};
-    struct sample s = sample_new(60, 300, 8, 8); /* some 9000 positions: several sparse batches */
+    struct sample s = sample_new(60, 300, 8, 8); /* about 9000 positions: several sparse batches */
     for (size_t i = 0; i < COUNT_OF(encodings); i++) {
         parallel_set_threads(2);
         struct buf a = encoded(&s, encodings[i], 1, 5000, 512), b = encoded(&s, encodings[i], 1, 77, 10);
@@ -235,7 +238,7 @@ static void bytes_depend_on_content_only(void **state) {
     sample_free(&s);
 }
 
-/* A long sequence is cut inside, and put together again. */
+/* A long sequence is cut inside and joined again. */
 static void long_sequences_span_batches(void **state) {
     (void)state;
     uint32_t lengths[] = {3, 70000, 2};
@@ -257,7 +260,7 @@ static void long_sequences_span_batches(void **state) {
     free(s.logits);
 }
 
-/* Dropping the front of the queue leaves the rest as it was. */
+/* Dropping the front of the queue leaves the rest unchanged. */
 static void dropped_sequences_are_gone(void **state) {
     (void)state;
     struct sample s = sample_new(9, 30, VOCAB, 9);
@@ -283,7 +286,7 @@ static void dropped_sequences_are_gone(void **state) {
     sample_free(&s);
 }
 
-/* Runs of whole sequences: as many as fit, none after enough, none while the end is not known. */
+/* Runs of whole sequences: as many as fit, none beyond the limit, none whose end is not known yet. */
 static void runs_are_whole_sequences(void **state) {
     (void)state;
     uint32_t lengths[] = {4, 3, 9, 2, 2};
@@ -308,7 +311,7 @@ static void runs_are_whole_sequences(void **state) {
     }
 }
 
-/* Fewer entries made of more are those of the distribution itself. */
+/* Re-encoding to fewer entries gives the entries of the distribution itself. */
 static void fewer_entries_from_more(void **state) {
     (void)state;
     struct err e;
@@ -344,7 +347,7 @@ static void fewer_entries_from_more(void **state) {
     sample_free(&s);
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------------------------ */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
 static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
     (void)ctx;
@@ -381,7 +384,7 @@ static void the_table_reads_as_stated(void **state) {
     }
 }
 
-/* The first line names what the columns hold: shares of draws are not called probabilities. */
+/* The header names the columns: shares of draws are not called probabilities. */
 static void the_table_has_the_names_of_its_encoding(void **state) {
     (void)state;
     struct err e;
@@ -410,9 +413,9 @@ static void the_table_has_the_names_of_its_encoding(void **state) {
     sample_free(&s);
 }
 
-/* ---- the teacher's padding --------------------------------------------------------------------------------------- */
+/* ---- padding of the teacher's vocabulary ------------------------------------------------------------------------- */
 
-/* Dense rows wider than the model's tokens are cut before their softmax; others cannot be. */
+/* Dense rows wider than the model's vocabulary are cut before their softmax; other encodings cannot be. */
 static void columns_of_padding_are_cut(void **state) {
     (void)state;
     struct err e;
@@ -444,14 +447,14 @@ static void columns_of_padding_are_cut(void **state) {
     }
     struct knowledge_format sparse = format_of("sample:5", VOCAB), dense = format_of("dense", VOCAB),
                             none = {.vocab_size = 1};
-    assert_int_equal(knowledge_fit(&dense, used, &e), ERR_DATA); /* unnamed: who knows what is beyond? */
+    assert_int_equal(knowledge_fit(&dense, used, &e), ERR_DATA); /* no names: may be tokens */
     snprintf(sparse.vocab, sizeof sparse.vocab, "xxh3:%032d", 1);
     assert_int_equal(knowledge_fit(&sparse, used, &e), ERR_DATA);
     if (!strstr(e.msg, "of them tokens: the rest has a share")) fail_msg("%s", e.msg);
     assert_int_equal(knowledge_fit(&dense, VOCAB + 1, &e), ERR_DATA);
     OK(knowledge_fit(&none, used, &e));
     assert_int_equal(none.vocab_size, used);
-    dense.target = TARGET_SEQUENCE; /* whose columns are classes, and are all there */
+    dense.target = TARGET_SEQUENCE; /* its columns are classes, none of which is padding */
     dense.classes = 3;
     snprintf(dense.vocab, sizeof dense.vocab, "xxh3:%032d", 1);
     knowledge_cut_padding(&dense, used);

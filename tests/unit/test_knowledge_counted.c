@@ -1,4 +1,7 @@
-/* Rows of positions that count alone (teacher.counted): through encoding, cuts, queues and encoding again; and lies about them. */
+/*
+ * Tests of knowledge with rows only for positions that count (teacher.counted): encoding, cuts, queues, encoding again,
+ * and hostile streams.
+ */
 #include <errno.h>
 #include <fcntl.h>
 
@@ -6,12 +9,12 @@
 
 static const char *const encodings[] = {"dense", "topk:3", "ghost:3", "topp:0.4", "sample:10"};
 
-/* A mask with runs of either kind. */
+/* A mask with runs of both kinds. */
 static uint8_t mask_at(size_t i) {
     return i * 7 % 23 < 9;
 }
 
-/* A field of each kind that can be counted; values tell position and column. */
+/* A field of each kind that can be counted; values encode position and column. */
 static struct knowledge_format with_fields(const char *encoding, size_t vocab, bool counted) {
     struct err e;
     struct knowledge_format f = format_of(encoding, vocab);
@@ -58,7 +61,7 @@ static void made_free(struct made *m) {
     free(m->at);
 }
 
-/* Rows of fields of positions [from, from + n), those of pairs when their sequence ends. */
+/* Passes the rows of all fields for positions [from, from + n). */
 static void give_fields(struct knowledge_encoder *k, const struct knowledge_format *f, const struct made *m,
                         size_t from, size_t n) {
     struct err e;
@@ -78,7 +81,7 @@ static void give_fields(struct knowledge_encoder *k, const struct knowledge_form
     }
 }
 
-/* Announced in batches of `cut`, with rows in blocks of `block`: of positions that count, or of all. */
+/* Announced in batches of `cut`, with rows in blocks of `block`: only positions that count, or all. */
 static int encode_made(const struct made *m, const struct knowledge_format *f, bool counted, size_t cut, size_t block) {
     struct err e;
     struct encoding out;
@@ -107,7 +110,7 @@ static int encode_made(const struct made *m, const struct knowledge_format *f, b
     return out.fd;
 }
 
-/* Queue k, whose first position is number `from` of the sample, against the queue of all rows. */
+/* Compares queue k, which starts at position `from` of the sample, with the queue that has all rows. */
 static void check_queue(const struct made *m, const struct knowledge_rows *k, const struct knowledge_format *f,
                         const struct knowledge_rows *all, size_t from) {
     size_t vocab = m->s.vocab, n = k->n_positions;
@@ -176,7 +179,7 @@ static void rows_that_count_are_those_of_all(void **state) {
     made_free(&m);
 }
 
-/* As logit-dump does: from the stream of fd, which has format f. */
+/* Re-encodes the stream in fd, which has format f, as logit-dump does. */
 static int encode_again(int fd, const struct knowledge_format *f, const struct knowledge_format *to) {
     struct err e;
     struct encoding out;
@@ -216,7 +219,7 @@ static void encoding_again_keeps_what_counts(void **state) {
     made_free(&m);
 }
 
-/* ---- a stream that every later version must read -------------------------------------------------------------------------- */
+/* ---- a stream that every later version must read ----------------------------------------------------------------- */
 
 #define GOLDEN "formats/golden/v1-knowledge-counted.rill"
 
@@ -242,7 +245,7 @@ static void the_golden_stream_is_read(void **state) {
     made_free(&m);
 }
 
-/* Once, when the format grew; do not write it again. */
+/* Run once, when the format was extended; never write the file again. */
 static int write_golden(void) {
     struct made m = made_new(9);
     struct knowledge_format f = golden_format(true);
@@ -255,17 +258,17 @@ static int write_golden(void) {
     return !ok;
 }
 
-/* ---- lies -------------------------------------------------------------------------------------------------------------- */
+/* ---- hostile streams --------------------------------------------------------------------------------------------- */
 
 struct lie {
     uint8_t counted[3];
-    uint64_t n; /* of them that are written */
+    uint64_t n; /* number of counted positions that is written */
     enum dtype dtype;
-    uint64_t rows, hidden; /* of the response and of a counted field */
+    uint64_t rows, hidden; /* rows of the response and of a counted field */
     const char *says;
 };
 
-/* One sequence of three positions over a vocabulary of 4, of which the second is to be learnt: the first row has a label. */
+/* One sequence of three positions over a vocabulary of 4. Only the second is a label, so only the first row counts. */
 static int write_lie(const struct lie *l, bool dense) {
     static const float zeros[16] = {0};
     static const uint8_t ones[4] = {1, 1, 1, 1}, mask[] = {0, 1, 0};

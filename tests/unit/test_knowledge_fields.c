@@ -1,11 +1,11 @@
-/* Fields of a knowledge stream: there and back in each type, however batches are cut, sampled or not. */
+/* Tests of the fields of a knowledge stream: round trips in each type, however batches are cut, sampled or not. */
 #include "tests/unit/knowledge_samples.h"
 
 #define VOCAB 11
 #define COLS  6
 #define HEADS 3
 
-/* What a teacher would say: a value of row r and column c of a field, made up. */
+/* The value that the teacher gives for row r and column c of a field, made up. */
 static float value_of(size_t field, size_t row, size_t col) {
     uint32_t word[4];
     philox(field + 1, row, col, word);
@@ -36,7 +36,7 @@ static void add_fields(struct knowledge_format *f, bool sampled, bool causal, en
     }
 }
 
-/* Rows of field i of positions [from, from + n) of the sample as the teacher would collect them. */
+/* Collects the rows of field i for positions [from, from + n) of the sample, as a teacher would. */
 static void collect(const struct sample *s, const struct knowledge_format *f, size_t i, size_t from, size_t n,
                     const uint8_t *sampled, struct knowledge_part *part) {
     struct err e;
@@ -66,7 +66,7 @@ static uint8_t *sample_flags(const struct sample *s, const struct knowledge_form
     return flags;
 }
 
-/* Announced `cut` positions at a time. */
+/* Announces `cut` positions at a time. */
 static struct buf encode_fields(const struct sample *s, const struct knowledge_format *f, size_t cut) {
     struct err e;
     struct encoding out;
@@ -101,7 +101,7 @@ static void check_value(const struct knowledge_field *field, float got, float wa
     if (fabsf(got - want) > tolerance_of(field, 4)) fail_msg("%s: %g, expected %g", field->name, got, want);
 }
 
-/* Every row of the queue, whose first sequence is number `seq` of the sample. */
+/* Checks every row of the queue, whose first sequence is number `seq` of the sample. */
 static void check_rows(const struct sample *s, const struct knowledge_rows *k, size_t seq) {
     size_t first, begin = 0, at = 0;
     for (size_t q = 0; q < seq; q++) begin += s->lengths[q];
@@ -129,7 +129,7 @@ static void check_rows(const struct sample *s, const struct knowledge_rows *k, s
     }
 }
 
-/* Sequences in a random order, some of them twice, each alone in a queue or after another. */
+/* Reads sequences in random order, some of them twice, each alone in a queue or after another. */
 static void check_units(const struct sample *s, const struct buf *bytes) {
     struct err e;
     struct stream_reader *scan, *r;
@@ -165,7 +165,7 @@ static void check_units(const struct sample *s, const struct buf *bytes) {
     close(fds[1]);
 }
 
-/* Batch after batch, dropping what is whole now and then. */
+/* Reads batch after batch, dropping whole sequences now and then. */
 static void check_stream(const struct sample *s, const struct buf *bytes) {
     struct err e;
     struct stream_reader *r;
@@ -197,7 +197,7 @@ static void check_stream(const struct sample *s, const struct buf *bytes) {
     close(fd);
 }
 
-/* In all of their forms; the bytes do not depend on how positions were announced. */
+/* Fields in all forms; the bytes must not depend on how positions were announced. */
 static void fields_come_back(void **state) {
     (void)state;
     static const char *const encodings[] = {"sample:10", "dense", NULL};
@@ -218,9 +218,9 @@ static void fields_come_back(void **state) {
     sample_free(&s);
 }
 
-/* ---- lies ------------------------------------------------------------------------------------------------------------- */
+/* ---- hostile streams --------------------------------------------------------------------------------------------- */
 
-/* The first batch of such a stream, to be changed before it is decoded. */
+/* The first batch of a stream with fields, to be changed before it is decoded. */
 struct lie {
     struct knowledge_format f;
     struct stream_reader *r;
@@ -246,7 +246,7 @@ static struct tensor *tensor_of(struct lie *l, const char *name) {
     return NULL;
 }
 
-/* says NULL: any refusal, or rows that are fit for use. */
+/* says NULL: must be refused or give rows that are valid. */
 static void lie_end(struct lie *l, const char *says) {
     struct err e = {0};
     struct knowledge_rows k = {0};
@@ -308,7 +308,7 @@ static void lies_about_fields_are_found_out(void **state) {
     sample_free(&s);
 }
 
-/* Each bit turned over, and the string cut at each byte. */
+/* With any bit flipped, or the string cut at any byte. */
 static void draws_of_any_bits_are_refused_or_whole(void **state) {
     (void)state;
     struct sample s = sample_new(6, 9, VOCAB, 14);

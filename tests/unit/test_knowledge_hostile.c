@@ -1,7 +1,9 @@
-/* Knowledge that lies: well-formed streams whose batches say what cannot be. Also descriptions, and failing allocations. */
+/*
+ * Tests of hostile knowledge: well-formed streams with impossible batches; also descriptions, and failing allocations.
+ */
 #include "tests/unit/knowledge_samples.h"
 
-/* A batch of one sequence of two positions over a vocabulary of 8. What a case leaves out is as it should be. */
+/* A batch of one sequence of two positions over a vocabulary of 8. Members that a case omits have valid values. */
 struct lie {
     const char *meta;           /* the "knowledge" object */
     const uint32_t *tokens;     /* [2] */
@@ -13,7 +15,7 @@ struct lie {
     const float *logits;        /* [2][8]: dense */
     enum dtype id_type, n_type; /* 0: as they should be */
     struct stream_batch head;
-    const char *says; /* part of the message; NULL: all is well */
+    const char *says; /* part of the message; NULL: must succeed */
 };
 
 #define SAMPLE "{\"encoding\":\"sample\",\"n\":5,\"temperature\":1}"
@@ -105,7 +107,7 @@ static void lies_are_found_out(void **state) {
          .counts = (uint8_t[]){2, 3, 5, 5},
          .says = "sums to 3: expected the 4 entries"},
         {.meta = TOPK, .n = (uint8_t[]){0, 2}, .says = "0 entries: expected 1 to 2"},
-        {.meta = GHOST, .entries = 2, .n = (uint8_t[]){0, 2}, .ids = (uint16_t[]){1, 3}}, /* nothing is known of it */
+        {.meta = GHOST, .entries = 2, .n = (uint8_t[]){0, 2}, .ids = (uint16_t[]){1, 3}}, /* without entries */
         {.meta = GHOST, .n = (uint8_t[]){0, 3}, .says = "3 entries: expected 0 to 2"},
         {.meta = TOPK, .n = (uint8_t[]){3, 0}, .says = "3 entries: expected 1 to 2"},
         {.meta = TOPK, .logprobs = (uint16_t[]){0xC000, 0xBC00, 0xC000}, .says = "expected descending"},
@@ -124,7 +126,7 @@ static void lies_are_found_out(void **state) {
     for (size_t i = 0; i < COUNT_OF(lies); i++) check_lie(&lies[i]);
 }
 
-/* Tensors that another encoding would have are no substitute. */
+/* Tensors of another encoding are no substitute. */
 static void missing_tensors_are_named(void **state) {
     (void)state;
     struct err e = {0};
@@ -143,7 +145,7 @@ static void missing_tensors_are_named(void **state) {
     knowledge_rows_release(&k);
 }
 
-/* ---- descriptions ------------------------------------------------------------------------------------------------------ */
+/* ---- descriptions ------------------------------------------------------------------------------------------------ */
 
 static void descriptions_are_checked(void **state) {
     (void)state;
@@ -204,7 +206,7 @@ static void descriptions_come_back(void **state) {
         digest_text(digest_bytes("t", 1), f.teacher);
         cJSON *meta = json_of("{\"kind\":\"tokens\",\"context\":512,\"vocab_size\":5}");
         OK(knowledge_meta_put(meta, &f, &e));
-        OK(knowledge_meta_put(meta, &f, &e)); /* twice is once: no key is doubled */
+        OK(knowledge_meta_put(meta, &f, &e)); /* putting it twice must not duplicate a key */
         char *json = json_text(meta, &e);
         assert_non_null(json);
         assert_non_null(strstr(json, "\"context\":512"));
@@ -249,7 +251,7 @@ static void conversions_that_cannot_be_are_refused(void **state) {
     }
 }
 
-/* ---- encoding what is not finite ------------------------------------------------------------------------------------------ */
+/* ---- encoding values that are not finite ------------------------------------------------------------------------- */
 
 static void values_that_are_not_finite_are_located(void **state) {
     (void)state;
@@ -284,9 +286,10 @@ static void values_beyond_f16_are_refused(void **state) {
     sample_free(&s);
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------------------------ */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
-/* The n-th allocation fails, for all n: an error, nothing lost (AddressSanitizer's word), until all goes well. */
+/* The n-th allocation fails, for all n until one run succeeds: each must be an error without a leak
+ * (AddressSanitizer checks). */
 static void every_allocation_may_fail(void **state) {
     (void)state;
     static const char *const encodings[] = {"dense", "ghost:3", "sample:10"};

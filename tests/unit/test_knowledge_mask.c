@@ -1,4 +1,4 @@
-/* The mask of a token stream: which positions have a label, through encoding, encoding again and any cut. */
+/* Tests of the mask of a token stream: which positions have a label, through encoding, re-encoding and any cut. */
 #include "tests/unit/knowledge_samples.h"
 
 /* A mask that depends on the position alone. */
@@ -6,7 +6,7 @@ static uint8_t mask_at(size_t i) {
     return i * 7 % 5 < 2;
 }
 
-/* As encode_sample, with a mask (or none). */
+/* encode_sample with a mask, or NULL. */
 static int encode_masked(const struct sample *s, const struct knowledge_format *f, const uint8_t *mask, size_t cut) {
     struct err e;
     struct encoding out;
@@ -25,7 +25,7 @@ static int encode_masked(const struct sample *s, const struct knowledge_format *
     return out.fd;
 }
 
-/* Labels as the mask says, from the sample itself. */
+/* Labels must follow the mask; expected values come from the sample itself. */
 static void check_labels(const struct sample *s, const struct knowledge_rows *k, const uint8_t *mask) {
     assert_int_equal(k->n_positions, s->n_positions);
     for (size_t i = 0, at = 0; i < s->n_seqs; i++)
@@ -57,7 +57,7 @@ static void labels_follow_the_mask_however_batches_are_cut(void **state) {
     sample_free(&s);
 }
 
-/* logit-dump */
+/* as in logit-dump */
 static void encoding_again_keeps_the_mask(void **state) {
     struct err e;
     struct sample s = sample_new(40, 30, 50, 4);

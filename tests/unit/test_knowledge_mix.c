@@ -1,4 +1,7 @@
-/* Mixtures of teachers against sums in f64, from streams whose batches are cut differently, and what cannot be mixed. */
+/*
+ * Tests of mixtures of teachers against sums in f64, from streams whose batches are cut differently, and of what cannot
+ * be mixed.
+ */
 #include "tests/unit/knowledge_samples.h"
 
 #define VOCAB 37
@@ -18,11 +21,11 @@ struct mixing {
     struct knowledge_mixture how;
     double weights[3];
     size_t n;
-    int fd[3]; /* streams of knowledge; closed */
+    int fd[3]; /* knowledge streams; closed */
     struct knowledge_mix_counts counts;
 };
 
-/* Mixes the streams; *fd is that of the mixture. */
+/* Mixes the streams; *fd receives the mixture. */
 static int mix(struct mixing *x, int *fd, struct err *e) {
     struct stream_reader *r[3] = {NULL};
     struct knowledge_format f[3], out;
@@ -72,9 +75,9 @@ static struct knowledge_rows mixed(struct mixing *x, struct knowledge_format *f)
     return k;
 }
 
-/* ---- dense -------------------------------------------------------------------------------------------------------------- */
+/* ---- dense ------------------------------------------------------------------------------------------------------- */
 
-/* The mean of a row in f64. */
+/* The mean of the two teachers' rows, in f64. */
 static void mean64(double *p, const struct sample *a, const struct sample *b, size_t r, double w, double temperature,
                    bool geometric) {
     double x[VOCAB], y[VOCAB], sum = 0;
@@ -121,9 +124,9 @@ static void dense_answers_have_their_mean(void **state) {
     check_dense(MEAN_GEOMETRIC, 3, 2e-6);
 }
 
-/* ---- entries ---------------------------------------------------------------------------------------------------------------- */
+/* ---- entries ----------------------------------------------------------------------------------------------------- */
 
-/* Which tokens are among the k largest of a row. */
+/* Marks the tokens among the k largest of a row. */
 static void top_of(bool *in, const double *p, size_t k) {
     for (size_t i = 0; i < VOCAB; i++) {
         size_t larger = 0;
@@ -157,7 +160,7 @@ static void check_entries(const char *first, const char *other, size_t n, size_t
             uint32_t i = k.ids[t];
             assert_true(common ? in_a[i] && in_b[i] : in_a[i] || in_b[i]);
             double exact = (in_a[i] ? p[i] / 3 : 0) + (in_b[i] ? 2 * q[i] / 3 : 0);
-            /* each input and the mixture are rounded to an f16 logarithm, perhaps down */
+            /* each input and the mixture are rounded to an f16 logarithm, possibly down */
             if (fabs(log(k.probs[t]) - log(exact)) > 2 * 0x1.01p-10 * fmax(1, -log(exact)))
                 fail_msg("row %zu, token %u: %g, expected %g", r, i, k.probs[t], exact);
             if (t > k.offset[r]) assert_true(k.probs[t] <= k.probs[t - 1]);
@@ -174,7 +177,7 @@ static void check_entries(const char *first, const char *other, size_t n, size_t
 static void ghosts_keep_what_all_teachers_tell(void **state) {
     (void)state;
     check_entries("ghost:20", "ghost:15", 20, 15, true);
-    check_entries("ghost:2", "ghost:2", 2, 2, true); /* has rows without a common token */
+    check_entries("ghost:2", "ghost:2", 2, 2, true); /* some rows have no token in common */
 }
 
 static void top_entries_are_lower_bounds(void **state) {
@@ -183,7 +186,7 @@ static void top_entries_are_lower_bounds(void **state) {
     check_entries("topk:30", "topk:30", 30, 30, false);
 }
 
-/* kl is linear in entries: its gradient on the mixture is the mean of those on the teachers. */
+/* kl is linear in the entries: its gradient for the mixture is the mean of the gradients for the teachers. */
 static void top_entries_have_the_mean_gradient(void **state) {
     (void)state;
     struct sample a = sample_new(3, 20, VOCAB, 5), b = other_teacher(&a, 6);
@@ -220,7 +223,7 @@ static void top_entries_have_the_mean_gradient(void **state) {
     sample_free(&a);
 }
 
-/* Batches of 8000 draws are cut at 349 positions, those of 5 at 4096: sequences lie in them differently. */
+/* Batches of 8000 draws are cut at 349 positions, those of 5 at 4096: sequences fall into them differently. */
 static void draws_are_pooled_however_batches_are_cut(void **state) {
     static const char *const encodings[] = {"sample:5", "sample:8000", "sample:1"};
     (void)state;
@@ -248,7 +251,7 @@ static void draws_are_pooled_however_batches_are_cut(void **state) {
     sample_free(&a);
 }
 
-/* ---- refusals ----------------------------------------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 static void check_refused(int first, int other, struct mixing how, int code, const char *says) {
     struct err e;

@@ -1,4 +1,7 @@
-/* Sequences and packs of a file in any order: the same rows as in order, however batches are cut; and what is refused. */
+/*
+ * Tests of random access: sequences and packs of a file in any order must have the same rows as in sequence, however
+ * batches are cut; and what is refused.
+ */
 #include "tests/unit/knowledge_samples.h"
 
 #define VOCAB 19
@@ -40,7 +43,7 @@ struct rig {
     int fd;
 };
 
-/* The file, which becomes the rig's. */
+/* Indexes the file, which the rig then owns. */
 static int rig_find(struct rig *x, int fd, struct err *e) {
     struct stream_reader *scan;
     *x = (struct rig){.fd = fd};
@@ -90,7 +93,7 @@ static struct digest digest_of(const struct knowledge_rows *k, const struct know
     return out;
 }
 
-/* Every unit, backwards and then at random, against the rows of the whole file. */
+/* Reads every unit, backwards and then at random, and compares with the rows of the whole file. */
 static void assert_same_rows(struct rig *x, const struct knowledge_rows *all, const struct knowledge_format *f) {
     struct err e;
     struct rng random = rng_init(9, 9);
@@ -177,7 +180,7 @@ static void test_refused(void **state) {
     sample_free(&s);
 }
 
-/* A file that is written over after it was indexed. */
+/* A file that is overwritten after it was indexed. */
 static void test_changed(void **state) {
     (void)state;
     struct sample s = sample_new(20, 10, VOCAB, 3), other = sample_new(20, 10, VOCAB, 4);
@@ -199,7 +202,7 @@ static void test_changed(void **state) {
     sample_free(&other);
 }
 
-/* Memory that runs out anywhere is an error, and nothing leaks. */
+/* Running out of memory anywhere must be an error without leaks. */
 static void test_no_memory(void **state) {
     (void)state;
     struct sample s = sample_new(10, 10, VOCAB, 5);

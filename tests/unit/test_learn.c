@@ -1,4 +1,4 @@
-/* lib/quant's learned rounding: gradients of half a layer, the grid that comes out, what is promised of the error. */
+/* Tests of lib/quant's learned rounding: gradients of half a layer, the resulting grid, and the reported error. */
 #include "tests/unit/kernel_test.h"
 #include "tests/unit/model_samples.h"
 
@@ -8,7 +8,7 @@
 
 enum { SEQS = 9, LENGTH = 12, POSITIONS = SEQS * LENGTH };
 
-/* A layer of 256 inputs, so that all types fit, and what comes into it. */
+/* A layer with 256 inputs, so that all types fit, and its input. */
 struct sample {
     struct arena a;
     struct model_config c;
@@ -58,7 +58,7 @@ static struct learn_block block_of(const struct sample *s, enum model_block bloc
                                 .target = s->target};
 }
 
-/* One half after the other is the layer. */
+/* The two halves in sequence are the layer. */
 static void test_halves(void **state) {
     (void)state;
     struct sample s;
@@ -80,7 +80,8 @@ static void test_halves(void **state) {
     sample_end(&s);
 }
 
-/* sum y c, and its gradient in a weight, against a difference of the whole half in f32: so large a step that rounding is small beside it */
+/* sum y c, and its gradient with respect to a weight, against a difference of the whole half in f32; the step is so
+ * large that rounding is negligible */
 static double weighted(struct sample *s, enum model_block block, const float *c, struct grad_var **y) {
     struct err e;
     struct grad_tape *t = s->record;
@@ -113,7 +114,7 @@ static void test_gradients(void **state) {
         grad_add_to(s.record, y, c);
         grad_backward(s.record);
         OK(grad_error(s.record, &e));
-        /* along a direction that is random, but goes up */
+        /* along a random direction of ascent */
         float *d = take(p->n, sizeof *d), *w = model_host_value(p), *was = take(p->n, sizeof *was);
         double by = 0, slope = 0, size = 0;
         memcpy(was, w, p->n * sizeof *was);
@@ -138,7 +139,8 @@ static void test_gradients(void **state) {
 
 /* ---- the grid ---- */
 
-/* What is tried has the values that are read back, before and after steps, in each type; and a step along a gradient goes down. */
+/* Trial values must equal those read back, before and after steps, in each type; a step along the gradient must
+ * reduce the objective. */
 static void test_bits(void **state) {
     (void)state;
     enum { ROWS = 6, COLS = 256 };
@@ -167,7 +169,7 @@ static void test_bits(void **state) {
         assert_memory_equal(now, back, n * sizeof *now);
         tensor_to_f32(t->dtype, packed, back, n);
         assert_memory_equal(now, back, n * sizeof *now);
-        /* probes whose rows have the trace's power: b is 1 */
+        /* probes whose rows have the power of the trace: b is 1 */
         for (size_t k = 0; k < n; k++) scratch[k] = 1;
         rounding_probe(&r, scratch);
         rounding_accept(&r, gradient);
@@ -197,7 +199,7 @@ static void test_bits(void **state) {
 
 enum { MATRICES = 2 };
 
-/* gate and up of the first layer in q2_k, rounded to nearest; the inputs of both are the same. */
+/* gate and up of the first layer in q2_k, rounded to nearest; both have the same inputs. */
 struct rounded {
     struct learn_matrix m[MATRICES];
     float *gram;
@@ -246,7 +248,8 @@ static double error_of(struct sample *s, const struct rounded *r, size_t first, 
     return sum / (double)(n * LENGTH);
 }
 
-/* The error is what it says, smaller than before, also where nothing was learned from; the same with 1 and 4 threads, twice. */
+/* The error must be as reported and smaller than before, also on held-out sequences; 1 and 4 threads give the same
+ * bits. */
 static void test_learns(void **state) {
     (void)state;
     unsigned char *first = NULL;
@@ -276,7 +279,7 @@ static void test_learns(void **state) {
     }
 }
 
-/* What is no number teaches nothing; and when memory is out, at whichever allocation, the blocks are as they were. */
+/* Values that are not finite change nothing; when any allocation fails, the blocks keep their bits. */
 static void test_nothing_is_lost(void **state) {
     (void)state;
     struct sample s;

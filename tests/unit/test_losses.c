@@ -1,4 +1,6 @@
-/* lib/losses: how losses are written, and what a run must have for them. Their values: test_losses_torch.c. */
+/*
+ * Tests of lib/losses: the syntax of losses, and what a run must provide for them. Values are in test_losses_torch.c.
+ */
 #include "lib/losses/losses_internal.h"
 #include "tests/unit/distill_samples.h"
 
@@ -54,7 +56,7 @@ static void losses_are_spelled_one_way(void **state) {
     }
 }
 
-/* Binds "a b c" for the sample student: 0 or the code, and the message. */
+/* Binds the losses "a b c" for the sample student. Returns 0 or the error code, with the message in *e. */
 static int bind(struct loss_list *l, const char *texts, const struct loss_setting *with, struct err *e) {
     static struct model *m;
     struct param_set own;

@@ -1,13 +1,14 @@
 /*
- * Every loss on points against PyTorch in f64: value, gradients of the student's points and of the loss's own parameters, within 1e-5 of
- * the largest element. The numbers are those of tests/reference/make_feature_losses.py. A loss without a case fails the test.
+ * Every loss on points against PyTorch in f64: value, gradients of the student's points and of the loss's own
+ * parameters, within 1e-5 of the largest element. The expected values come from tests/reference/make_feature_losses.py.
+ * A loss without a case fails the test.
  */
 #include "tests/unit/losses_golden.h"
 
 enum { STUDENT_LAYERS = 2, TEACHER_LAYERS = 4, WIDTH = 10, WIDE = 14, MOST = 24, ROWS = 12 };
 
 struct matrix {
-    char name[32]; /* "layer.0", the teacher's wide ones "wide.layer.0" */
+    char name[32]; /* "layer.0"; the teacher's wide ones are "wide.layer.0" */
     float *value, *grad;
     size_t cols;
 };
@@ -20,7 +21,7 @@ struct golden {
     bool wide;
 };
 
-/* "N numbers", in both types. */
+/* Reads "N numbers", in both types. */
 static double *numbers(FILE *f, size_t *n) {
     assert_int_equal(fscanf(f, "%zu", n), 1);
     double *v = malloc(*n * sizeof *v);
@@ -83,7 +84,7 @@ struct bench {
     struct model_want wants[LOSS_MAX_POINTS];
 };
 
-/* What the file says of a case, which the loss has been run for. */
+/* Compares the loss, which has been run, with the case in the file. */
 static void check_case(struct bench *b, double **slopes, size_t n_slopes, double value) {
     const struct loss *l = &b->l.items[0];
     char word[32];
@@ -191,7 +192,7 @@ static void losses_are_pytorchs(void **state) {
         run_case(g, text);
         seen |= UINT64_C(1) << loss_index(text);
     } while (fscanf(g->f, "%15s", word) == 1);
-    for (unsigned i = 0; loss_types[i]; i++) /* hidden's are in test_losses_torch.c */
+    for (unsigned i = 0; loss_types[i]; i++) /* hidden is in test_losses_torch.c */
         if (loss_types[i]->points && loss_types[i] != &loss_hidden && !(seen >> i & 1))
             fail_msg("%s has no case in make_feature_losses.py", loss_types[i]->name);
     for (size_t i = 0; i < g->n_student; i++) free(g->student[i].value), free(g->student[i].grad);

@@ -1,7 +1,7 @@
 /*
- * Every loss of the table against PyTorch in f64: value and gradient, within 1e-5 of the largest element. The numbers are those of
- * tests/reference/make_losses.py. A loss on logits that has no case here fails the test; the others' are in
- * test_losses_points.c.
+ * Every loss of the table against PyTorch in f64: value and gradient, within 1e-5 of the largest element. The expected
+ * values come from tests/reference/make_losses.py. A loss on logits without a case here fails the test; the others are
+ * in test_losses_points.c.
  */
 #include "tests/unit/losses_golden.h"
 
@@ -13,7 +13,7 @@ struct golden {
     uint64_t *offset;
 };
 
-/* The next line: NAME and n numbers. */
+/* Reads the next line: NAME and n numbers. */
 static double *numbers(FILE *f, const char *name, size_t n) {
     char word[32];
     double *v = malloc(n * sizeof *v);
@@ -79,7 +79,7 @@ static void run_case(struct golden *g, const char *text, bool ghost) {
     OK(param_set_init(&own, &(struct train_options){.state = DT_F32}, &e));
     OK(loss_list_add(&l, text, &e));
     OK(loss_list_bind(&l, &(struct loss_setting){.student = &m->config, .data = &f}, &own, &e));
-    for (int fused = l.fused; fused >= 0; fused--) { /* kl and ce: both ways */
+    for (int fused = l.fused; fused >= 0; fused--) { /* kl and ce: fused and not */
         l.fused = fused;
         loss_list_begin_step(&l, 1, 1);
         OK(loss_list_block(&l, &r, &e));
@@ -96,7 +96,7 @@ static void run_case(struct golden *g, const char *text, bool ghost) {
     free(dx);
 }
 
-/* Hidden states: the student's point is a leaf, the teacher's a matrix, the projector is given PyTorch's weight. */
+/* Hidden states: the student's point is a leaf, the teacher's a matrix; the projector gets PyTorch's weight. */
 struct points {
     const float *t;
     size_t cols;

@@ -1,13 +1,13 @@
 /*
- * Summaries against published values, and perplexity against each protocol written down once more, over the whole text
- * at once: windows as lists of tokens, one model call each, log-probabilities in f64.
+ * Tests of summaries against published values, and of perplexity against each protocol written down once more for a
+ * whole text: windows as lists of tokens, one model call each, log-probabilities in f64.
  */
 #include "tests/unit/metrics_samples.h"
 
-/* f32 logits of a window alone and of the same window in a batch: the last bits differ. */
+/* f32 logits of a window alone differ in the last bits from those of the same window in a batch. */
 #define TOLERANCE 2e-5
 
-/* ---- summaries --------------------------------------------------------------------------------------------------------- */
+/* ---- summaries --------------------------------------------------------------------------------------------------- */
 
 static void quantiles_are_numpys(void **state) {
     (void)state;
@@ -32,7 +32,7 @@ static void wilson_is_the_published_interval(void **state) {
         metrics_wilson(cases[i].k, cases[i].n, &low, &high);
         assert_near(low, cases[i].low, 5e-5, "low");
         assert_near(high, cases[i].high, 5e-5, "high");
-        metrics_wilson(cases[i].n - cases[i].k, cases[i].n, &low, &high); /* the mirror */
+        metrics_wilson(cases[i].n - cases[i].k, cases[i].n, &low, &high); /* the complement */
         assert_near(high, 1 - cases[i].low, 5e-5, "high of the mirror");
     }
     metrics_wilson(20, 20, &low, &high);
@@ -50,7 +50,7 @@ static void moments_keep_their_digits(void **state) {
     assert_true(moments_stderr(&(struct moments){.n = 1}) == 0);
 }
 
-/* ---- the protocols, written down once more ---------------------------------------------------------------------------------- */
+/* ---- the protocols, written down once more ----------------------------------------------------------------------- */
 
 struct text {
     uint32_t *tokens;
@@ -78,7 +78,7 @@ struct expected {
     double sum, sum_sq;
 };
 
-/* inputs[0 .. n) and the last `targets` tokens of them scored. */
+/* Scores the last `targets` tokens of inputs[0 .. n). */
 static void expect(struct expected *x, struct model *m, const uint32_t *inputs, size_t n, size_t targets) {
     double nll[256];
     assert_true(n <= COUNT_OF(nll) && targets < n);
@@ -100,7 +100,7 @@ static void expect_disjoint(struct expected *x, struct model *m, const struct te
     }
 }
 
-/* huggingface.co/docs/transformers/perplexity, the loop of its example. */
+/* The loop of the example in huggingface.co/docs/transformers/perplexity. */
 static void expect_sliding(struct expected *x, struct model *m, const struct text *t, size_t max_length,
                            size_t stride) {
     size_t prev_end = 0;
@@ -147,9 +147,9 @@ static struct expected expected_of(struct model *m, const struct text *t, const 
     return x;
 }
 
-/* ---- feeding ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- input ------------------------------------------------------------------------------------------------------- */
 
-/* The text as a token stream of batches of at most `cut` positions, wherever that is. */
+/* The text as a token stream in batches of at most `cut` positions, which may split sequences. */
 static int token_file(const struct text *t, size_t cut) {
     struct err e;
     struct sample s = {.n_seqs = t->n_seqs, .n_positions = t->n, .lengths = t->lengths, .tokens = t->tokens};
@@ -188,7 +188,7 @@ static int feed_all(struct perplexity *p, int fd, struct err *why) {
     return rc;
 }
 
-/* The result, or NULL with *e. */
+/* Returns the result, or NULL with *e set. */
 static cJSON *measure(struct model *m, const struct text *t, const struct perplexity_options *o, size_t cut,
                       struct err *why) {
     struct err e;
@@ -206,7 +206,7 @@ static cJSON *measured(struct model *m, const struct text *t, const struct perpl
     return result;
 }
 
-/* ---- tests -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 static void compare(struct model *m, const struct text *t, const struct perplexity_options *o) {
     static const size_t cuts[] = {1000, 1, 3, 17};
@@ -253,7 +253,7 @@ static void every_protocol_scores_its_windows(void **state) {
     model_free(bos);
 }
 
-/* Exactly one window's length and its neighbours, where counting goes wrong first. */
+/* Texts of exactly one window's length and its neighbours, where off-by-one errors show. */
 static void edges_of_a_window(void **state) {
     (void)state;
     struct model *m = byte_model(16, 3, true, false);
@@ -288,7 +288,8 @@ static void max_windows_is_exact(void **state) {
     model_free(m);
 }
 
-/* What is counted is the text of what is scored: no special tokens, every kind of white space, words over token borders. */
+/* Words and bytes are counted over the scored text: without special tokens, with every kind of white space, and with
+ * words that span tokens. */
 static void documents_count_words_and_bytes(void **state) {
     (void)state;
     static const struct {
@@ -311,7 +312,7 @@ static void documents_count_words_and_bytes(void **state) {
             struct text t = {mem_array(n + 1, sizeof(uint32_t), &e), n + (size_t)bos, 1,
                              mem_array(1, sizeof(uint32_t), &e)};
             t.lengths[0] = (uint32_t)t.n;
-            if (bos) t.tokens[0] = BOS; /* has it already: no second one, and it is no text */
+            if (bos) t.tokens[0] = BOS; /* has BOS already: no second one is added, and it is not text */
             for (size_t k = 0; k < n; k++) t.tokens[k + (size_t)bos] = (unsigned char)cases[i].text[k];
             cJSON *r = measured(m, &t, &(struct perplexity_options){PPL_DOCUMENTS, 5, 0, 0, 64}, 4);
             double sum = result_number(r, "nll") * (double)n;
@@ -327,7 +328,7 @@ static void documents_count_words_and_bytes(void **state) {
     model_free(m);
 }
 
-/* 4000 letters without a space are one word, and e^(its nll) is no number any more. */
+/* 4000 letters without a space are one word; e^(its nll) overflows. */
 static void what_is_beyond_all_numbers_is_null(void **state) {
     (void)state;
     struct err e;
@@ -415,6 +416,6 @@ int main(void) {
         cmocka_unit_test(options_that_make_no_sense),
         cmocka_unit_test(data_that_cannot_be_scored),
     };
-    parallel_set_threads(1); /* the matrices are small: threads would wait for each other */
+    parallel_set_threads(1); /* the matrices are small: threads would only wait for each other */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,18 +1,18 @@
 /*
- * Divergence against the same numbers computed from all the logits in f64, with llama.cpp's formulas: variances and
- * covariance of sums, percentiles of a sorted copy.
+ * Tests of divergence against the same numbers computed from all logits in f64, with llama.cpp's formulas: variances
+ * and covariance from sums, percentiles from a sorted copy.
  */
 #include "tests/unit/metrics_samples.h"
 
-/* Logits are f32 and the model sees sequences alone here, together there. */
+/* Logits are f32; here the model runs one sequence at a time, there batches. */
 #define TOLERANCE 3e-5
 
-/* ---- two models and a text ------------------------------------------------------------------------------------------- */
+/* ---- two models and a text --------------------------------------------------------------------------------------- */
 
 struct pair {
     struct model *teacher, *student;
     struct sample s; /* the text, with the teacher's logits */
-    float *mine;     /* the student's */
+    float *mine;     /* the student's logits */
 };
 
 /* f32 logits of each sequence alone, concatenated. */
@@ -33,7 +33,7 @@ static size_t argmax(const float *x, size_t n) {
     return best;
 }
 
-/* Every other token becomes what the model finds most probable there, so that labels are often among the top entries. */
+/* Replaces every other token by the model's most probable one, so that labels are often among the top entries. */
 static void make_plausible(struct model *m, struct sample *s) {
     uint32_t *at = s->tokens;
     for (size_t i = 0; i < s->n_seqs; at += s->lengths[i++])
@@ -45,7 +45,8 @@ static void make_plausible(struct model *m, struct sample *s) {
         }
 }
 
-/* The same weights but for noise, as quantization makes it: divergences are small and the tops often agree. */
+/* The student has the teacher's weights plus noise, as from quantization: divergences are small and the top tokens
+ * often agree. */
 static struct pair pair_new(size_t n_seqs, uint32_t longest) {
     struct err e;
     struct pair p = {byte_model(64, 1, true, false), byte_model(64, 1, true, false),
@@ -76,7 +77,7 @@ static uint32_t label_at(const struct sample *s, size_t position) {
     return position + 1 < end ? s->tokens[position + 1] : UINT32_MAX;
 }
 
-/* ---- the code under test ------------------------------------------------------------------------------------------------- */
+/* ---- the code under test ----------------------------------------------------------------------------------------- */
 
 static int compare(struct model *m, int fd, cJSON **out, struct err *why) {
     struct err e;
@@ -110,7 +111,7 @@ static cJSON *compared(struct model *m, const struct sample *s, const struct kno
     return result;
 }
 
-/* ---- the same in f64 -------------------------------------------------------------------------------------------------------- */
+/* ---- the same in f64 --------------------------------------------------------------------------------------------- */
 
 #define MAX_POSITIONS 512
 
@@ -178,7 +179,7 @@ static void check_company(const cJSON *o, const struct expected *x) {
     check_percentiles(o, "delta_p", x->delta, n);
 }
 
-/* Top entries: of what the reference says of labels, bounds. */
+/* Top entries give only bounds for the reference's probability of labels. */
 static void check_bounds(const cJSON *o, const struct expected *x) {
     static const struct {
         const char *name;
@@ -218,7 +219,7 @@ static void add_position(struct expected *x, double kld, bool same) {
     x->kld[x->n++] = kld;
     x->same += same;
 }
-/* `known`: base is the reference's probability of the label, or else the most that it can be. */
+/* `known`: base is the reference's log-probability of the label; otherwise it is an upper bound. */
 static void add_label(struct expected *x, double log_p, double log_base, bool known) {
     x->nll[x->labels] = -log_p;
     x->base[x->labels] = -log_base;
@@ -244,7 +245,7 @@ static struct expected expect_dense(const struct pair *p) {
     return x;
 }
 
-/* From what the knowledge module decodes of topk or ghost: entries, and the rest as one further token. */
+/* Expected values from decoded topk or ghost knowledge: its entries, and the rest as one more token. */
 static struct expected expect_top(const struct pair *p, const struct knowledge_rows *k, double temperature) {
     struct expected x = {0};
     double s[BYTE_VOCAB], one[BYTE_VOCAB];
@@ -267,7 +268,7 @@ static struct expected expect_top(const struct pair *p, const struct knowledge_r
     return x;
 }
 
-/* ---- tests -------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 static void a_model_does_not_diverge_from_itself(void **state) {
     (void)state;
@@ -300,7 +301,7 @@ static void dense_is_the_textbook(void **state) {
     pair_free(&p);
 }
 
-/* Log-probabilities at a temperature hold all that the logits did: the comparison is at temperature 1 all the same. */
+/* Log-probabilities at a temperature determine the distribution at temperature 1, at which models are compared. */
 static void dense_at_a_temperature(void **state) {
     (void)state;
     struct pair p = pair_new(5, 40);
@@ -316,7 +317,7 @@ static void dense_at_a_temperature(void **state) {
     pair_free(&p);
 }
 
-/* topk and ghost are the same bytes, and say the same. */
+/* topk and ghost store the same bytes and must give the same numbers. */
 static void top_entries_give_bounds(void **state) {
     (void)state;
     static const char *const encodings[] = {"ghost:1", "ghost:12", "ghost:200", "topk:1", "topk:12"};
@@ -362,7 +363,7 @@ static void draws_give_the_cross_entropy(void **state) {
     pair_free(&p);
 }
 
-/* More positions than the model is given at a time, and a sequence over many batches. */
+/* More positions than fit in one pass, and a sequence that spans many batches. */
 static void long_streams_go_in_parts(void **state) {
     (void)state;
     struct pair p = pair_new(120, 60);
@@ -391,14 +392,14 @@ static void long_streams_go_in_parts(void **state) {
 
 enum relation {
     ABSENT,
-    EQUAL, /* to the dense result under the same key */
-    BELOW, /* a lower bound of the dense result under the key without its suffix; with enough entries near it */
+    EQUAL, /* to the dense result with the same key */
+    BELOW, /* a lower bound of the dense result whose key lacks the suffix; with enough entries close to it */
     ABOVE,
-    OTHER, /* a key of its own, which the dense result does not have */
+    OTHER, /* a key that the dense result does not have */
 };
 
-/* How the numbers of an encoding stand to those of the whole distribution. Columns: topk and ghost at temperature 1;
- * both at another one; draws; draws at another temperature. */
+/* How the numbers of an encoding relate to those of the whole distribution. Columns: topk and ghost at temperature
+ * 1; both at another one; draws; draws at another temperature. */
 #define COLUMNS 4
 static const struct {
     const char *key, *dense;
@@ -451,7 +452,7 @@ static void check_cell(const cJSON *dense, const cJSON *o, size_t cell, enum rel
     double want = result_number(dense, cells[cell].dense), slack = 1e-3 * fmax(1, fabs(want)); /* f16 */
     bool holds = is == EQUAL ? fabs(got - want) < 1e-5 : is == BELOW ? got <= want + slack : got >= want - slack;
     if (!holds) fail_msg("%s: \"%s\" is %.9g, dense %.9g", encoding, key, got, want);
-    /* 200 entries of 258 leave little open */
+    /* 200 of 258 entries leave little mass outside */
     if (strstr(encoding, ":200") && fabs(got - want) > 0.1 * fmax(1, fabs(want)) && strcmp(key, "labels_known") != 0)
         fail_msg("%s: \"%s\" is %.9g, far from %.9g", encoding, key, got, want);
 }
@@ -475,7 +476,7 @@ static void a_key_means_one_number(void **state) {
         cJSON *o = compared(p.student, &p.s, &f);
         for (size_t cell = 0; cell < COUNT_OF(cells); cell++)
             check_cell(dense, o, cell, cells[cell].is[cases[i].column], cases[i].encoding);
-        /* what the dense result has as well is in the table, and equal there */
+        /* keys that the dense result has as well must be in the table and equal */
         for (const cJSON *x = o->child; x; x = x->next) {
             bool known = !cJSON_GetObjectItem(dense, x->string);
             for (size_t k = 0; k < COUNT_OF(said); k++) known |= !strcmp(x->string, said[k]);
@@ -536,6 +537,6 @@ int main(void) {
         cmocka_unit_test(a_key_means_one_number),
         cmocka_unit_test(what_cannot_be_compared),
     };
-    parallel_set_threads(1); /* the matrices are small: threads would wait for each other */
+    parallel_set_threads(1); /* the matrices are small: threads would only wait for each other */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,12 @@
-/* Fidelity against gradients written out in f64 from all the logits; that draws are unbiased shows in the angle of many positions. */
+/*
+ * Tests of fidelity against gradients computed in f64 from all logits. That draws are unbiased shows in the angle over
+ * many positions.
+ */
 #include "tests/unit/metrics_samples.h"
 
 #define V BYTE_VOCAB
 
-/* A student, a text, a teacher's logits of it, and the student's. */
+/* A student, a text, and the logits of a teacher and of the student for it. */
 struct scene {
     struct model *student;
     struct sample s;
@@ -21,7 +24,7 @@ static struct scene scene_new(size_t n_seqs, uint32_t longest) {
         memcpy(x.mine + (size_t)(at - x.s.tokens) * V, logits, x.s.lengths[i] * V * sizeof *logits);
         mem_free(logits);
     }
-    /* a teacher that differs from the student in the same way everywhere, and by some noise */
+    /* a teacher that differs from the student by a fixed offset and some noise */
     float offset[V];
     memcpy(offset, x.s.logits, sizeof offset);
     for (size_t i = 0; i < x.s.n_positions * V; i++)
@@ -39,7 +42,7 @@ static void no_watch(void *ctx) {
     (void)ctx;
 }
 
-/* The results of streams, an array; NULL: refused. */
+/* The array of results for the streams; NULL: refused. */
 static cJSON *measured(struct model *m, const int *fd, size_t n, int *rc, struct err *why) {
     struct err e;
     struct stream_reader *r[8];
@@ -73,7 +76,7 @@ static int encoded(const struct sample *s, const char *encoding, double temperat
     return fd;
 }
 
-/* ---- the same in f64 -------------------------------------------------------------------------------------------------------- */
+/* ---- the same in f64 --------------------------------------------------------------------------------------------- */
 
 static bool has_label(const struct sample *s, size_t position) {
     size_t end = 0;
@@ -82,7 +85,8 @@ static bool has_label(const struct sample *s, size_t position) {
     return position + 1 < end;
 }
 
-/* d kl / d logits of a row: p - t of dense answers and draws, S p - t of top entries, and of a ghost its rest spread as p is. */
+/* d kl / d logits of a row: p - t for dense logits and draws, S p - t for top entries (S their sum); the rest of a
+ * ghost is spread in proportion to p. */
 static void gradient64(double *g, const float *x, const struct knowledge_rows *k, const struct knowledge_format *f,
                        const float *teacher, size_t r, double temperature) {
     double t[V] = {0}, p[V], mass = 0, seen = 0;
@@ -157,7 +161,7 @@ static void gradients_are_those_of_the_formulas(void **state) {
     scene_free(&x);
 }
 
-/* A bias stays however many positions there are; noise goes with their number. */
+/* A bias stays however many positions there are; noise averages out. */
 static void noise_averages_out_and_bias_stays(void **state) {
     (void)state;
     struct scene x = scene_new(120, 64);
@@ -179,7 +183,8 @@ static void noise_averages_out_and_bias_stays(void **state) {
     scene_free(&x);
 }
 
-/* The entries of ghost and of dense answers say the same of a token that is among them; truncated ones say more. */
+/* Entries of ghost and topk that cover all tokens are calibrated like dense logits; truncated ones are
+ * overconfident. */
 static void truncation_is_overconfident(void **state) {
     (void)state;
     struct scene x = scene_new(30, 60);

@@ -1,9 +1,9 @@
-/* Tasks against the same scores computed run by run in f64, and lines that are no task. */
+/* Tests of tasks against the same scores computed in f64, one model call each, and of invalid lines. */
 #include "tests/unit/metrics_samples.h"
 
 #define CONTEXT 24
 
-static struct model *model, *bos_model; /* the second wants BOS in front of every text */
+static struct model *model, *bos_model; /* the second puts BOS before every text */
 
 static int set_up(void **state) {
     (void)state;
@@ -18,7 +18,7 @@ static int tear_down(void **state) {
     return 0;
 }
 
-/* ---- the code under test ---------------------------------------------------------------------------------------------- */
+/* ---- the code under test ----------------------------------------------------------------------------------------- */
 
 static int run_task(struct model *m, const char *text, size_t piece, cJSON **out, struct err *why) {
     struct err e;
@@ -40,9 +40,10 @@ static cJSON *result_of(struct model *m, const char *text) {
     return o;
 }
 
-/* ---- the same by hand ---------------------------------------------------------------------------------------------------- */
+/* ---- the same by hand -------------------------------------------------------------------------------------------- */
 
-/* Sum of ln p of the last `scored` bytes of `text`, after BOS if asked; what does not fit is cut off on the left. */
+/* Sum of ln p over the last `scored` bytes of `text`, after BOS if asked; text that exceeds the context is cut on
+ * the left. */
 static double log_prob_of(struct model *m, const char *text, size_t scored, bool bos) {
     uint32_t tokens[256];
     double nll[256], sum = 0;
@@ -50,7 +51,7 @@ static double log_prob_of(struct model *m, const char *text, size_t scored, bool
     if (bos) tokens[n++] = BOS;
     for (const char *s = text; *s; s++) tokens[n++] = (unsigned char)*s;
     size_t skip = n > CONTEXT + 1 ? n - CONTEXT - 1 : 0;
-    /* one model call with all inputs, the last label apart */
+    /* one model call with all inputs; the last label is scored separately */
     uint32_t length = (uint32_t)(n - 1 - skip);
     struct model_input in = {length, 1, tokens + skip, &length};
     float *x = logits_of(m, &in);
@@ -73,7 +74,7 @@ static bool best_is(const double *score, size_t n, size_t gold) {
     return best == gold;
 }
 
-/* An item whose choices have these sums, and lengths in characters, bytes and tokens. */
+/* Counts an item whose choices have these sums, and lengths in characters, bytes and tokens. */
 static void count_item(struct counts *c, const double *sum, double length[][3], size_t n, size_t gold) {
     double score[8];
     c->n++;
@@ -96,7 +97,7 @@ static void check(const cJSON *o, const struct counts *c) {
     assert_near(result_number(o, "acc_tokens"), c->tokens / c->n, 1e-12, "acc_tokens");
 }
 
-/* 1 to `longest` characters, some of them of two bytes. */
+/* 1 to `longest` characters, some of two bytes. */
 static size_t random_text(struct rng *r, char *out, size_t longest, double *characters) {
     size_t n = 0, k = 1 + rng_below(r, longest);
     *characters = (double)k;
@@ -110,7 +111,7 @@ static size_t random_text(struct rng *r, char *out, size_t longest, double *char
     return n;
 }
 
-/* ---- tests ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 static void pairs_are_scored_behind_bos(void **state) {
     (void)state;
@@ -151,14 +152,14 @@ static void no_preference_is_not_right(void **state) {
     cJSON *o = result_of(model, "{\"sentence_good\":\"same\",\"sentence_bad\":\"same\"}");
     assert_true(result_number(o, "acc") == 0 && result_number(o, "acc_norm") == 0);
     cJSON_Delete(o);
-    /* choices: the first of equals, as numpy's argmax */
+    /* choices: the first of equals, as in numpy's argmax */
     o = result_of(model, "{\"context\":\"a\",\"choices\":[\"x\",\"x\"],\"answer\":0}\n"
                          "{\"context\":\"a\",\"choices\":[\"x\",\"x\"],\"answer\":\"1\"}\n");
     assert_true(result_number(o, "acc") == 0.5);
     cJSON_Delete(o);
 }
 
-/* The words for things differ from data set to data set. */
+/* Data sets use different names for the same things. */
 static const char *const names[][3] = {{"context", "choices", "answer"},
                                        {"query", "choices", "gold"},
                                        {"question", "endings", "label"},
@@ -177,9 +178,9 @@ static void choose(struct model *m, const char *tail, const char *lead, size_t l
         OK(buf_printf(&lines, &e, "{\"%s\":\"%s%s\",\"%s\":[", names[i % 4][0], context, tail, names[i % 4][1]));
         for (size_t k = 0; k < n; k++) {
             size_t bytes = 1 + random_text(&r, choice[k] + 1, 6, &length[k][0]);
-            choice[k][0] = (char)('A' + k); /* no two the same: in a batch such ties fall either way */
+            choice[k][0] = (char)('A' + k); /* all different, since ties fall either way in a batch */
             length[k][0]++;
-            /* what stands between context and choice is scored too, but counts in tokens alone */
+            /* text between context and choice is scored too, but counts only in tokens */
             const char *between = *tail || *lead ? "" : " ";
             snprintf(whole, sizeof whole, "%s%s%s%s%s", context, tail, between, lead, choice[k]);
             size_t scored = strlen(tail) + strlen(between) + strlen(lead) + bytes;
@@ -204,10 +205,10 @@ static void choose(struct model *m, const char *tail, const char *lead, size_t l
 static void choices_follow_their_context(void **state) {
     (void)state;
     choose(model, "", "", 5, 0);
-    choose(model, "  ", "", 5, 0); /* the context's spaces are the choice's */
+    choose(model, "  ", "", 5, 0); /* spaces at the end of the context belong to the choice */
     choose(model, "", " ", 5, 0);
     choose(bos_model, "", "", 5, 0);
-    choose(model, "", "", 30, 1); /* beyond the model's context */
+    choose(model, "", "", 30, 1); /* longer than the model's context */
     choose(bos_model, " ", "", 30, 1);
 }
 
@@ -287,7 +288,7 @@ static void lines_that_are_no_task(void **state) {
     }
 }
 
-/* Whatever the pieces in which the file arrives. */
+/* However the file is split into pieces. */
 static void line_ends_and_byte_order_marks_are_no_text(void **state) {
     (void)state;
     static const char plain[] = "{\"sentence_good\":\"a b\",\"sentence_bad\":\"b\"}\n\n"
@@ -346,6 +347,6 @@ int main(void) {
         cmocka_unit_test(line_ends_and_byte_order_marks_are_no_text),
         cmocka_unit_test(without_a_vocabulary_there_is_no_text),
     };
-    parallel_set_threads(1); /* the matrices are small: threads would wait for each other */
+    parallel_set_threads(1); /* the matrices are small: threads would only wait for each other */
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

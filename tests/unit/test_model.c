@@ -1,7 +1,7 @@
-/* lib/model: configuration, roles, streams, the forward pass against a plain one in f64. */
+/* Tests of lib/model: configuration, roles, streams, the forward pass against a plain one in f64. */
 #include "tests/unit/model_samples.h"
 
-/* ---- configuration and roles ----------------------------------------------------------------------------------------- */
+/* ---- configuration and roles ------------------------------------------------------------------------------------- */
 
 static void config_survives_json(void **state) {
     (void)state;
@@ -86,7 +86,7 @@ static void slots_have_names_and_order(void **state) {
     arena_release(&a);
 }
 
-/* Llama 3.2's published frequencies: factor 32 leaves short wavelengths alone and divides the long ones. */
+/* Llama 3.2's published frequencies: factor 32 keeps short wavelengths and divides long ones. */
 static void rope_scaling_bends_long_waves_only(void **state) {
     (void)state;
     struct arena a = {0};
@@ -106,7 +106,7 @@ static void rope_scaling_bends_long_waves_only(void **state) {
     arena_release(&a);
 }
 
-/* ---- streams ------------------------------------------------------------------------------------------------------------- */
+/* ---- streams ----------------------------------------------------------------------------------------------------- */
 
 static void save_load_save_is_identity(void **state) {
     (void)state;
@@ -118,7 +118,7 @@ static void save_load_save_is_identity(void **state) {
     for (size_t i = 0; i < COUNT_OF(types); i++) {
         struct buf one = saved_model(m, types[i]);
         OK(load_model(&one, &back, &e));
-        struct buf two = saved_model(back, 0); /* each tensor in the type that it was read in */
+        struct buf two = saved_model(back, 0); /* each tensor keeps the type that it was loaded from */
         assert_int_equal(one.len, two.len);
         assert_memory_equal(one.data, two.data, one.len);
         model_free(back);
@@ -129,7 +129,7 @@ static void save_load_save_is_identity(void **state) {
     arena_release(&a);
 }
 
-/* Writes the model's tensors as the callback decides: 0 as it is, 1 leave out, 2 twice. */
+/* Writes the model's tensors as the callback says: 0 unchanged, 1 omitted, 2 twice. */
 static struct buf doctored(const struct model *m, int (*what)(size_t i)) {
     struct err e;
     struct stream_writer *w;
@@ -190,7 +190,7 @@ static void a_model_with_a_flaw_is_refused_by_name(void **state) {
     arena_release(&a);
 }
 
-/* ---- forward: against a plain computation in f64, written from the papers' formulas ------------------------------------------ */
+/* ---- forward: against a plain computation in f64, written from the papers' formulas ------------------------------ */
 
 static const float *weight(const struct model *m, enum model_role role, uint32_t layer) {
     return model_host_value(model_param(m, role, layer));
@@ -222,7 +222,7 @@ static void plain_rope(double *x, size_t heads, size_t dim, size_t position, con
 #define MAX_T 32
 #define MAX_D 128
 
-/* Logits of one sequence, position by position: q, k and v of all earlier positions are kept. */
+/* Logits of one sequence, position by position, keeping q, k and v of all earlier positions. */
 static void plain_forward(struct model *m, const uint32_t *tokens, size_t n, double *logits) {
     const struct model_config *c = &m->config;
     static double x[MAX_T][MAX_D], q[MAX_T][MAX_D], k[MAX_T][MAX_D], v[MAX_T][MAX_D], h[MAX_D], y[MAX_D], gate[MAX_D],
@@ -284,7 +284,7 @@ static void forward_equals_the_plain_one(void **state) {
         c.tied = variant & 1;
         c.qkv_bias = variant & 2;
         struct model *m = sample_model(&c, 3);
-        for (size_t i = 0; i < m->n_params; i++) /* biases and norms that matter */
+        for (size_t i = 0; i < m->n_params; i++) /* biases and norms that have an effect */
             if (!model_role_is_matrix(m->params[i].slot.role))
                 for (uint64_t j = 0; j < m->params[i].n; j++)
                     model_host_value(&m->params[i])[j] += 0.1f * (float)(j % 7);
@@ -301,7 +301,7 @@ static void forward_equals_the_plain_one(void **state) {
                 scale = fmax(scale, fabs(plain[i]));
             }
         }
-        /* f32 has 6e-8; some hundred roundings on the way of numbers that grow and shrink with the residual stream. */
+        /* f32 has 6e-8; about a hundred roundings of values that grow and shrink with the residual stream */
         if (!(worst < 2e-5 * scale)) fail_msg("variant %d: off by %g of %g", variant, worst, scale);
         mem_free(fast);
         mem_free(plain);
@@ -332,7 +332,8 @@ static void threads_do_not_change_a_bit(void **state) {
     arena_release(&a);
 }
 
-/* Packed weights give the logits of the same weights in f32, but for `within`, the rounding of weights and activations. */
+/* Packed weights must give the logits of the same weights in f32 up to `within`, the rounding of weights and
+ * activations. */
 static void compare_packed(const struct model_config *c, enum dtype type, enum model_weight_format format,
                            double within) {
     struct err e;
@@ -349,9 +350,9 @@ static void compare_packed(const struct model_config *c, enum dtype type, enum m
         sum += (double)x[k] * x[k];
         off += ((double)x[k] - y[k]) * ((double)x[k] - y[k]);
     }
-    assert_true(off > 0); /* it was in bf16 */
+    assert_true(off > 0); /* it did run in bf16 */
     if (!(sqrt(off / sum) < within)) fail_msg("%s: off by %g", dtype_info(type)->name, sqrt(off / sum));
-    /* One copy, as stored or packed; none in f32. */
+    /* one copy, as stored or packed; none in f32 */
     struct model_param *embed = model_param(packed, ROLE_EMBED, 0);
     bool quantized = dtype_info(type)->is_quantized;
     assert_false(kernel_has_data(embed->value));
@@ -367,9 +368,10 @@ static void compare_packed(const struct model_config *c, enum dtype type, enum m
     model_free(packed);
 }
 
-/* In bf16 some dozen roundings of 2^-9 lie between a token and its logits. As many blocks of activations are rounded to
- * d q for products of integers, by d / 2 = max |x| / 254 at most, which is at least 1/254 and at most sqrt(32)/254 of the
- * block's root mean square; of normal numbers some 2.5/254 with an error that is d / sqrt(12) in the mean: 1.4/254. */
+/* In bf16 about a dozen roundings of 2^-9 lie between a token and its logits. For integer products the same number
+ * of blocks of activations is rounded to d q, with an error of at most d / 2 = max |x| / 254, which is between 1/254
+ * and sqrt(32)/254 of the block's root mean square; for normally distributed values about 2.5/254, with a mean error
+ * of d / sqrt(12): 1.4/254. */
 static void packed_weights_say_the_same(void **state) {
     (void)state;
     struct arena a = {0};
@@ -385,7 +387,7 @@ static void packed_weights_say_the_same(void **state) {
     arena_release(&a);
 }
 
-/* Without quantized weights all is as it is in bf16; who asks for integers can see it. */
+/* Without quantized weights the format is bf16, and the caller can tell. */
 static void int8_without_quantized_weights_is_bf16(void **state) {
     (void)state;
     struct arena a = {0};
@@ -439,7 +441,7 @@ static void bad_input_is_refused(void **state) {
     arena_release(&a);
 }
 
-/* ---- layer by layer --------------------------------------------------------------------------------------------------------------- */
+/* ---- layer by layer ---------------------------------------------------------------------------------------------- */
 
 struct reread {
     const struct buf *bytes;
@@ -470,7 +472,7 @@ static void count_layers(void *ctx, uint32_t layers) {
     *last = layers;
 }
 
-/* The logits of three inputs, each a pass of its own, in one block or two: to the bit what model_infer gives. */
+/* Logits of three inputs, each a pass of its own, in one block or two, must be model_infer's to the bit. */
 static void layer_by_layer_nothing_changes(void **state) {
     (void)state;
     struct err e;
@@ -518,7 +520,7 @@ static void layer_by_layer_nothing_changes(void **state) {
                 mem_free(all.x);
                 from += n;
             }
-            /* A file is read again for the second block, and for each tied head; a pipe cannot be. */
+            /* a file is read again for the second block and for each tied head; a pipe cannot be */
             assert_int_equal(again.times, pipe ? 0 : tied ? 3 : 1);
             if (pipe) assert_int_equal(model_layerwise_run(l, t, in, 3, NULL, NULL, &e), ERR_USAGE);
             model_layerwise_free(l);
@@ -531,20 +533,20 @@ static void layer_by_layer_nothing_changes(void **state) {
     arena_release(&a);
 }
 
-/* What a visitor sees and does: halves `down` of the first layer, keeps what comes out of each layer before and after. */
+/* A visitor that halves `down` of the first layer and keeps the outputs of each layer before and after. */
 struct visitor {
     uint32_t n_layers, hidden;
     size_t rows;
     int64_t next;
-    float *out[2];     /* by layer, [rows][hidden]: now, dense */
-    double watched[2]; /* sums of what comes into the first layer's `down`, now and dense */
+    float *out[2];     /* per layer, [rows][hidden]: changed, dense */
+    double watched[2]; /* sums of inputs to the first layer's `down`, changed and dense */
     enum model_states which;
 };
 
 static int add_input(void *ctx, const struct model_seen *seen, struct err *e) {
     struct visitor *v = ctx;
     (void)e;
-    assert_true(seen->point != POINT_LAYER); /* it ends before */
+    assert_true(seen->point != POINT_LAYER); /* the run ends before this point */
     if (seen->point == POINT_DOWN_IN)
         for (size_t i = 0; i < seen->rows * seen->cols; i++) v->watched[v->which] += seen->x[i];
     return 0;
@@ -578,7 +580,7 @@ static int keep_layer(void *ctx, const struct model_seen *seen, struct err *e) {
     return 0;
 }
 
-/* Later layers run on what a visitor made of the earlier ones; with `dense`, on what these were, too. To the bit. */
+/* Later layers must run, to the bit, on the outputs of changed layers and, with `dense`, also on the unchanged ones. */
 static void layers_change_on_the_way(void **state) {
     (void)state;
     struct err e;
@@ -624,7 +626,7 @@ static void layers_change_on_the_way(void **state) {
     arena_release(&a);
 }
 
-/* A stream that is cut, or another one the second time, is noticed. */
+/* A truncated stream, or a different one on the second read, is detected. */
 static void layer_by_layer_a_flaw_is_found(void **state) {
     (void)state;
     struct err e;

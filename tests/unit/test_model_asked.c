@@ -1,9 +1,9 @@
-/* Logits that are asked for of some positions: to the bit those that all positions would have. */
+/* Tests of logits for selected positions: they must be, to the bit, those of a pass that returns all. */
 #include "tests/unit/model_samples.h"
 
-#define POSITIONS 600 /* blocks of the head are of 256 rows */
+#define POSITIONS 600 /* the head runs in blocks of 256 rows */
 
-/* n of the positions, evenly spread. */
+/* Asks for n of the positions, evenly spread. */
 static void check_format(const struct model_config *c, enum model_weight_format format, size_t n) {
     struct err e;
     uint32_t lengths[POSITIONS / 50];

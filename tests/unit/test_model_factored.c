@@ -1,4 +1,7 @@
-/* lib/model, matrices that are two factors: they compute what their product does, learn by its gradient, and are read and checked. */
+/*
+ * Tests of lib/model with matrices stored as two factors: they compute what their product does, learn from its
+ * gradient, and are loaded and checked.
+ */
 #include "tests/unit/model_samples.h"
 
 enum { POSITIONS = 24 };
@@ -10,7 +13,7 @@ static struct model_input sample_input(const struct model_config *c) {
     return (struct model_input){POSITIONS, 2, tokens, lengths};
 }
 
-/* Ranks of some matrices in layer 0 and of all in layer 1. */
+/* Some matrices of layer 0 and all of layer 1 are factored. */
 static struct model_config factored_config(struct arena *a) {
     struct model_config c = sample_config(a);
     c.layers[0].rank[FACTOR_K] = 7;
@@ -19,7 +22,7 @@ static struct model_config factored_config(struct arena *a) {
     return c;
 }
 
-/* The whole matrix of a role. */
+/* The product of a role's factors. */
 static float *product_of(const struct model *m, enum model_role role, uint32_t layer, size_t *rows, size_t *cols) {
     struct err e;
     const struct model_param *first = model_param(m, role, layer), *second = NULL;
@@ -83,7 +86,7 @@ static void the_product_is_what_is_computed(void **state) {
         struct model_input in = sample_input(&c);
         float *x = logits_of(m, &in), *y = logits_of(w, &in);
         assert_near(x, y, POSITIONS * c.vocab_size, 1e-4, "logits");
-        /* packed, and layer by layer to the bit */
+        /* packed within rounding; layer by layer to the bit */
         struct model *packed = packed_model(m, DT_BF16, WEIGHTS_PACKED);
         float *z = logits_of(packed, &in);
         assert_near(z, y, POSITIONS * c.vocab_size, 0.1, "logits in bf16");
@@ -118,7 +121,7 @@ static void learn(struct model *m, const struct model_input *in) {
     grad_tape_free(t);
 }
 
-/* dB = dW A^T, dA = B^T dW; all others' are the same. */
+/* dB = dW A^T, dA = B^T dW; all other gradients are equal. */
 static void gradients_are_those_of_the_product(void **state) {
     (void)state;
     struct err e;
@@ -156,7 +159,7 @@ static void gradients_are_those_of_the_product(void **state) {
     arena_release(&a);
 }
 
-/* Slots in stream order, names and shapes; and a stream of it is read back to the bit. */
+/* Slots in stream order with names and shapes; a stream must load back to the bit. */
 static void slots_and_streams(void **state) {
     (void)state;
     struct err e;
@@ -208,7 +211,7 @@ static void ranks_that_cannot_be_are_refused(void **state) {
     struct err e;
     struct arena a = {0};
     struct model_config c = factored_config(&a);
-    c.layers[1].rank[FACTOR_V] = 17; /* of 16 x 64 */
+    c.layers[1].rank[FACTOR_V] = 17; /* its matrix is 16 x 64 */
     assert_int_equal(model_config_check(&c, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "layer 1: attn.v.weight has rank 17 and is 16x64"));
     c = factored_config(&a);
@@ -218,7 +221,7 @@ static void ranks_that_cannot_be_are_refused(void **state) {
     arena_release(&a);
 }
 
-/* Tensors of m, without the one at `without`, under the configuration c. */
+/* A stream of m's tensors without the one at `without`, under the configuration c, must be refused. */
 static void assert_stream_refused(const struct model_config *c, const struct model *m, size_t without,
                                   const char *says) {
     struct err e;
@@ -258,7 +261,7 @@ static void streams_whose_ranks_lie_are_refused(void **state) {
     arena_release(&a);
 }
 
-/* What META says of ranks: numbers within the matrix, for each layer. */
+/* META's ranks: numbers no larger than the matrix, for each layer. */
 static void configurations_are_checked(void **state) {
     (void)state;
     static const struct config_change cases[] = {

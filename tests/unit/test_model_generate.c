@@ -1,4 +1,6 @@
-/* lib/model: generation from the cache, the places that finished sequences free, the distribution of the draws. */
+/*
+ * Tests of lib/model: generation from the cache, reuse of the slots of finished sequences, the distribution of draws.
+ */
 #include "tests/unit/model_samples.h"
 
 struct made {
@@ -17,7 +19,7 @@ static int keep_made(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_p
     return 0;
 }
 
-/* Greedy generation from the cache takes at each step the argmax of the whole forward pass. */
+/* Greedy generation from the cache must take at each step the argmax of a whole forward pass. */
 static void the_cache_changes_nothing(void **state) {
     (void)state;
     struct err e;
@@ -63,9 +65,9 @@ static void generation_ends_where_it_should(void **state) {
     struct made first = {.next = 6}, alone = {.next = 7};
     OK(generate_all(m, &in, 6, &how, keep_made, &first, &e));
     assert_int_equal(first.n[6],
-                     5); /* the context of 64 is full: 4 more positions and the token that the last one predicts */
+                     5); /* the context of 64 is full: 4 more positions, and the token that the last one predicts */
     assert_int_equal(first.n[7], 30);
-    /* A sequence alone draws what it drew in company. */
+    /* a sequence draws the same tokens alone as in a batch */
     struct model_input second = {2, 1, tokens + 60, lengths + 1};
     OK(generate_all(m, &second, 7, &how, keep_made, &alone, &e));
     assert_memory_equal(first.tokens[7], alone.tokens[7], 30 * sizeof(uint32_t));
@@ -76,7 +78,7 @@ static void generation_ends_where_it_should(void **state) {
     OK(generate_all(m, &second, 7, &how, keep_made, &stopped, &e));
     size_t n = stopped.n[7];
     assert_true(n <= 5 && stopped.tokens[7][n - 1] == ends[0]);
-    /* Of several end tokens the first to come ends it. */
+    /* with several end tokens, the first to occur ends the sequence */
     uint32_t several[] = {first.tokens[7][1], ends[0], 95};
     for (int i = 0; i < 3; i++)
         for (int k = i + 1; k < 3; k++)
@@ -98,7 +100,7 @@ static void generation_ends_where_it_should(void **state) {
     arena_release(&a);
 }
 
-/* Many more sequences than fly at once, of many lengths: what is kept of each is its number, its tokens, and that its turn came. */
+/* Many more sequences than run at once, of many lengths. For each, its order, length and tokens are recorded. */
 struct many {
     uint64_t next, fail_at, steps, n_made;
     struct model_generated last;
@@ -123,8 +125,8 @@ static int keep_many(void *ctx, uint64_t seq, const uint32_t *prompt, size_t n_p
 static void count_step(void *ctx, const struct model_generated *sum) {
     struct many *m = ctx;
     m->steps++;
-    assert_true(sum->made > m->last.made); /* each step makes something, */
-    assert_true((sum->decoded > m->last.decoded) != (sum->prompted > m->last.prompted)); /* with prompts or without */
+    assert_true(sum->made > m->last.made); /* each step generates tokens, */
+    assert_true((sum->decoded > m->last.decoded) != (sum->prompted > m->last.prompted)); /* prompts or decodes */
     assert_true(sum->decode_seconds >= m->last.decode_seconds && sum->prompt_seconds >= m->last.prompt_seconds);
     m->last = *sum;
 }
@@ -153,13 +155,13 @@ static void refill(struct model *m) {
     for (size_t i = 0; i < 200; i++) prompts += 1 + i % 7;
     assert_int_equal(together.last.made, together.n_made);
     assert_int_equal(together.last.prompted, prompts);
-    /* 64 at a time to the end of each flight would take 4 * 24 steps; places are taken as they become free. */
+    /* 64 at a time until all have ended would take 4 * 24 steps; slots are reused as they become free */
     size_t full = 0, longest = 0;
     for (size_t i = 0; i < 200; i++) full += together.seq[i].n == 24;
     assert_true(full > 10 && full < 190);
     assert_true(together.steps < 96);
     assert_true(together.steps * 64 >= together.n_made);
-    /* Each is what it is alone. */
+    /* each sequence is the same as alone */
     for (uint64_t i = 0; i < 200; i += 13) {
         alone = (struct many){.next = i, .fail_at = UINT64_MAX};
         OK(generate_many(m, tokens, i, 1, &how, &alone, &e));
@@ -185,7 +187,7 @@ static void a_finished_sequence_makes_room(void **state) {
     arena_release(&a);
 }
 
-/* A failure of the sink, of a prompt or of memory ends it with that error; leaks are the sanitizer's to find. */
+/* A failure of the sink, of a prompt or of an allocation ends generation with that error; sanitizers find leaks. */
 static void a_failed_generation_leaves_nothing(void **state) {
     (void)state;
     struct err e;
@@ -219,7 +221,7 @@ static void a_failed_generation_leaves_nothing(void **state) {
     arena_release(&a);
 }
 
-/* Draws follow the distribution: 4000 first tokens against the softmax, and never outside top-k or the nucleus. */
+/* Draws follow the distribution: 4000 first tokens against the softmax, and none outside top-k or the nucleus. */
 static void sampling_follows_the_distribution(void **state) {
     (void)state;
     struct err e;
@@ -237,7 +239,7 @@ static void sampling_follows_the_distribution(void **state) {
         struct model_sampling how = {
             .temperature = 1.5, .top_p = mode == 2 ? 0.5 : 1, .top_k = mode == 1 ? 10 : 0, .seed = 4, .max_new = 1};
         double kept[97], mass = 0, chi2 = 0;
-        for (int i = 0; i < 97; i++) { /* those before i in descending order decide whether i is in */
+        for (int i = 0; i < 97; i++) { /* i is in by the mass of more probable tokens */
             int rank = 0;
             double before = 0;
             for (int j = 0; j < 97; j++)
@@ -249,7 +251,7 @@ static void sampling_follows_the_distribution(void **state) {
         for (uint64_t round = 0; round < 100; round++) {
             struct made made = {.next = round * 40};
             OK(generate_all(m, &in, round * 40, &how, keep_made, &made, &e));
-            for (int s = 0; s < 8; s++) count[made.tokens[s][0]]++; /* the last eight of the forty are kept */
+            for (int s = 0; s < 8; s++) count[made.tokens[s][0]]++; /* the last eight of the forty are recorded */
         }
         int bins = 0;
         for (int i = 0; i < 97; i++) {
@@ -257,7 +259,7 @@ static void sampling_follows_the_distribution(void **state) {
             if (kept[i] == 0) assert_true(count[i] == 0);
             if (expected >= 5) chi2 += (count[i] - expected) * (count[i] - expected) / expected, bins++;
         }
-        /* Chi-square of `bins` terms: mean bins, deviation sqrt(2 bins); six deviations never happen by chance. */
+        /* Chi-square with `bins` terms: mean bins, deviation sqrt(2 bins); six deviations do not occur by chance */
         assert_true(bins >= 3);
         if (!(chi2 < bins + 6 * sqrt(2.0 * bins))) fail_msg("mode %d: chi-square %g over %d bins", mode, chi2, bins);
     }

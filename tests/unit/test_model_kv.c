@@ -1,4 +1,7 @@
-/* A quantized cache of keys and values: attention against its definition in f64, and decoding against whole passes. */
+/*
+ * Tests of a quantized cache of keys and values: attention against its definition in f64, decoding against whole
+ * passes.
+ */
 #include "lib/model/model_internal.h"
 #include "tests/unit/grad_samples.h"
 #include "tests/unit/model_samples.h"
@@ -17,7 +20,7 @@ static struct model *sample(uint32_t head_dim) {
     return m;
 }
 
-/* What flows through the attention of a pass: before keys and values are stored, and what comes of it. */
+/* Inputs of attention in a pass, before keys and values are stored, and its output. */
 struct seen {
     float q[N * HEADS * D], k[N * KV * D], v[N * KV * D], o[N * HEADS * D];
 };
@@ -41,12 +44,13 @@ static void look(struct model *m, struct seen *s) {
     grad_tape_free(t);
 }
 
-/* The element of the Hadamard matrix of Sylvester's order. */
+/* An element of the Sylvester Hadamard matrix of order n. */
 static double hadamard(size_t i, size_t k, size_t n) {
     return (__builtin_popcountll(i & k) & 1 ? -1 : 1) / sqrt((double)n);
 }
 
-/* x [D], in parts of n that are multiplied by the matrix, n 0: as it is, through blocks and back; the pairs of a head side by side. */
+/* Quantizes x [D] and decodes it again, rotated by the Hadamard matrix in parts of n (n 0: not rotated), with the
+ * pairs of a head adjacent if `pairs`. */
 static void through(enum dtype type, const float *x, size_t n, bool pairs, double *y) {
     struct err e;
     unsigned char blocks[D * 2];
@@ -110,14 +114,14 @@ static void attention_reads_what_the_cache_gives_back(void **state) {
             moved = fmax(moved, fabs(s.o[k] - exact[k]));
             largest = fmax(largest, fabs(want[k]));
         }
-        /* a rotated element at a boundary may round the other way, in f32: none of these does */
+        /* in f32 a rotated element near a boundary could round the other way; none of these does */
         assert_true(worst < 1e-5 * largest);
         assert_true(moved > 1e-3 * largest);
     }
     model_free(m);
 }
 
-/* The last position from a cache, after the others as a prompt: what a pass over all of them has there. */
+/* The last position, decoded from a cache that holds the others as a prompt, must equal that of a pass over all. */
 static void decoding_reads_the_same(void **state) {
     (void)state;
     struct err e;

@@ -1,4 +1,7 @@
-/* lib/model: layers of LSTMs: their description, tensors and first weights, borders of sequences, widths that change on the way. */
+/*
+ * Tests of lib/model with LSTM layers: configuration, tensors and initial weights, sequence boundaries, widths that
+ * change between layers.
+ */
 #include "tests/unit/model_samples.h"
 
 enum { EMBED = 24, HIDDEN = 32, UNITS = HIDDEN / 2, VOCAB = 50, CLASSES = 3, LAYERS = 2 };
@@ -24,7 +27,7 @@ static struct model_config lstm_config(struct arena *a) {
     return c;
 }
 
-/* ---- the description ------------------------------------------------------------------------------------------------- */
+/* ---- configuration ----------------------------------------------------------------------------------------------- */
 
 static void config_survives_json(void **state) {
     (void)state;
@@ -37,7 +40,7 @@ static void config_survives_json(void **state) {
     cJSON *again = model_config_to_json(&back, &e);
     char *one = json_text(o, &e), *two = json_text(again, &e);
     assert_string_equal(one, two);
-    assert_null(strstr(one, "heads")); /* what such layers have not is not written */
+    assert_null(strstr(one, "heads")); /* keys that such layers lack are not written */
     assert_null(strstr(one, "ffn"));
     mem_free(one);
     mem_free(two);
@@ -96,7 +99,7 @@ static void slots_have_names_order_and_shapes(void **state) {
     arena_release(&a);
 }
 
-/* Deviations of PyTorch's modules. */
+/* Standard deviations of PyTorch's modules. */
 static void fresh_weights(void **state) {
     (void)state;
     struct err e;
@@ -119,9 +122,9 @@ static void fresh_weights(void **state) {
     arena_release(&a);
 }
 
-/* ---- running --------------------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
-/* A sequence's logits are its own: the same alone, beside others, and whatever these are. */
+/* A sequence's logits must be the same alone and among any others. */
 static void sequences_end_at_their_borders(void **state) {
     (void)state;
     struct arena a = {0};
@@ -140,7 +143,7 @@ static void sequences_end_at_their_borders(void **state) {
                 fail_msg("sequence %zu: %g alone, %g beside others", s, (double)own[i], (double)whole[s * CLASSES + i]);
         mem_free(own);
     }
-    /* the first word counts, and the last: both directions are read at their ends */
+    /* the first and the last token matter: both directions are read at their ends */
     for (int end = 0; end < 2; end++) {
         uint32_t *token = &tokens[end ? 6 : 0];
         *token = (*token + 1) % VOCAB;
@@ -164,7 +167,7 @@ static int keep_widths(void *ctx, const struct model_seen *seen, struct err *e) 
 }
 
 struct visited {
-    float *states[LAYERS + 1]; /* what comes into each layer, and out of the last */
+    float *states[LAYERS + 1]; /* inputs of each layer, and the output of the last */
     size_t rows;
 };
 
@@ -187,7 +190,8 @@ static int keep_states(void *ctx, const struct model_seen *seen, struct err *e) 
     return 0;
 }
 
-/* Through one layer at a time, with rows that are wider behind the first: the bits of the resident model, in several passes. */
+/* Running layer by layer in several passes, with wider rows after the first layer, must give the bits of the
+ * resident model. */
 static void widths_change_on_the_way(void **state) {
     enum { SEQS = 30, N = SEQS * 40 };
     (void)state;
@@ -233,7 +237,7 @@ static void widths_change_on_the_way(void **state) {
     arena_release(&a);
 }
 
-/* A point that such layers have not is refused when it is wanted. */
+/* Asking for a point that such layers lack is an error. */
 static void no_heads_are_wanted(void **state) {
     (void)state;
     struct err e;

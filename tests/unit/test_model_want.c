@@ -1,4 +1,4 @@
-/* Points of the graph that a loss takes part in, and several heads over the same rows. */
+/* Tests of losses on points of the graph, and of several heads over the same rows. */
 #include "tests/unit/distill_samples.h"
 #include "tests/unit/grad_samples.h"
 
@@ -14,7 +14,7 @@ static double coefficient(size_t i) {
     return (double)(i * 7919 % 13) / 13 - 0.5;
 }
 
-/* sum c v of the values at a point. */
+/* sum c v over the values at a point. */
 static double value_at(struct model *m, struct model_want w) {
     struct err e;
     struct grad_tape *t = new_tape(DT_F32, false);
@@ -25,7 +25,7 @@ static double value_at(struct model *m, struct model_want w) {
     return sum;
 }
 
-/* The gradient of that sum by the tape, of all parameters; also keeps layers or runs them again. */
+/* The gradient of that sum with respect to all parameters, from the tape; with `recompute`, layers are recomputed. */
 static void gradients(struct model *m, struct model_want w, bool recompute) {
     struct err e;
     struct grad_tape *t = new_tape(DT_F32, true);
@@ -101,7 +101,7 @@ static void points_are_checked(void **state) {
     model_free(m);
 }
 
-/* ---- heads ------------------------------------------------------------------------------------------------------------------ */
+/* ---- heads ------------------------------------------------------------------------------------------------------- */
 
 enum { ROWS = 700, HIDDEN = 8, TOKENS = 12 };
 
@@ -113,7 +113,7 @@ static void pattern(const float *logits, size_t n, double scale, struct kernel_a
 }
 
 struct both {
-    double *logits; /* [3] sums of each head's */
+    double *logits; /* [3] sums for each head */
 };
 
 static int losses(void *ctx, size_t first, size_t rows, size_t vocab, const struct kernel_array *logits,
@@ -139,7 +139,8 @@ static int one(void *ctx, size_t first, size_t rows, size_t vocab, struct kernel
     return 0;
 }
 
-/* Three heads at once: two of one weight that learn, one on a tape of its own that does not; against one by one. */
+/* Three heads at once must equal one at a time: two share a weight and learn, one is on a tape of its own and does
+ * not. */
 static void heads_at_once_are_heads_one_by_one(void **state) {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
@@ -175,7 +176,7 @@ static void heads_at_once_are_heads_one_by_one(void **state) {
         }
         for (int i = 0; i < 3; i++) assert_true(fabs(sums[0][i] - sums[1][i]) < 1e-9 * ROWS);
         for (int i = 0; i < 2; i++) assert_memory_equal(dh[0][i], dh[1][i], ROWS * HIDDEN * sizeof(float));
-        for (size_t i = 0; i < TOKENS * HIDDEN; i++) /* the order of two sums */
+        for (size_t i = 0; i < TOKENS * HIDDEN; i++) /* the order of two sums differs */
             assert_true(fabs(dw[0][i] - dw[1][i]) < 1e-4 * (1 + fabs(dw[1][i])));
         release_memory(NULL);
     }

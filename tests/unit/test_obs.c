@@ -1,4 +1,4 @@
-/* lib/obs: damping, dead inputs, order, sweeps and least squares. */
+/* Tests of lib/obs: damping, dead inputs, order, sweeps and least squares. */
 #include "tests/unit/kernel_test.h"
 
 #include "lib/obs/obs.h"
@@ -17,7 +17,7 @@ static struct pair inputs(struct rng *r, size_t n_x, float *gram) {
     return x;
 }
 
-/* Two of three columns go. */
+/* Removes two of three columns. */
 static void decide(void *ctx, size_t column, size_t left, size_t row, size_t n, const float *w, float *kept) {
     const struct obs_factor *f = ctx;
     size_t input = f->order ? f->order[column] : column;
@@ -49,7 +49,7 @@ static void check_sweep(bool act_order) {
         }
         total += loss[row];
     }
-    assert_true(fabs(error - total) < 0.01 * total); /* the damping's share apart */
+    assert_true(fabs(error - total) < 0.01 * total); /* up to the share of the damping */
     obs_factor_free(f);
 }
 
@@ -59,7 +59,7 @@ static void test_sweep(void **state) {
     check_sweep(true);
 }
 
-/* A matrix of rank 1 factors with enough damping only. */
+/* A matrix of rank 1 can only be factored with enough damping. */
 static void test_damping(void **state) {
     (void)state;
     struct err e;
@@ -80,7 +80,7 @@ static void test_damping(void **state) {
     assert_int_equal(obs_factor_new(&f, gram, N, &o, &e), ERR_DATA);
 }
 
-/* t = w y exactly: least squares finds w again. */
+/* With t = w y exactly, least squares must recover w. */
 static void check_solve(bool act_order) {
     struct err e;
     struct rng r = rng_init(4, 1);

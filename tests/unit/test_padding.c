@@ -1,12 +1,12 @@
 /*
- * Models whose embedding and head have more rows than their vocabulary has tokens. The rows beyond are large here, so
- * that any part in a softmax would show; everything must come out as from the same model without them.
+ * Tests of models whose embedding and head have more rows than the vocabulary has tokens. The extra rows are large
+ * here, so that any contribution to a softmax would show; every result must be that of the same model without them.
  */
 #include "tests/unit/metrics_samples.h"
 
 #include "lib/distill/distill.h"
 
-/* Rows of two models of one tokenizer, as Qwen2.5 7B and 0.5B; neither a whole number of panels. */
+/* Row counts of two models with one tokenizer, as in Qwen2.5 7B and 0.5B; neither is a multiple of the panel width. */
 static const uint32_t paddings[] = {BYTE_VOCAB + 2, 352};
 
 /* ---- the same model with and without padding --------------------------------------------------------------------- */
@@ -98,7 +98,7 @@ static void logits_are_of_tokens(void **state) {
     }
 }
 
-/* Rows that nobody may read: a token of padding is not one of the vocabulary. */
+/* Padding rows must not be read: an id of padding is not a token of the vocabulary. */
 static void padding_is_no_input(void **state) {
     (void)state;
     struct err e;
@@ -154,7 +154,7 @@ static void padding_is_never_sampled(void **state) {
     model_free(padded);
 }
 
-/* ---- judging ----------------------------------------------------------------------------------------------------- */
+/* ---- evaluation -------------------------------------------------------------------------------------------------- */
 
 static double divergence_of(struct model *m, int fd, const char *key) {
     struct err e;
@@ -183,8 +183,8 @@ static double divergence_of(struct model *m, int fd, const char *key) {
     return x;
 }
 
-/* Knowledge over as many columns as there are tokens, and dense knowledge of all rows, as a teacher without its
- * vocabulary gives it. */
+/* With knowledge over as many columns as there are tokens, and with dense knowledge of all rows, as a teacher
+ * without a vocabulary gives it. */
 static void judged_as_without_padding(void **state) {
     (void)state;
     static const char *const encodings[] = {"dense", "ghost:12", "topk:12", "sample:50"};
@@ -262,8 +262,8 @@ static void train(struct model *m, const struct sample *s, const struct knowledg
     close(fd);
 }
 
-/* Weights to the last bits, loss and gradient too; rows of padding learn nothing: a tied one stays to the bit, an
- * untied one is only pulled by weight decay. */
+/* Weights, loss and gradient agree to the last bits. Padding rows learn nothing: tied ones keep their bits, untied
+ * ones change only by weight decay. */
 static void trained_as_without_padding(void **state) {
     (void)state;
     for (size_t i = 0; i < 2 * 2 * 2; i++) {
@@ -304,6 +304,6 @@ int main(void) {
         cmocka_unit_test(padding_is_never_sampled),   cmocka_unit_test(judged_as_without_padding),
         cmocka_unit_test(trained_as_without_padding),
     };
-    parallel_set_threads(1); /* the matrices are small: threads would wait for each other */
+    parallel_set_threads(1); /* the matrices are small: threads would only wait for each other */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

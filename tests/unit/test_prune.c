@@ -1,11 +1,14 @@
-/* lib/prune: what stays computes what it did before; what goes is what counts least. */
+/*
+ * Tests of lib/prune: the remaining parts compute what they did before; the parts removed are those with the least
+ * effect.
+ */
 #include "tests/unit/golden_samples.h"
 #include "tests/unit/prune_samples.h"
 
 #include "lib/formats/formats.h"
 #include "lib/prune/prune_internal.h"
 
-/* ---- single weights -------------------------------------------------------------------------------------------------- */
+/* ---- single weights ---------------------------------------------------------------------------------------------- */
 
 static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
     (void)state;
@@ -48,7 +51,7 @@ static void sparsity_takes_the_smallest_and_exactly_so_many(void **state) {
     arena_release(&a);
 }
 
-/* ---- layers --------------------------------------------------------------------------------------------------------------- */
+/* ---- layers ------------------------------------------------------------------------------------------------------ */
 
 static void a_layer_that_adds_nothing_can_go(void **state) {
     (void)state;
@@ -60,7 +63,7 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
     kernel_fill(kernel_f32(model_host_value(model_param(m, ROLE_O, 0))), model_param(m, ROLE_O, 0)->n, 0);
     kernel_fill(kernel_f32(model_host_value(model_param(m, ROLE_DOWN, 0))), model_param(m, ROLE_DOWN, 0)->n, 0);
     float *before = sample_logits(m), *after;
-    /* By number ... */
+    /* by number ... */
     uint32_t drop[] = {0};
     struct prune_options o = {.drop_layers = drop, .n_drop_layers = 1};
     OK(pruned(m, &o, &p, &r, &e));
@@ -72,7 +75,7 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
     prune_report_release(&r);
     model_free(p);
     mem_free(after);
-    /* ... and found by its block influence. */
+    /* ... and by block influence */
     struct stats *s = sample_stats(m, 30, 3);
     o = (struct prune_options){.layers = {.n = 1}, .stats = s};
     OK(pruned(m, &o, &p, &r, &e));
@@ -85,9 +88,9 @@ static void a_layer_that_adds_nothing_can_go(void **state) {
     arena_release(&a);
 }
 
-/* ---- channels and heads ------------------------------------------------------------------------------------------------------ */
+/* ---- channels and heads ------------------------------------------------------------------------------------------ */
 
-/* Channels whose weights are zero are found, and taking them out changes nothing. */
+/* Channels whose weights are zero are found, and removing them changes nothing. */
 static void idle_channels_go_first(void **state) {
     (void)state;
     struct err e;
@@ -110,7 +113,7 @@ static void idle_channels_go_first(void **state) {
     assert_int_equal(p->config.layers[0].ffn, 40);
     assert_int_equal(p->config.layers[1].ffn, 40);
     after = sample_logits(p);
-    assert_close(before, after, 24 * c.vocab_size, 1e-6); /* the sums are the same but for their order */
+    assert_close(before, after, 24 * c.vocab_size, 1e-6); /* equal up to the order of summation */
     assert_int_equal(r.parameters_before - r.parameters_after, (56 + 24) * 3 * 64);
     prune_report_release(&r);
     model_free(p);
@@ -151,7 +154,7 @@ static void idle_head_groups_go_first(void **state) {
     arena_release(&a);
 }
 
-/* By activations: the channels that the data does not use go, whatever their weights. */
+/* By activations: channels that the data does not use are removed, whatever their weights. */
 static void activations_decide_where_there_are_statistics(void **state) {
     (void)state;
     struct err e;
@@ -159,7 +162,7 @@ static void activations_decide_where_there_are_statistics(void **state) {
     struct model_config c = sample_config(&a);
     struct model *m = sample_model(&c, 1), *p;
     struct prune_report r;
-    for (uint32_t l = 0; l < 2; l++) { /* the first 30 channels: large weights behind a gate that is shut */
+    for (uint32_t l = 0; l < 2; l++) { /* the first 30 channels have large weights behind a gate that is closed */
         fill_rows(model_param(m, ROLE_UP, l), 0, 30, 0);
         scale_cols(model_param(m, ROLE_DOWN, l), 0, 30, 100);
     }
@@ -167,7 +170,7 @@ static void activations_decide_where_there_are_statistics(void **state) {
     float *before = sample_logits(m), *after;
     struct prune_options o = {.ffn = {.n = 34}, .score = PRUNE_BY_STATS, .stats = s};
     OK(pruned(m, &o, &p, &r, &e));
-    /* Layer 1 had 64 channels: exactly its 30 idle ones went. */
+    /* layer 1 had 64 channels: exactly its 30 idle ones were removed */
     assert_memory_equal(model_host_value(model_param(p, ROLE_UP, 1)),
                         model_host_value(model_param(m, ROLE_UP, 1)) + 30 * 64, 34 * 64 * sizeof(float));
     after = sample_logits(p);
@@ -180,7 +183,7 @@ static void activations_decide_where_there_are_statistics(void **state) {
     arena_release(&a);
 }
 
-/* ---- vocabulary ---------------------------------------------------------------------------------------------------------------- */
+/* ---- vocabulary -------------------------------------------------------------------------------------------------- */
 
 /* 256 bytes, a few merges and a special token. */
 static struct buf sample_vocab(struct arena *a) {
@@ -216,7 +219,7 @@ static struct buf sample_vocab(struct arena *a) {
     return b;
 }
 
-/* ---- scores by gradients and by variance, as PyTorch has them (tests/reference/make_prune_scores.py) ---- */
+/* ---- scores by gradients and by variance, against PyTorch (tests/reference/make_prune_scores.py) ---- */
 
 static void assert_scores(const double *got, const float *want, size_t n, const char *what) {
     double worst = 0, scale = 0;
@@ -227,7 +230,7 @@ static void assert_scores(const double *got, const float *want, size_t n, const 
     if (!(worst <= 1e-5 * scale)) fail_msg("%s: off by %g of %g", what, worst, scale);
 }
 
-/* The best half of n scores. */
+/* Ids of the larger half of n scores. */
 static void best_half(const float *score, uint32_t n, uint32_t *out) {
     struct err e;
     struct arena a = {0};
@@ -281,7 +284,7 @@ static void scores_are_those_of_the_formulas(void **state) {
     model_free(m);
 }
 
-/* Channels and heads that give the same for every token go into the bias; refused where there is none. */
+/* Channels and heads with constant outputs are moved into the bias; refused where there is none. */
 static void what_goes_is_compensated(void **state) {
     (void)state;
     struct err e;
@@ -324,7 +327,7 @@ static void what_goes_is_compensated(void **state) {
     arena_release(&a);
 }
 
-/* By true divergence, that of a model really without the layers; a layer that adds nothing goes first. */
+/* By true divergence, measured on models without the layers; a layer that adds nothing is removed first. */
 static void layers_go_by_divergence(void **state) {
     (void)state;
     enum { LAYERS = 4, N = 24 };
@@ -335,7 +338,7 @@ static void layers_go_by_divergence(void **state) {
     c.layers = arena_array(&a, LAYERS, sizeof *c.layers, &e);
     for (int i = 0; i < LAYERS; i++) c.layers[i] = (struct model_layer){4, 2, 96};
     struct model *m = sample_model(&c, 1), *p;
-    for (uint32_t l = 0; l < LAYERS; l++) { /* far from nothing, but the third layer */
+    for (uint32_t l = 0; l < LAYERS; l++) { /* all layers have a large effect, except the third */
         kernel_scale(model_param(m, ROLE_O, l)->value, model_param(m, ROLE_O, l)->n, l == 2 ? 0 : 5);
         kernel_scale(model_param(m, ROLE_DOWN, l)->value, model_param(m, ROLE_DOWN, l)->n, l == 2 ? 0 : 5);
     }
@@ -415,7 +418,7 @@ static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     for (uint32_t i = 0; i < n; i++) used.count[ids.ids[i]]++;
     struct prune_options o = {.tokens = &used, .vocab_min_count = 1};
     OK(pruned(m, &o, &p, &r, &e));
-    /* "the" and "ing" bring th and in; er and zq go; bytes and specials stay. */
+    /* "the" and "ing" need th and in; er and zq are removed; bytes and specials stay */
     assert_int_equal(p->config.vocab_size, 261);
     assert_int_equal(p->vocab->n_tokens, 261);
     assert_int_equal(vocab_find(p->vocab, "er", 2), TOKEN_NONE);
@@ -444,7 +447,7 @@ static void the_vocabulary_shrinks_to_what_is_used(void **state) {
     arena_release(&a);
 }
 
-/* ---- what cannot be ---------------------------------------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 static void what_cannot_be_pruned_is_refused(void **state) {
     (void)state;
@@ -492,7 +495,7 @@ static void collect(void *ctx, const char *message) {
     snprintf(all + n, 4001 - n, "%s\n", message);
 }
 
-/* One layer of this width, pruned. Returns what is left of `what`, and the warnings. */
+/* Prunes one layer of this width. Returns its shape, and the warnings. */
 static void collect_targets(void *ctx, const struct model_config *before, const struct model_config *after) {
     target_warnings(before, after, collect, ctx);
 }
@@ -525,7 +528,7 @@ static void shares_of_a_width_become_blocks(void **state) {
         uint32_t left;
     } cases[] = {
         {1536, 0.75, 1280},                   /* 1152 is not a multiple of 256 */
-        {1536, 0.5, 768},   {1024, 0.9, 928}, /* 768 would be too far, 1024 is all */
+        {1536, 0.5, 768},   {1024, 0.9, 928}, /* 768 would be too far, 1024 is everything */
         {512, 0.75, 384},   {128, 0.5, 64},   {96, 0.67, 64}, {100, 0.99, 96},
         {24, 0.5, 12},      {16, 0.01, 1},    {100, 1, 100},
     };
@@ -544,7 +547,7 @@ static void shapes_that_others_cannot_hold_are_warned_of(void **state) {
     static const struct {
         struct model_layer layer;
         struct prune_options o;
-        const char *says; /* "": nothing */
+        const char *says; /* "": no warning */
     } cases[] = {
         {{4, 4, 64},
          {.kv_heads = {.n = 3}},
@@ -563,9 +566,9 @@ static void shapes_that_others_cannot_hold_are_warned_of(void **state) {
          "back "
          "to larger types (256 or 512 would fit)"},
         {{4, 4, 512}, {.ffn = {.n = 100}}, "(96 or 128 would fit, for k-quants a multiple of 256)"},
-        {{4, 4, 50}, {.ffn = {.n = 20}}, ""}, /* no worse than it was */
+        {{4, 4, 50}, {.ffn = {.n = 20}}, ""}, /* no worse than before */
         {{4, 2, 64}, {.kv_heads = {.n = 1}, .sparsity = {.share = 0.5}}, ""},
-        {{3, 3, 64}, {.kv_heads = {.n = 1}}, ""}, /* and transformers loads it again */
+        {{3, 3, 64}, {.kv_heads = {.n = 1}}, ""}, /* transformers can load it again */
     };
     char warnings[4001];
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -584,8 +587,8 @@ static void a_pruned_model_has_another_name(void **state) {
         {"SmolLM2 135M Instruct", 134515008, 101000000, "SmolLM2 101M Instruct pruned"},
         {"org/SmolLM2-135M", 134515008, 101000000, "org/SmolLM2-101M-pruned"},
         {"Llama-3.2-1B", 1235814400, 900000000, "Llama-3.2-900M-pruned"},
-        {"Smollm2 135M 8k Lc100K", 134515008, 134515000, "Smollm2 135M 8k Lc100K pruned"}, /* the same label */
-        {"Model 3 100K", 7000000000, 5000000000, "Model 3 100K pruned"},                   /* that is no size */
+        {"Smollm2 135M 8k Lc100K", 134515008, 134515000, "Smollm2 135M 8k Lc100K pruned"}, /* the same size label */
+        {"Model 3 100K", 7000000000, 5000000000, "Model 3 100K pruned"},                   /* not a size */
         {"model-pruned", 100, 50, "model-pruned"},
     };
     struct err e;
@@ -595,7 +598,7 @@ static void a_pruned_model_has_another_name(void **state) {
         OK(prune_rename(meta, cases[i].before, cases[i].after, &e));
         assert_string_equal(cJSON_GetObjectItem(general, "name")->valuestring, cases[i].says);
         assert_string_equal(cJSON_GetObjectItem(general, "finetune")->valuestring, "pruned");
-        OK(prune_rename(meta, cases[i].after, cases[i].after, &e)); /* once is enough */
+        OK(prune_rename(meta, cases[i].after, cases[i].after, &e)); /* renaming again changes nothing */
         assert_string_equal(cJSON_GetObjectItem(general, "name")->valuestring, cases[i].says);
         assert_string_equal(cJSON_GetObjectItem(general, "finetune")->valuestring, "pruned");
         cJSON_Delete(meta);

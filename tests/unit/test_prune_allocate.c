@@ -1,4 +1,7 @@
-/* lib/prune, how a share of zeros is spread: by outliers (OWL) and by the search, whose judge is the true divergence. */
+/*
+ * Tests of lib/prune: how sparsity is allocated to layers, by outliers (OWL) and by the search, which minimises the
+ * true divergence.
+ */
 #include "tests/unit/prune_samples.h"
 
 #include "lib/prune/prune_internal.h"
@@ -12,7 +15,7 @@ static struct model_input sample_input(const struct model_config *c) {
     return (struct model_input){POSITIONS, SEQUENCES, tokens, lengths};
 }
 
-/* A model some of whose weights in layer 1 are large. */
+/* A model with some large weights in layer 1. */
 static struct model *with_outliers(const struct model_config *c) {
     struct model *m = sample_model(c, 1);
     struct model_param *up = model_param(m, ROLE_UP, 1);
@@ -55,7 +58,7 @@ static int owl_of(const struct model *m, const struct prune_owl *o, struct prune
 
 /* ---- outliers ---- */
 
-/* As the paper says it, in f64, of one layer. */
+/* The paper's definition for one layer, in f64. */
 static double outliers_of(const struct model *m, const struct stats *s, uint32_t layer, double times) {
     double sum = 0, n = 0, above = 0;
     for (int pass = 0; pass < 2; pass++)
@@ -95,7 +98,7 @@ static void layers_with_outliers_keep_more(void **state) {
     double zeros = zeros_of(m, &out, &all);
     assert_true(fabs(zeros - 0.6 * all) < 1e-9 * all);
     prune_allocation_release(&out);
-    /* at the bounds, and with nothing that tells layers apart */
+    /* at the limits, and with layers that do not differ */
     o.share = 0.97, o.spread = 0.5;
     OK(owl_of(m, &o, &out, &e));
     assert_true(out.layer[0] > 0.998 && out.layer[1] < 0.97);
@@ -173,7 +176,7 @@ static void what_is_found_is_no_worse_and_as_sparse(void **state) {
         assert_int_equal(before.len, after.len);
         assert_memory_equal(before.data, after.data, before.len);
         buf_release(&after);
-        /* the model so pruned is as far from the dense one as the search says, and has exactly so many zeros */
+        /* the model pruned this way has the divergence that the search reports, and exactly as many zeros */
         struct prune_options o = {.sparsity = {.share = cases[i].share},
                                   .allocation = &out[0],
                                   .method = cases[i].stats ? PRUNE_WANDA : PRUNE_MAGNITUDE,
@@ -189,7 +192,7 @@ static void what_is_found_is_no_worse_and_as_sparse(void **state) {
             uniform += cases[i].stats ? (double)rows * floor(cases[i].share * (double)cols)
                                       : floor(cases[i].share * (double)q->n);
         }
-        /* masks by row keep the total to the weight; those of matrices round down, each by less than one */
+        /* masks by row keep the total exactly; those of matrices round down, each by less than one */
         assert_true(fabs((double)report.zeros - uniform) <= (cases[i].stats ? 0 : 14));
         prune_report_release(&report);
         model_free(p);

@@ -1,4 +1,7 @@
-/* lib/prune, low-rank factors: against PyTorch (tests/golden/prune), by their optimality, and in plans, streams and whole runs. */
+/*
+ * Tests of lib/prune's low-rank factors: against PyTorch (tests/golden/prune), by their optimality, and in plans,
+ * streams and whole runs.
+ */
 #include "tests/unit/golden_samples.h"
 #include "tests/unit/prune_samples.h"
 
@@ -11,7 +14,7 @@ enum { ROWS = 16, COLS = 136, RANK = 6 };
 struct sample {
     struct prune_matrix w;
     float *gram;
-    struct obs_factor *f; /* NULL: plain */
+    struct obs_factor *f; /* NULL: not whitened */
 };
 
 static struct sample sample_of(bool tall, bool plain) {
@@ -37,7 +40,7 @@ static void release(struct sample *s) {
     mem_free(s->w.x);
 }
 
-/* second first, in f64 sums. */
+/* second * first, summed in f64. */
 static float *product_of(const struct sample *s, uint32_t rank) {
     struct err e;
     size_t rows = s->w.rows, cols = s->w.cols;
@@ -56,7 +59,7 @@ static float *product_of(const struct sample *s, uint32_t rank) {
     return x;
 }
 
-/* tr(d H d^T), H damped as the factor is, with the dead columns of w taken for 0. */
+/* tr(d H d^T), H damped as in the factor, with dead columns of w taken as 0. */
 static double error_of(const struct sample *s, const float *x) {
     size_t n = s->w.cols;
     double sum = 0;
@@ -96,7 +99,7 @@ static void products_are_those_of_pytorch(void **state) {
     }
 }
 
-/* The eigenvalues of w H w^T, which are the squared singular values of w S: [rows]. */
+/* The eigenvalues [rows] of w H w^T, which are the squared singular values of w S. */
 static double *squared_singular_values(const struct sample *s) {
     struct err e;
     size_t n = s->w.rows, cols = s->w.cols;
@@ -116,7 +119,7 @@ static double *squared_singular_values(const struct sample *s) {
     return values;
 }
 
-/* Eckart and Young: what rank r loses is the sum of the squared singular values after the r-th. */
+/* Eckart and Young: the error at rank r is the sum of the squared singular values after the r-th. */
 static void the_error_is_what_is_dropped(void **state) {
     (void)state;
     for (int tall = 0; tall < 2; tall++)
@@ -138,7 +141,7 @@ static void the_error_is_what_is_dropped(void **state) {
         }
 }
 
-/* Of outputs the whitened factors lose less than those of plain SVD, which lose less of the weights. */
+/* Whitened factors have a smaller error in the outputs than plain SVD, which has a smaller one in the weights. */
 static void whitening_loses_least(void **state) {
     (void)state;
     struct sample s = sample_of(false, false), plain = sample_of(false, true);
@@ -151,7 +154,8 @@ static void whitening_loses_least(void **state) {
     release(&plain);
 }
 
-/* The second factor of least squares, wanted what the matrix itself gives: it is the best for the first one: that of SVD. */
+/* If the wanted outputs are the matrix's own, the second factor by least squares is the best one for the first: that
+ * of SVD. */
 static void the_second_factor_is_fitted(void **state) {
     (void)state;
     struct err e;

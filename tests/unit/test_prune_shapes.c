@@ -1,4 +1,4 @@
-/* lib/prune: shapes for a target, and narrower residual streams. */
+/* Tests of lib/prune: shapes that meet a target, and narrower residual streams. */
 #include "tests/unit/golden_samples.h"
 #include "tests/unit/prune_samples.h"
 
@@ -9,7 +9,7 @@ static bool loads_even(void *ctx, const struct model_config *before, const struc
     return after->hidden % after->layers[0].n_heads == 0;
 }
 
-/* A layer and channels that count nothing are what goes, when the target can be met so. */
+/* A layer and channels without effect are removed if that meets the target. */
 static void a_target_is_met_by_what_counts_least(void **state) {
     (void)state;
     struct err e;
@@ -60,7 +60,7 @@ static int half_of_a_float(void *ctx, const struct model_config *after, uint64_t
     return 0;
 }
 
-/* Layers that differ: the channels that count nothing are in one of them. */
+/* With layers of different shapes, all channels without effect are in one of them. */
 static void each_layer_gets_what_it_needs(void **state) {
     (void)state;
     struct err e;
@@ -92,14 +92,14 @@ static void each_layer_gets_what_it_needs(void **state) {
     model_free(m);
 }
 
-/* What a shape would lose if the parts of the model counted so. */
+/* The loss of a shape if the parts of the model counted as `cost` says. */
 static double lost_by(const struct target *t, const struct target_cost *cost, const struct prune_shape *layers) {
     double loss = 0;
     for (uint32_t i = 0; i < t->n; i++) loss += target_lost(t, &layers[i], i, cost);
     return loss;
 }
 
-/* Candidates come each once, within the target, the best by the score first, until there is no other. */
+/* Each candidate comes once, within the target, best score first, until none are left. */
 static void candidates_come_once_each(void **state) {
     (void)state;
     enum { MOST = 200 };
@@ -133,7 +133,7 @@ static void candidates_come_once_each(void **state) {
         }
         assert_true(n > (uneven ? 1 : 5) && n < MOST);
         o.target_shape = prune_candidates_best(c);
-        OK(pruned(m, &o, &p, &r, &e)); /* the second */
+        OK(pruned(m, &o, &p, &r, &e)); /* the second candidate */
         assert_true(p->config.n_layers && strstr(seen[1], ":"));
         prune_report_release(&r);
         model_free(p);
@@ -148,7 +148,8 @@ static void candidates_come_once_each(void **state) {
     model_free(m);
 }
 
-/* Where parts count otherwise than the score says, a few measurements are enough for the shape that is best by what they do count. */
+/* Where the true cost of parts differs from the score, a few measurements must find the shape with the least true
+ * cost. */
 static void the_score_learns_what_parts_are_worth(void **state) {
     (void)state;
     enum { MEASURED = 8 };
@@ -190,13 +191,13 @@ static void the_score_learns_what_parts_are_worth(void **state) {
         prune_candidates_free(c);
         prune_plan_release(&plan);
     }
-    assert_true(otherwise >= 2); /* or there was nothing to learn */
+    assert_true(otherwise >= 2); /* otherwise there was nothing to learn */
     stats_free(s);
     model_free(m);
     arena_release(&a);
 }
 
-/* Channels of the stream that nothing writes can go; as many as that keeps. */
+/* Channels of the residual stream that nothing writes can be removed without effect. */
 static void an_idle_part_of_the_stream_goes(void **state) {
     (void)state;
     struct err e;
@@ -233,7 +234,7 @@ static void an_idle_part_of_the_stream_goes(void **state) {
     model_free(m);
 }
 
-/* The channels that stay, the gains and what the model says then, as PyTorch has them (make_prune_hidden.py). */
+/* Kept channels, gains and the resulting logits against PyTorch (make_prune_hidden.py). */
 static void the_stream_is_narrowed_as_by_the_formulas(void **state) {
     (void)state;
     enum { KEPT = 40, SAID = 12 };

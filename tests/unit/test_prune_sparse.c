@@ -1,4 +1,7 @@
-/* lib/prune, single weights: masks and weights as published formulas make them (tests/golden/prune), sparsities as text and by rules. */
+/*
+ * Tests of lib/prune's unstructured sparsity: masks and weights against published formulas (tests/golden/prune),
+ * sparsities as text and by rules.
+ */
 #include "tests/unit/golden_samples.h"
 #include "tests/unit/prune_samples.h"
 
@@ -12,7 +15,7 @@ static float *golden_matrix(const char *name, size_t rows) {
     return golden_file(name, rows * COLS * sizeof(float));
 }
 
-/* The matrix, its norms, and another copy to be compared. */
+/* The matrix and its norms; *gram receives the Gram matrix. */
 static struct prune_matrix sample_matrix(float **gram, float *norms) {
     *gram = golden_matrix(GOLDEN "gram.f32", COLS);
     for (size_t i = 0; i < COLS; i++) norms[i] = sqrtf((*gram)[i * COLS + i]);
@@ -59,7 +62,7 @@ static float *wanted_of(const float *w, const float *gram, double ridge) {
     return b;
 }
 
-/* tr(d G d^T) / tr(w G w^T), d = x - w, in f64. */
+/* tr(d G d^T) / tr(w G w^T) with d = x - w, in f64. */
 static double error_of(const float *x, const float *w, const float *gram) {
     double sums[2] = {0};
     for (size_t r = 0; r < ROWS; r++)
@@ -72,7 +75,7 @@ static double error_of(const float *x, const float *w, const float *gram) {
     return sums[0] / sums[1];
 }
 
-/* The same zeros, and weights that differ by at most so much of the largest. */
+/* Zeros must be the same; weights may differ by `tolerance` of the largest. */
 static void assert_weights(const float *x, const char *name, double tolerance) {
     float *expected = golden_matrix(name, ROWS);
     double largest = 0;
@@ -137,7 +140,7 @@ static double error_by(enum prune_method method, bool refit, struct prune_sparsi
         OK(prune_mask(&w, s, method, &scratch, &e));
     if (refit) OK(prune_refit(&w, &fit, &e));
     size_t zeros = kernel_count_zeros(w.x, ROWS * COLS);
-    assert_in_range(zeros, ROWS * COLS / 2, ROWS * COLS / 2 + ROWS); /* and the weights of the input that is 0 */
+    assert_in_range(zeros, ROWS * COLS / 2, ROWS * COLS / 2 + ROWS); /* plus the weights of the zero input */
     for (size_t i = 0; s.m && i < ROWS * COLS; i += s.m) assert_true(kernel_count_zeros(w.x + i, s.m) >= s.m - s.n);
     double error = error_of(w.x, was, gram);
     obs_factor_free(f);
@@ -162,7 +165,7 @@ static void each_method_is_better_than_the_one_before(void **state) {
     }
 }
 
-/* A textbook loop: of the elements of a group, how many are smaller, or equal and earlier? */
+/* A textbook loop that counts, for each element of a group, how many are smaller, or equal and earlier. */
 static void check_masks(size_t rows, size_t cols, struct prune_sparsity s, enum prune_method method,
                         const float *norms) {
     struct err e;
@@ -297,7 +300,7 @@ static void impossible_patterns_are_refused(void **state) {
 
 /* ---- layer by layer ---- */
 
-/* A model as a stream in which one weight, if it is of this role, is no number. */
+/* A model as a stream in which one weight of this role is not finite. */
 static struct buf stream_with(const struct model *m, enum model_role bad) {
     struct err e;
     struct stream_writer *w;

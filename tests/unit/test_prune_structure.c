@@ -1,4 +1,7 @@
-/* lib/prune, structure with data: columns and their fit as PyTorch has them (tests/golden/prune), and whole models. */
+/*
+ * Tests of lib/prune's structured pruning with data: columns and their fit against PyTorch (tests/golden/prune), and
+ * whole models.
+ */
 #include "tests/unit/golden_samples.h"
 #include "tests/unit/model_samples.h"
 
@@ -18,7 +21,7 @@ static void assert_near(const float *got, const float *want, size_t n, double to
 
 /* ---- columns of a matrix, against PyTorch ---- */
 
-/* Inputs and wanted outputs less their means, as a bias has it. */
+/* Inputs and wanted outputs are centred, as for a layer with a bias. */
 static struct prune_consumer sample_consumer(void) {
     struct err e;
     float *sums = golden_file(GOLDEN "columns.f32", (COLS + ROWS) * (COLS + 1) * sizeof(float));
@@ -124,7 +127,7 @@ static int pruned(const struct model *m, struct prune_options o, struct model **
     return rc;
 }
 
-/* Of the logits, the sum of squares of the difference over that of a. */
+/* The squared distance of the logits, relative to those of a. */
 static double distance(struct model *a, struct model *b) {
     struct model_input in = sample_input(&a->config);
     float *x = logits_of(a, &in), *y = logits_of(b, &in);
@@ -138,7 +141,7 @@ static double distance(struct model *a, struct model *b) {
     return d / all;
 }
 
-/* Rows [from, from + n) of a tensor become those from `like` on. */
+/* Overwrites rows [from, from + n) of a tensor with those from `like` on. */
 static void repeat_rows(struct model *m, enum model_role role, uint32_t layer, uint32_t from, uint32_t n,
                         uint32_t like) {
     struct model_param *p = model_param(m, role, layer);
@@ -146,7 +149,7 @@ static void repeat_rows(struct model *m, enum model_role role, uint32_t layer, u
     memcpy(model_host_value(p) + from * cols, model_host_value(p) + like * cols, n * cols * sizeof(float));
 }
 
-/* Channels and heads that say what others say, too, are the ones that go, and nothing changes. */
+/* Channels and heads that duplicate others are removed, and nothing changes. */
 static void what_others_say_goes(void **state) {
     (void)state;
     struct err e;
@@ -180,7 +183,7 @@ static void what_others_say_goes(void **state) {
     arena_release(&a);
 }
 
-/* What is always the same goes into the bias. */
+/* Constant channels are moved into the bias. */
 static void constants_go_into_the_bias(void **state) {
     (void)state;
     struct err e;
@@ -211,7 +214,7 @@ static void constants_go_into_the_bias(void **state) {
     arena_release(&a);
 }
 
-/* What is left makes up for what went: closer than without, with each architecture's places of norms. */
+/* The remaining weights compensate for removed ones: closer than without, wherever an architecture has its norms. */
 static void the_rest_makes_up(void **state) {
     (void)state;
     static const enum model_norm_place places[] = {NORM_PRE, NORM_SANDWICH, NORM_OUTPUT, NORM_POST};
@@ -232,7 +235,7 @@ static void the_rest_makes_up(void **state) {
             if (k == 0) o.ffn.n = 48;
             if (k == 1) o.kv_heads.n = 1;
             if (k == 2) o.drop_layers = drop, o.n_drop_layers = 1;
-            for (int damped = 0; damped < 2; damped++) { /* by so much that nothing moves */
+            for (int damped = 0; damped < 2; damped++) { /* by so much that no weight changes */
                 o.damp = damped ? 1e6 : 0.01;
                 OK(pruned(m, o, &p, &e));
                 d[damped] = distance(m, p);
@@ -274,7 +277,7 @@ static void what_cannot_be_is_refused(void **state) {
     arena_release(&a);
 }
 
-/* ---- the residual stream ------------------------------------------------------------------------------------------------------ */
+/* ---- the residual stream ----------------------------------------------------------------------------------------- */
 
 static struct model *untied_model(struct arena *a, bool tied) {
     struct model_config c = sample_config(a);
@@ -282,7 +285,7 @@ static struct model *untied_model(struct arena *a, bool tied) {
     return sample_model(&c, 5);
 }
 
-/* Half of the stream says what the other half says: readers take it from there. */
+/* Half of the residual stream duplicates the other half: matrices that read it use the half that is kept. */
 static void a_stream_that_repeats_itself_is_narrowed(void **state) {
     (void)state;
     struct err e;
@@ -312,7 +315,7 @@ static void a_stream_that_repeats_itself_is_narrowed(void **state) {
     arena_release(&a);
 }
 
-/* In general the fit is closer than taking out alone; and of a tied model no other gain before the head is better. */
+/* In general the fit is closer than removal alone; and for a tied model no other gain before the head is better. */
 static void a_narrow_stream_is_fitted(void **state) {
     (void)state;
     struct err e;

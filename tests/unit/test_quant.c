@@ -1,9 +1,9 @@
-/* lib/quant: which type each tensor gets, against llama-quantize's own choice; a model through the grids. */
+/* Tests of lib/quant: the type of each tensor, against the choice of llama-quantize; a model quantized to each type. */
 #include "tests/unit/model_samples.h"
 
 #include "lib/quant/quant.h"
 
-/* ---- types ------------------------------------------------------------------------------------------------------------ */
+/* ---- types ------------------------------------------------------------------------------------------------------- */
 
 static const struct golden_model {
     const char *name;
@@ -61,9 +61,9 @@ static const char *next_run(char *text, char **save, uint32_t *n) {
 }
 
 /*
- * tests/golden/quant/mixtures.tsv: model, mixture, matrix, types by layer, as llama-quantize chose them. "+imatrix" stands
- * after the name where an importance matrix makes a difference; where it does not, the types with statistics are those
- * without.
+ * Checks a line of tests/golden/quant/mixtures.tsv: model, mixture, matrix, types by layer, as llama-quantize chose
+ * them. Where an importance matrix makes a difference, "+imatrix" follows the name; elsewhere the types with statistics
+ * are those without.
  */
 static void check_mixture(const char *model, const char *mixture, const char *matrix, char *types, bool weighted,
                           int *compared) {
@@ -123,11 +123,11 @@ static void types_parse_or_say_what_there_is(void **state) {
     }
     OK(quant_type_parse("Q4_K_M", &t, &e));
     assert_string_equal(t->name, "q4_k_m");
-    OK(quant_type_parse("Q5_K", &t, &e)); /* short, as in llama-quantize */
+    OK(quant_type_parse("Q5_K", &t, &e)); /* without suffix, as in llama-quantize */
     assert_string_equal(t->name, "q5_k_m");
     assert_int_equal(quant_type_parse("q4_k_x", &t, &e), ERR_USAGE);
     assert_non_null(strstr(e.msg, "q4_k_m"));
-    assert_non_null(strstr(e.msg, ", f32)")); /* all of them */
+    assert_non_null(strstr(e.msg, ", f32)")); /* the list is complete */
     unsigned dtype;
     OK(quant_dtype_parse("IQ4_XS", &dtype, &e));
     assert_int_equal(dtype, DT_IQ4_XS);
@@ -153,7 +153,7 @@ static void rows_that_do_not_fit_fall_back(void **state) {
         assert_int_equal(quant_fallback(cases[i].wanted, cases[i].row), cases[i].to);
 }
 
-/* ---- rules and plans -------------------------------------------------------------------------------------------------- */
+/* ---- rules and plans --------------------------------------------------------------------------------------------- */
 
 static bool gguf_name(const struct model_config *c, struct model_slot s, char *out) {
     (void)c;
@@ -188,14 +188,14 @@ static void rules_name_types(void **state) {
     static const char *const texts[] = {"ffn\\.(up|down)=q8_0", "^layers.1[0-9].ffn.up=F16", "attn_v=q5_0", NULL};
     OK(plan_by_rules(&p, &c, texts, (struct quant_options){.foreign_name = gguf_name}, &e));
     assert_int_equal(type_of(&p, &c, ROLE_UP, 9), DT_Q8_0);
-    assert_int_equal(type_of(&p, &c, ROLE_UP, 10), DT_F16); /* the later rule */
+    assert_int_equal(type_of(&p, &c, ROLE_UP, 10), DT_F16); /* the later rule wins */
     assert_int_equal(type_of(&p, &c, ROLE_DOWN, 10), DT_Q8_0);
     assert_int_equal(type_of(&p, &c, ROLE_V, 0), DT_Q5_0);
     assert_int_equal(type_of(&p, &c, ROLE_Q, 0), DT_Q4_K);
     assert_int_equal(type_of(&p, &c, ROLE_FFN_NORM, 0), DT_F32);
     quant_plan_release(&p);
     OK(plan_by_rules(&p, &c, (const char *const[]){".=q5_0", NULL}, (struct quant_options){.head_type = DT_Q6_K}, &e));
-    assert_int_equal(type_of(&p, &c, ROLE_HEAD, 0), DT_Q6_K); /* an option of its own wins */
+    assert_int_equal(type_of(&p, &c, ROLE_HEAD, 0), DT_Q6_K); /* its own option wins */
     assert_int_equal(type_of(&p, &c, ROLE_EMBED, 0), DT_Q5_0);
     quant_plan_release(&p);
     static const struct {
@@ -216,7 +216,7 @@ static void rules_name_types(void **state) {
     arena_release(&a);
 }
 
-/* What is printed is read back, edited or not. */
+/* A printed plan can be read back, edited or not. */
 static void plans_are_text(void **state) {
     (void)state;
     struct err e;
@@ -296,7 +296,7 @@ static void strict_wants_statistics(void **state) {
     arena_release(&a);
 }
 
-/* ---- a model ------------------------------------------------------------------------------------------------------------ */
+/* ---- a model ----------------------------------------------------------------------------------------------------- */
 
 struct seen {
     int tensors, fell_back;
@@ -338,7 +338,7 @@ static struct model_config wide_config(struct arena *a) {
 
 static void every_type_keeps_the_model_close(void **state) {
     (void)state;
-    /* The relative error that each grid has on normally distributed weights, and 15% above it: a bit lost would double it. */
+    /* the relative error of each type on normally distributed weights plus 15%: one bit less would double it */
     static const struct {
         const char *type;
         double at_most;
@@ -366,7 +366,7 @@ static void every_type_keeps_the_model_close(void **state) {
         assert_int_equal(totals.elems, model_parameters(&c));
         OK(load_model(&out, &back, &e));
         model_free(back);
-        /* What is on the grid stays where it is. */
+        /* values on the grid are unchanged */
         OK(quantized(&out, &o, &again, &seen, &totals, &e));
         assert_int_equal(again.len, out.len);
         assert_memory_equal(again.data, out.data, out.len);
@@ -392,7 +392,7 @@ static void strict_refuses_before_it_writes(void **state) {
     assert_int_equal(quantized(&in, &o, &out, &seen, &totals, &e), ERR_DATA);
     assert_non_null(strstr(e.msg, "'layers.1.ffn.down.weight': rows of 288"));
     assert_int_equal(seen.tensors, 0);
-    assert_true(out.len <= 64); /* at most the head of the segment */
+    assert_true(out.len <= 64); /* at most the segment's header */
     OK(quant_type_parse("q8_0", &o.type, &e));
     OK(quantized(&in, &o, &head, &seen, &totals, &e));
     buf_release(&in);
@@ -425,22 +425,22 @@ static void what_a_type_cannot_hold_is_refused(void **state) {
     arena_release(&a);
 }
 
-/* What is quantized already gets no more bits than it has, unless that is asked for. */
+/* Tensors that are quantized already get no more bits, unless that is asked for. */
 static void nothing_grows_that_is_quantized(void **state) {
     (void)state;
     static const struct {
         const char *from, *to;
-        const char *says;        /* NULL: it is done */
-        const char *down, *head; /* types of down of layer 1 (its rows of 512, in the mixture) and of the head then */
+        const char *says;        /* NULL: accepted */
+        const char *down, *head; /* resulting types of layer 1's down (rows of 512, in the mixture) and of the head */
     } cases[] = {
         {"q8_0", "q4_k_m", NULL, "q6_k", "q6_k"},
-        {"q5_k", "q4_k_m", NULL, "q5_k", "q5_k"}, /* the mixture alone would raise them */
+        {"q5_k", "q4_k_m", NULL, "q5_k", "q5_k"}, /* the mixture alone would use more bits */
         {"q4_1", "q4_k_m", NULL, "q4_1", "q4_1"},
-        {"q4_0", "q4_k_m", NULL, "q4_0", "q4_0"}, /* as many bits */
+        {"q4_0", "q4_k_m", NULL, "q4_0", "q4_0"}, /* equally many bits */
         {"q4_k", "q4_1", "'embed.weight' is q4_k already, 4.5 bits per weight: q4_1 would take 5 and gain nothing",
          NULL, NULL},
         {"q4_k_m", "q8_0", "is q4_k already, 4.5 bits per weight: q8_0 would take 8.5", NULL, NULL},
-        {"q4_0", "f16", NULL, "f16", "f16"}, /* the storage undone */
+        {"q4_0", "f16", NULL, "f16", "f16"}, /* the quantization is undone */
         {"q4_0", "f32", NULL, "f32", "f32"},
         {"f16", "f32", NULL, "f32", "f32"},
     };
@@ -476,7 +476,7 @@ static void nothing_grows_that_is_quantized(void **state) {
         buf_release(&once);
         buf_release(&twice);
     }
-    /* A type that is named is not the mixture's. */
+    /* an explicit type is not the mixture's */
     struct quant_options o = {.head_type = DT_Q8_0}, first = {.pure = true};
     struct seen seen = {0};
     struct quant_totals totals;
@@ -519,7 +519,7 @@ static void threads_do_not_change_a_byte(void **state) {
     arena_release(&a);
 }
 
-/* With importance, the error weighted by it must fall: that is what it is for. */
+/* With importance, the weighted error must fall. */
 static void importance_moves_the_error_where_it_does_not_matter(void **state) {
     (void)state;
     struct err e;
@@ -527,7 +527,7 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
     struct model_config c = wide_config(&a);
     c.tied = true;
     struct model *m = sample_model(&c, 1), *back[2];
-    for (uint32_t i = 0; i < c.vocab_size; i++) /* channels of very different size reach the matrices */
+    for (uint32_t i = 0; i < c.vocab_size; i++) /* inputs of the matrices have channels of very different size */
         for (uint32_t k = 0; k < c.hidden; k++)
             model_host_value(model_param(m, ROLE_EMBED, 0))[i * c.hidden + k] *= k % 16 ? 0.05f : 2;
     struct stats *s = sample_stats(m, 60, 2);

@@ -1,4 +1,7 @@
-/* lib/quant, types for a budget by the true divergence: moves keep the budget, what is found is what it says, and no worse than the start. */
+/*
+ * Tests of lib/quant's search for types within a budget by true divergence: moves keep the budget, the result is as
+ * reported, and no worse than the start.
+ */
 #include "tests/unit/model_samples.h"
 
 #include "lib/quant/quant.h"
@@ -14,7 +17,7 @@ static struct model_input sample_input(const struct model_config *c) {
     return (struct model_input){n, SEQUENCES, tokens, lengths};
 }
 
-/* Some matrices matter more than others, and not by their weights alone. */
+/* Some matrices matter more than others, not only by their weights. */
 static struct model *uneven(const struct model_config *c) {
     struct model *m = sample_model(c, 1);
     struct model_param *up = model_param(m, ROLE_UP, 1), *v = model_param(m, ROLE_V, 0);
@@ -48,7 +51,7 @@ static int planned(const struct buf *saved, const struct quant_options *o, struc
     return rc;
 }
 
-/* The model that a plan makes, and its bytes. */
+/* Quantizes the model by a plan; returns it and its bytes. */
 static struct model *carried_out(const struct buf *saved, const struct quant_options *how, const struct run *run,
                                  uint64_t *bytes) {
     struct err e;
@@ -84,7 +87,8 @@ static void assert_near(double is, double should) {
     if (!(fabs(is - should) <= 1e-4 * should + 1e-7)) fail_msg("%g, should be %g", is, should);
 }
 
-/* What a search says of a plan is what the plan does: its bytes, its divergence; and the knapsack's plan is where it began. */
+/* A plan must have the bytes and the divergence that the search reports; the search must start from the knapsack's
+ * plan. */
 static void check_run(struct model *m, const struct buf *saved, const struct quant_options *o, const struct run *first,
                       const struct run *found, const struct model_input *in) {
     uint64_t bytes;
@@ -114,7 +118,7 @@ static void what_is_found_is_within_the_budget_and_no_worse(void **state) {
     } cases[] = {
         {.bits = 5, .steps = 60, .gains = true},   {.bits = 5, .steps = 40, .tied = true, .gains = true},
         {.bits = 5.6, .steps = 20, .fused = true}, {.bits = 5.6, .steps = 20, .hqq = true},
-        {.bits = 6.5, .steps = 20, .ruled = true}, {.bits = 30, .steps = 5}, /* all there is: nothing to move */
+        {.bits = 6.5, .steps = 20, .ruled = true}, {.bits = 30, .steps = 5}, /* the maximum: nothing to move */
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         struct model_config c = sample_config(&a);
@@ -145,7 +149,7 @@ static void what_is_found_is_within_the_budget_and_no_worse(void **state) {
     arena_release(&a);
 }
 
-/* One sequence: there is no part of them to judge on first. Another seed goes another way. */
+/* With one sequence there is no subset to judge candidates on first. Another seed takes another path. */
 static void seeds_and_single_sequences(void **state) {
     (void)state;
     struct err e;
@@ -185,7 +189,7 @@ static void refusals(void **state) {
     assert_int_equal(planned(&saved, &o, (struct quant_budget){.bits_per_weight = 3}, &in, 5, 0, &run, &e), ERR_USAGE);
     assert_non_null(strstr(e.msg, "cannot be reached: the smallest are "));
     buf_release(&run.text);
-    /* a model in memory that is not the stream's */
+    /* a model in memory that differs from the stream's */
     c.layers[1].ffn = 32;
     struct model *narrow = sample_model(&c, 1);
     struct buf theirs = saved_model(narrow, DT_F32), text = {0};

@@ -1,4 +1,4 @@
-/* Quoting for make and the shell, paths, and graphs of forged entries. */
+/* Tests of recipes: quoting for make and the shell, paths, and graphs of forged entries. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -72,7 +72,7 @@ static void normal_paths(void **state) {
     arena_release(&a);
 }
 
-/* ---- graphs -------------------------------------------------------------------------------------------------------- */
+/* ---- graphs ------------------------------------------------------------------------------------------------------ */
 
 static int make(const char *json, const char *target, char **text) {
     struct recipe r;
@@ -116,7 +116,7 @@ static void pipe_and_files(void **state) {
 static void renamed_and_missing(void **state) {
     (void)state;
     expect_rules("[" STEP("1", "a", "", "\"x\"") "]", "z", "z: x\n\ttest x -ef z || cp x z\n\nx:\n\t$(RILL) a > x\n");
-    /* a parent that is not there: its output is given */
+    /* a parent that is missing: its output is taken as given */
     expect_rules("[" STEP("2", "b", STDIN("\"x\"", "\"1\""), "\"y\"") "]", NULL,
                  "y: x\n\t$(RILL) b < x > y\n\n# These must be there:\n#   x\n");
 }
@@ -133,7 +133,7 @@ static void diamond(void **state) {
         "\npipe-step.rill:\n\t$(RILL) a | cat > pipe-step.rill\n");
 }
 
-/* Two programs of one pipeline read x, and the last one reads it twice: it is one prerequisite. */
+/* Two programs of one pipeline read x, the last one twice: it is one prerequisite. */
 static void read_twice(void **state) {
     (void)state;
     static const char x[] = "{\"role\":\"model\",\"path\":\"x\",\"parents\":[]}";
@@ -143,7 +143,8 @@ static void read_twice(void **state) {
     expect_rules(json, NULL, "y: x\n\t$(RILL) a | \\\n\t$(RILL) b > y\n\n# These must be there:\n#   x\n");
 }
 
-/* A <(...) named twice is a file: printed where it is named, its pipeline would double with every step. */
+/* A process substitution that is used twice becomes a file: if its pipeline were printed at each use, the text would
+ * double with every step. */
 static void named_twice(void **state) {
     (void)state;
     struct buf json = {0};
@@ -165,7 +166,7 @@ static void named_twice(void **state) {
 
 static void in_place(void **state) {
     (void)state;
-    /* x was an input and then overwritten: the leaf keeps the name */
+    /* x was read and then overwritten: the original input keeps the name */
     expect_rules("[" STEP("1", "a", STDIN("\"x\"", ""), "\"x\"") "]", NULL,
                  "x.1: x\n\t$(RILL) a < x > x.1\n\n# These must be there:\n#   x\n");
 }
@@ -183,11 +184,11 @@ static void hostile(void **state) {
         "[null]",
     };
     for (size_t i = 0; i < COUNT_OF(refused); i++) assert_int_equal(make(refused[i], "t", &text), ERR_DATA);
-    /* a step that claims to be its own or a later one's child has no parent: no cycle can be written down */
+    /* a step that claims to be its own child, or that of a later one, has no parent: cycles cannot be expressed */
     expect_rules("[" STEP("1", "a", STDIN("null", "\"1\""), "\"x\"") "]", NULL,
                  "x: unknown-input\n\tcat unknown-input | \\\n\t$(RILL) a > x\n\n# These must be there:\n"
                  "#   unknown-input  it came through a pipe: save it under this name\n");
-    /* no way out of a word or of a comment */
+    /* nothing may escape from a word or a comment */
     assert_int_equal(
         make("[{\"id\":\"1\",\"tool\":\"a; rm x\",\"version\":\"1\\n\\trm x\",\"argv\":[\"a\",\"$(rm x)\",\"`rm`\"],"
              "\"output\":\"x\"}]",

@@ -1,11 +1,13 @@
-/* lib/quant's GPTQ and descent: against PyTorch, against the plain twin, and by what they promise. */
+/*
+ * Tests of lib/quant's GPTQ and coordinate descent: against PyTorch, against the plain twin, and by their guarantees.
+ */
 #include "tests/unit/kernel_test.h"
 
 #include <stdio.h>
 
 #include "lib/quant/second_order.h"
 
-/* A matrix, wanted values and the second moments of its inputs, some of which are dead. */
+/* A matrix, target values and second moments of its inputs, some of which are dead. */
 struct sample {
     size_t rows, cols;
     float *w, *gram, *importance;
@@ -55,7 +57,8 @@ static double error_of(const struct sample *s, enum dtype to, const unsigned cha
     return sum;
 }
 
-/* Of each type that has codes: no row is worse than rounded to nearest, descent is better still, the same with 1 and 4 threads. */
+/* For every type with codes: no row is worse than rounding to nearest, descent is better still, and 1 and 4 threads
+ * give the same bits. */
 static void test_never_worse(void **state) {
     (void)state;
     const struct dtype_info *t;
@@ -128,7 +131,7 @@ static void test_plain_twin(void **state) {
         for (size_t k = 0; k < n; k++)
             same += k % s.cols == 5 || *grid_code(&after, k / s.cols, k % s.cols) == twin_codes[k];
         for (size_t row = 0; row < s.rows; row++) assert_true(error_of(&s, types[i], packed, row) < before[row]);
-        /* where f32 and f64 part in one column, the columns after it go their own way */
+        /* once f32 and f64 differ in a column, later columns may differ as well */
         if (same < n * 95 / 100) fail_msg("%s: %zu of %zu codes", dtype_info(types[i])->name, same, n);
         grid_release(&g);
         grid_release(&after);
@@ -136,7 +139,7 @@ static void test_plain_twin(void **state) {
     }
 }
 
-/* ---- against the plain twin of the descent: every sum over all columns, anew, in f64 ---- */
+/* ---- against the plain twin of the descent: every sum over all columns, recomputed in f64 ---- */
 
 struct refine_twin {
     const struct sample *s;
@@ -151,7 +154,7 @@ static void twin_look(struct refine_twin *t) {
             (double)t->s->w[t->row * t->s->cols + j] - (double)grid_value(t->g, t->row, j, *grid_code(t->g, t->row, j));
 }
 
-/* Of (t - q) H, as it was looked at. */
+/* Element j of (t - q) H. */
 static double twin_residual(const struct refine_twin *t, size_t j) {
     double r = 0;
     for (size_t k = 0; k < t->s->cols; k++) r += t->s->gram[j * t->s->cols + k] * t->residual[k];
@@ -185,7 +188,7 @@ static void twin_code(struct refine_twin *t, size_t j) {
     if (!(2 * by * r - by * by * h > 0)) *code = before;
 }
 
-/* The least squares steps of x = s u + m v: all there is of the error's change in these two directions. */
+/* The least squares steps for x = s u + m v: the change of the error in these two directions. */
 static void twin_solve(struct refine_twin *t, const double *u, const double *v, bool both, double step[2]) {
     twin_look(t);
     double uu = twin_form(t, u, u), uv = twin_form(t, u, v), vv = twin_form(t, v, v);
@@ -202,7 +205,7 @@ static void twin_take(struct refine_twin *t, size_t block, const struct quant_pa
     grid_read_scales(t->g, t->row, block);
 }
 
-/* Keeps what is better. */
+/* Keeps the new parts if the error is smaller. */
 static void twin_try(struct refine_twin *t, size_t block, const struct quant_parts *p) {
     struct quant_parts before = t->g->parts[t->row * t->g->blocks + block];
     double error = twin_error(t);
@@ -220,7 +223,7 @@ static double twin_clamp(double v, double low, double high) {
     return v < low ? low : v > high ? high : v;
 }
 
-/* Of a group within a block: the scales next to the best one, each with the min that is best for it. */
+/* For a group within a block: tries the scales next to the best one, each with its best min. */
 static void twin_scales(struct refine_twin *t, size_t block, size_t k, const double *u, const double *v) {
     const struct quant_form *f = t->g->form;
     struct quant_parts was = t->g->parts[t->row * t->g->blocks + block];
@@ -276,8 +279,8 @@ static void twin_sweep(struct refine_twin *t) {
     }
 }
 
-/* Of a sweep over two spans of columns: nearly all of what is stored is the same, and so is the error. Where f32 and f64 part in
- * one place, what comes after it goes its own way. */
+/* A sweep over two spans of columns must store nearly the same, with nearly the same error. Once f32 and f64 differ
+ * in one place, later places may differ as well. */
 static void test_descent_twin(void **state) {
     (void)state;
     static const enum dtype types[] = {DT_Q2_K, DT_Q5_1, DT_Q3_K, DT_Q4_K, DT_Q6_K, DT_Q4_0, DT_IQ4_XS, DT_IQ4_NL};
@@ -325,7 +328,7 @@ static void test_descent_twin(void **state) {
     }
 }
 
-/* ---- descent ends where no single code is better ---- */
+/* ---- descent ends where no single code can be improved ---- */
 
 static void test_descent_ends_in_a_minimum(void **state) {
     (void)state;
@@ -355,7 +358,7 @@ static void test_descent_ends_in_a_minimum(void **state) {
                     better += 2 * by * r - by * by * s.gram[c * (s.cols + 1)] > 1e-3 * error.after / (double)s.rows;
                 }
             }
-        /* the last sweep changed less than a thousandth of the error */
+        /* the last sweep changed the error by less than a thousandth */
         assert_int_equal(better, 0);
         grid_release(&g);
         obs_factor_free(s.factor);

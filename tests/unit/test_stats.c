@@ -1,4 +1,4 @@
-/* lib/stats: what calibration sums up, against plain sums; merging; hostile streams. */
+/* Tests of lib/stats: accumulated statistics against plain sums; merging; hostile streams. */
 #include "tests/unit/model_samples.h"
 
 static struct buf saved(const struct stats *s) {
@@ -24,7 +24,7 @@ static int load(const struct buf *b, struct stats **out, struct err *e) {
     return rc;
 }
 
-/* What one point showed, kept by a tap of the test's own. */
+/* What one point of the graph received, recorded by the test's own tap. */
 struct seen {
     enum model_point point;
     uint32_t layer;
@@ -104,7 +104,7 @@ static void sums_are_the_plain_sums(void **state) {
     arena_release(&a);
 }
 
-/* Statistics of two texts, one stream behind the other, are those of both. */
+/* Statistics of two texts in two consecutive streams are those of both texts. */
 static void statistics_add_up(void **state) {
     (void)state;
     struct err e;
@@ -127,7 +127,7 @@ static void statistics_add_up(void **state) {
             for (size_t j = 0; j < stats_cols(whole, (enum model_point)p, l); j++) {
                 double x = stats_sum_sq(whole, (enum model_point)p, l)[j],
                        y = stats_sum_sq(sum, (enum model_point)p, l)[j];
-                /* The matrix products of 30 rows and of 20 may round differently. */
+                /* matrix products of 30 rows and of 20 may round differently */
                 assert_true(fabs(x - y) <= 1e-5 * x + 1e-12);
             }
         assert_true(fabs(stats_influence(whole, l) - stats_influence(sum, l)) < 1e-5);
@@ -142,7 +142,7 @@ static void statistics_add_up(void **state) {
     arena_release(&a);
 }
 
-/* Of both texts in one go, and of one stream behind the other; without them on one side they do not add up. */
+/* Both texts at once, and merged from two streams; if one stream lacks head moments, merging fails. */
 static void head_moments_are_the_plain_sums(void **state) {
     (void)state;
     struct err e;
@@ -209,7 +209,7 @@ static void statistics_of_another_model_are_refused(void **state) {
     other.layers[1].ffn--;
     other.n_layers = 1;
     assert_int_equal(stats_check(s, &other, (struct digest){0}, &e), ERR_DATA);
-    /* Two shapes in one file. */
+    /* two shapes in one file */
     struct stats *t;
     OK(stats_new(&t, &other, NULL, &e));
     struct buf b1 = saved(s), b2 = saved(t);
@@ -222,7 +222,7 @@ static void statistics_of_another_model_are_refused(void **state) {
     arena_release(&a);
 }
 
-/* A stream with one tensor changed by hand. */
+/* A stream with one tensor altered. */
 static struct buf doctored(const struct buf *in, const char *name, int how) {
     struct err e;
     struct stream_reader *r;

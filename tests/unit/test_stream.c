@@ -1,4 +1,4 @@
-/* What a stream promises: the same back, cuts and flips noticed; pipes and threads make no difference. */
+/* Tests of streams: what is written is read back, cuts and flips are detected, pipes and threads make no difference. */
 #include "tests/unit/stream_samples.h"
 
 #include <signal.h>
@@ -103,7 +103,7 @@ static void notices_every_cut(void **state) {
     size_t first = one.len;
     buf_release(&one);
     for (size_t n = 0; n < b.len; n++) {
-        if (n == first) continue; /* this is a whole stream */
+        if (n == first) continue; /* the first segment is a whole stream */
         memset(&e, 0, sizeof e);
         assert_int_equal(read_bytes(b.data, n, &e), ERR_DATA);
         if (n >= 8 && !strstr(e.msg, "truncated")) fail_msg("cut at %zu: %s", n, e.msg);
@@ -114,7 +114,7 @@ static void notices_every_cut(void **state) {
     buf_release(&b);
 }
 
-/* Half noise, half zeros, in bf16's order of bytes: zstd keeps the noise as literals, planes keep it as a raw plane. */
+/* Half noise, half zeros, in bf16's byte order: zstd keeps the noise as literals, planes keep it as a raw plane. */
 static void put_half_noise(struct stream_writer *w) {
     struct err e;
     unsigned char x[600] = {0};
@@ -206,7 +206,7 @@ static void does_not_depend_on_pieces_or_threads(void **state) {
     }
 }
 
-/* The writer's bytes through a pipe, which a child drains into a file. */
+/* Writes to a pipe, which a child drains into a file. */
 static void writes_the_same_to_a_pipe(void **state) {
     (void)state;
     struct err e;
@@ -283,7 +283,7 @@ static void reads_large_data_in_small_pieces(void **state) {
     }
 }
 
-/* Every item of `in`, passed on as it is stored. */
+/* Forwards every item of `in` as it is stored. */
 static struct buf forwarded(const struct buf *in, const struct stream_write_options *o) {
     struct err e;
     int from = file_of(in->data, in->len), to = memory_file();

@@ -1,4 +1,7 @@
-/* Memory or the disk ends: an error each time, never a stream that looks whole. And little memory is enough. */
+/*
+ * Tests of streams when memory or disk space runs out: always an error, never a stream that looks complete. And of
+ * streams in little memory.
+ */
 #include "tests/unit/stream_samples.h"
 
 #include <signal.h>
@@ -71,7 +74,7 @@ static int read_batches(int fd, struct err *e) {
     return code;
 }
 
-/* Each of these in turn, until it gets all the memory it wants. */
+/* Fails each allocation in turn, until `use` succeeds. */
 static void out_of_memory_in(int (*use)(int fd, struct err *e), const struct buf *b) {
     int fd = file_of(b->data, b->len), code;
     uint64_t n = 0;
@@ -123,11 +126,11 @@ static void out_of_memory_anywhere_else(void **state) {
 
 static void put_some_megabytes(struct stream_writer *w) {
     put_model(w);
-    put_f32(w, "large", 700, 1024, NULL); /* goes around the output's buffer */
+    put_f32(w, "large", 700, 1024, NULL); /* bypasses the output buffer */
     put_f32(w, "after", 4, 4, NULL);
 }
 
-/* The put functions of the samples cannot fail, so the items are forwarded. */
+/* The samples' put functions cannot fail, so the items are forwarded. */
 static int copy_within(const struct buf *in, rlim_t limit, struct buf *out, struct err *e) {
     struct rlimit before, now;
     int fd = memory_file();
@@ -233,7 +236,7 @@ static int read_large(int fd) {
 static void large_tensors_need_little_memory(void **state) {
     (void)state;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    skip(); /* their shadow memory does not fit under a limit */
+    skip(); /* their shadow memory exceeds such a limit */
 #endif
     int a[2], b[2], status;
     pid_t children[3];

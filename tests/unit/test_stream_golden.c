@@ -1,12 +1,12 @@
 /*
- * Files of format version 1 that every later version must read, to the values below. formats/golden/ was written by
- * `test_stream_golden --write formats/golden`; do not write it again: add files when the format grows.
+ * Files of format version 1 that every later version must read, with the values below. formats/golden/ was written by
+ * `test_stream_golden --write formats/golden`; do not write it again: add files when the format is extended.
  */
 #include "tests/unit/stream_samples.h"
 
 #define GOLDEN "formats/golden"
 
-/* bf16 weights of falling size, 5-bit codes and a quantized tensor: something for each codec to do. */
+/* bf16 weights of decreasing size, 5-bit codes and a quantized tensor: data for each codec. */
 static void put_weights(struct stream_writer *w) {
     struct err e;
     uint16_t x[3000];
@@ -118,7 +118,7 @@ static void reads_version_1(void **state) {
         }
 }
 
-/* Compressed bytes may change with the library; raw ones only with the format's version. */
+/* Compressed bytes may change with the library; raw ones only with the format version. */
 static void writes_version_1(void **state) {
     (void)state;
     for (int kind = STREAM_MODEL; kind <= STREAM_CHECKPOINT; kind++) {
@@ -150,7 +150,7 @@ static void put_example(struct stream_writer *w) {
     OK(stream_write_tensor(w, &d, NULL, (float[]){1.0f, -2.0f}, &e));
 }
 
-/* Lines "00000040  d2 52 45 43 ...": an offset and 16 bytes; lines of zeros are left out. */
+/* Lines such as "00000040 d2 52 45 43 ...": an offset and 16 bytes; lines of zeros are omitted. */
 static struct buf documented(void) {
     struct err e;
     struct buf b = {0};
@@ -183,9 +183,9 @@ static void the_worked_example_is_true(void **state) {
     buf_release(&real);
 }
 
-/* ---- the content digest, as formats/rill.md defines it --------------------------------------------------------- */
+/* ---- the content digest, as formats/rill.md defines it ----------------------------------------------------------- */
 
-/* From the bytes of a stream of one segment, with nothing of lib/stream. */
+/* Computed from the bytes of a stream of one segment, without lib/stream. */
 static struct digest digest_by_the_page(const struct buf *file) {
     struct err e;
     struct buf covered = {0};
@@ -237,7 +237,7 @@ static void the_content_digest_is_the_documented_one(void **state) {
     if (!strstr(page, text)) fail_msg("formats/rill.md does not say that its example has %s", text);
 }
 
-/* Two segments that others have the same content of, in other places of a file and with other histories. */
+/* Two segments with equal content elsewhere: at other places in a file and with other provenance. */
 static void put_without_prov(struct stream_writer *w) {
     put_meta(w, "{\"kind\":\"stats\"}");
     put_weights(w);

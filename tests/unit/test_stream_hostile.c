@@ -1,4 +1,7 @@
-/* Streams that lie, each in one place, with every checksum right. None may be accepted, and none may cost memory. */
+/*
+ * Hostile streams, each false in one place, with every checksum correct. None may be accepted, and none may cost
+ * memory.
+ */
 #include "tests/unit/stream_forge.h"
 
 static struct forged model(void) {
@@ -101,8 +104,8 @@ static void sizes_do_not_drive_allocation(void **state) {
         }
 }
 
-/* A tensor of 2^50 bytes whose data is 96 bytes, then nothing: one that is to be whole in memory is refused for its size, and
- * if it were allowed, the reader's memory would follow the data. */
+/* A tensor of 2^50 bytes with only 96 bytes of data: reading it as a whole is refused for its size; reading it in
+ * pieces takes memory only for the data that arrives. */
 static void a_huge_tensor_costs_what_arrives(void **state) {
     (void)state;
     for (int whole = 0; whole < 2; whole++) {
@@ -179,7 +182,7 @@ static void checks_tensor_records(void **state) {
         const char *message;
     } lies[] = {
         {0, 2, 104, "element type 104 is unknown"},
-        {0, 2, DT_Q4_K, "'a.weight'"}, /* 8 columns are no whole block */
+        {0, 2, DT_Q4_K, "'a.weight'"}, /* 8 columns are not a whole block */
         {2, 2, 9, "rank 9, at most 8"},
         {2, 2, 65535, "rank 65535"},
         {4, 4, 1, "reserved bytes are not zero"},
@@ -397,7 +400,7 @@ static void checks_batches(void **state) {
     f = tokens();
     set_batch(&f, 1, (struct stream_batch){.first_seq = 1, .n_seqs = 1, .n_positions = 2, .n_tensors = 2});
     refused(&f, "not where the batch before ended");
-    f = tokens(); /* a batch is lost */
+    f = tokens(); /* a batch is missing */
     size_t second = forged_find(&f, TAG_BTCH, 1);
     for (int i = 0; i < 5; i++) forged_remove(&f, second);
     refused(&f, "continues in a batch that is missing");
@@ -407,7 +410,7 @@ static void checks_batches(void **state) {
 
 enum { ZEROS = 16000 };
 
-/* A zstd frame, made by hand, of n zero bytes that asks for a window of 2^window_log. */
+/* A handmade zstd frame of n zero bytes that requires a window of 2^window_log. */
 static size_t frame(unsigned char *p, uint32_t content, unsigned window_log, uint32_t n) {
     const unsigned char head[] = {0x28, 0xb5, 0x2f, 0xfd, 2 << 6, (unsigned char)((window_log - 10) << 3)};
     memcpy(p, head, sizeof head);
@@ -498,7 +501,7 @@ static void checks_planes(void **state) {
     refused(&f, "plane 0: chunk is not one whole zstd frame");
 }
 
-/* 25 KB that would be 800 MB: a chunk may not say that it is larger than 16 MiB. */
+/* 25 KB that would expand to 800 MB: a chunk may not declare more than 16 MiB. */
 static void refuses_bombs(void **state) {
     (void)state;
     unsigned char p[64];
@@ -510,7 +513,7 @@ static void refuses_bombs(void **state) {
     refused(&f, "chunk of 800000000 bytes stored as 14 with codec zstd");
 }
 
-/* ---- other people's files ---------------------------------------------------------------------------------------- */
+/* ---- foreign files ----------------------------------------------------------------------------------------------- */
 
 static void tells_foreign_files(void **state) {
     (void)state;
@@ -545,7 +548,7 @@ static void names_record_and_byte(void **state) {
     struct err e;
     struct buf b = stream_of(NULL, put_model, put_model);
     struct buf one = stream_of(NULL, put_model, NULL);
-    size_t data = 64 + 128 + 128 + 256 + 64; /* head, META, VOCB, TENS, DATA's header */
+    size_t data = 64 + 128 + 128 + 256 + 64; /* file header, META, VOCB, TENS, DATA's header */
     b.data[data] ^= 1;
     assert_int_equal(read_bytes(b.data, b.len, &e), ERR_DATA);
     assert_string_equal(e.msg, "in: record 3 at byte 512: tensor 'a.weight': checksum mismatch");

@@ -1,4 +1,6 @@
-/* Random access gives what the reader gives, and does not believe a lying index. Batches with their tensors. */
+/*
+ * Tests of random access: it gives what the reader gives, and does not trust a false index. Batches with their tensors.
+ */
 #include "tests/unit/stream_forge.h"
 
 static char path[64];
@@ -32,7 +34,7 @@ static void put_mixed(struct stream_writer *w) {
     OK(stream_end_tensor(w, &e));
 }
 
-/* The map's tensors against the reader's, both ways of finding them. */
+/* Compares the map's tensors with the reader's, both by index and by name. */
 static void assert_equal_to_reader(struct stream_map *m, const struct buf *b) {
     struct err e;
     struct stream_reader *r;
@@ -121,7 +123,7 @@ static void needs_no_index(void **state) {
     buf_release(&b);
 }
 
-/* Opens, and uses everything. */
+/* Opens the map and reads everything. */
 static int use_map(const char *file, struct err *e) {
     struct stream_map *m;
     struct buf scratch = {0};
@@ -147,14 +149,14 @@ static void does_not_believe_the_index(void **state) {
     struct buf b = stream_of(NULL, put_model, NULL), index = {0};
     OK(buf_append(&index, b.data + b.len - 192 - 128, 128, &e));
     struct forged f = forge(&b);
-    b = sealed(&f); /* without its index: an end record that says so */
+    b = sealed(&f); /* no index: the end record says so */
     for (size_t i = 0; i < 2 * 128; i++) {
         size_t byte = i / 2;
         struct buf lying = {0};
         OK(buf_append(&lying, b.data, b.len, &e));
         f = forge(&lying);
         forged_insert(&f, f.n - 1, TAG_INDX, index.data, index.len);
-        f.records[f.n - 2].payload.data[byte] ^= i % 2 ? 0x40 : 1; /* another record, or none that is aligned */
+        f.records[f.n - 2].payload.data[byte] ^= i % 2 ? 0x40 : 1; /* points to another record, or to none */
         struct wire_ends ends;
         struct forged_record *last = &f.records[f.n - 1];
         OK(wire_ends_decode(last->payload.data, last->payload.len, &ends, &e));
@@ -178,7 +180,7 @@ static void notices_cuts(void **state) {
     buf_release(&b);
 }
 
-/* Every byte is read by someone who opens the map and uses everything in it. */
+/* Opening the map and reading everything in it covers every byte. */
 static void notices_flips_in_what_it_reads(void **state) {
     (void)state;
     struct err e;
@@ -264,7 +266,7 @@ static int read_batches(const struct buf *b, struct err *e) {
 static void checks_what_a_batch_says_of_itself(void **state) {
     (void)state;
     static const struct {
-        size_t nth; /* DATA record: tokens, lengths, tokens, lengths */
+        size_t nth; /* of the DATA record: tokens, lengths, tokens, lengths */
         uint32_t values[2];
         size_t n;
         const char *message;
@@ -316,7 +318,7 @@ static void indexes_few_of_many_batches(void **state) {
     struct buf b = stream_of(NULL, put_many, NULL);
     struct wire_record r;
     struct wire_entry x;
-    size_t index = b.len - 192 - 64 - 2500 * 32; /* every fourth */
+    size_t index = b.len - 192 - 64 - 2500 * 32; /* entries for every fourth batch */
     OK(wire_record_decode(b.data + index, &r, &e));
     assert_int_equal(r.tag, TAG_INDX);
     assert_int_equal(r.stored, 2500 * 32);

@@ -1,4 +1,7 @@
-/* The sparse codec: exact for every pattern of zeros and every type, smaller, and nothing that its page refuses is read. */
+/*
+ * Tests of the sparse codec: exact for every pattern of zeros and every type, smaller, and everything that the
+ * specification forbids is refused.
+ */
 #include "tests/unit/stream_forge.h"
 #include "tests/unit/stream_samples.h"
 
@@ -10,13 +13,14 @@ static const struct stream_write_options sparse = {.codec = CODEC_SPARSE},
 
 /* ---- the values ---- */
 
-/* A number that is not 0, bit for bit: NaN, -0, subnormal numbers and all others. */
+/* A nonzero bit pattern: NaN, -0, subnormal numbers and all others. */
 static uint16_t element(size_t i) {
     static const uint16_t special[] = {0x8000, 0x7fc0, 0x0001, 0xff80, 0x0100};
     return i % 97 < COUNT_OF(special) ? special[i % 97] : (uint16_t)(0x3c00 | (i * 2654435761u >> 20 & 0x83ff) | 1);
 }
 
-/* Element i is there by what `kind` says: none, all, random ones, two of each four, 2:4 but for one more, three of each four. */
+/* Whether element i is nonzero, by `kind`: none, all, random ones, two of each four, 2:4 with one more, three of
+ * each four. */
 enum { NONE, ALL, RANDOM, FOURS, ALMOST_FOURS, DENSE, KINDS };
 static bool is_there(int kind, size_t i) {
     switch (kind) {
@@ -78,7 +82,7 @@ static void gives_back_every_bit(void **state) {
     assert_same_data(stream_of(NULL, put_types, NULL), stream_of(&sparse, put_types, NULL));
 }
 
-/* A matrix of noise in bf16, of which half is 0. */
+/* A bf16 matrix of noise, half of it 0. */
 static int noise_kind;
 static void put_noise(struct stream_writer *w) {
     struct err e;
@@ -92,7 +96,7 @@ static void put_noise(struct stream_writer *w) {
     mem_free(x);
 }
 
-/* What is noise takes 16 bits, and each element one for its map, or two thirds of one in 2:4. */
+/* Noise takes 16 bits per element kept, plus one bit per element for the map, or two thirds of a bit in 2:4. */
 static void half_the_zeros_are_half_the_bytes(void **state) {
     (void)state;
     static const struct {
@@ -141,7 +145,7 @@ static void put_plain(struct stream_writer *w) {
     put_f32(w, "x", 1, 1, NULL);
 }
 
-/* 24 bytes of u8 as a sparse chunk that a program made by hand, right in all but what it says. */
+/* 24 bytes of u8 as a handmade sparse chunk, valid except for the given payload. */
 static struct forged chunk(const void *payload, size_t n) {
     struct err e;
     struct buf whole = stream_of(NULL, put_plain, NULL), b = {0};
@@ -160,7 +164,7 @@ static struct forged chunk(const void *payload, size_t n) {
 
 static void refuses_what_the_page_refuses(void **state) {
     (void)state;
-    /* k, a map of 24 bits, one plane that is raw */
+    /* k, a map of 24 bits, one raw plane */
     static const unsigned char good[] = {2, 0, 0, 0, 0x80, 0, 1, 2, 0, 0, 0x80, 8, 9};
     static const unsigned char fours[] = {12, 0, 0, 0x80, 5 + 6 * 4, 215, 12, 0, 0,  0x80, 1,
                                           2,  3, 4, 5,    6,         7,   8,  9, 10, 11,   12};
@@ -188,7 +192,7 @@ static void refuses_what_the_page_refuses(void **state) {
         f = chunk(p, sizeof good);
         refused(&f, cases[i].says);
     }
-    for (size_t n = 0; n < sizeof good; n++) { /* cut, though its checksum is right */
+    for (size_t n = 0; n < sizeof good; n++) { /* truncated, with a correct checksum */
         f = chunk(good, n);
         refused(&f, "");
     }
@@ -198,7 +202,7 @@ static void refuses_what_the_page_refuses(void **state) {
     f = chunk(fours, sizeof fours);
     accepted(&f);
     memcpy(p, fours, sizeof fours);
-    p[5] = 216; /* no three patterns */
+    p[5] = 216; /* not three patterns */
     f = chunk(p, sizeof fours);
     refused(&f, "the map of a sparse chunk");
     p[5] = 215, p[0] = 11;

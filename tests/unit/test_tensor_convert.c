@@ -1,5 +1,7 @@
-/* lib/tensor: plain types to and from f32. References: exhaustive search in double precision for the 16-bit floats,
- * tests/golden/quant (numpy, torch and the gguf package), and the definition for integers. */
+/*
+ * Tests of lib/tensor: plain types to and from f32. References: exhaustive search in double precision for the 16-bit
+ * floats, tests/golden/quant (numpy, torch and the gguf package), and the definition for integers.
+ */
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
@@ -23,7 +25,7 @@ static uint32_t to_bits(float f) {
     return u;
 }
 
-/* What a 16-bit pattern means, by the definition of the format. */
+/* The value of a 16-bit pattern by the definition of the format. */
 static double half_value(uint16_t h, int exponent_bits) {
     int mantissa_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
     int exponent = (h & 0x7fff) >> mantissa_bits, mantissa = h & ((1 << mantissa_bits) - 1);
@@ -48,7 +50,7 @@ static void test_every_half_to_f32_and_back(void **state) {
             assert_int_equal(f32_to_f16(f), h);
         } else if (h & 0x3ff) {
             assert_true(isnan(f));
-            assert_int_equal(f32_to_f16(f), h | 0x200); /* NaN stays NaN, sign and payload too, but quiet */
+            assert_int_equal(f32_to_f16(f), h | 0x200); /* NaN stays NaN with its sign and payload, but becomes quiet */
         } else {
             assert_true(isinf(f) && (f < 0) == (h >> 15));
             assert_int_equal(f32_to_f16(f), h);
@@ -66,7 +68,7 @@ static void test_every_half_to_f32_and_back(void **state) {
     }
 }
 
-/* Around every finite value and every midpoint between neighbours: the midpoint goes to the even one. */
+/* Around every finite value and every midpoint between neighbours: midpoints round to even. */
 static void check_rounding(int exponent_bits, uint16_t (*convert)(float)) {
     for (uint32_t i = 0; i < 0x8000; i++) {
         uint16_t h = (uint16_t)i, next = (uint16_t)(i + 1);
@@ -74,7 +76,7 @@ static void check_rounding(int exponent_bits, uint16_t (*convert)(float)) {
         double low = half_value(h, exponent_bits);
         double high = half_is_finite(next, exponent_bits) ? half_value(next, exponent_bits)
                                                           : 2 * low - half_value((uint16_t)(h - 1), exponent_bits);
-        float middle = (float)((low + high) / 2); /* exact: one bit more than the format has */
+        float middle = (float)((low + high) / 2); /* exact: one more bit than the format has */
         for (int sign = 0; sign < 2; sign++) {
             uint16_t s = sign ? 0x8000 : 0;
             float m = sign ? -middle : middle;
@@ -102,7 +104,7 @@ static void test_rounding_to_bf16(void **state) {
     assert_int_equal(f32_to_bf16(FLT_MAX), 0x7f80);
 }
 
-/* Quiet and signalling, smallest and largest payload, both signs. */
+/* Quiet and signalling NaN, smallest and largest payload, both signs. */
 static void test_nan_stays_nan(void **state) {
     (void)state;
     static const uint32_t nans[] = {0x7f800001, 0x7fbfffff, 0x7fc00000, 0x7fffffff, 0xff800001, 0xffffffff, 0x7f801000};
@@ -115,7 +117,8 @@ static void test_nan_stays_nan(void **state) {
     }
 }
 
-/* The array forms may use other instructions: every pattern, at every place within their steps, and every kind of f32. */
+/* Arrays may be converted by other instructions: every pattern, at every offset within their steps, and every kind
+ * of f32. */
 static void test_arrays_equal_single_conversions(void **state) {
     (void)state;
     enum { N = 65536 };
@@ -131,7 +134,7 @@ static void test_arrays_equal_single_conversions(void **state) {
         tensor_to_f32(DT_BF16, patterns + shift, values, N - shift);
         for (size_t i = 0; i < N - shift; i++)
             assert_int_equal(to_bits(values[i]), to_bits(bf16_to_f32((uint16_t)(i + shift))));
-        for (size_t i = 0; i < N; i++) { /* every exponent equally often; ties too */
+        for (size_t i = 0; i < N; i++) { /* every exponent equally often, including ties */
             uint32_t bits = rng_u32(&r) & (i % 3 ? 0xffffffff : i % 2 ? 0xfffff000 : 0xffff8000);
             values[i] = from_bits(bits);
         }
@@ -152,7 +155,7 @@ static void check_from_f32(enum dtype dtype, float f, const void *expected, size
         fail_msg("%s of %g is %llx", dtype_info(dtype)->name, (double)f, (unsigned long long)got);
 }
 
-/* NaN is 0, what lies outside saturates, halves go to the even neighbour. */
+/* NaN becomes 0, values outside saturate, halves round to even. */
 #define CHECK_INTEGER(number, type, lowest, highest)                                                                   \
     do {                                                                                                               \
         const struct {                                                                                                 \
@@ -216,7 +219,7 @@ static void test_f64(void **state) {
 
 /* ---- every plain type ---- */
 
-/* Small integers exist in every type: there and back, at every alignment of the encoded side, in 1 and 4 threads. */
+/* Small integers exist in every type: a round trip, at every alignment of the encoded side, in 1 and 4 threads. */
 static void test_round_trip_of_every_plain_type(void **state) {
     (void)state;
     enum { N = 100000 };
@@ -242,7 +245,7 @@ static void test_round_trip_of_every_plain_type(void **state) {
     mem_free(bytes);
 }
 
-/* f32 passes through with its bits, whatever they are. */
+/* f32 keeps its bits, whatever they are. */
 static void test_f32_is_copied(void **state) {
     (void)state;
     const uint32_t bits[] = {0x7f800001, 0x80000000, 1, 0xffffffff, 0x7f800000};
@@ -270,7 +273,7 @@ static void test_first_nonfinite(void **state) {
         assert_int_equal(tensor_first_nonfinite(types[t], bytes, N), N);
         assert_int_equal(tensor_first_nonfinite(types[t], bytes, 0), 0);
         static const size_t places[] = {N - 1, 2049, 2048, 2047, 1025, 1024, 1023, 513, 511, 64, 8, 7, 3, 1, 0};
-        for (size_t p = 0; p < COUNT_OF(places); p++) { /* from the back: the last one set is the first of all */
+        for (size_t p = 0; p < COUNT_OF(places); p++) { /* from the back: the last one set is the first in order */
             size_t at = places[p];
             values[at] = bad[at % COUNT_OF(bad)];
             assert_int_equal(tensor_from_f32(types[t], values, bytes, N, NULL, &e), 0);
@@ -279,11 +282,11 @@ static void test_first_nonfinite(void **state) {
         }
     }
     memset(bytes, 0xff, sizeof bytes);
-    assert_int_equal(tensor_first_nonfinite(DT_I64, bytes, N), N); /* integers always are */
+    assert_int_equal(tensor_first_nonfinite(DT_I64, bytes, N), N); /* integers are always finite */
     assert_int_equal(tensor_first_nonfinite(DT_U8, bytes, N), N);
 }
 
-/* What is kept must be finite: the first value that is not, or that the type cannot hold, is named. */
+/* Values must be finite in the target type; otherwise the first that is not is reported. */
 static void test_checked(void **state) {
     (void)state;
     static const struct {
@@ -314,7 +317,7 @@ static void test_checked(void **state) {
     }
 }
 
-/* ---- goldens ---- */
+/* ---- golden files ---- */
 
 static unsigned char *read_golden(const char *name, size_t *n) {
     char path[256];

@@ -1,4 +1,4 @@
-/* lib/tensor: element types, shapes, sizes. */
+/* Tests of lib/tensor: element types, shapes, sizes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -28,7 +28,7 @@ static void test_table_is_consistent(void **state) {
     assert_null(dtype_at(SIZE_MAX));
 }
 
-/* Pinned: these numbers are in files. Bits per weight as in GGUF's own documentation. */
+/* Pinned, since files contain these numbers. Bits per weight are as in GGUF's documentation. */
 static void test_numbers_are_pinned(void **state) {
     (void)state;
     static const struct {
@@ -95,7 +95,7 @@ static void test_sizes(void **state) {
     assert_int_equal(tensor_bytes(&d), 14);
     assert_int_equal(tensor_rows(&d), 1);
 
-    for (int zero = 0; zero < 2; zero++) { /* empty, in the rows or in the row */
+    for (int zero = 0; zero < 2; zero++) { /* empty in rows or in columns */
         assert_int_equal(tensor_desc_init(&d, "empty", DT_F32, 2, (uint64_t[]){zero ? 0 : 4, zero ? 4 : 0}, &e), 0);
         assert_int_equal(tensor_desc_check(&d, &elems, &bytes, &e), 0);
         assert_int_equal(elems + bytes + tensor_elems(&d) + tensor_bytes(&d), 0);
@@ -154,7 +154,7 @@ static void test_hostile_shapes(void **state) {
     assert_refused("w", 73, 1, ones);
     assert_refused("w", DT_F32, 2, (uint64_t[]){big, big});
     assert_refused("w", DT_F32, 1, (uint64_t[]){UINT64_MAX});
-    assert_refused("w", DT_U8, 1, (uint64_t[]){(uint64_t)INT64_MAX}); /* fits, its padding does not */
+    assert_refused("w", DT_U8, 1, (uint64_t[]){(uint64_t)INT64_MAX}); /* fits, but its padding does not */
     assert_refused("w", DT_U8, 1, (uint64_t[]){UINT64_MAX - 10});     /* the padding wraps */
     assert_refused("w", DT_F64, 1, (uint64_t[]){UINT64_C(1) << 61});  /* the byte count wraps to 0 */
     assert_refused("w", DT_Q8_0, 1, (uint64_t[]){UINT64_MAX - 31});   /* blocks times 34 wraps */
@@ -162,8 +162,8 @@ static void test_hostile_shapes(void **state) {
     assert_refused("w", DT_F32, 3, (uint64_t[]){big, big, 0});
     assert_refused("w", DT_Q4_0, 2, (uint64_t[]){32, 31});
     assert_refused("w", DT_Q4_0, 2, (uint64_t[]){32, 1});
-    assert_refused("w", DT_Q4_K, 2, (uint64_t[]){256, 576}); /* SmolLM2's trap */
-    assert_refused("w", DT_Q4_0, 0, NULL);                   /* a scalar is no block */
+    assert_refused("w", DT_Q4_K, 2, (uint64_t[]){256, 576}); /* rows of SmolLM2 are not whole blocks */
+    assert_refused("w", DT_Q4_0, 0, NULL);                   /* a scalar is not a whole block */
     struct tensor_desc d;
     struct err e = {0};
     assert_int_equal(tensor_desc_init(&d, "w", DT_U8, 1, (uint64_t[]){(uint64_t)INT64_MAX - 63}, &e), 0);

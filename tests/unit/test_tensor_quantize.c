@@ -1,5 +1,7 @@
-/* lib/tensor: quantized blocks. References: tests/golden/quant, by the gguf package and by llama.cpp's llama-quantize;
- * everything is compared bit for bit. */
+/*
+ * Tests of lib/tensor: quantized blocks. References: tests/golden/quant, by the gguf package and by llama.cpp's
+ * llama-quantize; everything is compared bit for bit.
+ */
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
@@ -19,7 +21,7 @@ static const struct dtype_info *quantized(size_t index) {
     return NULL;
 }
 
-/* Those that tensor_from_f32 makes. */
+/* The types that tensor_from_f32 can produce. */
 static const struct dtype_info *made(size_t index) {
     const struct dtype_info *t;
     for (size_t i = 0; (t = quantized(i)); i++)
@@ -53,7 +55,7 @@ static struct buf read_golden(const char *prefix, const char *type, const char *
     return b;
 }
 
-/* Names the first block that differs. */
+/* Reports the first block that differs. */
 static void assert_blocks_equal(const struct dtype_info *t, const unsigned char *got, const unsigned char *want,
                                 size_t n_bytes, const char *what) {
     for (size_t at = 0; at < n_bytes; at += t->block_bytes)
@@ -61,7 +63,7 @@ static void assert_blocks_equal(const struct dtype_info *t, const unsigned char 
             fail_msg("%s %s: block %zu differs", t->name, what, at / t->block_bytes);
 }
 
-/* ---- goldens ---- */
+/* ---- golden files ---- */
 
 static void test_decoding_is_bit_exact(void **state) {
     (void)state;
@@ -83,14 +85,14 @@ static void test_decoding_is_bit_exact(void **state) {
     }
 }
 
-/* Codes and scales put together as tensor.h says give the decoder's bits, of any bytes. */
+/* Codes and scales, combined as tensor.h says, must give the decoder's bits for arbitrary bytes. */
 static void test_parts_make_the_elements(void **state) {
     (void)state;
     const struct dtype_info *t;
     struct rng r = rng_init(8, 1);
     for (size_t i = 0; (t = quantized(i)); i++) {
         const struct quant_form *form = quant_form(t->dtype);
-        if (!form) { /* its scales are no f16 times integers */
+        if (!form) { /* its scales are not f16 times integers */
             assert_true(is_codebook(t) || t->dtype == DT_MXFP4);
             continue;
         }
@@ -120,7 +122,7 @@ static void test_parts_make_the_elements(void **state) {
     assert_null(quant_form(DT_F32));
 }
 
-/* Of all codes that the form has, none is nearer. */
+/* No code of the form is nearer. */
 static void test_nearest_code_of_a_form(void **state) {
     (void)state;
     const struct dtype_info *t;
@@ -139,7 +141,8 @@ static void test_nearest_code_of_a_form(void **state) {
     }
 }
 
-/* Other values into blocks that are there: what is not a code stays, and each code is the first of the nearest ones but for ties. */
+/* Rounding other values into given blocks must keep everything but the codes, and each code must be the first of the
+ * nearest ones, up to ties. */
 static void rounding_at_given_scales_changes_codes_alone(void **state) {
     (void)state;
     const struct dtype_info *t;
@@ -190,7 +193,7 @@ static void test_gguf_package_encodes_the_same(void **state) {
         unsigned char *got = mem_array(want.len, 1, &e);
         assert_int_equal(dtype_row_bytes(t->dtype, in.len / 4), want.len);
         assert_int_equal(tensor_from_f32(t->dtype, (float *)(void *)in.data, got, in.len / 4, NULL, &e), 0);
-        /* A block of nothing but -0: the package gives d the other sign than ggml's C, which we follow. */
+        /* for a block of -0 only, the package gives d the opposite sign of ggml's C, which we follow */
         const size_t minus_zeros = 14 * t->block_bytes;
         if (t->dtype == DT_Q4_0 || t->dtype == DT_Q5_0) {
             assert_int_equal(got[minus_zeros + 1], 0x80);
@@ -217,8 +220,9 @@ static double weighted_error(const struct dtype_info *t, const unsigned char *bl
 }
 
 /*
- * Where we search better than ggml, the error is lower instead of the bytes equal: of ternary types and of mxfp4 with
- * importance ggml's takes the largest magnitude for the scale; its iq2_xxs starts from codes that wrapped below 0.
+ * Where our search is better than ggml's, the error is lower instead of the bytes equal: for ternary types and for
+ * mxfp4 with importance, ggml uses the largest magnitude as the scale; its iq2_xxs starts from codes that wrapped below
+ * 0.
  */
 static bool is_better_than_ggml(const struct dtype_info *t, bool weighted) {
     return is_ternary(t) || (t->dtype == DT_MXFP4 && weighted) || t->dtype == DT_IQ2_XXS;
@@ -275,9 +279,9 @@ static void test_nearest_code(void **state) {
 }
 
 /*
- * The largest error, relative to the largest magnitude of the block. Half a step is range / codes / 2, where the range is
- * twice that magnitude at most; a symmetric type may have to cut a whole step off the side opposite to its extreme. A
- * 6-bit scale is off by 1/126 of the largest, which the code multiplies (2/126 of the range), and the min by 1/126.
+ * The largest error, relative to the largest magnitude of the block. Half a step is range / codes / 2, where the range
+ * is at most twice that magnitude; a symmetric type may have to cut a whole step off the side opposite to its extreme.
+ * A 6-bit scale is off by 1/126 of the largest, which the code multiplies (2/126 of the range), and the min by 1/126.
  */
 static double tolerance(enum dtype dtype) {
     const double f16 = 1.0 / 2048, scales = 3.0 / 126;
@@ -295,7 +299,7 @@ static double tolerance(enum dtype dtype) {
     case DT_IQ4_NL: return 14.0 / 127 + 0.06;        /* an extreme of the other sign; the search's steps of 7/127 */
     case DT_IQ4_XS: return 14.0 / 127 + 0.06 + 1.0 / 64;
     case DT_MXFP4: return 1.0 / 4 + f16; /* 8 becomes 6 */
-    default: return 1.0;                 /* codebooks and ternary types: no wrong sign, at least, of what is large */
+    default: return 1.0;                 /* codebooks and ternary types: at least the right sign for large values */
     }
 }
 
@@ -312,7 +316,7 @@ static void test_errors_are_within_the_step(void **state) {
     struct err e = {0};
     const struct dtype_info *t;
     for (size_t i = 0; (t = made(i)); i++)
-        for (int exponent = -2; exponent <= 10; exponent += 4) { /* below, scales are f16 subnormals */
+        for (int exponent = -2; exponent <= 10; exponent += 4) { /* at exponents below, scales are f16 subnormals */
             fill_normal(x, N, (uint64_t)(100 + exponent), ldexpf(1, exponent));
             assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, NULL, &e), 0);
             tensor_to_f32(t->dtype, bytes, y, N);
@@ -344,9 +348,9 @@ static void test_zero_and_constant_blocks(void **state) {
                 assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, weighted ? importance : NULL, &e), 0);
                 assert_int_equal(tensor_first_nonfinite(t->dtype, bytes, N), N);
                 tensor_to_f32(t->dtype, bytes, y, N);
-                /* f16 has 11 bits, the scales of k-quants 6; below 2^-25 of f16 only zero is left */
+                /* f16 has 11 bits, the scales of k-quants 6; below 2^-25 of f16 only zero remains */
                 double allowed = fabs((double)values[v]) < 1e-8 ? 1e-8 : fabs((double)values[v]) / 32;
-                /* Codebooks lack points of equal coordinates; E2M1 has 2 bits of mantissa. */
+                /* codebooks lack points with equal coordinates; E2M1 has 2 mantissa bits */
                 if (is_codebook(t) || t->dtype == DT_MXFP4) allowed = fmax(allowed, fabs((double)values[v]));
                 for (int k = 0; k < N; k++)
                     if (!(fabs((double)y[k] - (double)x[k]) <= allowed))
@@ -380,7 +384,8 @@ static void test_importance_moves_the_error(void **state) {
     }
 }
 
-/* Columns that calibration never saw must not be wiped out: their group is rounded as if all counted the same. */
+/* Columns without activations in calibration must not be wiped out: their group is rounded as if all counted the
+ * same. */
 static void test_importance_of_zero(void **state) {
     (void)state;
     enum { N = 256, UNSEEN = 128 };
@@ -403,7 +408,7 @@ static void test_importance_of_zero(void **state) {
     }
 }
 
-/* What a thread does not share: the bytes are those of one thread, and of row after row. */
+/* The bytes must be those of one thread, and of quantizing row by row. */
 static void test_threads_change_nothing(void **state) {
     (void)state;
     enum { N = 256 * 600 };
@@ -472,14 +477,14 @@ static void test_nan_and_infinity_are_refused(void **state) {
                 char element[32];
                 fill_normal(x, N, 5, 1);
                 x[places[p]] = bad[b];
-                if (p + 1 < COUNT_OF(places)) x[N - 1] = NAN; /* the first one is named */
+                if (p + 1 < COUNT_OF(places)) x[N - 1] = NAN; /* the first one is reported */
                 assert_int_equal(tensor_from_f32(t->dtype, x, bytes, N, NULL, &e), ERR_DATA);
                 snprintf(element, sizeof element, "element %zu ", places[p]);
                 assert_memory_equal(e.msg, element, strlen(element));
             }
 }
 
-/* Finite values whose block would decode to infinities: an error, not a silent wrong result. */
+/* Finite values whose block would decode to infinities must be an error, not silently wrong. */
 static void test_values_beyond_the_scale_are_refused(void **state) {
     (void)state;
     enum { N = 1024 };
@@ -530,7 +535,7 @@ static void test_bad_importance_is_refused(void **state) {
     }
 }
 
-/* Blocks from a hostile file: any bytes decode without trouble, and a block with a bad scale is found. */
+/* Blocks from a hostile file: any bytes must decode safely, and a block with a bad scale must be found. */
 static void test_first_nonfinite_block(void **state) {
     (void)state;
     enum { BLOCKS = 20 };

@@ -1,4 +1,4 @@
-/* Summaries and differences of values against sums done by hand. */
+/* Tests of summaries and differences of values against sums done by hand. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

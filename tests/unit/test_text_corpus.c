@@ -1,6 +1,6 @@
 /*
- * lib/text: corpora. What comes out is compared with the plain definition (split, encode whole documents, join, cut)
- * for all combinations of options, windows far smaller than the documents, input that arrives in odd pieces, and threads.
+ * Tests of lib/text: corpora. The output is compared with the plain definition (split, encode whole documents, join,
+ * cut) for all combinations of options, windows far smaller than the documents, input in uneven pieces, and threads.
  */
 #include "tests/unit/text_samples.h"
 
@@ -90,7 +90,7 @@ static struct sequences define(const struct corpus_options *o, const unsigned ch
     return s;
 }
 
-/* ---- the real thing: input in pieces of random size, batches put together again ---- */
+/* ---- the code under test: input in pieces of random size, batches joined again ---- */
 
 struct rig {
     const struct corpus_options *o;
@@ -132,7 +132,7 @@ static int take_batch(void *ctx, const struct corpus_batch *b, struct err *e) {
     }
     assert_int_equal(sum, b->n_positions);
     for (uint64_t i = 0; i < b->n_positions; i++) put(&r->out.tokens, b->tokens[i]);
-    /* Only a document longer than a batch is parted, and then it has the batch for itself. */
+    /* only a document longer than a batch is split, and then its batches hold nothing else */
     if (b->continues) assert_true(b->n_seqs == 1 && b->n_positions == r->o->batch_tokens && !r->o->context);
     if (!r->o->context) assert_true(b->n_positions <= r->o->batch_tokens);
     r->goes_on = b->continues;
@@ -224,7 +224,7 @@ static void test_ends(void **state) {
         }
 }
 
-/* Many pieces at a time, and more lines than a window takes. */
+/* Many pieces at a time, and more lines than a window holds. */
 static void test_many_lines(void **state) {
     (void)state;
     struct err e = {0};
@@ -259,7 +259,7 @@ static void test_jsonl(void **state) {
     const char *const texts[] = {
         "{\"text\":\"a b\\nc\"}\n\n {\"id\":1,\"text\":\"\"}\n{\"text\":\"\\u00e9\"}",
         "{\"text\":\"a b\\nc\"}\r\n\r\n {\"id\":1,\"text\":\"\"}\r\n{\"text\":\"\\u00e9\"}\r\n",
-        /* files with a byte order mark, joined */
+        /* files with a byte order mark, concatenated */
         "\xef\xbb\xbf{\"text\":\"a b\\nc\"}\n\xef\xbb\xbf\r\n\xef\xbb\xbf{\"text\":\"\\u00e9\"}",
     };
     for (uint32_t window = 1; window < 64; window++) {
@@ -316,7 +316,7 @@ static void test_refused(void **state) {
     assert_string_equal(e.msg, "a context of 1 token leaves no room after BOS");
 }
 
-/* What is no text is refused however the input arrives, with its name; what only looks alike is text. */
+/* Input that is not text is refused by name however it arrives; input that merely looks like it is text. */
 static void test_no_text(void **state) {
     (void)state;
     static const struct {
@@ -339,7 +339,7 @@ static void test_no_text(void **state) {
         {"\x40\0\0\0\0\0\0\0{\"a\":{", 13, "a safetensors file"},
         {"PKs", 3, NULL},
         {"\x89", 1, NULL},
-        {"\xff\xff\xff", 3, NULL}, /* bytes that are no UTF-8 are kept */
+        {"\xff\xff\xff", 3, NULL}, /* bytes that are not UTF-8 are kept */
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (enum corpus_documents documents = CORPUS_WHOLE; documents <= CORPUS_LINES; documents++) {
@@ -357,7 +357,7 @@ static void test_no_text(void **state) {
 
 /* ---- composed documents and their mask ---- */
 
-/* The line itself is the text; what stands between < and > is to be learnt. "!" is refused. */
+/* The line itself is the text; text between < and > is marked as a label. "!" is refused. */
 static int compose_line(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans, struct err *e) {
     const char *p = line;
     struct corpus_span span = {0};
@@ -392,7 +392,7 @@ static int take_masked(void *ctx, const struct corpus_batch *b, struct err *e) {
     return rc ? rc : buf_append(&m->mask, b->mask, b->n_positions, e);
 }
 
-/* Every masked token's text lies between < and >, or reaches into it; no other does. */
+/* The text of every masked token lies between < and > or overlaps that range; no other token's does. */
 static void test_mask(void **state) {
     static const char text[] = "ask <answer one> then\n\nno answer\n< spaces in it > x<y><zz zz>\n<all of it>\n";
     static const char learnt[] = "answer one spaces in it yzz zzall of it";
@@ -414,7 +414,7 @@ static void test_mask(void **state) {
         const uint32_t *ids = (const void *)m.tokens.data;
         for (size_t i = 0; i < m.mask.len; i++)
             if (m.mask.data[i]) assert_int_equal(text_decode(vocab, ids + i, 1, false, &got, &e), 0);
-        /* A token may hold the bracket before or after: compare without them. */
+        /* tokens may include a bracket: compare without brackets */
         size_t n = 0;
         for (size_t i = 0; i < got.len; i++)
             if (got.data[i] != '<' && got.data[i] != '>') got.data[n++] = got.data[i];
@@ -464,7 +464,7 @@ static void test_io_errors(void **state) {
     for (uint64_t k = 1; rc != 0; k++) {
         struct err e = {0};
         struct rig r = {.o = &o, .text = text, .n = n, .pieces = rng_init(1, 1)};
-        r.fail_write = 1; /* before the test's own memory is asked for */
+        r.fail_write = 1; /* armed before the test allocates its own memory */
         mem_fail_at(k);
         rc = corpus_encode(vocab, &o, read_piece, take_batch, &r, &totals, &e);
         mem_fail_at(0);

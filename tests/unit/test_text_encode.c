@@ -1,4 +1,4 @@
-/* lib/text: properties that hold for every text: nothing is lost, cuts leave no trace, fast paths change nothing. */
+/* Tests of lib/text for all texts: nothing is lost, cuts have no effect, fast paths change nothing. */
 #include <time.h>
 
 #include <utf8proc.h>
@@ -27,7 +27,7 @@ static void assert_same_ids(const struct text_ids *a, const struct text_ids *b) 
 
 /* ---- decode(encode(x)) == x ---- */
 
-/* Removes the bytes that a vocabulary has no token for, as HF's tokenizers do. */
+/* Removes bytes for which the vocabulary has no token, as HF's tokenizers do. */
 static size_t without_lost(const struct vocab *v, unsigned char *text, size_t n) {
     size_t k = 0;
     for (size_t i = 0; i < n; i++)
@@ -63,7 +63,7 @@ static void test_round_trip(void **state) {
     }
 }
 
-/* ---- normalisation: as utf8proc's own, which is slow only on texts of marks ---- */
+/* ---- normalisation: must equal that of utf8proc, which is slow only on texts of combining marks ---- */
 
 static void test_nfc(void **state) {
     (void)state;
@@ -101,7 +101,7 @@ static void assert_cut_leaves_no_trace(const struct vocab *v, const unsigned cha
         size_t end = n - at < window ? n : at + window, cut = 0;
         if (end < n) cut = text_safe_cut(v, text + at, end - at);
         if (cut) end = at + cut, ++*n_cuts;
-        if (!cut && end < n) end = n; /* none in this window: a reader takes a larger one */
+        if (!cut && end < n) end = n; /* no cut in this window: a reader would enlarge it */
         assert_int_equal(text_encode(v, text + at, end - at, o, &parts, &e), 0);
         at = end;
     }
@@ -124,7 +124,7 @@ static void test_cuts(void **state) {
     assert_true(n_cuts > 10000);
 }
 
-/* With added tokens that look at what is around them, or hold spaces: every combination of flags. */
+/* With added tokens that depend on their surroundings or contain spaces: every combination of flags. */
 static void test_cuts_beside_added(void **state) {
     (void)state;
     struct err e = {0};
@@ -158,7 +158,7 @@ static void test_cuts_beside_added(void **state) {
     assert_true(n_cuts > 1000);
 }
 
-/* Real texts of many scripts have cuts near the end of any window. */
+/* Real texts in many scripts have cuts near the end of any window. */
 static void test_cuts_are_near(void **state) {
     (void)state;
     struct golden_texts texts = load_golden_texts();
@@ -207,7 +207,7 @@ static void test_ascii_shortcut(void **state) {
     }
 }
 
-/* The definition, quadratic: of all pairs the one with the lowest rank, the leftmost of equals. */
+/* The definition, quadratic: merges the pair with the lowest rank, the leftmost of equals. */
 static size_t merge_by_definition(const struct vocab *v, uint32_t *ids, size_t n) {
     for (;;) {
         size_t best = n;
@@ -247,7 +247,7 @@ static void test_merging(void **state) {
     text_ids_release(&ids);
 }
 
-/* ---- texts that break naive tokenizers: none may take more than moments, and nothing may fail ---- */
+/* ---- texts that break naive tokenizers: all must be fast, and none may fail ---- */
 
 static double seconds(void) {
     struct timespec t;
@@ -378,7 +378,7 @@ static void test_spelling(void **state) {
                         "a"
                         "\xc4\x8a"
                         "\xc3\x83",
-                        7); /* as in every vocab.json: G-dot, C-dot */
+                        7); /* as in every vocab.json: space, newline */
     assert_int_equal(text_unspell("a b", 3, &back, &e), ERR_DATA);
     assert_string_equal(e.msg, "byte 1 of \"a b\" is not of the byte-level alphabet");
     assert_int_equal(text_unspell("\xe4\xb8\xad", 3, &back, &e), ERR_DATA);

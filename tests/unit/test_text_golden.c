@@ -1,8 +1,8 @@
-/* lib/text against Hugging Face tokenizers: every golden text, every vocabulary, all ids. */
+/* Tests of lib/text against Hugging Face tokenizers: every golden text, every vocabulary, all ids. */
 #include "tests/unit/text_samples.h"
 
-/* The last 400 texts have code points that Unicode 14 does not know. What is a letter there depends on the version that
- * PCRE2 was built with, so they only have to decode to themselves. */
+/* The last 400 texts have code points that are not in Unicode 14. Which of them are letters depends on the Unicode
+ * version of PCRE2, so they only have to decode to themselves. */
 #define N_SETTLED 14521
 
 static void print_ids(const char *who, const uint32_t *ids, size_t n) {

@@ -1,6 +1,6 @@
 /*
- * lib/text: documents that a line separates or that are files of their own, and packs of documents, compared with plain
- * twins: splitting the whole text at once, and best-fit decreasing by looking at every pack.
+ * Tests of lib/text: documents separated by a line or in files of their own, and packs of documents, compared with
+ * plain twins: splitting the whole text at once, and best-fit decreasing by looking at every pack.
  */
 #include <stdlib.h>
 
@@ -84,7 +84,7 @@ static void assert_same(const struct rig *a, const struct rig *b) {
     if (a->tokens.len) assert_memory_equal(a->tokens.data, b->tokens.data, a->tokens.len);
 }
 
-/* What the definition says: a document's tokens are a sequence, if it has any. */
+/* The definition: the tokens of each document are a sequence, unless it has none. */
 static void define(struct rig *r, const unsigned char *text, size_t n) {
     struct err e = {0};
     struct text_ids ids = must_encode(vocab, text, n, NULL);
@@ -93,7 +93,7 @@ static void define(struct rig *r, const unsigned char *text, size_t n) {
     text_ids_release(&ids);
 }
 
-/* ---- documents that a line separates ---- */
+/* ---- documents separated by a line ---- */
 
 static size_t without_line_end(const unsigned char *text, size_t from, size_t n) {
     if (n == from || text[n - 1] != '\n') return n;
@@ -179,7 +179,8 @@ static void test_line_of_a_later_input(void **state) {
 
 /* ---- packs ---- */
 
-/* Best-fit decreasing: the number of packs. Which of several packs with the same space is taken makes no difference to it. */
+/* The number of packs by best-fit decreasing. It does not depend on which of several packs with equal space is
+ * taken. */
 static size_t plain_best_fit(const uint32_t *lengths, size_t n, uint32_t size) {
     size_t n_packs = 0;
     uint32_t *space = calloc(n + 1, sizeof *space);
@@ -196,7 +197,7 @@ static size_t plain_best_fit(const uint32_t *lengths, size_t n, uint32_t size) {
     return n_packs;
 }
 
-/* As a reader finds them. */
+/* Counts packs as a reader finds them. */
 static size_t count_packs(const struct rig *r, uint32_t size) {
     const uint32_t *lengths = (const void *)r->lens.data;
     uint64_t sum = 0;
@@ -214,7 +215,7 @@ static int compare_text(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* Sequences as texts in alphabetical order: equal whatever their order was. */
+/* Sequences as text in sorted order, to compare them independently of their order. */
 static char *describe(const struct rig *r) {
     const uint32_t *lengths = (const void *)r->lens.data, *ids = (const void *)r->tokens.data;
     size_t n = r->lens.len / 4, at = 0;
@@ -245,7 +246,7 @@ static size_t random_lines(struct rng *random, unsigned char *text, size_t most)
     return n;
 }
 
-/* Text in < and > is to be learnt. */
+/* Text in < and > is marked as a label. */
 static int compose(void *ctx, const void *line, size_t n, struct buf *text, struct buf *spans, struct err *e) {
     struct corpus_span span = {n / 3, n / 2};
     (void)ctx;
@@ -302,9 +303,10 @@ static void test_packs(void **state) {
     }
 }
 
-/* What the paper's figure 1 shows: documents of 14, 7, 5, 2 and 3 tokens in sequences of 8 take 4, of which one document is cut. */
+/* Figure 1 of the paper: documents of 14, 7, 5, 2 and 3 tokens in sequences of 8 take 4 sequences and cut one
+ * document. */
 static void test_figure_of_the_paper(void **state) {
-    static const char text[] = "12345678901234\n1234567\n12345\n12\n123\n"; /* a digit is a token */
+    static const char text[] = "12345678901234\n1234567\n12345\n12\n123\n"; /* each digit is a token */
     struct corpus_options o = {.documents = CORPUS_LINES, .pack = 8, .batch_tokens = 100};
     struct rig r = {.pieces = rng_init(1, 1)};
     const uint32_t expected[] = {8, 7, 6, 2, 5, 3};

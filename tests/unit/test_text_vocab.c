@@ -1,4 +1,4 @@
-/* lib/text: building, packing, finding, pruning; what is refused and how it is named. */
+/* Tests of lib/text: building, packing, finding and pruning vocabularies; what is refused, and the messages. */
 #include "lib/text/text_internal.h"
 #include "tests/unit/text_samples.h"
 
@@ -87,16 +87,16 @@ static void test_small(void **state) {
     vocab_free(v);
 }
 
-/* Bytes without a token are counted, and become unk when there is one. */
+/* Bytes without a token are counted, and become unk if the vocabulary has it. */
 static void test_lost_bytes(void **state) {
     (void)state;
     struct small s;
     small_spec(&s)->tokens['!'] = (struct token){.flags = TOKEN_UNUSED};
     struct vocab *v = must_build(&s.spec);
-    for (int again = 0; again < 2; again++) { /* the second time could come from the cache */
+    for (int again = 0; again < 2; again++) { /* the second result may come from the cache */
         struct text_ids ids = must_encode(v, "!t!h!", 5, NULL);
         assert_int_equal(ids.n_lost, 3);
-        assert_int_equal(ids.n, 2); /* "t" and "h": the pre-tokenizer has parted them */
+        assert_int_equal(ids.n, 2); /* "t" and "h": the pre-tokenizer has split them */
         text_ids_release(&ids);
     }
     vocab_free(v);
@@ -126,7 +126,7 @@ static void test_added_flags(void **state) {
     vocab_free(v);
 }
 
-/* The longest of the added tokens that begin at the leftmost place. */
+/* The longest of the added tokens that start at the leftmost position. */
 static void test_longest_added(void **state) {
     (void)state;
     struct small s;
@@ -139,7 +139,7 @@ static void test_longest_added(void **state) {
     vocab_free(v);
 }
 
-/* A normalised token is found in what the text becomes. */
+/* A normalised token is found in the normalised text. */
 static void test_normalised_added(void **state) {
     (void)state;
     struct small s;
@@ -262,7 +262,7 @@ static void test_ends(void **state) {
         assert_round_trip(v);
         vocab_free(v);
     }
-    s.spec.eos = TOKEN_NONE; /* what separates documents is another thing */
+    s.spec.eos = TOKEN_NONE; /* separating documents is another matter */
     v = must_build(&s.spec);
     assert_int_equal(v->n_ends, 3);
     assert_round_trip(v);
@@ -307,7 +307,7 @@ static void test_pack(void **state) {
     }
 }
 
-/* The layout is a format: these bytes may not change while the version is 1. */
+/* The layout is a format: these bytes must not change while the version is 1. */
 static void test_pinned_layout(void **state) {
     (void)state;
     struct err e = {0};
@@ -337,7 +337,7 @@ static void test_pinned_layout(void **state) {
     vocab_free(v);
 }
 
-/* The same with further end tokens. */
+/* The same with more end tokens. */
 static void test_pinned_ends(void **state) {
     (void)state;
     struct err e = {0};
@@ -361,7 +361,7 @@ static void test_pinned_ends(void **state) {
     vocab_free(v);
 }
 
-/* Identity: what a token means counts, how a model is talked to does not. */
+/* The identity covers the meaning of tokens, not the chat template. */
 static void test_identity(void **state) {
     (void)state;
     struct small s;
@@ -385,7 +385,7 @@ static void test_identity(void **state) {
     vocab_free(v);
 }
 
-/* Every cut is noticed; every flipped bit is refused or gives a vocabulary that packs to the flipped bytes. */
+/* Every truncation is detected; every flipped bit is refused or gives a vocabulary that packs to the flipped bytes. */
 static void test_hostile_bytes(void **state) {
     (void)state;
     struct small s;
@@ -398,7 +398,7 @@ static void test_hostile_bytes(void **state) {
     struct buf packed = {0}, again = {0};
     assert_int_equal(vocab_pack(v, &packed, &e), 0);
     for (size_t n = 0; n < packed.len; n++) {
-        unsigned char *cut = mem_alloc(n, &e); /* of its own size, so that a sanitizer sees a read after it */
+        unsigned char *cut = mem_alloc(n, &e); /* of exactly n bytes, so that a sanitizer catches a read past the end */
         assert_non_null(cut);
         memcpy(cut, packed.data, n);
         assert_int_equal(vocab_unpack(&w, cut, n, &e), ERR_DATA);
@@ -431,7 +431,7 @@ static void test_hostile_bytes(void **state) {
 
 /* ---- pruning ---- */
 
-/* Every kept merge has its three tokens, every kept token that could be reached still is. */
+/* Every merge that is kept has its three tokens, and every kept token that was reachable still is. */
 static void assert_closed(const struct vocab *v, const struct vocab *w, const unsigned char *keep,
                           const uint32_t *map) {
     struct err e = {0};
@@ -473,7 +473,7 @@ static void test_prune(void **state) {
             if (vocab_prune(&w, v, keep, map, &e) != 0) fail_msg("%s", e.msg);
             assert_closed(v, w, keep, map);
             if (share == 8) assert_same_vocab(v, w);
-            uint32_t next = 0; /* the order stays */
+            uint32_t next = 0; /* the order is kept */
             for (uint32_t id = 0; id < v->n_tokens; id++)
                 if (map[id] != TOKEN_NONE) assert_int_equal(map[id], next++);
             assert_int_equal(next, w->n_tokens);
@@ -485,7 +485,7 @@ static void test_prune(void **state) {
     }
 }
 
-/* ---- allocation failures: every one, one after the other ---- */
+/* ---- allocation failures: each in turn ---- */
 
 static void test_out_of_memory(void **state) {
     (void)state;
@@ -496,8 +496,8 @@ static void test_out_of_memory(void **state) {
     struct buf packed = {0};
     struct err e = {0};
     assert_int_equal(vocab_pack(whole, &packed, &e), 0);
-    /* One failure is survived: without memory for compiled code, PCRE2 interprets. So go on until all is well for
-     * long. */
+    /* One failure is not fatal: without memory for compiled code, PCRE2 interprets. So continue until many runs
+     * succeed in a row. */
     size_t failures = 0;
     for (uint64_t n = 1, good = 0; good < 20; n++) {
         struct vocab *v = NULL;

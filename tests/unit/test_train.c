@@ -1,4 +1,4 @@
-/* lib/train: schedules and plans. */
+/* Tests of lib/train: schedules and plans. */
 #include <math.h>
 #include <string.h>
 
@@ -28,7 +28,7 @@ static void a_plan_is_what_its_steps_followed(void **state) {
     OK(train_plan_continue(&p, &before, 6, &e));
     assert_int_equal(p.n_past, 1);
     assert_true(train_lr(&p, 6) == train_schedule_lr(&a, 6) && train_lr(&p, 7) == train_schedule_lr(&b, 7));
-    again = p; /* the same once more, from before and from after its change */
+    again = p; /* the same change again, from before it and from after it */
     OK(train_plan_continue(&again, &p, 3, &e));
     assert_true(train_plan_equal(&again, &p));
     OK(train_plan_continue(&again, &p, 9, &e));
@@ -38,7 +38,7 @@ static void a_plan_is_what_its_steps_followed(void **state) {
     assert_int_equal(again.n_past, 2);
     assert_true(again.past[0].until == 6 && again.past[1].until == 9);
     assert_true(train_schedule_equal(&again.past[1].schedule, &b));
-    again = (struct train_plan){.now = a}; /* nothing has been taken of the other one */
+    again = (struct train_plan){.now = a}; /* no step of the other one was taken */
     OK(train_plan_continue(&again, &p, 6, &e));
     assert_int_equal(again.n_past, 0);
     before = (struct train_plan){.now = a, .n_past = 1, .past = {{0, b}}};
@@ -77,7 +77,7 @@ static void a_phase_reads_back(void **state) {
     assert_string_equal(train_phase_text(&q, text), "30:wsd:steps=60,warmup=3,lr=0.01,lr-min=0.001,decay=0.25");
 }
 
-/* The other shapes, from their definitions. */
+/* The other schedules, from their definitions. */
 static void schedules_have_their_shapes(void **state) {
     (void)state;
     struct train_plan p = {.now = {.lr = 1, .lr_min = 0.2, .warmup = 4, .steps = 12}};
@@ -120,7 +120,7 @@ static void schedules_have_their_shapes(void **state) {
     }
 }
 
-/* META of a checkpoint, and one that was written before schedules had names. */
+/* META of a checkpoint, and of one written before schedules had names. */
 static void a_plan_goes_through_json(void **state) {
     (void)state;
     struct err e;

@@ -1,5 +1,8 @@
-/* muP: the coordinate check. After some steps of training the size of activations is about the same at all widths;
- * without muP it grows (Yang et al. 2022, appendix D.1, "verifying muP implementation via coordinate checking"). */
+/*
+ * Tests of muP: the coordinate check. After some steps of training the size of activations is about the same at all
+ * widths; without muP it grows (Yang et al. 2022, appendix D.1, "verifying muP implementation via coordinate
+ * checking").
+ */
 #include <math.h>
 
 #include "tests/unit/distill_samples.h"
@@ -29,7 +32,7 @@ static struct model *student(uint32_t width, bool mup, bool tied) {
     return m;
 }
 
-/* Mean |x| of what was added to the residual stream, and of the logits, on one text. */
+/* Mean |x| of the updates to the residual stream, and of the logits, on one text. */
 struct sizes {
     double layer, logits;
 };
@@ -83,7 +86,7 @@ static struct sizes after_training(uint32_t width, bool mup, bool tied, size_t o
     return out;
 }
 
-/* How much larger at 8 times the width. */
+/* The growth of each from the base width to 8 times that width. */
 static struct sizes growth(bool mup, bool tied, size_t optimizer) {
     struct sizes first = after_training(32, mup, tied, optimizer), last = after_training(256, mup, tied, optimizer);
     return (struct sizes){last.layer / first.layer, last.logits / first.logits};
@@ -100,7 +103,7 @@ static void activations_keep_their_size(void **state) {
         }
 }
 
-/* At the base's own widths nothing is scaled: the same bits with and without. */
+/* At the base's own width nothing is scaled: the bits are the same with and without. */
 static void the_base_is_as_without(void **state) {
     (void)state;
     struct model *a = student(32, true, true), *b = student(32, false, true);
@@ -117,7 +120,7 @@ static void the_base_is_as_without(void **state) {
     for (size_t i = 0; i < s.n; i++) assert_true(s.params[i].lr == 1);
     param_set_release(&s);
     OK(param_set_init(&s, &o.train, &e));
-    assert_int_equal(train_add_model(&s, b, &e), ERR_DATA); /* knows no base */
+    assert_int_equal(train_add_model(&s, b, &e), ERR_DATA); /* has no base */
     param_set_release(&s);
     model_free(a);
     model_free(b);

@@ -1,5 +1,7 @@
-/* lib/train: optimizers against PyTorch and definitions in f64, averages, groups, frozen parameters, adapters,
- * another run's moments. */
+/*
+ * Tests of lib/train: optimizers against PyTorch and definitions in f64, averages, groups, frozen parameters, adapters,
+ * moments of another run.
+ */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +43,7 @@ static float *numbers(const cJSON *list, size_t n) {
     return x;
 }
 
-/* Largest difference to the list, against the largest change of a weight. */
+/* The largest difference from the list, relative to the largest change of a weight. */
 static double distance(const float *x, const cJSON *list, size_t n, double unit) {
     double most = 0;
     for (size_t i = 0; i < n; i++) {
@@ -51,7 +53,8 @@ static double distance(const float *x, const cJSON *list, size_t n, double unit)
     return most;
 }
 
-/* f32 arithmetic: about 1e-6 of numbers near 1; products in bf16: 2^-8 in each of five rounds, which contract it. */
+/* f32 arithmetic: about 1e-6 for numbers near 1. bf16 products: 2^-8 in each of five iterations, which contract
+ * errors. */
 static void check_case(const cJSON *all, const cJSON *one, size_t optimizer, enum dtype precision) {
     struct err e;
     size_t rows = (size_t)cJSON_GetObjectItem(one, "rows")->valuedouble;
@@ -152,7 +155,7 @@ static struct param *find(struct fixture *f, const char *name) {
     return NULL;
 }
 
-/* Gradients that are a function of the name, and a step. */
+/* A step with gradients that depend only on the parameter's name. */
 static void step(struct fixture *f, uint64_t number) {
     for (size_t i = 0; i < f->s.n; i++) {
         struct param *p = &f->s.params[i];
@@ -200,7 +203,7 @@ static void groups_are_told_apart_by_name(void **state) {
                                       "x:lr=-1", "x:rate=1", "x:decay=2", "x:lr=1,lr=1"};
     for (size_t i = 0; i < COUNT_OF(bad); i++)
         if (train_group_parse(bad[i], groups, &e) != ERR_USAGE) fail_msg("\"%s\" is accepted", bad[i]);
-    OK(train_group_parse("nothing*:lr=1", &groups[0], &e)); /* fits no parameter */
+    OK(train_group_parse("nothing*:lr=1", &groups[0], &e)); /* matches no parameter */
     begin(&f, &o, ERR_USAGE);
     end(&f);
     const char *const all[] = {"*"}, *const none[] = {"layer.*"};
@@ -260,8 +263,8 @@ static double largest_difference(const float *a, const float *b) {
     return most;
 }
 
-/* Adapters of zero change nothing; a model with trained ones computes what the merged one does; its own weights
- * stay. */
+/* Zero adapters change nothing; a model with trained ones computes what the merged one does; its own weights are
+ * unchanged. */
 static void adapters_are_what_is_merged(void **state) {
     (void)state;
     struct err e;
@@ -296,11 +299,11 @@ static void adapters_are_what_is_merged(void **state) {
     begin(&f, &o, 0);
     assert_int_equal(f.s.n, 2 * 2 * 3);
     end(&f);
-    OK(train_lora_parse("2:target=embed*", &o.lora, &e)); /* no matrix of a layer */
+    OK(train_lora_parse("2:target=embed*", &o.lora, &e)); /* not a matrix of a layer */
     begin(&f, &o, ERR_USAGE);
     end(&f);
     OK(train_lora_parse("2", &o.lora, &e));
-    o.optimizer = &train_optimizers[1]; /* which takes no adapters */
+    o.optimizer = &train_optimizers[1]; /* does not support adapters */
     begin(&f, &o, ERR_USAGE);
     end(&f);
     static const char *const bad[] = {"", "0", "x", "2:", "2:alpha=0", "2:rank=1", "2:target=", "9999"};
@@ -310,7 +313,7 @@ static void adapters_are_what_is_merged(void **state) {
 
 /* ---- masks ---- */
 
-/* Two of three weights of one matrix, an element of a norm; the other matrices have none. */
+/* Zeroes two of three weights of one matrix and an element of a norm; the other matrices have no zeros. */
 static void make_zeros(struct model *m) {
     struct model_param *up = model_param(m, ROLE_UP, 1);
     for (uint64_t i = 0; i < up->n; i++)
@@ -339,7 +342,7 @@ static void masks_hold(const char *optimizer, enum dtype state) {
             assert_true((bits == 0) == (i % 3 != 0));
             assert_true(model_host_value(model_param(free.m, ROLE_UP, 1))[i] != 0);
         }
-        assert_true(model_host_value(model_param(f.m, ROLE_NORM, 0))[4] != 0); /* no matrix */
+        assert_true(model_host_value(model_param(f.m, ROLE_NORM, 0))[4] != 0); /* not a matrix */
         if (!averaged) OK(param_set_finish(&f.s, &e));
     }
     for (uint64_t i = 0; i < gate->n; i++) assert_true(model_host_value(gate)[i] != 0);
@@ -355,7 +358,7 @@ static void zeros_stay_zeros(void **state) {
     struct fixture f;
     struct train_options o = options();
     o.keep_mask = true;
-    begin(&f, &o, ERR_USAGE); /* nothing to hold */
+    begin(&f, &o, ERR_USAGE); /* no zeros to hold */
     end(&f);
 }
 
@@ -368,7 +371,7 @@ static void noise_is_trace_over_square(void **state) {
     assert_true(isnan(train_noise_scale(&z)));
     for (int i = 0; i < 5; i++) train_noise_add(&z, 4 + 30.0 / 10, 10, 4 + 30.0 / 50, 50);
     assert_true(fabs(train_noise_scale(&z) - 7.5) < 1e-9);
-    train_noise_add(&z, 1, 50, 1, 50); /* says nothing */
+    train_noise_add(&z, 1, 50, 1, 50); /* equal counts carry no information */
     assert_true(fabs(train_noise_scale(&z) - 7.5) < 1e-9);
 }
 

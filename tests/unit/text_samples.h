@@ -1,6 +1,6 @@
 /*
- * What the tests of lib/text share: the golden tokenizers (tests/golden/tokenizers), read by a loader of a page that
- * knows only what those files have, and random texts.
+ * What the tests of lib/text share: random texts, and the golden tokenizers (tests/golden/tokenizers), read by a small
+ * loader that knows only the features of those files.
  */
 #ifndef RILL_TEXT_SAMPLES_H
 #define RILL_TEXT_SAMPLES_H
@@ -18,7 +18,7 @@
 
 #define TOKENIZERS "tests/golden/tokenizers/"
 
-/* The frames of these files name their size. */
+/* The frames of these files state their content size. */
 static inline struct buf read_zst(const char *path) {
     struct err e = {0};
     struct buf packed = {0}, plain = {0};
@@ -146,7 +146,7 @@ static inline struct vocab *load_golden(size_t which) {
     return load_tokenizer(path, golden_pre[which]);
 }
 
-/* The first of them, with tokens that begin and end a text. */
+/* The first golden tokenizer, with tokens that begin and end a text. */
 static inline struct vocab *load_golden_with_ends(void) {
     struct err e = {0};
     struct vocab *plain = load_golden(0), spec = *plain, *v;
@@ -203,7 +203,7 @@ static inline struct text_ids must_encode(const struct vocab *v, const void *tex
     return ids;
 }
 
-/* ---- random texts: pieces of everything that the pre-tokenizers tell apart ---- */
+/* ---- random texts: pieces of everything that the pre-tokenizers distinguish ---- */
 
 static inline size_t random_text(struct rng *r, unsigned char *out, size_t max) {
     static const char *const parts[] = {"a",
