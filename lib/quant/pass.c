@@ -23,6 +23,7 @@ static void quantize_piece(void *ctx, size_t i, int thread) {
     struct rows_job *j = ctx;
     uint64_t first = i * ROWS_AT_ONCE, n = j->rows - first < ROWS_AT_ONCE ? j->rows - first : ROWS_AT_ONCE;
     float *back = j->back + (size_t)thread * j->cols;
+    double error = 0;
     for (uint64_t r = first; r < first + n; r++) {
         const float *x = j->x + r * j->cols;
         unsigned char *y = j->y + r * j->row_bytes;
@@ -31,8 +32,9 @@ static void quantize_piece(void *ctx, size_t i, int thread) {
             return;
         }
         tensor_to_f32(j->to, y, back, j->cols);
-        for (uint64_t c = 0; c < j->cols; c++) j->error[i] += ((double)back[c] - x[c]) * ((double)back[c] - x[c]);
+        for (uint64_t c = 0; c < j->cols; c++) error += ((double)back[c] - x[c]) * ((double)back[c] - x[c]);
     }
+    j->error[i] = error;
 }
 
 int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols, const float *importance,

@@ -119,6 +119,12 @@ static int check_importance(const float *importance, uint64_t n, struct err *e) 
     return 0;
 }
 
+static float mean_square(const float *x, uint64_t n) {
+    float sum = 0;
+    for (uint64_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return n ? sum / (float)n : 0;
+}
+
 int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance, struct err *e) {
     struct job j = job_init(dtype, n);
     struct row_weights w = {.importance = importance};
@@ -134,9 +140,7 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
         if (importance) {
             int rc = check_importance(importance, n, e);
             if (rc) return rc;
-            float sum = 0;
-            for (uint64_t i = 0; i < n; i++) sum += src[i] * src[i];
-            w.mean_square = n ? sum / (float)n : 0;
+            if (j.type->block_elems < 256) w.mean_square = mean_square(src, n); /* larger blocks have their own */
             j.weights = &w;
         }
     }

@@ -109,8 +109,8 @@ INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min
     return d;
 }
 
-/* As many blocks as the vectorised search processes at once. */
-#define BATCH FIT_LANES
+/* As many blocks as the vectorised search takes at once. */
+#define BATCH FIT_AT_ONCE
 
 static void weigh(const float *x, const float *importance, float mean_square, size_t n, float *weights) {
     for (size_t i = 0; i < n; i++) weights[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);

@@ -213,17 +213,23 @@ float fit_positive(int n, int top, const float *x, const float *w, uint8_t *code
 void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
                 uint8_t *codes, float *scales, float *minus_mins) {
     size_t g = 0, size = (size_t)n;
-    if (fit_has_lanes())
-        for (; n_groups - g >= FIT_LANES; g += FIT_LANES)
-            fit_affine_lanes(n, top, x + g * size, w + g * size, search, codes + g * size, scales + g, minus_mins + g);
+#ifdef __x86_64__
+    for (; fit_has_avx512() && n_groups - g >= 16; g += 16)
+        fit_affine_avx512(n, top, x + g * size, w + g * size, search, codes + g * size, scales + g, minus_mins + g);
+    for (; fit_has_avx2() && n_groups - g >= 8; g += 8)
+        fit_affine_avx2(n, top, x + g * size, w + g * size, search, codes + g * size, scales + g, minus_mins + g);
+#endif
     for (; g < n_groups; g++)
         scales[g] = fit_affine_scalar(n, top, x + g * size, w + g * size, search, codes + g * size, &minus_mins[g]);
 }
 
 void fit_symmetric(size_t n_groups, int n, int half, const float *x, const float *w, uint8_t *codes, float *scales) {
     size_t g = 0, size = (size_t)n;
-    if (fit_has_lanes())
-        for (; n_groups - g >= FIT_LANES; g += FIT_LANES)
-            fit_symmetric_lanes(n, half, x + g * size, w + g * size, codes + g * size, scales + g);
+#ifdef __x86_64__
+    for (; fit_has_avx512() && n_groups - g >= 16; g += 16)
+        fit_symmetric_avx512(n, half, x + g * size, w + g * size, codes + g * size, scales + g);
+    for (; fit_has_avx2() && n_groups - g >= 8; g += 8)
+        fit_symmetric_avx2(n, half, x + g * size, w + g * size, codes + g * size, scales + g);
+#endif
     for (; g < n_groups; g++) scales[g] = fit_symmetric_scalar(n, half, x + g * size, w + g * size, codes + g * size);
 }

@@ -1,22 +1,34 @@
 /*
- * The searches of quantize_fit.c for eight groups at a time: lane g of every vector belongs to group g. No operation
- * crosses lanes, so each lane performs the operations of the scalar twin in the same order and gives the same bytes,
- * which tests/unit/test_tensor_fit.c checks. Results of a lane whose group needs no search are discarded.
+ * The searches of quantize_fit.c for LANES groups at a time: lane g of every vector belongs to group g. No operation
+ * crosses lanes, so each lane does what the scalar twin does, in its order, and the bytes are the same; that is what
+ * tests/unit/test_tensor_fit.c checks. A lane whose group needs no search computes nonsense that is thrown away.
+ *
+ * Included by quantize_fit_avx2.c and quantize_fit_avx512.c, which say what LANES and TARGET are, and how to do what the language has no
+ * operator for:
+ *     larger(a, b)    a > b ? a : b in each lane, smaller(a, b) with <; so b where one is NaN, as MAXPS and MINPS have it
+ *     any(m)          is a lane of the mask set?
  */
 #include "lib/tensor/quantize_internal.h"
 
-#ifdef __x86_64__
+#ifdef __clang__
+#define UNROLLED _Pragma("clang loop unroll_count(8)")
+#else
+#define UNROLLED _Pragma("GCC unroll 8")
+#endif
+#define INLINE TARGET static inline __attribute__((always_inline))
 
-#define AVX2   __attribute__((target("avx2")))
-#define INLINE AVX2 static inline __attribute__((always_inline))
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t mask
+    __attribute__((vector_size(4 * LANES))); /* all bits of a lane set or none: what a comparison gives */
 
-typedef float lanes __attribute__((vector_size(32)));
-typedef int32_t mask __attribute__((vector_size(32))); /* result of a comparison: all bits of a lane set, or none */
+INLINE lanes larger(lanes a, lanes b);
+INLINE lanes smaller(lanes a, lanes b);
+INLINE bool any(mask m);
 
 /* ---- one vector ---- */
 
 INLINE lanes all(float v) {
-    return (lanes){v, v, v, v, v, v, v, v};
+    return v - (lanes){0};
 }
 INLINE lanes choose(mask m, lanes yes, lanes no) {
     return (lanes)((m & (mask)yes) | (~m & (mask)no));
@@ -25,28 +37,20 @@ INLINE lanes magnitude(lanes v) {
     return (lanes)((mask)v & 0x7fffffff);
 }
 
-INLINE bool any(mask m) {
-    int32_t found = 0;
-    for (int g = 0; g < FIT_LANES; g++) found |= m[g];
-    return found != 0;
-}
-
-/* nearest_code with the code as a float. */
+/* nearest_code, the code as a float. */
 INLINE lanes nearest(lanes v, float low, float high) {
-    v = choose(v > low, v, all(low));
-    v = choose(v < high, v, all(high));
-    return v + ROUNDING - ROUNDING;
+    return smaller(larger(v, all(low)), all(high)) + ROUNDING - ROUNDING;
 }
 
 /* ---- transposition: x[i] lane g <-> memory[g * n + i] ---- */
 
 INLINE void load(const float *memory, int n, lanes *x) {
     for (int i = 0; i < n; i++)
-        for (int g = 0; g < FIT_LANES; g++) x[i][g] = memory[g * n + i];
+        for (int g = 0; g < LANES; g++) x[i][g] = memory[g * n + i];
 }
 
 INLINE void store_codes(const lanes *codes, int n, float offset, uint8_t *memory) {
-    for (int g = 0; g < FIT_LANES; g++)
+    for (int g = 0; g < LANES; g++)
         for (int i = 0; i < n; i++) memory[g * n + i] = (uint8_t)(int)(codes[i][g] + offset);
 }
 
@@ -61,13 +65,13 @@ struct affine {
 };
 
 INLINE void affine_codes(int n, float top, const lanes *x, lanes min, lanes inverse, lanes *codes) {
-    for (int i = 0; i < n; i++) codes[i] = nearest(inverse * (x[i] - min), 0, top);
+    UNROLLED for (int i = 0; i < n; i++) codes[i] = nearest(inverse * (x[i] - min), 0, top);
 }
 
 INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes scale,
                           lanes min) {
     lanes error = all(0);
-    for (int i = 0; i < n; i++) {
+    UNROLLED for (int i = 0; i < n; i++) {
         lanes diff = scale * codes[i] + min - x[i];
         error += w[i] * (absolute ? magnitude(diff) : diff * diff);
     }
@@ -78,7 +82,7 @@ INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *co
 INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes sum_w,
                               lanes sum_x, struct affine *fit) {
     lanes sum_c = all(0), sum_c2 = all(0), sum_xc = all(0);
-    for (int i = 0; i < n; i++) {
+    UNROLLED for (int i = 0; i < n; i++) {
         lanes wc = w[i] * codes[i];
         sum_c += wc;
         sum_c2 += wc * codes[i];
@@ -94,8 +98,8 @@ INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes
     return determinant > 0;
 }
 
-INLINE void affine_search(int n, int top, const float *x_memory, const float *w_memory, const struct fit_search *search,
-                          uint8_t *code_memory, float *scales, float *minus_mins) {
+INLINE void affine_search(int n, int top, bool absolute, const float *x_memory, const float *w_memory,
+                          const struct fit_search *search, uint8_t *code_memory, float *scales, float *minus_mins) {
     lanes x[FIT_MAX_GROUP], w[FIT_MAX_GROUP], codes[FIT_MAX_GROUP], tried[FIT_MAX_GROUP];
     load(x_memory, n, x);
     load(w_memory, n, w);
@@ -111,12 +115,12 @@ INLINE void affine_search(int n, int top, const float *x_memory, const float *w_
     lanes first_min = min, inverse = (float)top / (max - min);
     struct affine best = {.scale = 1 / inverse, .min = min};
     affine_codes(n, (float)top, x, min, inverse, codes);
-    best.error = affine_error(n, x, w, codes, search->absolute, best.scale, best.min);
+    best.error = affine_error(n, x, w, codes, absolute, best.scale, best.min);
     for (int trial = 0; trial <= search->n; trial++) {
         struct affine fit;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
         affine_codes(n, (float)top, x, best.min, inverse, tried);
-        mask better = affine_regression(n, x, w, tried, search->absolute, sum_w, sum_x, &fit);
+        mask better = affine_regression(n, x, w, tried, absolute, sum_w, sum_x, &fit);
         better &= fit.error < best.error;
         if (!any(better)) continue;
         best.scale = choose(better, fit.scale, best.scale);
@@ -128,7 +132,7 @@ INLINE void affine_search(int n, int top, const float *x_memory, const float *w_
     best.min = choose(flat, first_min, best.min);
     for (int i = 0; i < n; i++) codes[i] = choose(flat, all(0), codes[i]);
     store_codes(codes, n, 0, code_memory);
-    for (int g = 0; g < FIT_LANES; g++) {
+    for (int g = 0; g < LANES; g++) {
         scales[g] = best.scale[g];
         minus_mins[g] = -best.min[g];
     }
@@ -139,7 +143,7 @@ INLINE void affine_search(int n, int top, const float *x_memory, const float *w_
 INLINE void symmetric_trial(int n, float half, const lanes *x, const lanes *w, lanes inverse, lanes *codes,
                             lanes *sum_xc, lanes *sum_c2) {
     *sum_xc = *sum_c2 = all(0);
-    for (int i = 0; i < n; i++) {
+    UNROLLED for (int i = 0; i < n; i++) {
         codes[i] = nearest(inverse * x[i], -half, half - 1);
         *sum_xc += w[i] * x[i] * codes[i];
         *sum_c2 += w[i] * codes[i] * codes[i];
@@ -170,34 +174,26 @@ INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const
     scale = choose(zero, all(0), scale);
     for (int i = 0; i < n; i++) codes[i] = choose(zero, all(-half), codes[i]);
     store_codes(codes, n, half, code_memory);
-    for (int g = 0; g < FIT_LANES; g++) scales[g] = scale[g];
+    for (int g = 0; g < LANES; g++) scales[g] = scale[g];
 }
 
-/* ---- the two group sizes as constants, so that the loops over a group are unrolled ---- */
+/* ---- group sizes and errors as constants: loops over a group have no branches, and unroll ---- */
 
-AVX2 void fit_affine_lanes(int n, int top, const float *x, const float *w, const struct fit_search *search,
+INLINE void affine_of_size(int n, int top, const float *x, const float *w, const struct fit_search *search,
                            uint8_t *codes, float *scales, float *minus_mins) {
-    if (n == 16)
-        affine_search(16, top, x, w, search, codes, scales, minus_mins);
+    if (n == 16 && search->absolute)
+        affine_search(16, top, true, x, w, search, codes, scales, minus_mins);
+    else if (n == 16)
+        affine_search(16, top, false, x, w, search, codes, scales, minus_mins);
+    else if (search->absolute)
+        affine_search(32, top, true, x, w, search, codes, scales, minus_mins);
     else
-        affine_search(32, top, x, w, search, codes, scales, minus_mins);
+        affine_search(32, top, false, x, w, search, codes, scales, minus_mins);
 }
 
-AVX2 void fit_symmetric_lanes(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales) {
+INLINE void symmetric_of_size(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales) {
     if (n == 16)
         symmetric_search(16, half, x, w, codes, scales);
     else
         symmetric_search(32, half, x, w, codes, scales);
 }
-
-bool fit_has_lanes(void) {
-    return __builtin_cpu_supports("avx2");
-}
-
-#else
-
-bool fit_has_lanes(void) {
-    return false;
-}
-
-#endif

@@ -4,7 +4,7 @@
  * A codec works on whole blocks and knows nothing of rows, threads or errors. A vectorised twin is a function of the
  * same type that gives the same bytes; it is selected only in the type's struct element_type.
  *
- * Order of files, each calling only those before it: half, desc, quantize_fit_lanes, quantize_fit, codebooks, codebook,
+ * Order of files, each calling only those before it: half, desc, quantize_fit_avx2, quantize_fit_avx512 (both of quantize_fit_lanes.h), quantize_fit, codebooks, codebook,
  * quantize_32, quantize_k_affine, quantize_k_symmetric, quantize_iq1, quantize_iq2, quantize_iq3, quantize_iq4,
  * quantize_mxfp4, quantize_ternary, plain, dtype (the table of all types), convert, summary.
  */
@@ -138,14 +138,16 @@ float fit_descent(int n, int half, const float *x, const float *w, uint8_t *code
  * of sub-blocks. Returns the scale. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* Implementations of the first two: for one group, and for FIT_LANES groups if the processor can (n is 16 or 32). */
-#define FIT_LANES 8
+/* The implementations of the first two: one group at a time, and where the processor can (fit_has_*) 8 and 16, n 16 or 32. */
+#define FIT_AT_ONCE 16
 float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
                         float *minus_min);
 float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint8_t *codes);
-bool fit_has_lanes(void);
-void fit_affine_lanes(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
-                      float *scales, float *minus_mins);
-void fit_symmetric_lanes(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales);
+typedef void fit_affine_fn(int n, int top, const float *x, const float *w, const struct fit_search *search,
+                           uint8_t *codes, float *scales, float *minus_mins);
+typedef void fit_symmetric_fn(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales);
+bool fit_has_avx2(void), fit_has_avx512(void);
+fit_affine_fn fit_affine_avx2, fit_affine_avx512;
+fit_symmetric_fn fit_symmetric_avx2, fit_symmetric_avx512;
 
 #endif

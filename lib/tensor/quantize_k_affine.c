@@ -134,11 +134,12 @@ INLINE void join(const struct layout *k, const struct quant_parts *p, uint8_t *b
 
 /* ---- encoding ---- */
 
-/* The fit of one block before its scales are quantized. */
+/* The fit of blocks side by side, as many as have FIT_AT_ONCE sub-blocks, before their scales are quantized. */
+#define MAX_BLOCKS 2
 struct fit {
-    float scales[MAX_SUBS], mins[MAX_SUBS]; /* the mins are negated: >= 0 */
-    float weight[MAX_SUBS];                 /* of each sub-block when its scale is fitted */
-    uint8_t codes[N];
+    float scales[FIT_AT_ONCE], mins[FIT_AT_ONCE]; /* the mins negated: >= 0 */
+    float weight[FIT_AT_ONCE];                    /* of each sub-block in the fit of the scales */
+    uint8_t codes[MAX_BLOCKS * N];
 };
 
 static float sum_of_squares(const float *x, int n) {
@@ -165,19 +166,17 @@ INLINE void weigh(const struct layout *k, const float *x, const float *importanc
     }
 }
 
-/* Returns false if a scale is not finite. */
-INLINE bool fit_sub_blocks(const struct layout *k, const float *x, const float *importance, struct fit *fit) {
-    float weights[N];
-    weigh(k, x, importance, weights);
-    fit_affine((size_t)k->n_subs, k->sub, (1 << k->bits) - 1, x, weights, search_for(k, importance != NULL), fit->codes,
-               fit->scales, fit->mins);
-    bool usable = true;
-    for (int s = 0; s < k->n_subs; s++) {
-        usable &= isfinite(fit->scales[s]) && isfinite(fit->mins[s]);
+INLINE void fit_blocks(const struct layout *k, size_t n_blocks, const float *x, const float *importance,
+                       struct fit *fit) {
+    float weights[MAX_BLOCKS * N];
+    for (size_t b = 0; b < n_blocks; b++) weigh(k, x + b * N, importance ? importance + b * N : NULL, weights + b * N);
+    size_t n = n_blocks * (size_t)k->n_subs;
+    fit_affine(n, k->sub, (1 << k->bits) - 1, x, weights, search_for(k, importance != NULL), fit->codes, fit->scales,
+               fit->mins);
+    for (size_t s = 0; s < n; s++) {
         fit->weight[s] = 0;
-        for (int l = 0; l < k->sub; l++) fit->weight[s] += weights[s * k->sub + l];
+        for (int l = 0; l < k->sub; l++) fit->weight[s] += weights[s * (size_t)k->sub + (size_t)l];
     }
-    return usable;
 }
 
 /* Rounds scales >= 0 to small integers: the largest becomes scale_top. */
@@ -200,26 +199,40 @@ INLINE void round_to_grid(const struct layout *k, const float *x, float d, float
     }
 }
 
+/* The i-th of the blocks that were fitted. False when one of its scales is not finite, also as f16. */
+INLINE bool put_block(const struct layout *k, const float *x, bool has_importance, struct fit *fit, size_t i,
+                      uint8_t *block) {
+    const float *fit_scales = fit->scales + i * (size_t)k->n_subs, *fit_mins = fit->mins + i * (size_t)k->n_subs;
+    const float *weight = fit->weight + i * (size_t)k->n_subs;
+    uint8_t scales[MAX_SUBS], mins[MAX_SUBS], *codes = fit->codes + i * N;
+    float d, dmin;
+    for (int s = 0; s < k->n_subs; s++)
+        if (!isfinite(fit_scales[s]) || !isfinite(fit_mins[s])) return false;
+    if (has_importance) {
+        d = fit_positive(k->n_subs, k->scale_top, fit_scales, weight, scales);
+        dmin = fit_positive(k->n_subs, k->scale_top, fit_mins, weight, mins);
+    } else {
+        d = round_scales(k, fit_scales, scales);
+        dmin = round_scales(k, fit_mins, mins);
+    }
+    if (!store_f16(block + k->d_at, d) || !store_f16(block + k->d_at + 2, dmin)) return false;
+    d = load_f16(block + k->d_at);
+    dmin = load_f16(block + k->d_at + 2);
+    pack_scales(k, scales, mins, block + k->scales_at);
+    round_to_grid(k, x, d, dmin, scales, mins, codes);
+    pack_codes(k, codes, block);
+    return true;
+}
+
 INLINE size_t encode(const struct layout *k, const float *x, uint8_t *block, size_t n_blocks,
                      const struct row_weights *w) {
-    for (size_t b = 0; b < n_blocks; b++, x += N, block += k->size) {
+    size_t at_once = (size_t)(FIT_AT_ONCE / k->n_subs);
+    for (size_t b = 0; b < n_blocks; b += at_once) {
         struct fit fit;
-        uint8_t scales[MAX_SUBS], mins[MAX_SUBS];
-        float d, dmin;
-        if (!fit_sub_blocks(k, x, w ? w->importance + b * N : NULL, &fit)) return b;
-        if (w) {
-            d = fit_positive(k->n_subs, k->scale_top, fit.scales, fit.weight, scales);
-            dmin = fit_positive(k->n_subs, k->scale_top, fit.mins, fit.weight, mins);
-        } else {
-            d = round_scales(k, fit.scales, scales);
-            dmin = round_scales(k, fit.mins, mins);
-        }
-        if (!store_f16(block + k->d_at, d) || !store_f16(block + k->d_at + 2, dmin)) return b;
-        d = load_f16(block + k->d_at);
-        dmin = load_f16(block + k->d_at + 2);
-        pack_scales(k, scales, mins, block + k->scales_at);
-        round_to_grid(k, x, d, dmin, scales, mins, fit.codes);
-        pack_codes(k, fit.codes, block);
+        size_t n = n_blocks - b < at_once ? n_blocks - b : at_once;
+        fit_blocks(k, n, x + b * N, w ? w->importance + b * N : NULL, &fit);
+        for (size_t i = 0; i < n; i++)
+            if (!put_block(k, x + (b + i) * N, w, &fit, i, block + (b + i) * k->size)) return b + i;
     }
     return n_blocks;
 }

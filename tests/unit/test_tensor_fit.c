@@ -11,7 +11,7 @@
 
 #include "lib/tensor/quantize_internal.h"
 
-enum { GROUPS = FIT_LANES, MAX = GROUPS * FIT_MAX_GROUP };
+enum { GROUPS = FIT_AT_ONCE, MAX = GROUPS * FIT_MAX_GROUP };
 
 /* Groups of every kind side by side, so that lanes that search, lanes that are flat and lanes of zeros meet. */
 static void fill(struct rng *r, int n, float *x, float *w) {
@@ -46,39 +46,46 @@ static void assert_same(float a, float b, const char *what) {
     if (!(isnan(a) && isnan(b)) && memcmp(&a, &b, sizeof a) != 0) fail_msg("%s: %a and %a", what, (double)a, (double)b);
 }
 
-static void test_lanes_equal_scalar(void **state) {
-    (void)state;
-    if (!fit_has_lanes()) skip();
+/* The first n_groups of them by a vectorised twin. */
+static void compare(struct rng *r, int round, int n_groups, fit_affine_fn *affine, fit_symmetric_fn *symmetric) {
     static const struct fit_search searches[] = {
         {-1.0f, 0.1f, 20, false}, {-0.5f, 0.1f, 15, true}, {-0.9f, 0.05f, 36, false}};
-    struct rng r = rng_init(1, 0);
-    for (int round = 0; round < 600; round++) {
-        int n = round % 2 ? 32 : 16, bits = 3 + round % 4;
-        float x[MAX], w[MAX], scales[GROUPS], mins[GROUPS];
-        uint8_t codes[MAX], expected[FIT_MAX_GROUP];
-        fill(&r, n, x, w);
-        fit_affine_lanes(n, (1 << bits) - 1, x, w, &searches[round % 3], codes, scales, mins);
-        for (int g = 0; g < GROUPS; g++) {
-            float min;
-            assert_same(
-                fit_affine_scalar(n, (1 << bits) - 1, x + g * n, w + g * n, &searches[round % 3], expected, &min),
-                scales[g], "affine scale");
-            assert_same(min, mins[g], "affine min");
-            assert_memory_equal(expected, codes + g * n, (size_t)n);
-        }
-        fit_symmetric_lanes(n, 1 << (bits - 1), x, w, codes, scales);
-        for (int g = 0; g < GROUPS; g++) {
-            assert_same(fit_symmetric_scalar(n, 1 << (bits - 1), x + g * n, w + g * n, expected), scales[g],
-                        "symmetric scale");
-            assert_memory_equal(expected, codes + g * n, (size_t)n);
-        }
+    int n = round % 2 ? 32 : 16, bits = 3 + round % 4;
+    float x[MAX], w[MAX], scales[GROUPS], mins[GROUPS];
+    uint8_t codes[MAX], expected[FIT_MAX_GROUP];
+    fill(r, n, x, w);
+    affine(n, (1 << bits) - 1, x, w, &searches[round % 3], codes, scales, mins);
+    for (int g = 0; g < n_groups; g++) {
+        float min;
+        assert_same(fit_affine_scalar(n, (1 << bits) - 1, x + g * n, w + g * n, &searches[round % 3], expected, &min),
+                    scales[g], "affine scale");
+        assert_same(min, mins[g], "affine min");
+        assert_memory_equal(expected, codes + g * n, (size_t)n);
+    }
+    symmetric(n, 1 << (bits - 1), x, w, codes, scales);
+    for (int g = 0; g < n_groups; g++) {
+        assert_same(fit_symmetric_scalar(n, 1 << (bits - 1), x + g * n, w + g * n, expected), scales[g],
+                    "symmetric scale");
+        assert_memory_equal(expected, codes + g * n, (size_t)n);
     }
 }
 
-/* Any number of groups: the eights and the rest join without a seam. */
+static void test_lanes_equal_scalar(void **state) {
+    (void)state;
+    if (!fit_has_avx2()) skip();
+#ifdef __x86_64__
+    struct rng r = rng_init(1, 0);
+    for (int round = 0; round < 600; round++) {
+        compare(&r, round, 8, fit_affine_avx2, fit_symmetric_avx2);
+        if (fit_has_avx512()) compare(&r, round, 16, fit_affine_avx512, fit_symmetric_avx512);
+    }
+#endif
+}
+
+/* Any number of groups: the sixteens, the eights and the rest join without a seam. */
 static void test_any_number_of_groups(void **state) {
     (void)state;
-    enum { N = 32, MOST = 20 };
+    enum { N = 32, MOST = 40 };
     static const struct fit_search search = {-0.9f, 0.05f, 36, false};
     static float x[MOST * N + MAX], w[MOST * N + MAX];
     struct rng r = rng_init(2, 0);
