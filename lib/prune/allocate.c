@@ -1,10 +1,10 @@
-/* How a share of zeros is spread over the layers: by the outliers of each (OWL). */
+/* Distributes a total sparsity over the layers by the outliers of each (OWL). */
 #include <math.h>
 #include <string.h>
 
 #include "lib/prune/prune_internal.h"
 
-#define MOST  0.999 /* of a layer */
+#define MOST  0.999 /* share of a layer */
 #define STEPS 200   /* of bisection */
 
 /* ---- a total ----------------------------------------------------------------------------------------------------- */
@@ -13,7 +13,7 @@ static double clamp(double share) {
     return share < 0 ? 0 : share > MOST ? MOST : share;
 }
 
-/* The zeros with all shares moved by so much. */
+/* The number of zeros after shifting all shares by `by`. */
 static double zeros_at(const double *share, const double *weights, size_t n, double by) {
     double sum = 0;
     for (size_t i = 0; i < n; i++) sum += weights[i] * clamp(share[i] + by);
@@ -42,9 +42,9 @@ void prune_shift_to(double *share, const double *weights, size_t n, double total
 struct owl {
     const struct prune_owl *o;
     const struct model_config *config;
-    struct buf norms;  /* f64: of the inputs of the matrix at hand */
-    struct buf scores; /* f32: |w| times the norm of its input, of the matrices of the layer at hand */
-    double *outliers;  /* [n_layers]: their share of the layer's weights */
+    struct buf norms;  /* f64: of the inputs of the current matrix */
+    struct buf scores; /* f32: |w| times the norm of its input, over the matrices of the current layer */
+    double *outliers;  /* [n_layers] share of outliers in the layer */
     double *weights;   /* [n_layers] */
 };
 
@@ -57,7 +57,7 @@ static int add_matrix(struct owl *w, struct model_slot s, const struct tensor_de
     int rc = buf_reserve(&w->norms, cols * sizeof(double), e);
     double *norms = (void *)w->norms.data;
     if (!rc) rc = prune_input_norms(w->o->stats, &w->o->squares, w->config, s, cols, norms, &found, e);
-    if (rc || !found) return rc; /* an expert that no position took */
+    if (rc || !found) return rc; /* an expert that no position was routed to */
     size_t first = w->scores.len / sizeof(float);
     if (buf_reserve(&w->scores, n * sizeof(float), e)) return e->code;
     float *x = (float *)(void *)w->scores.data + first;
@@ -67,7 +67,7 @@ static int add_matrix(struct owl *w, struct model_slot s, const struct tensor_de
     return 0;
 }
 
-/* The share of the layer's scores that are more than so many times their mean. */
+/* The share of scores that exceed `outlier` times their mean. */
 static void end_layer(struct owl *w, uint32_t layer) {
     const float *x = (const float *)(const void *)w->scores.data;
     size_t n = w->scores.len / sizeof *x, above = 0;
@@ -88,7 +88,7 @@ static int see_tensor(void *ctx, struct model_slot s, const struct tensor_desc *
     return rc ? err_prefix(e, "tensor '%s'", d->name) : 0;
 }
 
-/* Density rises with the share of outliers, over a range of twice the spread. */
+/* The density rises linearly with the share of outliers, over a range of 2 * spread. */
 static void spread(const struct owl *w, const struct prune_owl *o, double *share) {
     size_t n = w->config->n_layers;
     double low = INFINITY, high = 0;

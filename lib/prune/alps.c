@@ -1,24 +1,25 @@
-/* The mask of least error, by alternating directions. */
+/* ALPS: searches the mask of least error by the alternating direction method of multipliers (ADMM). */
 #include <math.h>
 #include <string.h>
 
 #include "lib/prune/second_order.h"
 
-/* The first penalty, its highest, and when the mask is looked at are as published implementations have them; the lowest is ours. */
+/* The first and highest penalty and the interval of mask checks follow published implementations; the lowest is
+ * ours. */
 #define RHO_FIRST   0.1
 #define RHO_LOWEST  1e-5
 #define RHO_HIGHEST 1e6
-#define EVERY       3   /* steps between two looks at the mask */
+#define EVERY       3   /* steps between mask checks */
 #define MOST        300 /* steps */
 
-/* In units in which the Gram matrix has a diagonal of 1, but for the ridge. All matrices are [rows][cols]. */
+/* Scaled so that the Gram matrix with its ridge has unit diagonal. Matrices are [rows][cols] unless noted. */
 struct alps {
-    size_t rows, cols, n, kept; /* n = rows cols; weights that stay */
+    size_t rows, cols, n, kept; /* n = rows cols; kept: nonzero weights */
     struct prune_sparsity s;
     float *norms;              /* [cols] */
-    float *gram, *inverse, *u; /* [cols][cols]; inverse: of gram + rho */
-    float *b, *v, *w, *d, *x;  /* b: what gram w should be; v: the multipliers; x: scratch */
-    unsigned char *mask;       /* of d, when it was last looked at: does it stay? */
+    float *gram, *inverse, *u; /* [cols][cols]; inverse of gram + rho */
+    float *b, *v, *w, *d, *x;  /* b: target of w gram; v: multipliers; x: scratch */
+    unsigned char *mask;       /* nonzero weights of d at the last check */
     double rho;
 };
 
@@ -34,7 +35,7 @@ static int invert(struct alps *a, struct err *e) {
     return 0;
 }
 
-/* d: the largest of itself. */
+/* Projects d onto its largest weights. */
 static void project(struct alps *a) {
     if (a->s.m)
         kernel_zero_groups(a->d, NULL, a->rows, a->cols, a->s.n, a->s.m);
@@ -42,7 +43,7 @@ static void project(struct alps *a) {
         (void)kernel_zero_smallest(a->d, a->n, prune_gone(a->s.share, a->n), a->x);
 }
 
-/* Compares the mask of d with the one that is kept, and keeps it. */
+/* Counts changes of d's mask since the last check, and records it. */
 static size_t moved(struct alps *a) {
     size_t changed = 0;
     for (size_t i = 0; i < a->n; i++) {
@@ -60,7 +61,7 @@ static void begin(struct alps *a, const float *w) {
     (void)moved(a);
 }
 
-/* w = (gram + rho)^-1 (b - v + rho d), d = largest of w + v / rho, v += rho (w - d). */
+/* w = (gram + rho)^-1 (b - v + rho d), d = projection of w + v / rho, v += rho (w - d). */
 static void step(struct alps *a) {
     float rho = (float)a->rho;
     for (size_t i = 0; i < a->n; i++) a->x[i] = a->b[i] - a->v[i] + rho * a->d[i];
@@ -70,7 +71,8 @@ static void step(struct alps *a) {
     for (size_t i = 0; i < a->n; i++) a->v[i] += rho * (a->w[i] - a->d[i]);
 }
 
-/* The penalty grows faster the more the mask moves. While it has not moved at all, the penalty is too high: it falls. */
+/* The penalty grows faster the more the mask changes. As long as it has never changed, the penalty is too high and is
+ * lowered. */
 static int find_mask(struct alps *a, const float *w, struct err *e) {
     bool growing = false;
     a->rho = RHO_FIRST;
@@ -114,7 +116,7 @@ static void release(struct alps *a) {
     mem_free(a->mask);
 }
 
-/* An input that has always been 0 has norm 1: then its weights have no share in anything. */
+/* An input that was always 0 gets norm 1, so its weights affect nothing. */
 static void scale(struct alps *a, const struct prune_fit *fit) {
     size_t n = a->cols;
     for (size_t i = 0; i < n; i++) {

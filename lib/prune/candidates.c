@@ -1,10 +1,10 @@
-/* Shapes for a target that are measured one after another: the score learns from each what the parts of this model are worth. */
+/* Proposes shapes for a target, to be measured one at a time, and fits the cost model to the measurements. */
 #include <math.h>
 
 #include "lib/prune/target.h"
 
-#define DEAR  2    /* how much more an axis counts that is spared in the first proposals */
-#define PRIOR 0.05 /* the square of how far the fit is off (in logarithms), for which a factor may be off from 1 by e */
+#define DEAR  2    /* factor on the loss of the axes spared in the first proposals */
+#define PRIOR 0.05 /* weight of the prior: a factor off by e costs as much as this squared misfit (in logarithms) */
 #define FLOOR 1e-12
 
 struct judged {
@@ -16,16 +16,16 @@ struct prune_candidates {
     struct model_config from;
     struct prune_plan plan;
     struct target target;
-    struct judged *judged; /* [n_judged], and the one that is to be judged after them */
+    struct judged *judged; /* [n_judged], followed by the one to be judged next */
     size_t n_judged, proposals;
     struct arena memory;
 };
 
-/* ---- what the score learns --------------------------------------------------------------------------------------------------- */
+/* ---- fitting the cost model -------------------------------------------------------------------------------------- */
 
 enum { HEADS, CHANNELS, LAYERS, POWER, FACTORS };
 
-/* x: logarithms of the factors by which a cost differs from the score's. */
+/* x: logarithms of the factors applied to TARGET_COST. */
 static struct target_cost cost_of(const double *x) {
     struct target_cost c = TARGET_COST;
     c.heads *= exp(x[HEADS]);
@@ -42,7 +42,7 @@ static double predicted(const struct prune_candidates *c, const struct prune_sha
     return log(loss > FLOOR ? loss : FLOOR);
 }
 
-/* Squares of the differences of logarithms; what all have in common is only the unit of the score. */
+/* Squared differences of logarithms, up to a common offset, which is only the unit of the score. */
 static double misfit(const struct prune_candidates *c, const double *x) {
     double sum = 0, squares = 0, prior = 0;
     for (size_t i = 0; i < c->n_judged; i++) {
@@ -54,7 +54,7 @@ static double misfit(const struct prune_candidates *c, const double *x) {
     return squares - sum * sum / (double)c->n_judged + PRIOR * prior;
 }
 
-/* Least squares, one factor after another: few numbers, and no derivatives. */
+/* Coordinate descent: few variables, and no derivatives needed. */
 static void fit(const struct prune_candidates *c, double x[FACTORS]) {
     double best = misfit(c, x);
     for (double step = 0.5; step > 0.01; step /= 2) {
@@ -74,7 +74,7 @@ static void fit(const struct prune_candidates *c, double x[FACTORS]) {
     }
 }
 
-/* ---- proposals ---------------------------------------------------------------------------------------------------------------- */
+/* ---- proposals --------------------------------------------------------------------------------------------------- */
 
 static bool is_new(const struct prune_candidates *c, const struct prune_shape *layers) {
     for (size_t i = 0; i < c->n_judged; i++)
@@ -82,7 +82,7 @@ static bool is_new(const struct prune_candidates *c, const struct prune_shape *l
     return true;
 }
 
-/* The best by this cost that is new. */
+/* The best unmeasured shape under this cost. */
 static int propose(struct prune_candidates *c, const double *x, const struct prune_shape **shape, struct err *e) {
     const struct target_cost cost = cost_of(x);
     struct target *t = &c->target;
@@ -93,7 +93,8 @@ static int propose(struct prune_candidates *c, const double *x, const struct pru
     return 0;
 }
 
-/* Of layers that differ there is one best allocation for a cost, so others are found by other powers: the larger, the more even. */
+/* With uneven layers a cost has a single best allocation, so others are found by varying the power: larger is more
+ * even. */
 static int vary(struct prune_candidates *c, double *x, const struct prune_shape **shape, struct err *e) {
     static const double powers[] = {1, 1.5, 0.75, 2, 0.625, 3, 0.5, 4};
     double power = x[POWER];
@@ -143,7 +144,7 @@ const struct prune_shape *prune_candidates_best(const struct prune_candidates *c
     return best ? best->layers : NULL;
 }
 
-/* ---- all of it ---------------------------------------------------------------------------------------------------------------- */
+/* ---- lifecycle --------------------------------------------------------------------------------------------------- */
 
 static int begin(struct prune_candidates *c, const struct model *m, const struct prune_options *o, size_t most,
                  struct err *e) {

@@ -1,4 +1,4 @@
-/* Chooses the best of some scores. */
+/* Selects the highest of a list of scores. */
 #include "lib/prune/prune_internal.h"
 
 #include <stdlib.h>

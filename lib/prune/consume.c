@@ -1,11 +1,11 @@
-/* The matrix that reads a pruned axis, fitted to what its part of the model gave. */
+/* Refits the matrix that reads a pruned axis to the original outputs of its block. */
 #include <string.h>
 
 #include "lib/prune/second_order.h"
 
-#define TRIES 4 /* more, with ten times the damping each */
+#define TRIES 4 /* further attempts, each with ten times the damping */
 
-/* Rows and columns of the Gram matrix, or columns of b or w, that are kept. */
+/* Gathers the kept rows and columns of the Gram matrix (both), or the kept columns of b or w. */
 static float *gather(const float *x, size_t rows, size_t cols, const struct prune_kept *kept, bool both,
                      struct err *e) {
     size_t n = kept->at ? kept->n : cols, m = both ? n : rows;
@@ -17,7 +17,7 @@ static float *gather(const float *x, size_t rows, size_t cols, const struct prun
     return out;
 }
 
-/* w = (b + a w0)(G + a)^-1 of the kept inputs, a what the damping adds. */
+/* w = (b + a w0)(G + a)^-1 for the kept inputs, with a the damping term. */
 static int solve(const struct prune_consumer *c, const struct prune_kept *kept, float *gram, float *b, float *w,
                  struct err *e) {
     struct obs_options how = {.damp = c->damp, .tries = TRIES};

@@ -1,19 +1,19 @@
-/* Which layers can be missed, by the true divergence of the model without them. */
+/* Chooses layers to remove by the measured divergence of the model without them. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/judge/judge.h"
 #include "lib/prune/prune.h"
 
-#define TRIES 8 /* layers that are tried for each that goes, but for the first */
+#define TRIES 8 /* layers tried per removal after the first */
 
 struct search {
     struct judge j;
-    double *cost; /* [n_layers], beside j.layers: what the layer added to the divergence when it was last tried */
-    double kl;    /* without those that went */
+    double *cost; /* [n_layers], parallel to j.layers: increase in divergence when the layer was last tried */
+    double kl;    /* without the layers removed so far */
 };
 
-/* The mean divergence without the i-th layer that is kept. */
+/* The mean divergence without the i-th remaining layer. */
 static int try_without(struct search *s, size_t i, double *kl, struct err *e) {
     struct judge *j = &s->j;
     int rc = judge_try(j, i, j->layers + i + 1, j->n - i - 1, NULL, kl, e);
@@ -22,7 +22,7 @@ static int try_without(struct search *s, size_t i, double *kl, struct err *e) {
     return rc;
 }
 
-/* The layer that cost least when it was last tried, of those that have not been tried since; SIZE_MAX: all have. */
+/* The cheapest untried layer by its last known cost; SIZE_MAX: all have been tried. */
 static size_t next_to_try(const struct search *s, const unsigned char *tried) {
     size_t best = SIZE_MAX;
     for (size_t i = 0; i < s->j.n; i++)
@@ -30,7 +30,8 @@ static size_t next_to_try(const struct search *s, const unsigned char *tried) {
     return best;
 }
 
-/* Lazily: a layer that costs more than the best so far when it was last tried is not tried again, nor more than so many. */
+/* Lazy evaluation: stops at the first layer whose last known cost is no better than the best found, or after `most`
+ * trials. */
 static int drop_one(struct search *s, size_t most, uint32_t *layer, double *kl, struct err *e) {
     struct judge *j = &s->j;
     unsigned char tried[MODEL_MAX_LAYERS] = {0};

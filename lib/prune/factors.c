@@ -1,7 +1,7 @@
-/* Matrices of a layer in memory into low-rank factors, and back. */
+/* Splits matrices of a layer in memory into low-rank factors, and multiplies factors again. */
 #include "lib/prune/second_order.h"
 
-/* A quantized tensor becomes f32; dims are of a matrix. */
+/* Redescribes t as a matrix [rows][cols] without blocks; a quantized type becomes f32. */
 static int reshape(struct prune_tensor *t, const struct tensor_desc *like, uint64_t rows, uint64_t cols,
                    struct err *e) {
     uint64_t dims[2] = {rows, cols};

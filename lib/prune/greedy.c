@@ -1,14 +1,14 @@
-/* Which columns of a matrix can be missed, when the others make up for them. */
+/* Chooses the columns of a matrix to remove, with the remaining columns compensating. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/prune/second_order.h"
 
-/* A matrix and the inverse of its Gram matrix, while columns go. Those that went are 0 in both. */
+/* A matrix and the inverse of its Gram matrix during elimination. Removed columns are 0 in both. */
 struct elimination {
     float *w, *inverse;
     size_t rows, cols;
-    const float *weight; /* while a column goes: [rows] w of it over its diagonal, ... */
+    const float *weight; /* for the column being removed: [rows] w of it over its diagonal, ... */
     const float *line;   /* ... and [cols] its row of the inverse */
     double diagonal;
     double *norms; /* [cols] of the columns of w, squared */
@@ -27,7 +27,7 @@ static void eliminate_row(void *ctx, size_t r, int thread) {
     for (size_t i = 0; i < g->cols; i++) x[i] -= by * g->row[i];
 }
 
-/* Column j goes: w -= w_j (G^-1)_j / d, and G^-1 becomes that of the inputs without it. */
+/* Removes column j: w -= w_j (G^-1)_j / d, and downdates G^-1 to the inputs without it. */
 static void eliminate(struct elimination *g, size_t j) {
     for (size_t r = 0; r < g->rows; r++) g->column[r] = g->w[r * g->cols + j];
     memcpy(g->row, g->inverse + j * g->cols, g->cols * sizeof *g->row);
@@ -57,7 +57,7 @@ static double column_norm2(const struct elimination *g, size_t j) {
     return sum;
 }
 
-/* The columns of one unit go one after another, of a copy: what each costs then adds up to what the unit costs. */
+/* Eliminates the columns of a unit one by one on a copy; their costs add up to the cost of the unit. */
 static double unit_cost(const struct prune_matrix *w, const float *inverse, size_t first, size_t width,
                         struct elimination *g) {
     double cost = 0;
@@ -85,7 +85,7 @@ int prune_unit_costs(const struct prune_matrix *w, const float *inverse, size_t 
     return rc;
 }
 
-/* Costs of single columns, of those that are left. */
+/* Costs of the remaining columns, each alone. */
 static void column_costs(struct elimination *g, float *norms, double *cost) {
     memset(norms, 0, g->cols * sizeof *norms);
     kernel_col_norms2(norms, g->w, g->rows, g->cols);

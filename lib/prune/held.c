@@ -1,4 +1,4 @@
-/* What pruning layer by layer, with data, does with tensors in memory, and what the output has before them. */
+/* Helpers for pruning layer by layer with data: the head of the output, and tensors held in memory. */
 #include <string.h>
 
 #include "lib/prune/second_order.h"

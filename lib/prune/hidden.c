@@ -1,12 +1,12 @@
-/* A narrower residual stream, layer by layer: what reads it is fitted to what it gave, what adds to it to what it is short of. */
+/* Narrows the residual stream layer by layer, refitting the matrices that read from it and add to it. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/prune/second_order.h"
 
 /*
- * Channels that go are 0 meanwhile, and the model runs in its old shape: a norm then divides by the root of the sum over all of them, which
- * the gains and the epsilon of the new shape make good.
+ * Removed channels are zeroed and the model runs in its old shape, so norms still divide by the mean over all channels;
+ * the gains and the epsilon of the new shape account for that.
  */
 struct narrowing {
     const struct prune_walk *k;
@@ -17,9 +17,9 @@ struct narrowing {
     uint64_t positions;
     struct prune_kept kept;
     unsigned char *stays;   /* [hidden] */
-    struct stats_part held; /* the layer at hand */
+    struct stats_part held; /* the current layer */
     float *embed;           /* [hidden][hidden] e^T e of a tied embedding */
-    struct prune_layer one; /* a tensor on its way out */
+    struct prune_layer one; /* the tensor being written */
     struct buf scratch;
     struct arena memory;
 };
@@ -28,7 +28,7 @@ static bool along(enum model_axis axis) {
     return axis == AXIS_HIDDEN || axis == AXIS_EMBED;
 }
 
-/* Rows or columns that go become 0. */
+/* Zeroes the removed rows or columns. */
 static void clear(const struct narrowing *q, struct model_param *p) {
     const struct model_role_info *info = model_role_info(p->slot.role);
     size_t rows = p->desc.dims[0], cols = p->desc.rank == 2 ? p->desc.dims[1] : 1;
@@ -61,7 +61,7 @@ static int write_part(struct narrowing *q, struct err *e) {
     return rc;
 }
 
-/* The norm gives of the channels that stay what it gave, as far as the mean of all is concerned. */
+/* Rescales the gain so that the remaining channels keep their magnitude despite the smaller mean. */
 static void scale_gain(const struct narrowing *q, enum model_role norm, uint32_t layer) {
     struct model_param *p = model_param(q->m, norm, layer);
     float *x = model_host_value(p);
@@ -69,7 +69,7 @@ static void scale_gain(const struct narrowing *q, enum model_role norm, uint32_t
     for (uint64_t i = 0; i < p->n; i++) x[i] = q->stays[i] ? (float)(x[i] * by) : 0;
 }
 
-/* ---- a layer ------------------------------------------------------------------------------------------------------------- */
+/* ---- a layer ----------------------------------------------------------------------------------------------------- */
 
 static int report_fit(const struct narrowing *q, const struct model_param *p, const struct prune_matrix *w,
                       const float *gram, const float *was, struct err *e) {
@@ -78,7 +78,7 @@ static int report_fit(const struct narrowing *q, const struct model_param *p, co
     return rc || !q->plan->o->sparse ? rc : q->plan->o->sparse(q->plan->o->sparse_ctx, &t, e);
 }
 
-/* b = w (gram + shift) + residual / scale, and w of the columns that are kept becomes that of the least squares. */
+/* Refits the kept columns of w by least squares, with b = w (gram + shift) + residual / scale. */
 static int fit(struct narrowing *q, struct model_param *p, const struct stats_moments *m, const struct prune_kept *kept,
                struct err *e) {
     size_t rows = p->desc.dims[0], n = p->desc.dims[1];
@@ -103,7 +103,7 @@ static int fit(struct narrowing *q, struct model_param *p, const struct stats_mo
     return rc ? err_prefix(e, "tensor '%s'", p->desc.name) : 0;
 }
 
-/* The matrices that read from a point. */
+/* Refits the matrices that read from a point. */
 static int fit_readers(struct narrowing *q, uint32_t layer, enum model_point point, struct err *e) {
     struct stats_moments m = {0};
     bool adds = point == POINT_O_IN || point == POINT_DOWN_IN;
@@ -139,7 +139,7 @@ static int narrow_layer(struct narrowing *q, uint32_t layer, struct err *e) {
     return rc ? err_prefix(e, "layer %u", layer) : 0;
 }
 
-/* ---- before and after the layers -------------------------------------------------------------------------------------------- */
+/* ---- before and after the layers --------------------------------------------------------------------------------- */
 
 static int narrow_embedding(struct narrowing *q, struct err *e) {
     const struct model_param *p = model_param(q->m, ROLE_EMBED, 0);
@@ -171,7 +171,7 @@ static void norm_row(void *ctx, size_t r, int thread) {
     for (size_t i = 0; i < f->n; i++) f->y[r * f->n + i] = (float)(x[i] * by * f->gain[i]);
 }
 
-/* What the final norm gives now, y, and gave, x: gram = sum y y^T, cross = sum x y^T. */
+/* Moments of the final norm's outputs, y now and x in the original: gram = sum y y^T, cross = sum x y^T. */
 static int final_moments(struct narrowing *q, const float *was, const float *now, float *gram, float *cross,
                          struct err *e) {
     size_t n = q->m->config.hidden;
@@ -190,8 +190,8 @@ static int final_moments(struct narrowing *q, const float *was, const float *now
     return rc;
 }
 
-/* A tied head stays what it is, and the gain before it takes the values that leave the least error of the logits: with e the
- * embedding, min sum |e x - e diag(d) y|^2, whose normal matrix is (e^T e) * gram, element by element. */
+/* A tied head is unchanged; instead the gain before it is fitted to the logits: with e the embedding, min sum |e x - e
+ * diag(d) y|^2, whose normal matrix is the elementwise product of e^T e and gram. */
 static int fit_gain(struct narrowing *q, float *gain, float *gram, const float *cross, struct err *e) {
     size_t n = q->m->config.hidden;
     float *d = mem_array(n, sizeof *d, e), *b = d ? mem_array(n, sizeof *b, e) : NULL;
@@ -242,7 +242,7 @@ static int narrow_end(struct narrowing *q, struct err *e) {
     return rc ? err_prefix(e, "the head") : 0;
 }
 
-/* ---- the model --------------------------------------------------------------------------------------------------------------- */
+/* ---- the model --------------------------------------------------------------------------------------------------- */
 
 static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err *e) {
     struct narrowing *q = ctx;

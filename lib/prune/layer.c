@@ -1,4 +1,4 @@
-/* Removes channels and head groups from a layer: scores, choice, and the rows and columns that belong together. */
+/* Removes channels and head groups from a layer: scores, selection, and the rows and columns that belong together. */
 #include "lib/prune/prune_internal.h"
 
 #include <math.h>
@@ -13,13 +13,13 @@ void prune_layer_release(struct prune_layer *l) {
     }
 }
 
-/* ---- taking out -------------------------------------------------------------------------------------------------- */
+/* ---- removal ----------------------------------------------------------------------------------------------------- */
 
 static float *values(struct prune_layer *l, enum model_role role) {
     return (float *)l->tensor[role].data.data;
 }
 
-/* Gathers into the tensor's spare buffer and swaps the two: both keep their memory from layer to layer. */
+/* Returns the tensor's spare buffer for gathering; swap_spare then swaps the two, so both are reused across layers. */
 static float *spare(struct prune_layer *l, enum model_role role, uint64_t n, struct err *e) {
     struct buf *b = &l->tensor[role].spare;
     b->len = 0;
@@ -77,7 +77,6 @@ int prune_keep_along_role(struct prune_layer *l, enum model_role role, enum mode
     return rc;
 }
 
-/* All tensors of the layer along an axis, whatever the architecture calls them. */
 int prune_keep_along(struct prune_layer *l, enum model_axis axis, const uint32_t *keep, uint32_t n, struct err *e) {
     int rc = 0;
     for (int r = 0; !rc && r < ROLE_COUNT; r++)
@@ -112,7 +111,7 @@ static int add_weight_norms(struct prune_layer *l, enum model_axis axis, uint32_
     return 0;
 }
 
-/* The same from activations at a calibration point, whose columns lie along the axis (Minitron, Muralidharan et al.
+/* Likewise from activations at a calibration point, whose columns lie along the axis (Minitron, Muralidharan et al.
  * 2024). */
 static void add_activations(const struct stats *s, enum model_point point, struct model_slot slot, uint64_t n,
                             uint32_t width, double *score) {
@@ -120,14 +119,14 @@ static void add_activations(const struct stats *s, enum model_point point, struc
     for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
 }
 
-/* The same as |w dL/dw|, summed over all tensors along the axis. */
+/* Likewise from |w dL/dw|, summed over all tensors along the axis. */
 static void add_taylor(const struct stats *s, enum model_axis axis, struct model_slot slot, uint64_t n, uint32_t width,
                        double *score) {
     const double *seen = stats_taylor(s, axis, slot);
     for (uint64_t i = 0; i < n; i++) score[i / width] += seen[i];
 }
 
-/* The same as variances of what a matrix reads, times the squared norms of its columns. */
+/* Likewise from the variances of the inputs of a matrix, times the squared norms of its columns. */
 static int add_fluctuation(struct prune_layer *l, const struct stats *s, enum model_point point, struct model_slot slot,
                            uint32_t width, double *score, struct arena *a, struct err *e) {
     const struct tensor_desc *d = &l->tensor[slot.role].desc;
@@ -144,11 +143,11 @@ static int add_fluctuation(struct prune_layer *l, const struct stats *s, enum mo
     return 0;
 }
 
-/* What the elements along an axis count, score[i / width]; slot: of the matrix that reads them at `point`. */
+/* Adds the scores of the elements along an axis to score[i / width]; slot: the matrix that reads them at `point`. */
 static int add_scores(struct prune_layer *l, const struct prune_plan *p, enum model_axis axis, enum model_point point,
                       struct model_slot slot, uint32_t width, double *score, struct arena *a, struct err *e) {
     uint64_t n = model_axis_size(p->from, axis, slot.layer);
-    bool is_read = model_point_axis(point) == axis; /* keys and values are not: what comes of them is */
+    bool is_read = model_point_axis(point) == axis; /* not keys and values, read only through attention */
     switch (p->o->score) {
     case PRUNE_BY_STATS:
         if (is_read) add_activations(p->o->stats, point, slot, n, width, score);
@@ -161,7 +160,7 @@ static int add_scores(struct prune_layer *l, const struct prune_plan *p, enum mo
     return add_weight_norms(l, axis, width, score, a, e);
 }
 
-/* bias += w mean(x) over the inputs that go. */
+/* bias += w mean(x) over the removed inputs. */
 static void compensate(struct prune_layer *l, const struct prune_plan *p, enum model_point point,
                        struct model_slot slot, enum model_role bias, const struct prune_kept *kept) {
     const struct tensor_desc *d = &l->tensor[slot.role].desc;
@@ -217,7 +216,7 @@ static int shrink_channels(struct prune_layer *l, const struct prune_plan *p, co
     return rc;
 }
 
-/* ---- attention: key/value heads with the query heads that read them, and query heads of these --------------------- */
+/* ---- attention: key/value heads with the query heads that read them, and query heads of these -------------------- */
 
 /* Elements [i * width, (i + 1) * width) for each kept i. */
 static int spread(struct prune_kept *out, const uint32_t *kept, uint32_t n, uint32_t width, struct arena *a,
@@ -237,7 +236,7 @@ int prune_take_heads(const struct prune_plan *p, uint32_t layer, const struct pr
     uint32_t *key = best ? arena_array(a, to->n_kv_heads, sizeof *key, e) : NULL;
     uint32_t *query = key ? arena_array(a, to->n_heads, sizeof *query, e) : NULL;
     if (!query) return e->code;
-    for (uint32_t g = 0; g < groups; g++) { /* a group counts what those of its heads do that would stay */
+    for (uint32_t g = 0; g < groups; g++) { /* a group scores by its heads that would stay */
         if (prune_choose(s->query + g * each, each, of_each, best + g * of_each, a, e)) return e->code;
         score[g] = s->key[g];
         for (uint32_t i = 0; i < of_each; i++) score[g] += s->query[g * each + best[g * of_each + i]];

@@ -1,4 +1,4 @@
-/* Layer by layer, with data: the plan, and which of the three ways it takes. */
+/* Pruning with data, layer by layer: makes the plan and selects the path for weights, structure or residual stream. */
 #include "lib/prune/second_order.h"
 
 static bool has_structure(const struct prune_plan *p) {

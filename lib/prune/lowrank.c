@@ -1,24 +1,25 @@
-/* A matrix as two low-rank factors: a truncated singular value decomposition of what it does to whitened inputs. */
+/* Low-rank factors of a matrix, by a truncated singular value decomposition on whitened inputs. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/prune/second_order.h"
 
-/* With H = S S^T of the inputs, damped: a = w S = U sigma V^T, of which the largest singular values stay. The eigenvectors of the smaller of
- * a a^T and a^T a are U or V. All in f64: the squares of singular values spread over twice as many powers of ten as they do. */
+/* With the damped Gram matrix of the inputs H = S S^T: a = w S = U sigma V^T, truncated to the largest singular values.
+ * The eigenvectors of the smaller of a a^T and a^T a are U or V. All in f64, because squared singular values span twice
+ * as many orders of magnitude. */
 struct decomposition {
     const struct prune_matrix *w;
     const struct obs_factor *f; /* u = S^-1; NULL: S = 1 */
     double *x;                  /* [rows][cols] w, with the columns of dead inputs 0 */
     double *a;                  /* [rows][cols] */
-    double *vectors;            /* [n][n], n = min(rows, cols): the rows are columns of U or V */
+    double *vectors;            /* [n][n], n = min(rows, cols): its rows are the columns of U or V */
     double *values;             /* [n] sigma^2, descending */
     double *scratch;            /* of kernel_eigen */
     double *product;            /* [rank][cols] or [rows][rank] */
     size_t n, rank;
 };
 
-/* ---- products in f64 ---------------------------------------------------------------------------------------------- */
+/* ---- products in f64 --------------------------------------------------------------------------------------------- */
 
 /* out [m][n] = a b, where element (i, p) of a is a[i * row + p * col], b [k][n]. */
 struct product {
@@ -48,9 +49,9 @@ static void transpose(double *out, const double *x, size_t rows, size_t cols) {
         for (size_t k = 0; k < cols; k++) out[k * rows + i] = x[i * cols + k];
 }
 
-/* ---- w S ----------------------------------------------------------------------------------------------------------- */
+/* ---- w S --------------------------------------------------------------------------------------------------------- */
 
-/* A row of a solves a u = w: by substitution, u being upper triangular. */
+/* A row of a solves a u = w by substitution, since u is upper triangular. */
 static void whiten_row(void *ctx, size_t row, int thread) {
     const struct decomposition *d = ctx;
     size_t n = d->w->cols;
@@ -70,19 +71,19 @@ static void whiten(struct decomposition *d) {
     if (d->f) parallel_for(rows, whiten_row, d);
 }
 
-/* ---- the factors --------------------------------------------------------------------------------------------------- */
+/* ---- the factors ------------------------------------------------------------------------------------------------- */
 
 static int decompose(struct decomposition *d, struct err *e) {
     if (kernel_eigen(d->vectors, d->values, d->n, d->scratch)) return 0;
     return err_set(e, ERR_DATA, "no singular value decomposition is found");
 }
 
-/* sigma^(1/2) of a singular value; 1 of those that are zero but for rounding, whose vectors do nothing. */
+/* sigma^(1/2); 1 for singular values that are zero up to rounding, whose vectors contribute nothing. */
 static double root_of_sigma(const struct decomposition *d, size_t i) {
     return d->values[i] > 1e-28 * d->values[0] ? sqrt(sqrt(d->values[i])) : 1;
 }
 
-/* out [rows][cols] = x, with row i times (or, inverse, divided by) the root of singular value i. */
+/* out [rows][cols] = x with row i multiplied by the root of singular value i, or divided by it if inverse. */
 static void scale_rows(const struct decomposition *d, const double *x, size_t cols, bool inverse, float *out) {
     for (size_t i = 0; i < d->rank; i++) {
         double root = root_of_sigma(d, i), by = inverse ? 1 / root : root;
@@ -97,7 +98,7 @@ static void scale_cols(const struct decomposition *d, const double *x, size_t ro
     }
 }
 
-/* Of a a^T = U sigma^2 U^T: w becomes U U^T w, first = sigma^(-1/2) U^T w, second = U sigma^(1/2). */
+/* From a a^T = U sigma^2 U^T: w becomes U U^T w, first = sigma^(-1/2) U^T w, second = U sigma^(1/2). */
 static int by_outputs(struct decomposition *d, const struct prune_factors *out, struct err *e) {
     size_t rows = d->w->rows, cols = d->w->cols, rank = d->rank;
     transpose(d->product, d->a, rows, cols);
@@ -110,7 +111,7 @@ static int by_outputs(struct decomposition *d, const struct prune_factors *out, 
     return 0;
 }
 
-/* x [rank][cols] times the upper triangle of u, in place: column by column from the last on. */
+/* x [rank][cols] times the upper triangle of u, in place, from the last column back. */
 static void unwhiten_row(void *ctx, size_t row, int thread) {
     const struct decomposition *d = ctx;
     size_t n = d->w->cols;
@@ -124,12 +125,12 @@ static void unwhiten_row(void *ctx, size_t row, int thread) {
     }
 }
 
-/* Of a^T a = V sigma^2 V^T: w becomes a V V^T S^-1, first = sigma^(1/2) V^T S^-1, second = a V sigma^(-1/2). */
+/* From a^T a = V sigma^2 V^T: w becomes a V V^T S^-1, first = sigma^(1/2) V^T S^-1, second = a V sigma^(-1/2). */
 static int by_inputs(struct decomposition *d, const struct prune_factors *out, struct err *e) {
     size_t rows = d->w->rows, cols = d->w->cols, rank = d->rank;
     multiply(cols, (struct product){d->vectors, d->a, d->a, cols, rows, 1, cols});
     if (decompose(d, e)) return e->code;
-    transpose(d->x, d->vectors, rank, cols); /* [cols][rank]: x has room and is not needed again */
+    transpose(d->x, d->vectors, rank, cols); /* [cols][rank]: reuses x, which is large enough and no longer needed */
     multiply(rows, (struct product){d->product, d->a, d->x, rank, cols, cols, 1});
     scale_cols(d, d->product, rows, true, out->second);
     if (d->f) parallel_for(rank, unwhiten_row, d);
@@ -165,7 +166,7 @@ int prune_low_rank(const struct prune_matrix *w, const struct obs_factor *f, uin
     return rc;
 }
 
-/* ---- least squares for the second ----------------------------------------------------------------------------------- */
+/* ---- least squares for the second factor ------------------------------------------------------------------------- */
 
 /* b A^T (A H A^T)^-1 */
 int prune_fit_second(const struct prune_matrix *w, const struct prune_fit *fit, uint32_t rank,

@@ -1,4 +1,4 @@
-/* Where tensors of the old model are in the pruned one. */
+/* Maps tensors of the old model to the pruned one. */
 #include "lib/prune/prune_internal.h"
 
 uint32_t prune_new_expert(const struct prune_plan *p, struct model_slot old) {

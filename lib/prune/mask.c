@@ -1,7 +1,7 @@
-/* Which weights of one matrix become zero. */
+/* Selects and zeroes weights of one matrix. */
 #include "lib/prune/prune_internal.h"
 
-/* A share of the matrix, or of each row, by the method. */
+/* Zeroes a share of the matrix, or of each row, depending on the method. */
 static int zero_share(const struct prune_matrix *w, double share, enum prune_method method, struct buf *scratch,
                       struct err *e) {
     bool by_row = method == PRUNE_WANDA;

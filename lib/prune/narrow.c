@@ -1,4 +1,4 @@
-/* The residual stream narrowed: which of its channels stay, and what becomes of the tensors along it. */
+/* Narrows the residual stream: chooses the channels that stay, and adapts the tensors along it. */
 #include <math.h>
 
 #include "lib/prune/prune_internal.h"
@@ -13,7 +13,7 @@ static const char *why_not(const struct model_config *c) {
     return NULL;
 }
 
-/* The point at which what a norm gives is seen; false: it is not of the stream. */
+/* The point where the output of a norm is observed; false: the norm is not on the residual stream. */
 static bool point_of(enum model_role norm, enum model_point *out) {
     *out = norm == ROLE_ATTN_NORM ? POINT_ATTN_IN : norm == ROLE_FFN_NORM ? POINT_FFN_IN : POINT_HEAD_IN;
     return norm == ROLE_ATTN_NORM || norm == ROLE_FFN_NORM || norm == ROLE_NORM;
@@ -44,15 +44,15 @@ int prune_plan_hidden(struct prune_plan *p, uint32_t keep, struct err *e) {
     }
     add_scores(p, ROLE_NORM, 0, score);
     p->to.hidden = keep;
-    /* it is added to a mean over fewer channels, of the same sum */
+    /* epsilon is added to a mean of the same sum over fewer channels */
     p->to.norm_eps = (float)((double)c->norm_eps * c->hidden / keep);
     return prune_choose(score, c->hidden, keep, p->kept_hidden, &p->memory, e);
 }
 
 /*
- * A norm divides by the root of the mean square of n channels where it did by that of all N. If the n have a share r of the sum of squares,
- * they come out as they did when the gain is multiplied by sqrt(r N / n). What r is says the mean square of what the norm gave, over
- * the gain's.
+ * The norm now divides by the root mean square of n channels instead of N. If the n channels carry a share r of the sum
+ * of squares, multiplying the gain by sqrt(r N / n) keeps their outputs. r follows from the mean square of the norm's
+ * outputs divided by its squared gain.
  */
 double prune_kept_energy(const struct prune_plan *p, enum model_role norm, uint32_t layer, const float *gain) {
     enum model_point point;

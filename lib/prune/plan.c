@@ -1,4 +1,4 @@
-/* Plans what stays: layers, widths and tokens, decided from options and statistics before anything is written. */
+/* Plans what stays: layers, widths and tokens, from options and statistics, before anything is written. */
 #include "lib/prune/prune_internal.h"
 
 #include <math.h>
@@ -26,9 +26,9 @@ uint32_t prune_amount_of(const struct prune_amount *a, uint32_t total) {
 }
 
 /*
- * The same for a width that becomes the length of rows. Quantized types come in blocks of 256 (k-quants) or 32, so a
- * share is rounded to the nearest multiple of 256 if that moves it by at most an eighth of the width, else to one of 32
- * if that moves it by at most a quarter. A share below 100% never rounds to all.
+ * The same for a width that becomes a row length. Quantized types have blocks of 256 (k-quants) or 32, so a share is
+ * rounded to the nearest multiple of 256 if that moves it by at most an eighth of the width, else of 32 if by at most a
+ * quarter. A share below 100% never rounds to all.
  */
 static uint32_t width_of(const struct prune_amount *a, uint32_t total) {
     static const struct { uint32_t block, most; /* moves by at most total / most */ } units[] = {{256, 8}, {32, 4}};
@@ -48,12 +48,12 @@ static bool is_asked(const struct prune_amount *a) {
 
 /* ---- layers ------------------------------------------------------------------------------------------------------ */
 
-/* The layers after one that makes rows of another length could not read what it reads. */
+/* A layer whose input and output widths differ cannot be removed: the next layer could not read its input. */
 static bool changes_width(const struct model_config *c, uint32_t layer) {
     return model_axis_size(c, AXIS_INPUT, layer) != c->hidden;
 }
 
-/* Gromov et al. 2024, section 3.2: the run of so many layers that turns the residual stream least. */
+/* Gromov et al. 2024, section 3.2: the block of n_go layers that rotates the residual stream least. */
 static int drop_run(const struct prune_plan *p, uint32_t n_go, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers, best = n;
     double least = INFINITY;
@@ -70,7 +70,7 @@ static int drop_run(const struct prune_plan *p, uint32_t n_go, unsigned char *go
     return 0;
 }
 
-/* ShortGPT (Men et al. 2024, section 3): the layers of least block influence go. */
+/* ShortGPT (Men et al. 2024, section 3): removes the layers with the least block influence. */
 static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers;
     uint32_t keep = prune_amount_of(&p->o->layers, n);
@@ -91,7 +91,6 @@ static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct e
     return 0;
 }
 
-/* Parses "3,10-14". */
 int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) {
     *n = 0;
     for (const char *s = text; *s;) {
@@ -157,10 +156,10 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- experts ------------------------------------------------------------------------------------------------------ */
+/* ---- experts ----------------------------------------------------------------------------------------------------- */
 
-/* REAP (Lasby et al. 2025): the mean, over the positions that take it, of the norm of what an expert adds. One that none takes
- * adds nothing. */
+/* REAP (Lasby et al. 2025): the mean norm of an expert's contribution over the positions routed to it; 0 if there are
+ * none. */
 static int choose_experts(struct prune_plan *p, uint32_t layer, uint32_t keep, struct err *e) {
     uint32_t old = p->old_layer[layer], n = p->from->layers[old].experts;
     double *score = arena_array(&p->memory, n, sizeof *score, e);
@@ -206,7 +205,7 @@ static int plan_width(const struct prune_plan *p, uint32_t layer, uint32_t *widt
     return 0;
 }
 
-/* As many query heads of each key/value head that stays. */
+/* Every remaining key/value head keeps the same number of query heads. */
 static int plan_heads(const struct prune_plan *p, uint32_t layer, struct model_layer *l, uint32_t groups,
                       struct err *e) {
     uint32_t each = l->n_heads / l->n_kv_heads, most = each * groups;
@@ -222,7 +221,7 @@ static int plan_heads(const struct prune_plan *p, uint32_t layer, struct model_l
     return 0;
 }
 
-/* Is there anything to prune in the layers that stay? */
+/* ERR_USAGE if no remaining layer has what the options would prune. */
 static int check_widths(const struct prune_plan *p, struct err *e) {
     bool ffn = false, heads = false;
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
@@ -254,14 +253,14 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
 
 /* ---- vocabulary -------------------------------------------------------------------------------------------------- */
 
-/* META of a segment: the vocabulary is that of the first. */
+/* META of a segment; its vocabulary must be that of the first segment. */
 static int take_meta(struct prune_tokens *t, const struct stream_reader *r, const cJSON *meta, struct err *e) {
     const char *vocab = NULL;
     uint64_t n = 0;
     int rc = json_get_str(meta, "vocab", &vocab, e);
     if (!rc) rc = json_get_u64(meta, "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
     if (rc) return err_prefix(e, "%s: tokens of an unknown vocabulary", stream_reader_name(r));
-    /* Sizes of one vocabulary differ by padding, whose tokens do not occur. */
+    /* Sizes of one vocabulary differ by padding, whose tokens never occur. */
     if (t->count && strcmp(vocab, t->vocab) != 0)
         return err_set(e, ERR_DATA, "%s: tokens of two vocabularies: %s and %.64s", stream_reader_name(r), t->vocab,
                        vocab);
@@ -311,7 +310,7 @@ static int check_tokens(const struct prune_plan *p, const struct model_head *hea
     return 0;
 }
 
-/* Does this token stay, as far as the options go? */
+/* Whether the options keep this token. */
 static bool keep_token(const struct prune_options *o, const struct vocab *v, uint32_t id) {
     if (o->padding) return id < v->n_unpadded;
     return id < o->tokens->n && o->tokens->count[id] >= o->vocab_min_count;
@@ -352,7 +351,7 @@ static int plan_structure(struct prune_plan *p, struct err *e) {
     return rc ? rc : plan_widths(p, e);
 }
 
-/* What compensates for heads and channels that go. */
+/* ERR_USAGE if the biases that are to compensate for removed heads and channels are missing. */
 static int check_biases(const struct prune_plan *p, struct err *e) {
     bool heads = false, ffn = false, experts = false;
     for (uint32_t i = 0; i < p->to.n_layers; i++) {
@@ -381,14 +380,14 @@ bool prune_changes_widths(const struct prune_plan *p) {
     return false;
 }
 
-/* Of o->merge: the factors of all matrices go. */
+/* For o->merge: the new model has no factors. */
 static int plan_merge(struct prune_plan *p, struct err *e) {
     if (!model_is_factored(p->from)) return err_set(e, ERR_USAGE, "this model has no low-rank factors to multiply");
     for (uint32_t i = 0; i < p->to.n_layers; i++) memset(p->to.layers[i].rank, 0, sizeof p->to.layers[i].rank);
     return 0;
 }
 
-/* The rank at which two factors have the share of the weights that is to stay, rounded down. */
+/* The rank at which the two factors together have the requested share of the weights, rounded down. */
 static int plan_rank(struct prune_plan *p, struct model_slot old, struct model_slot now, struct prune_sparsity *s,
                      struct err *e) {
     const struct model_role_info *info = model_role_info(old.role);
@@ -426,7 +425,7 @@ static int plan_ranks(struct prune_plan *p, struct err *e) {
     return rc;
 }
 
-/* ---- all --------------------------------------------------------------------------------------------------------- */
+/* ---- the whole plan ---------------------------------------------------------------------------------------------- */
 
 int prune_plan_begin(struct prune_plan *p, const struct model_head *head, const struct prune_options *o,
                      struct err *e) {
@@ -462,7 +461,7 @@ int prune_plan_make(struct prune_plan *p, const struct model_head *head, const s
     return rc ? rc : model_config_check(&p->to, e);
 }
 
-/* A share that is not a whole number of blocks: of the first layer. */
+/* Reports a share that was rounded to whole blocks; widths are those of the first layer. */
 static void warn_share(const struct prune_plan *p, const char *what, const struct prune_amount *a, uint32_t n,
                        uint32_t total) {
     char text[128];

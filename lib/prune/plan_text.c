@@ -1,5 +1,5 @@
 /*
- * A plan as text that a person can edit: the layers that stay with what stays of each, then the matrices that become sparse.
+ * A plan as text that people can edit: the layers that stay with their shapes, then the matrices to sparsify.
  *
  *     # layer  heads  kv-heads  ffn  expert-ffn  experts
  *     layer 0      9         3 1536           0  -
@@ -8,8 +8,9 @@
  *     layers.0.attn.q.weight       576x576  2:4
  *     layers.0.ffn.up.weight      1536x576  rank:128
  *
- * Numbers and names are those of the model as it was, shapes those that it will have, of low-rank factors that of their product. What has no
- * line goes, or stays as it is. The width of the residual stream has a line where it is to change.
+ * Numbers and names are those of the original model, shapes those of the pruned one (of the product, for low-rank
+ * factors). A layer without a line is removed; a tensor without a line is unchanged. `hidden` appears only if the
+ * residual stream narrows.
  */
 #include <inttypes.h>
 
@@ -31,7 +32,7 @@ static int write_layer(const struct prune_plan *p, uint32_t layer, struct buf *o
     return rc ? rc : buf_printf(out, e, "\n");
 }
 
-/* is_factored: of the product of the factors that it becomes. */
+/* is_factored: the shape of the product of its factors. */
 static void shape_of(const struct prune_plan *p, struct model_slot now, bool is_factored, char out[48]) {
     const struct model_role_info *info = model_role_info(now.role);
     uint64_t dims[2] = {model_axis_size(&p->to, info->rows, now.layer), model_axis_size(&p->to, info->cols, now.layer)};
@@ -70,7 +71,7 @@ static int take_number(const char *word, const char *what, uint32_t most, uint32
     return 0;
 }
 
-/* "0,2,5" of the experts of a layer, ascending. */
+/* Parses "0,2,5": experts of a layer, ascending. */
 static int take_experts(struct prune_plan *p, uint32_t layer, char *text, struct err *e) {
     struct model_layer *l = &p->to.layers[layer];
     uint32_t n = l->experts, kept = 0;
@@ -155,7 +156,7 @@ static int take_line(struct prune_plan *p, char *line, bool layers, struct err *
     return more ? err_set(e, ERR_DATA, "'%.40s' where the line should end", more) : rc;
 }
 
-/* All lines of layers and of the stream, or all of tensors. */
+/* Reads the lines of layers and the stream, or those of tensors. */
 static int take_lines(struct prune_plan *p, char *line, bool layers, struct err *e) {
     unsigned number = 1;
     for (const char *at = p->o->plan, *end; *at; at = *end ? end + 1 : end, number++) {
@@ -172,7 +173,7 @@ static int take_lines(struct prune_plan *p, char *line, bool layers, struct err 
     return 0;
 }
 
-/* Lists of all layers that have experts, or of none. */
+/* Makes kept_experts complete: a list for every layer with experts, or NULL if none is pruned. */
 static int list_experts(struct prune_plan *p, struct err *e) {
     bool any = false;
     for (uint32_t i = 0; i < p->to.n_layers; i++) any |= p->kept_experts[i] != NULL;

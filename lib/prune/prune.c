@@ -1,4 +1,4 @@
-/* One pass over a model stream: what stays is written, layer by layer. */
+/* Prunes in one pass over a model stream, writing layer by layer. */
 #include "lib/prune/prune_internal.h"
 
 #include <math.h>
@@ -8,14 +8,14 @@ struct pass {
     struct stream_writer *out;
     struct prune_plan plan;
     struct prune_report *report;
-    struct prune_layer layer; /* the one being gathered; its experts are written one by one behind ... */
-    bool shrunk;              /* ... what comes before them, which is shrunk when the first of them is met */
+    struct prune_layer layer; /* the layer being gathered; its experts follow one by one ... */
+    bool shrunk;              /* ... after the rest, which is shrunk when the first expert arrives */
     struct prune_layer expert;
-    struct prune_layer one; /* a tensor outside layers */
+    struct prune_layer one; /* the current tensor outside layers */
     struct buf packed, scratch;
 };
 
-/* Stored again as it was, or as f32 when it was quantized and other numbers share its blocks now. */
+/* Writes the tensor in its type, or as f32 if it was quantized and its blocks are no longer intact. */
 static int write_values(struct pass *p, struct prune_tensor *t, struct err *e) {
     struct tensor_desc *d = &t->desc;
     const float *x = (const float *)t->data.data;
@@ -46,7 +46,7 @@ static int sparsify(struct pass *p, struct prune_tensor *t, struct err *e) {
     return rc ? err_prefix(e, "tensor '%s'", t->desc.name) : report_matrix(p, t, e);
 }
 
-/* s: in the pruned model. */
+/* s: slot in the pruned model. */
 static int narrow(struct pass *p, struct prune_layer *l, struct model_slot s, struct err *e) {
     const struct prune_tensor *t = &l->tensor[s.role];
     struct model_slot old = s;
@@ -66,7 +66,7 @@ static int write_tensor(struct pass *p, struct prune_layer *l, struct model_slot
     return rc ? rc : write_values(p, &l->tensor[s.role], e);
 }
 
-/* The norms of the tensor's inputs; of an expert that no position took they say nothing, and there are none. */
+/* Loads the norms of the tensor's inputs; none for an expert that no position was routed to. */
 static int take_norms(const struct pass *p, struct prune_tensor *t, struct model_slot s, uint64_t cols, struct err *e) {
     const struct prune_options *o = p->plan.o;
     bool found;
@@ -95,7 +95,7 @@ static int take(const struct pass *p, struct prune_layer *l, struct model_slot s
     return 0;
 }
 
-/* Factors become matrices that are whole where the plan says so, before anything else is done to them ... */
+/* If requested, factors are multiplied out before anything else ... */
 static int merge_layer(struct pass *p, uint32_t old_layer, struct err *e) {
     int rc = 0;
     for (int r = 0; !rc && r < ROLE_COUNT; r++) {
@@ -108,7 +108,7 @@ static int merge_layer(struct pass *p, uint32_t old_layer, struct err *e) {
     return rc;
 }
 
-/* ... and matrices become factors after it. */
+/* ... and matrices are factored after everything else. */
 static int factor_layer(struct pass *p, uint32_t layer, struct err *e) {
     int rc = 0;
     for (int r = 0; !rc && r < ROLE_COUNT; r++) {
@@ -125,7 +125,7 @@ static int factor_layer(struct pass *p, uint32_t layer, struct err *e) {
     return rc;
 }
 
-/* Writes the tensors at hand, of one layer or expert, under their new numbers. */
+/* Writes the tensors of one layer or expert that are present, under their new numbers. */
 static int write_all_here(struct pass *p, struct prune_layer *l, uint32_t layer, uint32_t expert, struct err *e) {
     int rc = 0;
     for (int r = 0; r < ROLE_COUNT; r++) {
@@ -136,7 +136,7 @@ static int write_all_here(struct pass *p, struct prune_layer *l, uint32_t layer,
     return rc;
 }
 
-/* All that is pruned of a layer together is in memory, or what comes after its experts is. */
+/* Called when everything pruned together is in memory, and again for the tensors after the experts. */
 static int flush_layer(struct pass *p, uint32_t old_layer, struct err *e) {
     int rc = p->shrunk ? 0 : merge_layer(p, old_layer, e);
     if (!rc && !p->shrunk) rc = prune_layer_shrink(&p->layer, &p->plan, old_layer, e);
@@ -174,7 +174,7 @@ static int write_outside(struct pass *p, struct model_slot s, struct err *e) {
         p->one.tensor[s.role].data = kept;
     }
     int rc = write_tensor(p, &p->one, s, e);
-    /* embedding and head are the largest: they are not kept in memory through the layers */
+    /* embedding and head are the largest tensors: do not hold them while the layers pass */
     buf_release(&p->one.tensor[s.role].data);
     buf_release(&p->one.tensor[s.role].blocks);
     return rc;

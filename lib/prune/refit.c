@@ -4,9 +4,9 @@
 
 #include "lib/prune/second_order.h"
 
-#define ENOUGH 1e-10 /* of the residual's square at first, in the norm of the preconditioner */
+#define ENOUGH 1e-10 /* stop at this share of the initial squared residual, in the norm of the preconditioner */
 
-/* All rows at once, each a system of its own. */
+/* All rows at once, each an independent system. */
 struct gradients {
     const struct prune_matrix *w;
     const struct prune_fit *fit;
@@ -20,7 +20,7 @@ static double preconditioned(const struct gradients *g, size_t j) {
     return d > 0 ? 1 / d : 0;
 }
 
-/* r = b - w (G + ridge), z = r / diagonal, p = z. product has w G. */
+/* r = b - w (G + ridge), z = r / diagonal, p = z. product holds w G. */
 static void begin_row(void *ctx, size_t row, int thread) {
     const struct gradients *g = ctx;
     size_t n = g->w->cols, at = row * n;
@@ -37,7 +37,7 @@ static void begin_row(void *ctx, size_t row, int thread) {
     }
 }
 
-/* A step along p, and the next p. product has p G. */
+/* A step along p, then the next p. product holds p G. */
 static void step_row(void *ctx, size_t row, int thread) {
     const struct gradients *g = ctx;
     size_t n = g->w->cols, at = row * n;

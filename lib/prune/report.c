@@ -1,4 +1,4 @@
-/* What a run did. */
+/* The report of a run, and its JSON form. */
 #include "lib/prune/prune_internal.h"
 
 int prune_fill_report(struct prune_report *r, const struct prune_plan *p, struct err *e) {
@@ -40,7 +40,7 @@ static size_t put_range(char *out, size_t size, uint32_t from, uint32_t to) {
 
 char *prune_layers_text(const struct prune_report *r, char out[PRUNE_LAYERS_TEXT]) {
     size_t n = 0;
-    uint32_t next = 0; /* of the kept ones */
+    uint32_t next = 0; /* index into the kept layers */
     out[0] = 0;
     for (uint32_t i = 0, first; i < r->before.n_layers; i++) {
         if (next < r->after.n_layers && r->kept_layers[next] == i) {
@@ -63,9 +63,9 @@ void prune_report_release(struct prune_report *r) {
     arena_release(&r->memory);
 }
 
-/* ---- as the members of a JSON object ---- */
+/* ---- as members of a JSON object ---- */
 
-/* The old numbers of each layer's experts, an empty list for a layer without. */
+/* The old numbers of each layer's experts; an empty list for a layer without experts. */
 static bool put_experts(cJSON *o, const struct prune_report *r) {
     cJSON *layers = r->kept_experts ? cJSON_AddArrayToObject(o, "kept_experts") : NULL;
     for (uint32_t i = 0; layers && i < r->after.n_layers; i++) {

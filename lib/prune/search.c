@@ -1,4 +1,4 @@
-/* How a share of zeros is spread over matrices: by an evolutionary search whose judge is the true divergence. */
+/* Distributes sparsity over matrices by an evolutionary search on the measured divergence. */
 #include <limits.h>
 #include <math.h>
 #include <string.h>
@@ -7,14 +7,14 @@
 #include "lib/prune/prune_internal.h"
 
 #define MOST_SHARE 0.99 /* of a matrix */
-#define SURVIVORS  4    /* one of so many offspring, judged on a part of the sequences first, is judged on all */
-#define SWITCHES   3    /* at most, in one mutation */
+#define SURVIVORS  4    /* the best 1 / SURVIVORS of the offspring on part of the sequences are judged on all */
+#define SWITCHES   3    /* at most, per mutation */
 #define DOUBLINGS  3    /* a switch moves up to 2^(DOUBLINGS - 1) steps */
 #define FINENESS   16   /* steps in the smallest matrix */
-#define TRIES      64   /* for a mutation that is new */
+#define TRIES      64   /* to find a mutation that is new */
 #define NO_LEVEL   INT_MIN
 
-/* A matrix: `level` steps of weights more than the uniform share become zero. */
+/* A matrix whose share of zeros is `level` steps above the uniform share. */
 struct unit {
     struct model_param *p;
     float *was;   /* [rows][cols] */
@@ -24,7 +24,7 @@ struct unit {
 };
 
 struct candidate {
-    int *level; /* [units]; they sum up to 0 */
+    int *level; /* [units]; they sum to 0 */
     double kl;
 };
 
@@ -34,15 +34,15 @@ struct search {
     struct unit *units; /* in stream order */
     size_t n;
     uint64_t step; /* weights */
-    int *now;      /* [units] the levels that the model's weights have; NO_LEVEL: dense */
+    int *now;      /* [units] levels of the weights currently in the model; NO_LEVEL: dense */
     struct candidate parent, *offspring;
     uint64_t tried;
     struct rng rng;
-    struct buf scratch; /* of prune_mask */
+    struct buf scratch; /* for prune_mask */
     struct arena memory;
 };
 
-/* Are masks those of Wanda? */
+/* Whether masks are Wanda's. */
 static bool by_norms(const struct prune_search *o) {
     return o->stats || o->squares.mean;
 }
@@ -56,7 +56,7 @@ static double share_at(const struct search *s, const struct unit *u, int level) 
     return share * (double)u->p->n < 0.5 ? 0 : share;
 }
 
-/* ---- candidates judged ------------------------------------------------------------------------------------------- */
+/* ---- judging candidates ------------------------------------------------------------------------------------------ */
 
 static int apply(struct search *s, const int *level, struct err *e) {
     for (size_t i = 0; i < s->n; i++) {
@@ -71,7 +71,7 @@ static int apply(struct search *s, const int *level, struct err *e) {
     return 0;
 }
 
-/* The first layer in which they differ; the number of layers: none. */
+/* The first layer in which the levels differ; the number of layers if none does. */
 static uint32_t first_change(const struct search *s, const int *a, const int *b) {
     for (size_t i = 0; i < s->n; i++)
         if (a[i] != b[i]) return layer_of(s, i);
@@ -97,7 +97,7 @@ static int adopt(struct search *s, const struct candidate *c, struct err *e) {
 
 /* ---- mutation ---------------------------------------------------------------------------------------------------- */
 
-/* A random unit whose level may change by so much; false: there is none. */
+/* Draws a random unit other than `but` whose level may change by `by`; false: there is none. */
 static bool draw_unit(struct search *s, const int *level, int by, size_t but, size_t *out) {
     size_t n = 0;
     for (int pass = 0; pass < 2; pass++) {
@@ -114,7 +114,7 @@ static bool draw_unit(struct search *s, const int *level, int by, size_t but, si
     return false;
 }
 
-/* Level switches (EvoPress, algorithm 1): one matrix gets zeros that another gives up, so the total stays. */
+/* Level switches (EvoPress, algorithm 1): zeros move from one matrix to another, so the total is constant. */
 static void mutate(struct search *s, int *level) {
     uint64_t a = rng_below(&s->rng, SWITCHES), b = rng_below(&s->rng, SWITCHES), n = (a < b ? a : b) + 1;
     for (uint64_t i = 0; i < n; i++) {
@@ -126,7 +126,7 @@ static void mutate(struct search *s, int *level) {
     }
 }
 
-/* A child unlike the parent and the `before` children before it. */
+/* Makes a child different from the parent and from the `before` children made so far. */
 static bool make_child(struct search *s, size_t before) {
     int *level = s->offspring[before].level;
     for (int try = 0; try < TRIES; try++) {
@@ -142,7 +142,7 @@ static bool make_child(struct search *s, size_t before) {
 
 /* ---- generations ------------------------------------------------------------------------------------------------- */
 
-/* The `best` of n to the front, ascending; of equals the earlier first. */
+/* Moves the `best` of n candidates to the front, ascending; ties keep their order. */
 static void take_best(struct candidate *c, size_t n, size_t best) {
     for (size_t i = 0; i < best; i++) {
         size_t least = i;
@@ -170,7 +170,7 @@ static int generation(struct search *s, uint64_t number, struct err *e) {
     return rc;
 }
 
-/* ---- where it begins --------------------------------------------------------------------------------------------- */
+/* ---- setup ------------------------------------------------------------------------------------------------------- */
 
 static uint64_t common_multiple(uint64_t a, uint64_t b) {
     uint64_t x = a, y = b;
@@ -181,7 +181,7 @@ static uint64_t common_multiple(uint64_t a, uint64_t b) {
     return a / x * b;
 }
 
-/* Whole rows of weights, if that is not too coarse: then masks by row keep the total to the weight. */
+/* A step is a whole number of rows unless that is too coarse: then row-wise masks keep the total exactly. */
 static void choose_step(struct search *s) {
     uint64_t smallest = UINT64_MAX, rows = 1;
     for (size_t i = 0; i < s->n; i++) {
@@ -198,7 +198,8 @@ static void choose_step(struct search *s) {
     }
 }
 
-/* The levels nearest to these shares that keep the total: what rounding has left goes, a step each, where it is least. */
+/* The levels nearest to these shares that keep the total: the rounding remainder is fixed one step at a time, where it
+ * hurts least. */
 static void levels_of(const struct search *s, const double *share, int *level) {
     long sum = 0;
     for (size_t i = 0; i < s->n; i++) {
@@ -218,7 +219,7 @@ static void levels_of(const struct search *s, const double *share, int *level) {
             double off = fabs(share_at(s, u, level[i] + by) - share[u->p - s->o->model->params]);
             if (off < least) least = off, best = i;
         }
-        if (best == s->n) break; /* not reached: level 0 of all is in range, and sums up to 0 */
+        if (best == s->n) break; /* unreachable: all levels 0 are in range and sum to 0 */
         level[best] += by;
         sum += by;
     }
@@ -265,7 +266,7 @@ static int collect_units(struct search *s, struct err *e) {
     return 0;
 }
 
-/* The uniform share, or where that is better, what the caller begins with. */
+/* Starts from the uniform share or, if better, the caller's starting point. */
 static int begin(struct search *s, struct prune_allocation *out, struct err *e) {
     struct candidate *first = &s->offspring[0];
     int rc = apply(s, s->parent.level, e);

@@ -1,12 +1,12 @@
-/* Single weights of a model layer by layer, each matrix with what comes into it out of what is pruned already. */
+/* Prunes single weights layer by layer, each matrix given its inputs in the already pruned model. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/prune/second_order.h"
 
-#define TRIES        4              /* more, with ten times the damping each */
+#define TRIES        4              /* further attempts, each with ten times the damping */
 #define REFIT_STEPS  20             /* of conjugate gradients */
-#define EXPERT_BYTES (256ull << 20) /* of the Gram matrices of experts that are watched at once */
+#define EXPERT_BYTES (256ull << 20) /* limit for the Gram matrices of experts collected at once */
 
 struct sequential {
     const struct prune_walk *k;
@@ -16,11 +16,11 @@ struct sequential {
     struct model *m;
     struct prune_plan plan;
     uint64_t positions;
-    struct stats_part held; /* the layer at hand */
-    struct factors {        /* what matrices of it became; without data: not factored */
+    struct stats_part held; /* the current layer */
+    struct factors {        /* of its matrices; without data: not factored */
         struct model_param first, second;
     } factors[FACTOR_COUNT];
-    bool has_ranks; /* does any matrix become two factors? */
+    bool has_ranks; /* whether any matrix is factored */
     struct buf scratch;
 };
 
@@ -32,9 +32,9 @@ static bool needs_gram(const struct sequential *q) {
     return needs_factor(q) || q->o->reconstruct || q->o->method == PRUNE_ALPS;
 }
 
-/* ---- low-rank factors ---------------------------------------------------------------------------------------------------------- */
+/* ---- low-rank factors -------------------------------------------------------------------------------------------- */
 
-/* A tensor of the pruned model, of the type of the matrix as it was. Its values are mem_free's. */
+/* Allocates a factor in the type of the original matrix; its values are freed with mem_free. */
 static int new_factor(const struct sequential *q, struct model_param *p, enum model_role role,
                       const struct model_param *of, struct err *e) {
     struct model_slot s = {role, of->slot.layer, 0};
@@ -57,9 +57,9 @@ static void release_factors(struct sequential *q) {
     }
 }
 
-/* ---- one matrix ------------------------------------------------------------------------------------------------------------ */
+/* ---- one matrix -------------------------------------------------------------------------------------------------- */
 
-/* What the matrices that read from a point share. */
+/* Shared by the matrices that read from one point. */
 struct shared {
     struct sequential *q;
     const struct stats_moments *m;
@@ -73,7 +73,7 @@ static const float *gram_of(const struct shared *h) {
     return h->m->gram ? h->m->gram + h->part * h->m->cols * h->m->cols : NULL;
 }
 
-/* b = w (gram + shift + ridge): the outputs that w had on the inputs as they were, against the inputs as they are. */
+/* b = w (gram + shift + ridge): the outputs on the original inputs, correlated with the current inputs. */
 static float *wanted(const struct shared *h, const struct prune_matrix *w, struct err *e) {
     size_t n = w->cols;
     float *b = mem_array(w->rows, n * sizeof *b, e);
@@ -84,7 +84,8 @@ static float *wanted(const struct shared *h, const struct prune_matrix *w, struc
     return b;
 }
 
-/* The layer goes on with the product of the factors, rounded, that a reader of the file will have. */
+/* Factors a matrix and replaces it by the product of the rounded factors, so that later layers see what a reader
+ * will. */
 static int factor(const struct shared *h, const struct model_param *p, const struct prune_matrix *w,
                   const struct prune_fit *fit, uint32_t rank, struct err *e) {
     struct sequential *q = h->q;
@@ -117,7 +118,7 @@ static int carry_out(const struct shared *h, const struct model_param *p, const 
         return rc;
     }
     switch (o->method) {
-    case PRUNE_SVD: break; /* has made ranks of all shares */
+    case PRUNE_SVD: break; /* all shares have become ranks */
     case PRUNE_MAGNITUDE:
     case PRUNE_WANDA: rc = prune_mask(w, s, o->method, &h->q->scratch, e); break;
     case PRUNE_SPARSEGPT: rc = prune_sparsegpt(w, h->factor, s, e); break;
@@ -138,7 +139,7 @@ static int prune_matrix(const struct shared *h, size_t slot, struct err *e) {
     if (was) memcpy(was, w.x, p->n * sizeof *was);
     if (!rc) rc = carry_out(h, p, &w, q->plan.sparse[slot], e);
     if (!rc && !t.rank)
-        rc = prune_round(p, &q->scratch, e); /* what comes after sees what a reader of the file will have */
+        rc = prune_round(p, &q->scratch, e); /* later matrices see the values that a reader of the file will */
     if (!rc && was) rc = prune_output_error(&w, gram_of(h), was, &t.output_error, e);
     t.has_error = was != NULL;
     mem_free(was);
@@ -147,16 +148,16 @@ static int prune_matrix(const struct shared *h, size_t slot, struct err *e) {
     return q->o->sparse ? q->o->sparse(q->o->sparse_ctx, &t, e) : 0;
 }
 
-/* ---- the matrices of a point ------------------------------------------------------------------------------------------------- */
+/* ---- the matrices that read from a point ------------------------------------------------------------------------- */
 
-/* Is it a matrix that reads from the point, of one of these experts, and is some of it to go? */
+/* Whether a matrix reads from the point, belongs to the current experts if any, and is to be pruned. */
 static bool reads(const struct sequential *q, size_t slot, const struct stats_moments_options *at) {
     struct model_slot s = model_slot_at(&q->m->config, slot);
     if (!prune_is_sparse(q->plan.sparse[slot]) || model_role_info(s.role)->input != at->point) return false;
     return !at->n_experts || (s.expert >= at->first_expert && s.expert - at->first_expert < at->n_experts);
 }
 
-/* Norms, ridge and factor of one Gram matrix, or of one diagonal. */
+/* Computes norms, ridge and factor from one Gram matrix, or from its diagonal alone. */
 static int prepare(struct shared *h, struct err *e) {
     const struct prune_options *o = h->q->o;
     size_t n = h->m->cols;
@@ -176,7 +177,7 @@ static int prepare(struct shared *h, struct err *e) {
     return obs_factor_new(&h->factor, gram_of(h), n, &how, e);
 }
 
-/* With moments at hand. */
+/* Prunes the matrices at a point, given its moments. */
 static int prune_readers(struct sequential *q, const struct stats_moments *m, const struct stats_moments_options *at,
                          struct err *e) {
     struct shared h = {.q = q, .m = m, .norms = mem_array(m->cols, sizeof *h.norms, e)};
@@ -209,7 +210,7 @@ static int prune_part(struct sequential *q, struct stats_moments_options *at, st
     return rc;
 }
 
-/* Experts as many at once as have room for their Gram matrices. */
+/* Processes as many experts at once as the limit on Gram matrices allows. */
 static int prune_point(struct sequential *q, enum model_point point, uint32_t layer, struct err *e) {
     const struct model_config *c = &q->m->config;
     struct stats_moments_options at = {.point = point,
@@ -232,9 +233,9 @@ static int prune_point(struct sequential *q, enum model_point point, uint32_t la
     return rc;
 }
 
-/* ---- the model --------------------------------------------------------------------------------------------------------------- */
+/* ---- the model --------------------------------------------------------------------------------------------------- */
 
-/* A tensor of the pruned model: a factor, or what the model at hand has in its slot. */
+/* A tensor of the pruned model: a factor, or the tensor in its slot of the current model. */
 static const struct model_param *param_of(const struct sequential *q, struct model_slot s) {
     const struct model_role_info *info = model_role_info(s.role);
     const struct factors *f = info->out || info->is_out ? &q->factors[info->factored] : NULL;
@@ -252,7 +253,7 @@ static int write_part(struct sequential *q, int64_t layer, struct err *e) {
     return rc;
 }
 
-/* What will change, as it is. */
+/* Keeps copies of the matrices that will change. */
 static int keep_sparse(struct sequential *q, struct err *e) {
     int rc = 0;
     for (size_t i = q->held.first; !rc && i < q->held.end; i++)
@@ -277,7 +278,7 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     return rc;
 }
 
-/* Single weights of the layers. */
+/* Only matrices inside layers can be pruned here. */
 static int check_options(const struct sequential *q, struct err *e) {
     for (size_t i = 0; i < q->plan.n_slots; i++) {
         struct model_slot s = model_slot_at(&q->m->config, i);

@@ -1,24 +1,24 @@
-/* Which columns' weights SparseGPT keeps, for the sweep of lib/obs. */
+/* SparseGPT's choice of weights, as a method for the sweep of lib/obs. */
 #include <math.h>
 #include <string.h>
 
 #include "lib/prune/second_order.h"
 
-#define BLOCK 128 /* columns between two updates, as the reference has it */
+#define BLOCK 128 /* columns between two updates, as in the reference implementation */
 
 struct sparsegpt {
     const struct obs_factor *factor;
     struct prune_sparsity s;
     size_t rows, first;     /* first: column of the block */
     unsigned char *gone;    /* [columns of a block][rows] */
-    float *score, *scratch; /* [columns of a block][rows] of a share */
+    float *score, *scratch; /* [columns of a block][rows], for shares */
 };
 
 static float pivot(const struct sparsegpt *g, size_t column) {
     return g->factor->u[column * (g->factor->n + 1)];
 }
 
-/* Of a share: the mask of the whole block, ties by lower place. */
+/* For a share: computes the mask of the whole block; ties go to the lower index. */
 static void begin(void *ctx, size_t first, size_t n, const float *w) {
     struct sparsegpt *g = ctx;
     size_t all = n * g->rows, go = prune_gone(g->s.share, all);
@@ -36,7 +36,7 @@ static void begin(void *ctx, size_t first, size_t n, const float *w) {
     }
 }
 
-/* Of a pattern: the masks of the m columns from this one on, by what their weights have become. */
+/* For n:m: computes the masks of the m columns starting here, from their updated weights. */
 static void choose_group(struct sparsegpt *g, size_t column, size_t row, size_t n, const float *w) {
     float score[PRUNE_MAX_GROUP];
     unsigned char gone[PRUNE_MAX_GROUP];
@@ -49,7 +49,7 @@ static void choose_group(struct sparsegpt *g, size_t column, size_t row, size_t 
 
 static void decide(void *ctx, size_t column, size_t left, size_t row, size_t n, const float *w, float *kept) {
     struct sparsegpt *g = ctx;
-    (void)left; /* a multiple of m where a group begins */
+    (void)left; /* a multiple of m where a group starts */
     if (g->s.m && column % g->s.m == 0) choose_group(g, column, row, n, w);
     const unsigned char *gone = g->gone + (column - g->first) * g->rows + row;
     for (size_t i = 0; i < n; i++) kept[i] = gone[i] ? 0 : w[i];

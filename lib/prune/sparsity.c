@@ -1,4 +1,4 @@
-/* How sparse each matrix becomes: what options and rules say, for each tensor of the model as it was. */
+/* The sparsity of each matrix from options and rules, by tensor of the original model. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -6,7 +6,7 @@
 
 /* ---- text ---- */
 
-/* "2:4": false when it is no such pattern. */
+/* Parses "2:4"; false: not such a pattern. */
 static bool parse_pattern(const char *text, struct prune_sparsity *out) {
     char kept[8];
     uint64_t n, m;
@@ -131,7 +131,7 @@ static int apply_rules(struct prune_plan *p, struct err *e) {
     return rc;
 }
 
-/* Can this matrix become so sparse, by the method? */
+/* ERR_USAGE if the method cannot make this matrix so sparse. */
 static int check_matrix(const struct prune_plan *p, struct model_slot old, struct model_slot now,
                         struct prune_sparsity s, struct err *e) {
     uint64_t dims[2] = {0};

@@ -1,4 +1,4 @@
-/* Layers, heads and channels of a model, layer by layer: what reads a pruned axis is fitted to what its part of the model gave. */
+/* Prunes layers, heads and channels layer by layer, refitting the matrices that read a pruned axis. */
 #include <string.h>
 
 #include "lib/prune/second_order.h"
@@ -10,20 +10,19 @@ struct structure {
     const struct prune_plan *plan;
     struct model *m;
     uint64_t positions;
-    bool
-        sums; /* what the parts give is added to the residual stream as it is: what that is short of can be made up for */
-    bool changed;           /* has something been pruned before? */
-    struct stats_part held; /* the layer at hand */
+    bool sums;    /* pre-norm: o and down add directly to the residual stream, so they can be fitted to its error */
+    bool changed; /* whether anything was pruned so far */
+    struct stats_part held; /* the current layer */
     struct prune_layer layer, expert;
-    struct arena memory; /* of what is chosen in a layer */
+    struct arena memory; /* for the choices in one layer */
     struct prune_heads heads;
     struct prune_kept channels, *of_expert; /* [experts] */
     struct buf scratch;
 };
 
-/* ---- tensors in memory --------------------------------------------------------------------------------------------------- */
+/* ---- tensors in memory ------------------------------------------------------------------------------------------- */
 
-/* A copy of a tensor of the model. */
+/* Copies a tensor of the model into l. */
 static int take(struct structure *q, struct prune_layer *l, size_t slot, struct err *e) {
     const struct model_param *p = &q->m->params[slot];
     struct prune_tensor *t = &l->tensor[p->slot.role];
@@ -56,7 +55,7 @@ static int write_tensor(struct structure *q, struct prune_layer *l, struct model
     return rc ? rc : model_save_param(&p, q->k->out, 0, &q->scratch, e);
 }
 
-/* An expert, from its first tensor on. */
+/* Writes an expert, starting at the slot of its first tensor. */
 static int write_expert(struct structure *q, size_t slot, struct err *e) {
     size_t n = model_expert_roles(&q->m->config);
     const struct prune_kept *kept = &q->of_expert[q->m->params[slot].slot.expert];
@@ -70,7 +69,7 @@ static int write_expert(struct structure *q, size_t slot, struct err *e) {
     return rc;
 }
 
-/* The layer as it is now, without what goes. */
+/* Writes the layer in its current state, without the removed parts. */
 static int write_layer(struct structure *q, struct err *e) {
     int rc = take_layer(q, e);
     if (!rc) rc = prune_keep_heads(&q->layer, q->plan, &q->heads, e);
@@ -87,23 +86,23 @@ static int write_layer(struct structure *q, struct err *e) {
     return rc;
 }
 
-/* ---- the weights as they were ------------------------------------------------------------------------------------------- */
+/* ---- the original weights ---------------------------------------------------------------------------------------- */
 
-/* attn.o, where what comes into down is compared with what came before. */
+/* Keeps the original attn.o if down is fitted to its original inputs. */
 static int keep_dense(struct structure *q, uint32_t layer, struct err *e) {
     if (q->sums || !model_param(q->m, ROLE_O, layer)) return 0;
     return stats_part_keep(&q->held, (size_t)model_slot_index(&q->m->config, (struct model_slot){ROLE_O, layer, 0}), e);
 }
 
-/* ---- fitting --------------------------------------------------------------------------------------------------------------- */
+/* ---- fitting ----------------------------------------------------------------------------------------------------- */
 
 /* One matrix that reads a pruned axis. */
 struct consumer {
     struct structure *q;
-    struct model_param *p, *bias; /* bias NULL: it has none */
+    struct model_param *p, *bias; /* NULL: none */
     const struct stats_moments *m;
     size_t part;
-    struct prune_consumer fit; /* with b, and gram where there is a bias, allocated */
+    struct prune_consumer fit; /* b is allocated here; so is gram if there is a bias */
 };
 
 static void release_fit(struct consumer *k) {
@@ -130,10 +129,9 @@ static void add_wanted(struct consumer *k) {
     }
 }
 
-#define ROUNDING                                                                                                       \
-    1e-5 /* of the sum of squares: what is left of them without the mean, in f32, where an input does not vary */
+#define ROUNDING 1e-5 /* of the sum of squares: the variance that rounding in f32 leaves to an input that is constant */
 
-/* Inputs and outputs less their means, for the bias takes care of these. An input that does not vary becomes 0. */
+/* Centres inputs and outputs, since the bias absorbs the means. A constant input becomes 0. */
 static int center(struct consumer *k, struct err *e) {
     size_t n = k->fit.w.cols;
     const float *sum = k->fit.sum;
@@ -196,9 +194,9 @@ static int fit(struct consumer *k, const struct prune_kept *kept, struct err *e)
     return rc ? err_prefix(e, "tensor '%s'", k->p->desc.name) : 0;
 }
 
-/* ---- the parts of a layer --------------------------------------------------------------------------------------------------- */
+/* ---- the parts of a layer ---------------------------------------------------------------------------------------- */
 
-/* By what heads would cost whose columns of o the others make up for. */
+/* Chooses heads by the cost of removing their columns of o with the others compensating. */
 static int heads_by_cost(struct consumer *k, uint32_t layer, struct err *e) {
     struct structure *q = k->q;
     const struct model_layer *from = &q->plan->from->layers[layer];
@@ -228,7 +226,7 @@ static int collect(struct structure *q, struct stats_moments *m, struct model_sl
     return stats_moments_collect(m, q->c->model, &at, e);
 }
 
-/* Chooses what stays of what a matrix reads, and fits it. */
+/* Chooses which inputs of a matrix stay, and refits it. */
 static int consume(struct structure *q, struct model_slot of, enum model_role bias, const struct prune_part *part,
                    struct prune_kept *kept, struct err *e) {
     struct stats_moments m = {0};
@@ -276,7 +274,7 @@ static int prune_parts(struct structure *q, uint32_t layer, struct err *e) {
     return rc ? rc : prune_experts(q, layer, e);
 }
 
-/* ---- the model --------------------------------------------------------------------------------------------------------------- */
+/* ---- the model --------------------------------------------------------------------------------------------------- */
 
 static int prune_one(struct structure *q, uint32_t layer, struct err *e) {
     q->heads = (struct prune_heads){0};

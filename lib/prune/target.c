@@ -1,17 +1,17 @@
-/* The shape of a model of so many parameters that loses least: layers, heads and channels, weighed by one score. */
+/* Finds the shape with the least estimated loss within a target: number of layers, heads and channels. */
 #include "lib/prune/target.h"
 
-/* ---- all layers alike ------------------------------------------------------------------------------------------------------- */
+/* ---- identical layers -------------------------------------------------------------------------------------------- */
 
 struct alike {
     struct target *t;
     const struct target_cost *cost;
-    double *gain;               /* [n] what a layer keeps */
+    double *gain;               /* [n] score that the layer keeps */
     uint32_t *kept;             /* [n] */
     struct prune_shape *layers; /* [n] */
 };
 
-/* Which layers stay in this shape: the `n` that keep most. */
+/* Keeps the `n` layers that preserve most in this shape. */
 static int choose(struct alike *k, const struct prune_shape *s, uint32_t n, double *loss, struct arena *a,
                   struct err *e) {
     struct target *t = k->t;
@@ -46,7 +46,7 @@ static int try_shape(struct alike *k, const struct prune_shape *s, uint32_t n, b
     return 0;
 }
 
-/* The widest that fits loses least. */
+/* For given heads the widest shape that fits loses least. */
 static int try_widths(struct alike *k, struct prune_shape s, uint32_t n, struct err *e) {
     struct target *t = k->t;
     struct arena a = {0};
@@ -70,7 +70,7 @@ static int search_alike(struct target *t, const struct target_cost *cost, struct
     return rc;
 }
 
-/* ---- each layer its own ----------------------------------------------------------------------------------------------------- */
+/* ---- layers of different shapes ---------------------------------------------------------------------------------- */
 
 static int search_uneven(struct target *t, const struct target_cost *cost, struct arena *a, struct err *e) {
     struct prune_shape *layers = arena_array(a, t->n, sizeof *layers, e);
@@ -80,7 +80,7 @@ static int search_uneven(struct target *t, const struct target_cost *cost, struc
     return rc;
 }
 
-/* ---- the plan ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the plan ---------------------------------------------------------------------------------------------------- */
 
 int target_search(struct target *t, const struct target_cost *cost, struct err *e) {
     struct arena a = {0};

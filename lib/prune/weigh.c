@@ -1,10 +1,10 @@
-/* What parts of a model count, by one score for all of them, and what a shape comes to. */
+/* Scores the parts of a model for targets, and measures the size of a shape. */
 #include "lib/prune/target.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- what is lost ---------------------------------------------------------------------------------------------------------- */
+/* ---- loss -------------------------------------------------------------------------------------------------------- */
 
 static int descending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -63,9 +63,9 @@ double target_lost(const struct target *t, const struct prune_shape *s, uint32_t
     return sum > 0 ? all * pow(sum / all, cost->power) : 0;
 }
 
-/* ---- what it comes to ------------------------------------------------------------------------------------------------------ */
+/* ---- size -------------------------------------------------------------------------------------------------------- */
 
-/* Multiplications of a position by weights; attention's own, which hang on the length, are left out. */
+/* Multiplications by weights per position; those of attention scores, which depend on the length, are not counted. */
 static double products(const struct model_config *c) {
     double sum = 0;
     for (size_t i = 0; i < model_slot_count(c); i++) {
@@ -115,7 +115,7 @@ int target_measure(struct target *t, const struct prune_shape *layers, double *s
     return measure(t, &t->trial, size, e);
 }
 
-/* ---- the best -------------------------------------------------------------------------------------------------------------- */
+/* ---- the best solutions ------------------------------------------------------------------------------------------ */
 
 bool target_same(const struct target *t, const struct prune_shape *a, const struct prune_shape *b) {
     for (uint32_t i = 0; i < t->n; i++)
@@ -128,7 +128,7 @@ void target_keep(struct target *t, const struct prune_shape *layers, double loss
     size_t at = t->n_best;
     if (at == t->most && loss >= t->best[at - 1].loss) return;
     if (at == t->most) at--;
-    struct solution s = t->best[at]; /* its memory */
+    struct solution s = t->best[at]; /* reuses its memory */
     for (; at && loss < t->best[at - 1].loss; at--) t->best[at] = t->best[at - 1];
     memcpy(s.layers, layers, t->n * sizeof *layers);
     s.loss = loss;
@@ -136,7 +136,7 @@ void target_keep(struct target *t, const struct prune_shape *layers, double loss
     if (t->n_best < t->most) t->n_best++;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------------------------------- */
+/* ---- setup ------------------------------------------------------------------------------------------------------- */
 
 static int check_layers(const struct target *t, struct err *e) {
     const struct model_layer *l = &t->from->layers[0];

@@ -1,4 +1,4 @@
-/* Each layer its own shape: greedy, by what a step loses for what it saves. */
+/* Chooses a separate shape for each layer, greedily by loss per saving. */
 #include "lib/prune/target.h"
 
 #include <math.h>
@@ -9,15 +9,15 @@ struct allocation {
     struct target *t;
     const struct target_cost *cost;
     struct prune_shape *layers;
-    double size;   /* now */
-    uint32_t left; /* layers */
-    /* Of each layer the best step, taken as its price, loss by size; stale: to be found again. */
+    double size;   /* current measure */
+    uint32_t left; /* remaining layers */
+    /* The best step of each layer and its price, loss per size; stale: to be recomputed. */
     struct prune_shape *to;
     double *price;
     unsigned char *stale;
 };
 
-/* A smaller shape; false: there is none this way. */
+/* The shape after one step down; false: impossible. */
 static bool shrink(const struct allocation *a, enum step k, const struct prune_shape *s, struct prune_shape *to) {
     uint32_t unit = a->t->unit;
     *to = *s;
@@ -39,13 +39,13 @@ static bool grow(const struct allocation *a, enum step k, const struct prune_sha
     case CHANNELS: return to->ffn = ffn < whole->ffn ? ffn : whole->ffn, s->ffn < whole->ffn;
     case GROUP: return ++to->groups <= whole->groups;
     case HEAD_OF_EACH: return ++to->each <= whole->each;
-    case REST: /* a layer that has gone stays away */
+    case REST: /* removed layers are not restored */
     case STEPS: break;
     }
     return false;
 }
 
-/* How much larger the model becomes when this layer has that shape. */
+/* The change in size if this layer took that shape. */
 static int difference(struct allocation *a, uint32_t layer, const struct prune_shape *to, double *by, struct err *e) {
     struct prune_shape was = a->layers[layer];
     double size;
@@ -71,7 +71,7 @@ static int find_step(struct allocation *a, uint32_t layer, struct err *e) {
     return 0;
 }
 
-/* One step down; false in *done: there is none. */
+/* Takes one step down; *done false: there is none. */
 static int step_down(struct allocation *a, bool *done, struct err *e) {
     uint32_t best = 0;
     for (uint32_t i = 0; i < a->t->n; i++) {
@@ -82,11 +82,11 @@ static int step_down(struct allocation *a, bool *done, struct err *e) {
     if (!*done) return 0;
     a->layers[best] = a->to[best];
     a->stale[best] = 1;
-    if (!a->layers[best].groups && --a->left == 1) memset(a->stale, 1, a->t->n); /* the last one stays */
+    if (!a->layers[best].groups && --a->left == 1) memset(a->stale, 1, a->t->n); /* the last layer must stay */
     return target_measure(a->t, a->layers, &a->size, e);
 }
 
-/* The step back that gains most for what it takes, of those that fit. */
+/* Undoes the step with the greatest gain per size among those that fit. */
 static int step_up(struct allocation *a, bool *done, struct err *e) {
     uint32_t best = 0;
     double gain = 0, by;
