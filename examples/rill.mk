@@ -1,5 +1,5 @@
-# rill.mk: pattern rules for compression runs. Include it in a Makefile of your own, after the variables that
-# you set, and name what you want:
+# rill.mk: pattern rules for compression runs. Include it in your own Makefile, after setting variables, and name the targets that
+# you want:
 #
 #     TEACHER := teacher.rill
 #     include rill.mk
@@ -12,7 +12,7 @@
 #     FILE.generated.rill      from FILE.tok.rill    the teacher's continuations of these prompts, by GENERATE
 #     FILE.mixed.kd.rill       from FILE.tok.rill    the mean of the predictions of TEACHERS, encoded as ENCODE
 #     FILE.realigned.kd.rill   from FILE.tok.rill    the teacher's predictions for the tokens of STUDENT
-#     FILE.fidelity.json       from FILE.tok.rill    what FILE.kd.rill keeps of FILE.dense.kd.rill, for STUDENT
+#     FILE.fidelity.json       from FILE.tok.rill    how well FILE.kd.rill preserves FILE.dense.kd.rill, for STUDENT
 #     FILE.stats.rill          from FILE.tok.rill    statistics of the teacher's activations
 #     FILE.imatrix.gguf        from FILE.stats.rill  the same for llama-quantize
 #     FILE.TYPE.rill           from FILE.rill        quantized to TYPE (q8_0, q6_k, q4_k_m, iq4_xs, q4_0, ...)
@@ -27,7 +27,7 @@
 #     FILE.eval.json           from FILE.rill        perplexity on EVAL (a .tok.rill)
 #     FILE.kld.json            from FILE.rill        divergence from TEACHER on EVAL
 #
-# and for iterative pruning, in rounds, each of which prunes the result of the round before and trains it:
+# and for iterative pruning, in rounds, each of which prunes and trains the result of the previous round:
 #
 #     FILE.round1.rill         from FILE.rill            FILE.round1.cut.rill, trained by DISTILL on LEARN
 #     FILE.round1.cut.rill     from FILE.rill            pruned by PRUNE, with statistics on MEASURE (a .tok.rill)
@@ -40,11 +40,11 @@
 #     include rill.mk
 #     all: teacher.round2.eval.json
 #
-# To prune single weights by --data instead of statistics, and keep them at zero: PRUNE_1 := --sparsity 30% --method sparsegpt --data wiki.tok.rill,
-# PRUNE_2 := the same with 50%, DISTILL := --keep-mask --steps 100.
+# To prune single weights by --data instead of statistics and keep them at zero: PRUNE_1 := --sparsity 30% --method sparsegpt --data
+# wiki.tok.rill, PRUNE_2 := the same with 50%, DISTILL := --keep-mask --steps 100.
 #
-# Every program writes its output completely or not at all, so an interrupted `make` leaves no partial files, and if a program of a
-# pipe fails, so does the next one.
+# Every program writes its output completely or not at all, so an interrupted `make` leaves no partial files; if a program in a pipe
+# fails, so does the next one.
 
 RILL ?= rill
 TEACHER ?= teacher.rill
@@ -63,7 +63,7 @@ RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_
     iq3_xxs q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs tq2_0 tq1_0 f32 bf16 f16
 
 .DELETE_ON_ERROR:
-.SECONDARY: # keep intermediate files: make would delete the models that it has just evaluated
+.SECONDARY: # keeps intermediate files: make would delete the models that it has just evaluated
 
 %.imported.rill: %.gguf
 	$(RILL) import $< -o $@ --force
@@ -83,7 +83,7 @@ RILL_TYPES ?= q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_
 %.generated.rill: %.tok.rill $(TEACHER)
 	$(RILL) generate -m $(TEACHER) $(GENERATE) $< -o $@ --force
 
-# What each teacher says, in a file of its own until it has been read.
+# The predictions of each teacher, in a temporary file until rill mix has read it.
 rill_said = $(patsubst %,$(1).of.%,$(notdir $(TEACHERS)))
 %.mixed.kd.rill: %.tok.rill $(TEACHERS)
 	$(foreach t,$(TEACHERS),$(RILL) teacher-infer -m $(t) $< -o $@.of.$(notdir $(t)) --force && )\
@@ -138,8 +138,8 @@ $(foreach bits,3 3.5 4 4.5 5 5.5 6 7 8,$(eval $(call rill_bits_rule,$(bits))))
 %.svg: %.log
 	$(RILL) plot $< -o $@ --force
 
-# $(call rill_round,N,SUFFIX): rules for round N, since make applies no pattern rule twice on the way to a file; SUFFIX
-# is that of the previous round.
+# $(call rill_round,N,SUFFIX): rules for round N, since make applies no pattern rule twice in a chain; SUFFIX is that of the
+# previous round.
 rill_prune = $(or $(PRUNE_$(1)),$(PRUNE))
 define rill_round
 %.round$(1).cut.rill: %$(2).rill $$(MEASURE)

@@ -1,4 +1,7 @@
-/* rill clip: pulls outliers of a model's matrices in. A template for filters: copy it, and change what is between the lines. */
+/*
+ * rill clip: clips outliers in a model's matrices. A template for filters: copy it, and change what is between the two
+ * lines.
+ */
 #include <fnmatch.h>
 #include <math.h>
 
@@ -7,7 +10,7 @@
 static double sigmas;
 static const char *glob;
 
-/* The table of options: --help, the manual page, completion and the checks all come from it. */
+/* The option table: --help, the manual page, completion and the checks are derived from it. */
 static const struct cli_option options[] = {
     {.name = "sigmas",
      .type = CLI_F64,
@@ -41,7 +44,7 @@ static uint64_t clip(float *x, uint64_t n) {
     return clipped;
 }
 
-/* One tensor, in memory as f32, written in the type that it had. */
+/* Clips one tensor, in memory as f32, and writes it in its original type. */
 static int clip_tensor(struct stream_reader *in, struct stream_writer *out, const struct stream_item *item,
                        struct buf *data, uint64_t *clipped, struct err *e) {
     const struct tensor_desc d = item->desc;
@@ -80,7 +83,7 @@ static int run(struct cli *c, struct err *e) {
         tensors += ours;
     }
     if (!rc && !tensors) rc = err_set(e, ERR_USAGE, "--tensor '%s': no tensor of floating point has such a name", glob);
-    if (!rc) rc = cli_close_output(c, e); /* the provenance, and the end that makes it a whole stream */
+    if (!rc) rc = cli_close_output(c, e); /* writes the provenance and the end record that completes the stream */
     if (!rc)
         cli_say(c, "%llu values of %llu tensors pulled in", (unsigned long long)clipped, (unsigned long long)tensors);
     if (!rc && !json_put_u64(cli_report(c), "clipped", clipped)) rc = err_nomem(e, "report");

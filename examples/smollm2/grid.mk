@@ -1,31 +1,31 @@
-# What does each ingredient of distillation give SmolLM2-135M, pruned from 30 layers to 20, at equal steps and tokens? A cell of the
-# grid is one student, named by its ingredients, of which any combination is a file that make can make:
+# What does each ingredient of distillation contribute to SmolLM2-135M, pruned from 30 layers to 20, at equal steps and tokens? A cell
+# of the grid is one student, named by its ingredients; make can build a file for any combination:
 #
 #     make -C examples/smollm2 -f grid.mk                           the cells of CELLS, and the table build/smollm2-grid/grid.txt
 #     make -C examples/smollm2 -f grid.mk CELLS="labels+lr6e-4 kl+cosine+lr6e-4"
-#     make -C examples/smollm2 -f grid.mk plan                      how long a cell takes
+#     make -C examples/smollm2 -f grid.mk plan                      prints how long a cell takes
 #
-# All cells share the pruned student, the teacher, what it says, and the order of the tokens. They are judged by perplexity on text that
-# neither they nor the corrected teacher have seen, and compared with the best of the cells that learn from the labels alone in the same
-# setting, so that labels have a learning rate of their own. README.md has what came out.
+# All cells share the pruned student, the teacher, its predictions, and the order of the tokens. They are evaluated by perplexity on
+# text that neither they nor the corrected teacher have seen, and compared with the best cell that learns from the labels alone in the
+# same setting, so that labels have their own learning rate. README.md has the results.
 #
 #     labels        the text alone                    lrX        peak learning rate (6e-4); the last one is a tenth of it
-#     kl            what the teacher says of it       muon       Muon instead of AdamW
-#     ce            the text beside the teacher       emaX       judged is the average of the weights, with decay X
-#     cosineW       directions of hidden states, with weight W (3)       uncorrected  the teacher as it came
+#     kl            the teacher's predictions         muon       Muon instead of AdamW
+#     ce            the text beside the teacher       emaX       evaluates the average of the weights, with decay X
+#     cosineW       directions of hidden states, with weight W (3)       uncorrected  the original teacher
 #     hiddenW       hidden states, with weight W (1)                     live         the teacher runs beside the student
 #     relationsW    MiniLMv2's of the last layer, with weight W (1)      t2           temperature 2
-#     sampleN, topN, ghostN    what is kept of the teacher's distributions (sample50)
-# and of the setting
+#     sampleN, topN, ghostN    encoding of the teacher's distributions (sample50)
+# and for the setting
 #     batchN        N tokens a step (512), and as many more or fewer steps
 #     epochsN       N times through an Nth of the tokens, in as many steps
 #     orderN        another order of the tokens (1)
 #     dropLIST      without these layers instead of those of least block influence: drop3-12
-#     ffnN          with N feed-forward channels in every layer, fitted to what the layers gave, instead of fewer layers
+#     ffnN          N feed-forward channels in every layer, with a least squares fit, instead of fewer layers
 #     ffnNxL        the same in the L layers of most block influence: ffn768x24
-#     paramsP       with P% of the parameters, of the shape that costs the loss least, fitted
+#     paramsP       P% of the parameters, in the shape that costs the loss least, fitted
 #
-# make judge: the cells of CELLS again, on the text and, where BLIMP names files of minimal pairs, on grammar, beside the teacher.
+# make judge: evaluates the cells of CELLS again, on the text and, if BLIMP names files of minimal pairs, on grammar, beside the teacher.
 
 HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 OUT ?= $(abspath $(HERE)../..)/build/smollm2-grid
@@ -42,11 +42,11 @@ include $(HERE)Makefile
 
 CELLS ?= labels+lr3e-4 labels+lr6e-4 kl+lr3e-4 kl+lr6e-4 kl+cosine30+lr3e-4 kl+cosine30+lr6e-4 kl+cosine100+lr6e-4
 
-# ---- words of a name -----------------------------------------------------------------------------------------------------------
+# ---- words of a name -------------------------------------------------------------------------------------------------------------
 
 comma := ,
 has = $(filter $(2),$(subst +, ,$(1)))
-# $(call after,NAME,PREFIX,DEFAULT): what follows the prefix in the word that has it
+# $(call after,NAME,PREFIX,DEFAULT): the rest of the word of NAME that begins with PREFIX
 after = $(or $(patsubst $(2)%,%,$(filter $(2)%,$(subst +, ,$(1)))),$(3))
 divide = $(shell echo $$(($(1) / $(2))))
 batch = $(call after,$(1),batch,$(BATCH))
@@ -54,11 +54,11 @@ student = $(or $(call has,$(1),drop% ffn% params%),pruned)
 of_part = $(patsubst %,+%,$(call has,$(1),epochs%))
 teacher = $(or $(call has,$(1),uncorrected),corrected$(of_part))
 encoded = $(or $(call has,$(1),sample% top% ghost%),sample50)$(if $(call has,$(1),t2),+t2)
-# what it learns: a file of tokens, or of what a teacher says of them, with the states and relations that some losses ask for
+# training data: a token file, or a teacher's predictions for it, with the states and relations that some losses need
 knowledge = $(or $(call has,$(1),uncorrected),corrected)+$(encoded)+$(student)
 data = $(OUT)/$(if $(call has,$(1),labels live),tokens,$(knowledge))$(of_part).data.rill
 
-# ---- what cells share ------------------------------------------------------------------------------------------------------------
+# ---- shared by all cells -------------------------------------------------------------------------------------------------------------
 
 $(OUT)/uncorrected.rill: $(OUT)/teacher.rill
 	ln -f $< $@
@@ -83,13 +83,13 @@ $(OUT)/ffn%.map: $(OUT)/teacher.rill $(OUT)/teacher.stats.rill
 $(OUT)/params%.map: $(OUT)/teacher.rill $(OUT)/gradients.stats.rill
 	$(RILL) prune -q --dry-run --target-params $*% --stats $(OUT)/gradients.stats.rill $< | $(as_map) > $@
 
-# The text, all of it or an Nth, and what teachers say of it.
+# The text, all of it or an Nth, and the predictions of teachers for it.
 $(OUT)/tokens.data.rill: $(OUT)/train.tok.rill
 	ln -f $< $@
 $(OUT)/tokens+epochs%.data.rill: $(OUT)/teacher.rill $(OUT)/train.txt
 	$(RILL) tokenize -q -m $< --context $(CONTEXT) --max-tokens $(call divide,$(TOKENS),$*) $(OUT)/train.txt -o $@ --force
 
-# A teacher that has seen that part alone, once.
+# A teacher that has seen only that part, once.
 $(OUT)/corrected+epochs%.rill: $(OUT)/teacher.rill $(OUT)/tokens+epochs%.data.rill
 	$(RILL) distill -q -m $< --loss ce --lr 1e-4 --lr-min 1e-5 --batch-tokens $(BATCH) --micro-tokens $(BATCH) $(word 2,$^) -o $@ --force
 
@@ -115,7 +115,7 @@ cell = $(RILL) distill -q -m $(OUT)/$(call student,$(1)).rill $(strip $(losses) 
 needs = $(OUT)/$(call student,$(1)).rill $(call data,$(1)) $(if $(call has,$(1),live),$(OUT)/$(call teacher,$(1)).rill) \
   $(if $(call has,$(1),cosine% hidden%),$(OUT)/$(call student,$(1)).map)
 
-# A cell is its log, which ends with what the student makes of the text that nobody saw; who asks for the student, CELL.rill, gets both.
+# The target of a cell is its log, which ends with the evaluation on unseen text; making the student, CELL.rill, makes both.
 $(OUT)/cells/%.tsv: $$(call needs,$$*) $(OUT)/heldout.tok.rill
 	@mkdir -p $(@D)
 	$(call cell,$*) --eval $(OUT)/heldout.tok.rill --eval-every 1000000 --log $@ > /dev/null
@@ -123,7 +123,7 @@ $(OUT)/cells/%.rill: $$(call needs,$$*) $(OUT)/heldout.tok.rill
 	@mkdir -p $(@D)
 	$(call cell,$*) --eval $(OUT)/heldout.tok.rill --eval-every 1000000 --log $(@:.rill=.tsv) -o $@ --force
 
-# The table is of the cells of this run, so that it is made anew even where all of them are there.
+# The table has the cells of this run, so it is remade even if all of them exist.
 grid: $(CELLS:%=$(OUT)/cells/%.tsv)
 	@cd $(OUT)/cells && $(HERE)grid $(CELLS) > $(OUT)/grid.txt.part && mv $(OUT)/grid.txt.part $(OUT)/grid.txt && cat $(OUT)/grid.txt
 

@@ -1,60 +1,60 @@
 /*
- * The registry of architectures, private to lib/formats. An architecture is one file, arch_NAME.c, that fills in a struct arch, and
- * a line in arch.c. What it describes: what all of its models compute (a model_config), and how Hugging Face and GGUF spell them:
- * keys of the configuration, names of tensors and how these lie. Everything else in Rill reads model_config, so nothing outside the
- * file asks which architecture a model is of.
+ * The registry of architectures, private to lib/formats. An architecture is one file, arch_NAME.c, that defines a
+ * struct arch, and a line in arch.c. It states what all of its models compute (a model_config) and how Hugging Face and
+ * GGUF represent them: configuration keys, tensor names and tensor layouts. All other code in Rill reads model_config,
+ * so nothing outside that file asks for a model's architecture.
  */
 #ifndef RILL_FORMATS_ARCH_INTERNAL_H
 #define RILL_FORMATS_ARCH_INTERNAL_H
 
 #include "lib/formats/formats_internal.h"
 
-/* ---- tensors (arch_tensors.c) ---------------------------------------------------------------------------------- */
+/* ---- tensors (arch_tensors.c) ------------------------------------------------------------------------------------ */
 
-/* How to get the tensor of a role from a tensor of the file. Flags; 0: it is the same. */
+/* How a role's tensor is stored in a tensor of the file: flags; 0: as it is. */
 enum {
-    FUSED_ROWS = 1,  /* several roles one after another as rows, in the order of the table: [q; k; v] */
-    FUSED_HEADS = 2, /* several roles head by head: q, k, v of head 0, of head 1 ... (GPT-NeoX) */
-    TRANSPOSED = 4,  /* [in][out], as GPT-2's Conv1D has it */
-    MINUS_ONE = 8,   /* a norm's weight less 1: Gemma multiplies with 1 + w */
-    FROM_FIRST = 16, /* a table of positions without the rows before position_offset */
-    STACKED =
-        128, /* those of all experts one after another, [experts][rows][columns]; with FUSED_ROWS of several roles */
-    AS_ROW = 256, /* a vector as a matrix of one row */
-    /* Not the layout, but which models or layers have the tensor: */
-    OF_CLASSES = 32,      /* of classifiers of sequences only (OUTPUT_CLASSES) */
-    OF_UNTIED = 64,       /* of models whose head is not the embedding */
-    OF_SPAN = 2048,       /* of models that find answers only (OUTPUT_SPAN) */
-    OF_EXPERTS = 512,     /* of layers that have experts */
-    OF_NO_EXPERTS = 1024, /* of those that have none */
+    FUSED_ROWS = 1,  /* several roles as consecutive rows, in the order of the table: [q; k; v] */
+    FUSED_HEADS = 2, /* several roles interleaved by head: q, k, v of head 0, of head 1, ... (GPT-NeoX) */
+    TRANSPOSED = 4,  /* [in][out], as in GPT-2's Conv1D */
+    MINUS_ONE = 8,   /* a norm's weight minus 1: Gemma multiplies by 1 + w */
+    FROM_FIRST = 16, /* a position table without the rows before position_offset */
+    /* all experts, consecutive: [experts][rows][cols]; with FUSED_ROWS: of several roles */
+    STACKED = 128,
+    AS_ROW = 256, /* a vector stored as a matrix of one row */
+    /* Not layouts, but which models or layers have the tensor: */
+    OF_CLASSES = 32,      /* only sequence classifiers (OUTPUT_CLASSES) */
+    OF_UNTIED = 64,       /* only models whose head is not the embedding */
+    OF_SPAN = 2048,       /* only models that find answers (OUTPUT_SPAN) */
+    OF_EXPERTS = 512,     /* only layers with experts */
+    OF_NO_EXPERTS = 1024, /* only layers without experts */
 };
 struct arch_tensor {
     enum model_role role;
-    const char *name; /* '#' stands for the number of the layer, '@' for that of the expert */
+    const char *name; /* '#' stands for the layer's number, '@' for the expert's */
     unsigned layout;
 };
-/* A table of tensors. A role may occur several times: import takes the first name that the file has, export the
- * first. */
+/* A table of tensors. A role may occur several times: import takes the first name that the file has,
+ * export writes the first. */
 struct arch_tensors {
     const struct arch_tensor *items;
     size_t n;
-    const char *base; /* a prefix of names that files may leave out ("model."), and models without a head do; or NULL */
-    const char *const
-        *derived; /* ends of names of buffers that follow from the configuration, the last one NULL; or NULL */
+    const char *base; /* prefix that files may omit ("model."), and that models without a head do omit; or NULL */
+    /* Suffixes of buffers that follow from the configuration, NULL-terminated; or NULL. */
+    const char *const *derived;
 };
-/* GGUF's names, which all architectures share but for their own table, which is asked first. */
+/* GGUF's names for all architectures; an architecture's own table is searched first. */
 extern const struct arch_tensors gguf_common_tensors;
 
 struct arch;
 
-/* ---- Hugging Face ---------------------------------------------------------------------------------------------- */
+/* ---- Hugging Face ------------------------------------------------------------------------------------------------ */
 
-/* Keys of config.json for the numbers; NULL: the architecture has none, and the default holds. */
+/* Names of numeric keys in config.json; NULL: the architecture has no such key, and the default applies. */
 struct hf_numbers {
     const char *layers, *hidden, *heads, *kv_heads, *head_dim, *ffn, *context, *eps, *act;
-    bool ffn_follows; /* the feed-forward width is 4 x hidden when it is absent */
+    bool ffn_follows; /* a missing feed-forward width means 4 x hidden */
 };
-/* Tensor names that many architectures share with Llama: entries of a table of struct arch_tensor. */
+/* Entries of a struct arch_tensor table: the tensor names that many architectures share with Llama. */
 #define HF_LLAMA_TENSORS                                                                                               \
     {ROLE_EMBED, "model.embed_tokens.weight", 0}, {ROLE_ATTN_NORM, "model.layers.#.input_layernorm.weight", 0},        \
         {ROLE_Q, "model.layers.#.self_attn.q_proj.weight", 0}, {ROLE_K, "model.layers.#.self_attn.k_proj.weight", 0},  \
@@ -69,7 +69,7 @@ struct hf_numbers {
         {ROLE_DOWN, "model.layers.#.mlp.down_proj.weight", 0}, {ROLE_NORM, "model.norm.weight", 0}, {                  \
         ROLE_HEAD, "lm_head.weight", 0                                                                                 \
     }
-/* The same of layers with experts, one tensor for each of an expert or, as transformers 5 holds them, for all. */
+/* The same for layers with experts: a tensor per expert, or one for all experts, as in transformers 5. */
 #define HF_EXPERT_TENSORS                                                                                              \
     {ROLE_ROUTER, "model.layers.#.mlp.gate.weight", 0},                                                                \
         {ROLE_EXPERT_GATE, "model.layers.#.mlp.experts.@.gate_proj.weight", 0},                                        \
@@ -84,104 +84,108 @@ extern const struct hf_numbers hf_llama_numbers; /* num_hidden_layers, hidden_si
 
 struct hf_class {
     const char *class, *model_type;
-    enum model_output output; /* the output of the class */
+    enum model_output output;
 };
 /*
- * A class whose config.json has that of a language model in "text_config", and whose file has its tensors under names of their own
- * beside those of other parts (pictures). Import takes the language model (hf_part.c).
+ * A class whose config.json contains a language model's configuration in "text_config", and whose files contain its
+ * tensors under other names, beside those of other parts (vision). Import takes the language model (hf_part.c).
  */
 struct hf_whole {
     const char *class, *model_type;
-    const struct hf_key *keys; /* beside "text_config" */
+    const struct hf_key *keys; /* besides "text_config" */
     size_t n_keys;
     struct {
         const char *from, *to;
-    } names[4];            /* beginnings of names: "language_model." of the file is "" of the part; ends with NULL */
-    const char *others[5]; /* beginnings of names of the other parts; ends with NULL */
+    } names[4];            /* prefixes: `from` in the file becomes `to` in the language model; ends with NULL */
+    const char *others[5]; /* prefixes of the other parts' names; ends with NULL */
 };
 struct hf_side {
-    struct hf_class
-        classes[7]; /* the first of an output is what export writes, of all what a file without "architectures" is; ends
-                                 * with NULL */
-    const struct hf_key *keys; /* of its own, which win over the common ones */
+    /* Ends with NULL. Export writes the first class with the model's output; for a file without "architectures", import
+     * takes the first class of the model_type. */
+    struct hf_class classes[7];
+    const struct hf_key *keys; /* the class's own, which take precedence over the common ones */
     size_t n_keys;
     const struct hf_numbers *numbers;
-    double eps, theta;  /* default of config.json */
-    double local_theta; /* the same for a separate rotation of sliding layers; 0: they have none */
+    double eps, theta;  /* defaults of config.json */
+    double local_theta; /* default theta of sliding layers with a rotation of their own; 0: they have none */
     enum hf_windows {
         NO_WINDOWS,
         ONE_WINDOW,   /* the same in all layers */
-        LAYER_WINDOWS /* in the layers that "layer_types" names */
+        LAYER_WINDOWS /* in the layers that "layer_types" lists */
     } windows;
-    uint32_t
-        original_context; /* default of "original_max_position_embeddings" at the top level, where the class has it; 0: it is
-                                * among the rotary settings */
-    double partial_rotary;       /* the share of a head that rotates, by default; 0: always all of it */
-    uint32_t kv_heads, head_dim; /* default if config.json has no such key; 0: as many as heads, and hidden / heads */
-    uint32_t vocab, context, heads; /* default if config.json has no such key; 0: the key is required */
+    /* Default of "original_max_position_embeddings" if the class has it at the top level; 0: it is among
+     * the rotary settings. */
+    uint32_t original_context;
+    double partial_rotary;          /* default share of a head that rotates; 0: always the whole head */
+    uint32_t kv_heads, head_dim;    /* defaults for missing keys; 0: as many as heads, and hidden / heads */
+    uint32_t vocab, context, heads; /* defaults for missing keys; 0: the key is required */
     bool tied;                      /* default of "tie_word_embeddings" */
     struct arch_tensors tensors;
-    /* Beginnings of names, after the base, of what a file may have beside its class: heads of pre-training that
-     * another class reads. They are left out, as transformers leaves them out. Ends with NULL; NULL: none. */
+    /* Prefixes, after the base, of tensors that the class does not read: heads of pre-training, for another class. They
+     * are left out, as in transformers. Ends with NULL; NULL: none. */
     const char *const *unread;
-    const struct hf_whole *whole; /* the multimodal class that this is the language model of; or NULL */
-    /* Reads the rest of config.json, after the numbers, the rotation, the layers and the output of the class; and
-     * writes it. NULL: nothing. */
+    const struct hf_whole *whole; /* the multimodal class that contains this language model; or NULL */
+    /* Reads the rest of config.json, once numbers, rotation, layers and output are set; writes it. NULL: nothing to
+     * do. */
     int (*read)(struct model_config *c, const cJSON *json, struct err *e);
     bool (*write)(cJSON *json, const struct model_config *c);
     bool (*zeros)(const struct model_config *c, enum model_role role); /* see out_tensors_make */
-    /* ERR_DATA when the class cannot hold this configuration. NULL: it can. */
+    /* ERR_DATA: the class cannot hold this configuration. NULL: it always can. */
     int (*check)(const struct model_config *c, struct err *e);
 };
 
-/* For tables of keys: features that a class does not have, which nothing else would report as ignored. */
+/* Entries for tables of keys: features that a class lacks, whose keys would otherwise be ignored silently. */
 #define HF_NO_ROTARY                                                                                                   \
     HF_KEY("rope_theta", HF_OFF), HF_KEY("rope_scaling", HF_OFF), HF_KEY("rope_parameters", HF_OFF),                   \
         HF_KEY("partial_rotary_factor", HF_OFF)
 #define HF_NO_WINDOW                                                                                                   \
     HF_KEY("sliding_window", HF_OFF), HF_KEY("use_sliding_window", HF_OFF), HF_KEY("max_window_layers", HF_OFF),       \
         HF_KEY("layer_types", HF_OFF)
-/* Heads fill the hidden size, and each has a key and value of its own. */
+/* Heads fill the hidden size, and each has its own K/V head. */
 #define HF_PLAIN_HEADS(heads) HF_KEY_TEXT("num_key_value_heads", HF_SAME, heads), HF_KEY("head_dim", HF_OFF)
 
-/* For their read, write and check. */
-int hf_check_plain_heads(const struct model_config *c,
-                         struct err *e) MUST_CHECK; /* ERR_DATA: not as HF_PLAIN_HEADS says */
-/* ERR_DATA unless heads are as wide as hidden / heads, by which transformers makes `what` whatever head_dim says. */
+/* ---- helpers for read, write and check --------------------------------------------------------------------------- */
+/* ERR_DATA unless heads are as HF_PLAIN_HEADS requires. */
+int hf_check_plain_heads(const struct model_config *c, struct err *e) MUST_CHECK;
+/* ERR_DATA unless the head size is hidden / heads, from which transformers derives the size of `what`
+ * whatever head_dim says. */
 int hf_check_derived_width(const struct model_config *c, const char *what, struct err *e) MUST_CHECK;
-/* The share of a head that rotates; readers truncate its product with the head size. */
+/* The share of a head that rotates, such that its product with the head size, which readers truncate, is exact. */
 double hf_rotary_share(const struct model_config *c);
-int hf_act_of_name(const char *name, uint32_t *act); /* negative: unknown */
+int hf_act_of_name(const char *name, uint32_t *act); /* ERR_DATA, without a message: unknown */
 int hf_read_act(struct model_config *c, const cJSON *json, const char *key, const char *fallback,
                 struct err *e) MUST_CHECK;
 const char *hf_act_name(uint32_t act);
-/* "layer_types" or its absence: `window` for layers of "sliding_attention", 0 for "full_attention"; *given: is the list there? */
+/* Reads "layer_types": `window` for layers of "sliding_attention", 0 for "full_attention". *given: the list is present;
+ * otherwise windows are unchanged. */
 int hf_read_layer_types(struct model_config *c, const cJSON *json, uint32_t window, bool *given,
                         struct err *e) MUST_CHECK;
 bool hf_put_layer_types(cJSON *json, const struct model_config *c);
-/* "attention_bias": on q, k, v and o. */
+/* "attention_bias" applies to q, k, v and o. */
 int hf_read_attention_bias(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK;
 bool hf_put_attention_bias(cJSON *json, const struct model_config *c);
 bool hf_attention_bias_zeros(const struct model_config *c, enum model_role role); /* for hf_side.zeros */
-/* The window of "sliding_window", or `absent` without the key; 0: none, or one that never takes effect. */
+/* *window = "sliding_window", or `absent` without the key; 0: no window, or one that is not shorter than the
+ * context. */
 int hf_read_window(const struct model_config *c, const cJSON *json, uint32_t absent, uint32_t *window,
                    struct err *e) MUST_CHECK;
-/* Qwen's keys of windows: *window 0 without "use_sliding_window", *first is "max_window_layers"; *given: the windows of
- * layers are set, by "layer_types". */
+/* Reads Qwen's window keys: *window = 0 without "use_sliding_window", *first = "max_window_layers"; *given:
+ * "layer_types" has set the windows. */
 int qwen_read_window_keys(struct model_config *c, const cJSON *json, uint32_t *window, uint64_t *first, bool *given,
                           struct err *e) MUST_CHECK;
-int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen 2's and 3's */
+int qwen_read_window(struct model_config *c, const cJSON *json, struct err *e) MUST_CHECK; /* Qwen2's and Qwen3's */
 bool qwen_put_window(cJSON *json, const struct model_config *c);
-/* One window for all layers: that of hf_read_window. */
+/* One window for all layers, as read by hf_read_window, unless "layer_types" is given. */
 int hf_read_uniform_window(struct model_config *c, const cJSON *json, uint32_t absent, struct err *e) MUST_CHECK;
 bool hf_put_uniform_window(cJSON *json, const struct model_config *c);
 /*
- * Layers with experts (experts.c). Reads their number, "num_experts" or "num_local_experts", that of a position,
- * "num_experts_per_tok", and their width; each may be absent. All layers get them in place of their dense part.
+ * Layers with experts (experts.c). Reads the number of experts, "num_experts" or "num_local_experts", the
+ * number per position, "num_experts_per_tok", and their width; each may be absent. All layers get experts in
+ * place of their dense part.
  */
 struct hf_experts {
-    uint32_t experts, per_token; /* where config.json does not say */
-    const char *width;           /* key of the width; NULL: it is that of dense parts */
+    uint32_t experts, per_token; /* defaults for missing keys */
+    const char *width;           /* key of the width; NULL: as wide as dense parts */
     uint32_t absent_width;
 };
 #define HF_EXPERT_KEYS                                                                                                 \
@@ -190,69 +194,72 @@ struct hf_experts {
     }
 int hf_read_experts(struct model_config *c, const cJSON *json, const struct hf_experts *how, struct err *e) MUST_CHECK;
 bool hf_put_experts(cJSON *json, const struct model_config *c, const char *count, const char *width);
-/* A dense part as wide as "intermediate_size" in layers that "mlp_only_layers" names or "decoder_sparse_step" skips, instead of
- * experts. To be called after hf_read_experts, with that width. */
+/* Replaces the experts by a dense part of width `ffn`, "intermediate_size", in layers that "mlp_only_layers" lists or
+ * "decoder_sparse_step" skips. Call after hf_read_experts. */
 int hf_read_dense_layers(struct model_config *c, const cJSON *json, uint32_t ffn, struct err *e) MUST_CHECK;
 bool hf_put_dense_layers(cJSON *json, const struct model_config *c);
-/* What "intermediate_size" and "feed_forward_length" say: the width of dense layers, or where there are none of experts. */
+/* The value for "intermediate_size" and "feed_forward_length": the width of dense layers, or of
+ * experts if there are none. */
 uint32_t config_ffn(const struct model_config *c);
-/* ERR_DATA unless every layer has experts, beside a dense part or without. */
+/* ERR_DATA unless every layer has experts, and beside them a dense part if `dense`, none otherwise. */
 int arch_all_experts(const struct model_config *c, bool dense, struct err *e) MUST_CHECK;
 uint32_t config_window(const struct model_config *c); /* of the layers that have one; 0: none has */
-/* ERR_DATA: some layers have a window, or another one, and some have not. */
+/* ERR_DATA unless all layers have the same window, or none has one. */
 int arch_uniform_window(const struct model_config *c, struct err *e) MUST_CHECK;
-/* ERR_DATA: heads rotate in part, in an architecture whose heads rotate whole. */
+/* ERR_DATA: heads rotate only in part, but the architecture rotates whole heads. */
 int arch_check_rotation(const struct arch *a, const struct model_config *c, struct err *e) MUST_CHECK;
-/* ERR_DATA: layers have windows of several lengths, and neither format can say that. */
+/* *window = the length of all windows, 0: there are none. ERR_DATA: lengths differ, which neither format can
+ * express. */
 int arch_one_window(const struct model_config *c, uint32_t *window, struct err *e) MUST_CHECK;
 
-/* ---- GGUF ------------------------------------------------------------------------------------------------------- */
+/* ---- GGUF -------------------------------------------------------------------------------------------------------- */
 
 struct gguf_name {
     const char *name;
-    bool interleaved; /* q and k have the two rows of a rotary pair side by side */
+    bool interleaved; /* the two rows of a rotary pair of q and k are adjacent */
 };
-/* What the loader of an architecture in llama.cpp does not know. */
+/* Features that llama.cpp's loader of an architecture does not support. */
 enum {
     LACKS_O_BIAS = 1,
     LACKS_LLAMA3 = 2,     /* the tensor rope_freqs.weight */
-    LACKS_HEAD_WIDTH = 4, /* requires all heads together to be as wide as the residual stream */
+    LACKS_HEAD_WIDTH = 4, /* heads whose total width is not that of the residual stream */
     LACKS_TIED = 8,
     LACKS_LONG = 16, /* the tensors rope_factors_short.weight and rope_factors_long.weight */
 };
 struct gguf_side {
-    struct gguf_name
-        names[3]; /* the first is what export writes; ends with NULL; none: GGUF does not know the architecture */
-    struct gguf_name uneven; /* what export writes when layers differ; NULL: GGUF cannot hold that */
-    bool (*needs_uneven)(const struct model_config *c); /* ... or for another reason; NULL: none */
-    bool windows;                                       /* llama.cpp gives it windows, which read and write handle */
+    /* Export writes the first; ends with NULL. None: GGUF does not know the architecture. */
+    struct gguf_name names[3];
+    struct gguf_name uneven; /* name to write if layers differ; NULL: GGUF cannot hold such a model */
+    bool (*needs_uneven)(const struct model_config *c); /* needs `uneven` for another reason; NULL: never */
+    bool windows;                                       /* llama.cpp supports windows; read and write handle them */
     unsigned lacks;                                     /* LACKS_... */
-    bool experts;                /* of architectures that share a name, this one has experts ("expert_count") */
-    const struct gguf_key *keys; /* of its own */
+    bool experts;                /* distinguishes architectures of one name: this one has experts ("expert_count") */
+    const struct gguf_key *keys; /* the architecture's own */
     size_t n_keys;
-    struct arch_tensors tensors; /* that differ from the common ones */
+    struct arch_tensors tensors; /* those that differ from the common ones */
     int (*read)(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a, struct err *e);
     void (*write)(struct gguf_header *h, const struct model_config *c);
-    int (*check)(const struct model_config *c, struct err *e); /* ERR_DATA: llama.cpp cannot load it; NULL: it can */
+    /* ERR_DATA: llama.cpp cannot load it. NULL: it always can. */
+    int (*check)(const struct model_config *c, struct err *e);
 };
 
 /*
- * For their read and write: the activation, where llama.cpp has one for all models of an architecture and no key. A key
- * with transformers' name for it, which llama.cpp leaves alone, says when it is not `usual`.
+ * For read and write: the activation. llama.cpp has no key for it, but one activation per architecture. If it is not
+ * `usual`, an additional key, which llama.cpp ignores, has transformers' name for it.
  */
 int gguf_read_act(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                   struct err *e) MUST_CHECK;
 void gguf_put_act(struct gguf_header *h, const struct model_config *c, uint32_t usual);
-/* For their read and write (gguf_windows.c). "attention.sliding_window", or `window` where the key is absent, in the layers that
- * "attention.sliding_window_pattern" names: a flag for each layer, or N for all but every N-th; N is `pattern` where that key is
- * absent. */
+/* For read and write (gguf_windows.c). Reads "attention.sliding_window" (`window` if absent) into the layers
+ * that "attention.sliding_window_pattern" selects: a flag per layer, or N for all but every N-th layer
+ * (`pattern` if absent). */
 int gguf_read_windows(struct model_config *c, const struct gguf_file *g, const char *prefix, uint32_t window,
                       uint32_t pattern, struct err *e) MUST_CHECK;
-/* Both keys; the pattern only where it is not the one that readers assume. */
+/* Writes both keys; the pattern only if it is not the one that readers assume. */
 void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint32_t window, uint32_t pattern);
 
-/* For keys, read and write of architectures with experts (experts.c): all layers have them. `norm`: are their weights divided by
- * their sum? llama.cpp has one answer for all models of an architecture, which gguf_check_experts asks for. */
+/* For keys, read and write of architectures with experts in all layers (experts.c). `norm`: are expert weights divided
+ * by their sum? llama.cpp has one answer per architecture, which gguf_check_experts requires. */
 #define GGUF_EXPERT_KEYS(norm)                                                                                         \
     {"expert_count", GGUF_READ, 0, NULL}, {"expert_used_count", GGUF_READ, 0, NULL},                                   \
         {"expert_feed_forward_length", GGUF_READ, 0, NULL}, {"expert_gating_func", GGUF_NUMBER, 1, NULL},              \
@@ -262,13 +269,13 @@ void gguf_put_windows(struct gguf_header *h, const struct model_config *c, uint3
 int gguf_read_experts(struct model_config *c, const struct gguf_file *g, const char *prefix, struct arena *a,
                       struct err *e) MUST_CHECK;
 void gguf_put_experts(struct gguf_header *h, const struct model_config *c);
-void gguf_put_wide_experts(struct gguf_header *h, const struct model_config *c); /* whose width has a key of its own */
+void gguf_put_wide_experts(struct gguf_header *h, const struct model_config *c); /* also writes the width of experts */
 int gguf_check_experts(const struct model_config *c, bool dense, bool norm, struct err *e) MUST_CHECK;
 
 struct arch {
-    const char *name;                         /* the label in streams */
+    const char *name;                         /* name in streams */
     const char *models;                       /* models of this architecture, for help */
-    struct model_config traits;               /* what every model of it computes, without shapes */
+    struct model_config traits;               /* what all of its models compute, without shapes */
     void (*complete)(struct model_config *c); /* sets what follows from a new model's shapes; NULL: nothing */
     uint32_t window_pattern;                  /* see arch_window_pattern */
     struct hf_side hf;
@@ -285,161 +292,169 @@ extern const struct arch arch_bert, arch_distilbert, arch_roberta, arch_xlm_robe
 extern const struct arch arch_bilstm;
 const struct arch *arch_at(size_t i); /* NULL past the end */
 
-/* ERR_DATA names those that are known. */
+/* *out = the architecture of c. ERR_DATA: unknown; the message lists the known ones. */
 int arch_of_config(const struct model_config *c, const struct arch **out, struct err *e) MUST_CHECK;
-int arch_class_unknown(const char *class, struct err *e); /* the error that names those that are known; ERR_DATA */
+/* Set the error that lists the known ones and return ERR_DATA. */
+int arch_class_unknown(const char *class, struct err *e);
 int arch_gguf_unknown(const char *name, struct err *e);
-const struct arch *arch_by_gguf(const char *name, bool experts, const struct gguf_name **spelled); /* NULL: unknown */
-/* Also return the class; for a model_type the first that has it. */
+/* NULL: unknown; *spelled: the entry with this name. */
+const struct arch *arch_by_gguf(const char *name, bool experts, const struct gguf_name **spelled);
+/* Also return the class: for a model_type, the first one that has it. NULL: unknown. */
 const struct arch *arch_by_class(const char *name, const struct hf_class **class);
 const struct arch *arch_by_model_type(const char *type, const struct hf_class **class);
-/* The class that holds this configuration's output; NULL: none. */
+/* The class with this configuration's output; NULL: none. */
 const struct hf_class *arch_class(const struct arch *a, const struct model_config *c);
-/* What GGUF calls a model of this configuration; NULL: it has no name for it. */
+/* GGUF's name for a model of this configuration; NULL: it has none. */
 const struct gguf_name *arch_gguf_name(const struct arch *a, const struct model_config *c);
 
-/* ---- a tensor of a role in a file ------------------------------------------------------------------------------- */
+/* ---- a tensor of a role in a file -------------------------------------------------------------------------------- */
 
-/* Where the tensor is in the file, or how export writes it. */
+/* Where a role's tensor is in the file, or where export puts it. */
 struct arch_place {
     const struct arch_tensor *tensor;
     const struct arch_tensors *table;
     char name[TENSOR_MAX_NAME + 1]; /* in the file */
-    uint64_t first, total;          /* rows of the role in the file's tensor, and all of these */
-    uint64_t stacked;               /* STACKED: experts */
-    uint64_t part, parts;           /* FUSED_HEADS: rows of the role in a head, and of all parts */
-    uint64_t missing;               /* FROM_FIRST: rows that the file does not have; they become zeros */
+    uint64_t first, total;          /* first row of the role in the file's tensor; rows of that tensor */
+    uint64_t stacked;               /* STACKED: number of experts */
+    uint64_t part, parts;           /* FUSED_HEADS: rows of the role per head; rows of all roles per head */
+    uint64_t missing;               /* FROM_FIRST: leading rows that the file lacks; import fills them with zeros */
 };
-/* Import: the first of the role's names that the file has. NULL and place->name the first name when it has none. */
+/* Import: finds the first of the role's names that the file has. NULL: it has none; then place->name is the first
+ * name. */
 struct raw_tensor *arch_find(const struct arch_tensors *own, const struct arch_tensors *common,
                              const struct model_config *c, struct model_slot s, const struct raw_table *files,
                              struct arch_place *place);
-/* The row of the table that gives the role this name; NULL: none does. */
+/* The entry of the table that gives the role this name; NULL: none. */
 const struct arch_tensor *arch_named(const struct arch_tensors *table, struct model_slot s, const char *name);
-/* Do models like this one have it, in such a layer (OF_CLASSES ...)? */
+/* Do such models have the tensor in this layer (OF_CLASSES, ...)? */
 bool arch_is_of(const struct model_config *c, const struct arch_tensor *t, uint32_t layer);
-/* Export: false when the architecture has no name for the role. */
+/* Export: where the role's tensor goes. False: the format has no name for it. */
 bool arch_place(const struct arch_tensors *own, const struct arch_tensors *common, const struct model_config *c,
                 struct model_slot s, struct arch_place *place);
-/* The place of its own that the table has for a role whose tensor `p` is shared; false: none. */
+/* A place in the table for the role alone, if `p` fuses it with others; false: there is none. */
 bool arch_place_apart(const struct arch_place *p, const struct model_config *c, struct model_slot s,
                       struct arch_place *apart);
-/* The shape that the file's tensor has, for this slot's configuration. */
+/* dims = the shape of the file's tensor for this slot; returns its rank. */
 unsigned arch_foreign_shape(const struct model_config *c, struct model_slot s, const struct arch_place *p,
                             uint64_t dims[3]);
-/* Is the data laid out as in the slot? Then it starts at this byte of the file's tensor; else it must be rearranged. */
+/* Is the data laid out as in the slot? Then *offset = its first byte in the file's tensor; otherwise
+ * it must be rearranged. */
 bool arch_lies_plain(const struct arch_place *p, enum dtype dtype, uint64_t cols, uint64_t *offset);
-/* Rearranges the file's tensor into the slot's, both of `dtype`: to[rows][cols]. MINUS_ONE is left to the caller. */
+/* Copies the role's part of the file's tensor to to[rows][cols], both of `dtype`. The caller handles MINUS_ONE. */
 void arch_gather(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
                  void *to);
-/* The reverse: writes its part of the file's tensor. */
+/* The reverse: writes the role's part of the file's tensor. */
 void arch_scatter(const struct arch_place *p, enum dtype dtype, uint64_t rows, uint64_t cols, const void *from,
                   void *to);
 
-/* ---- names of classes (labels.c) ------------------------------------------------------------------------------- */
+/* ---- names of classes (labels.c) --------------------------------------------------------------------------------- */
 
-#define LABELS_KEY "labels" /* of META */
+#define LABELS_KEY "labels" /* in META */
 #define LABEL_SIZE 24
-/* From "id2label" or ARCH.classifier.output_labels (NULL: there is none) of a classifier into f->extra. ERR_DATA
- * when there is no text for each class. */
+/* Put the class names of a classifier into f->extra, from "id2label" or from ARCH.classifier.output_labels (NULL:
+ * absent). ERR_DATA: a class has no name. */
 int labels_from_hf(struct foreign_model *f, const cJSON *config, struct err *e) MUST_CHECK;
 int labels_from_gguf(struct foreign_model *f, const struct gguf_kv *kv, struct err *e) MUST_CHECK;
-/* That of META, or "LABEL_3" in `out`. */
+/* The name in META, or "LABEL_3", written to `out`. */
 const char *label_of(const cJSON *meta, uint32_t class, char out[LABEL_SIZE]);
 bool labels_to_hf(cJSON *config, const struct model_config *c, const cJSON *meta); /* "id2label" and its reverse */
 
-/* ---- tensors on their way out (export_tensors.c) ---------------------------------------------------------------- */
+/* ---- tensors for export (export_tensors.c) ----------------------------------------------------------------------- */
 
-/* One of the file, of one slot or of several that it fuses. */
+/* A tensor of the file: of one slot, or of several slots that it fuses. */
 struct out_tensor {
     char name[TENSOR_MAX_NAME + 1];
     unsigned rank;
     uint64_t dims[3];
-    enum dtype stored; /* as the stream has it */
+    enum dtype stored; /* type in the stream */
     enum model_role_kind kind;
     size_t n_slots;
     struct model_slot *slots; /* [n_slots] */
     struct arch_place *places;
 };
 struct out_tensors {
-    bool
-        by_value; /* set before they are made: no quantized blocks are written, so that any types may meet in a fused tensor */
+    /* Set by the caller before out_tensors_make: no quantized blocks are written, so any types may be fused. */
+    bool by_value;
     struct out_tensor *items; /* in the arena of the export_source */
     size_t n;
 };
-/* ERR_DATA when the format has no name for one of them, or fused ones are quantized in different types. zeros (or NULL): does the
- * format want zeros for this bias, which the model has not? */
+/* Makes the list of the file's tensors. zeros (or NULL): does the format require zeros for this bias, which the model
+ * lacks? ERR_DATA: the format has no name for a tensor, or tensors to be fused have different quantized types. */
 int out_tensors_make(struct out_tensors *t, struct export_source *x, const struct arch_tensors *own,
                      const struct arch_tensors *common, bool (*zeros)(const struct model_config *, enum model_role),
                      struct err *e) MUST_CHECK;
-/* While the types are not known, from a source without a map: do the names of the tensors depend on them, because the format has
- * others for parts of different types? */
+/* For a source without a map, before the types are known: do tensor names depend on the types, because the format has
+ * other names for parts of different types? */
 bool out_tensors_follow_types(const struct out_tensors *t, const struct export_source *x);
-/* One more part has this type in the stream. ERR_DATA: one tensor cannot hold it and the others. */
+/* Part number `part` has type `stored` in the stream. ERR_DATA: the tensor cannot hold it together
+ * with its other parts. */
 int out_tensor_join(const struct out_tensors *t, struct out_tensor *to, size_t part, enum dtype stored,
                     struct err *e) MUST_CHECK;
-void out_tensor_like_last(struct out_tensors *t, size_t i); /* the type of zeros: that of the tensor before them */
+void out_tensor_like_last(struct out_tensors *t, size_t i); /* sets the type of zeros: that of the tensor before them */
 uint64_t out_tensor_bytes(const struct out_tensor *t, enum dtype as);
-/* Its data in the order of the file, rotary rows interleaved or not; valid until the next call. */
+/* *data = the tensor as it is in the file, rotary rows interleaved or not; valid until the next call. */
 int out_tensor_data(struct export_source *x, const struct out_tensor *t, enum dtype as, bool interleaved,
                     const void **data, struct err *e) MUST_CHECK;
-/* The part of slot i alone, before it is scattered. */
+/* The same for the part of slot i alone, before it is scattered. */
 int out_tensor_part(struct export_source *x, const struct out_tensor *t, size_t i, enum dtype as, bool interleaved,
                     const void **data, struct tensor_desc *d, struct err *e) MUST_CHECK;
 
-/* ---- tensors that arrive one after another (export_arrive.c) ----------------------------------------------------- */
+/* ---- tensors that arrive in stream order (export_arrive.c) ------------------------------------------------------- */
 
 /*
- * Writes each tensor of a stream to its place in a file as it comes, for a source that cannot be read twice. Tensors of the file
- * lie in the order in which their first parts arrive, each of the type that this part decides; parts of stacked experts go to
- * the file at once, those of other fused tensors are held until all are there (q, k and v of a layer).
+ * Writes each tensor of a stream that can be read only once to its place in a file as it arrives. The file's tensors
+ * are in the order in which their first parts arrive, and that part decides the type. Parts of stacked experts are
+ * written at once; other fused tensors are held until all parts have arrived (q, k and v of a layer).
  */
 struct arrivals {
-    struct export_source *x; /* without a map */
+    struct export_source *x; /* has no map */
     struct out_tensors *tensors;
     bool interleaved;
     void *ctx;
-    /* The type of a tensor in the file, once `stored` is known. */
+    /* Returns the type in the file, once t->stored is known. */
     enum dtype (*type)(void *ctx, const struct out_tensor *t);
-    /* Reserves room for tensor i, asked for in order: the descriptor, and the offset in it. */
+    /* Reserves space for tensor i; called in order. *fd, *at = descriptor and offset. */
     int (*place)(void *ctx, size_t i, uint64_t bytes, int *fd, uint64_t *at, struct err *e);
-    int (*done)(void *ctx, size_t i, struct err *e); /* tensor i is complete in the file; NULL: no matter */
-    /* Private. */
+    int (*done)(void *ctx, size_t i, struct err *e); /* called when tensor i is complete; may be NULL */
+    /* Private: */
     struct arrival_part *parts; /* by slot of x->config */
     struct arrival_spot *spots; /* by tensor */
     size_t placed;
 };
-/* After out_tensors_make; the caller has set the members above. */
+/* Call after out_tensors_make, with the members above set. */
 int arrivals_begin(struct arrivals *a, struct err *e) MUST_CHECK;
-/* ERR_DATA: a part has a type that the file's tensor cannot have any more. A slot that the file leaves out is skipped. */
+/* Takes the tensor of slot s; ignores a slot that the file leaves out. ERR_DATA: its type does not fit the file's
+ * tensor, whose type is already decided. */
 int arrivals_take(struct arrivals *a, struct model_slot s, const struct tensor_desc *d, const void *data,
                   struct err *e) MUST_CHECK;
-int arrivals_end(struct arrivals *a, struct err *e) MUST_CHECK; /* zeros after the last */
+int arrivals_end(struct arrivals *a, struct err *e) MUST_CHECK; /* writes zeros that follow the last tensor */
 int write_at(int fd, uint64_t at, const void *data, uint64_t n, struct err *e) MUST_CHECK;
-/* Copies the rest of a stream, whose head was read, to a file without a name in TMPDIR, for random access. */
+/* Copies the rest of a stream, whose head has been read, to an unnamed file in TMPDIR, for random access. */
 int export_spool(struct stream_map **out, struct stream_reader *in, const struct model_head *h,
                  struct stream_item *item, struct err *e) MUST_CHECK;
 
-/* ---- GGUF on its way out (gguf_write.c, gguf_stream.c) ------------------------------------------------------------ */
+/* ---- GGUF export (gguf_write.c, gguf_stream.c) ------------------------------------------------------------------- */
 
 struct gguf_out {
     struct export_source x;
     const struct arch *arch;
     const struct gguf_name *name;
     struct out_tensors tensors; /* under GGUF's names */
-    size_t file_type_at;        /* in the keys */
+    size_t file_type_at;        /* offset of general.file_type in the keys */
 };
-/* Tensors of a file, in order. The factors of the rotation, which are none of the model's, come before the first. */
+/* Consecutive tensors that go into one file. The rotary factors, which are not tensors of the model, precede tensor
+ * 0. */
 struct gguf_range {
     size_t from, to;
 };
-/* Of a stream whose tensors are yet to come, so that their types are not known. export_release(&o->x) in any case. */
+/* Opens a stream whose tensors have not arrived yet, so that their types are unknown.
+ * export_release(&o->x) in any case. */
 int gguf_out_open_arriving(struct gguf_out *o, const struct model_head *h, struct err *e) MUST_CHECK;
-/* Vectors are always f32, and so are tables of positions and types: llama.cpp adds them as they are. */
+/* Vectors are always f32, and so are tables of positions and types, because llama.cpp adds them unconverted. */
 enum dtype gguf_out_type(const struct out_tensor *t);
-int gguf_out_check_type(const struct out_tensor *t,
-                        struct err *e) MUST_CHECK; /* ERR_DATA: llama.cpp has no such weights */
-/* The keys of the model; and once the types are known, general.file_type among them, which follows from these. */
+/* ERR_DATA: llama.cpp does not support weights of this type. */
+int gguf_out_check_type(const struct out_tensor *t, struct err *e) MUST_CHECK;
+/* Writes the model's keys; gguf_out_label sets general.file_type among them once the types are known. */
 int gguf_out_keys(struct gguf_header *keys, struct gguf_out *o, const char *name, struct err *e) MUST_CHECK;
 int gguf_out_label(struct gguf_header *keys, const struct gguf_out *o, struct err *e) MUST_CHECK;
 void gguf_out_infos(struct gguf_header *h, const struct gguf_out *o, struct gguf_range r);

@@ -33,9 +33,9 @@ int arrivals_begin(struct arrivals *a, struct err *e) {
     return 0;
 }
 
-/* ---- where tensors go ---- */
+/* ---- placing tensors ---- */
 
-/* Tensor number a->placed, whose type is known. */
+/* Places tensor number a->placed, whose type is known. */
 static int place_next(struct arrivals *a, struct err *e) {
     const struct out_tensor *t = &a->tensors->items[a->placed];
     struct arrival_spot *spot = &a->spots[a->placed];
@@ -51,7 +51,7 @@ static int finish(struct arrivals *a, size_t i, struct err *e) {
     return rc || !a->done ? rc : a->done(a->ctx, i, e);
 }
 
-/* Zeros, which wait for nothing. */
+/* Writes zeros, which need no data from the stream. */
 static int put_zeros(struct arrivals *a, struct err *e) {
     int rc = 0;
     while (!rc && a->placed < a->tensors->n && a->tensors->items[a->placed].n_slots == 0) {
@@ -63,7 +63,7 @@ static int put_zeros(struct arrivals *a, struct err *e) {
     return rc;
 }
 
-/* ---- parts that are held ---- */
+/* ---- held parts ---- */
 
 static int hold(struct export_source *x, struct model_slot s, const struct tensor_desc *d, const void *data,
                 struct export_held **out, struct err *e) {
@@ -111,7 +111,7 @@ static int decide_type(struct arrivals *a, const struct arrival_part *p, const s
                    d->name, dtype_info(d->dtype)->name, t->name, dtype_info(spot->type)->name);
 }
 
-/* A part of its own stretch of the file, which waits for no other. */
+/* Writes a part that has a contiguous range of the file's tensor to itself. */
 static int put_part(struct arrivals *a, const struct arrival_part *p, uint64_t offset, struct err *e) {
     const struct out_tensor *t = &a->tensors->items[p->tensor];
     const struct arrival_spot *spot = &a->spots[p->tensor];

@@ -1,4 +1,4 @@
-/* A model that cannot be read twice, copied to where it can. */
+/* Copies a model that cannot be read twice to a temporary file. */
 #include <unistd.h>
 
 #include "lib/formats/arch_internal.h"

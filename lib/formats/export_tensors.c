@@ -1,4 +1,4 @@
-/* Lays out the tensors of a foreign file: one for each slot, or several slots fused in one. */
+/* Lists the tensors of a foreign file, each of one slot or of several fused slots, and makes their data. */
 #include "lib/formats/arch_internal.h"
 
 #define MOST_FUSED 3 /* roles in one tensor: q, k and v */
@@ -7,14 +7,14 @@ static bool is_fused(const struct arch_place *p) {
     return (p->tensor->layout & (FUSED_ROWS | FUSED_HEADS | STACKED)) != 0;
 }
 
-/* The tensor of this name in the list, which the slot joins; NULL: there is none yet. */
+/* The listed tensor that the slot joins; NULL: none yet. */
 static struct out_tensor *joined(struct out_tensors *t, const struct arch_place *p) {
     for (size_t i = t->n; is_fused(p) && i-- > 0;)
         if (strcmp(t->items[i].name, p->name) == 0) return &t->items[i];
     return NULL;
 }
 
-/* Its type in the stream; biases share with others where their matrices do. */
+/* The slot's type in the stream. Biases are fused if their matrices are, so they take the matrix's type. */
 static int stored_type(struct export_source *x, struct model_slot s, enum dtype *out, struct err *e) {
     struct stream_map_entry entry;
     size_t number;
@@ -24,7 +24,7 @@ static int stored_type(struct export_source *x, struct model_slot s, enum dtype 
     return rc;
 }
 
-/* Can all that share this tensor be written as one? */
+/* Can all roles that share this tensor be written as one? */
 static int check_alike(struct export_source *x, struct model_slot s, const struct arch_place *p, bool *alike,
                        struct err *e) {
     enum dtype first, other;
@@ -39,7 +39,7 @@ static int check_alike(struct export_source *x, struct model_slot s, const struc
     return rc;
 }
 
-/* Where the slot goes: separate from others of another quantized type, if the format has a name for that. */
+/* Finds the place of the slot: apart from slots of other quantized types, if the format has a name for that. */
 static int find_place(const struct out_tensors *t, struct export_source *x, struct model_slot s,
                       const struct arch_tensors *own, const struct arch_tensors *common, struct arch_place *p,
                       struct err *e) {
@@ -55,7 +55,7 @@ static int find_place(const struct out_tensors *t, struct export_source *x, stru
     return rc;
 }
 
-/* A new tensor in the list, with room for all slots that may join it. */
+/* Adds a tensor to the list, with space for all slots that may join it. */
 static struct out_tensor *begin(struct out_tensors *t, struct export_source *x, struct model_slot s,
                                 const struct arch_place *place, struct err *e) {
     struct out_tensor *to = &t->items[t->n++];
@@ -68,7 +68,7 @@ static struct out_tensor *begin(struct out_tensors *t, struct export_source *x, 
     return to->slots && to->places ? to : NULL;
 }
 
-/* Types that differ are converted to one that holds both. */
+/* Different types are converted to f32, which holds all. */
 int out_tensor_join(const struct out_tensors *t, struct out_tensor *to, size_t part, enum dtype stored, struct err *e) {
     char name[TENSOR_MAX_NAME + 1];
     if (to->stored == stored) return 0;
@@ -108,7 +108,7 @@ void out_tensor_like_last(struct out_tensors *t, size_t i) {
     t->items[i].stored = dtype_info(last)->is_quantized ? DT_F32 : last;
 }
 
-/* A vector of zeros where the format wants one that this model has not. */
+/* Adds a vector of zeros that the format requires and the model lacks. */
 static void add_zeros(struct out_tensors *t, const struct export_source *x, struct model_slot s,
                       const struct arch_tensors *own) {
     struct arch_place place;
@@ -143,7 +143,7 @@ uint64_t out_tensor_bytes(const struct out_tensor *t, enum dtype as) {
     return rows * dtype_row_bytes(as, cols);
 }
 
-/* Rows in the order of interleaved pairs. */
+/* Reorders rows into interleaved pairs. */
 static int interleave(struct export_source *x, struct model_slot s, uint64_t rows, uint64_t row_bytes,
                       const void **data, struct err *e) {
     const struct model_layer *l = &x->config.layers[s.layer];
@@ -156,7 +156,7 @@ static int interleave(struct export_source *x, struct model_slot s, uint64_t row
     return 0;
 }
 
-/* As the stream has it. */
+/* The tensor as it is in the stream. */
 static int stored_data(struct export_source *x, struct model_slot s, struct tensor_desc *d, const void **data,
                        struct err *e) {
     struct stream_map_entry entry;
@@ -166,9 +166,10 @@ static int stored_data(struct export_source *x, struct model_slot s, struct tens
         *d = entry.desc;
         return rc ? rc : stream_map_data(x->map, number, &x->stored, data, e);
     }
+    /* always found: the caller holds all parts of a tensor */
     while (!x->held[i].data || x->held[i].slot.role != s.role || x->held[i].slot.layer != s.layer ||
            x->held[i].slot.expert != s.expert)
-        i++; /* it is there: the caller holds all parts of a tensor */
+        i++;
     *d = x->held[i].desc;
     *data = x->held[i].data;
     return 0;

@@ -13,7 +13,7 @@ int mapped_file_of(struct mapped_file *m, int fd, struct err *e) {
     if (fstat(fd, &st) != 0) return err_sys(e, errno, "cannot stat");
     if (!S_ISREG(st.st_mode)) return err_set(e, ERR_IO, "not a regular file");
     m->size = (uint64_t)st.st_size;
-    if (m->size == 0) return 0; /* mmap refuses it; every parser refuses it with a better message */
+    if (m->size == 0) return 0; /* mmap rejects empty files; every parser rejects them with a better message */
     void *p = mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (p == MAP_FAILED) return err_sys(e, errno, "cannot map %llu bytes", (unsigned long long)m->size);
     m->data = p;

@@ -37,14 +37,14 @@ void foreign_close(struct foreign_model *f) {
     mem_free(f);
 }
 
-/* ---- which tensors there are ---- */
+/* ---- checking the tensors ---- */
 
 static struct raw_tensor *find_slot(const struct foreign_model *f, struct model_slot s, struct arch_place *p) {
     const struct foreign_source *x = f->source;
     return arch_find(x->own, x->common, &f->config, s, &x->tensors, p);
 }
 
-/* Rows of a quantized matrix move whole; its elements do not. */
+/* Whole rows of a quantized matrix can be moved, single elements cannot. */
 static int check_type(const struct raw_tensor *t, struct model_slot s, const struct arch_place *p, struct err *e) {
     const struct dtype_info *type = dtype_info(t->dtype);
     if (!type->is_float && !type->is_quantized)
@@ -68,8 +68,8 @@ static int check_shape(const struct foreign_model *f, struct model_slot s, const
                    tensor_shape_text(&have, found, sizeof found), tensor_shape_text(&want, expected, sizeof expected));
 }
 
-/* The description of a slot's tensor under Rill's name; messages have the file's. Weights to which 1 is added become
- * f32, which keeps all their digits. */
+/* Describes a slot's tensor under Rill's name; error messages use the file's. Weights to which 1 is added become f32,
+ * so that the sum loses no digits. */
 static int describe(const struct foreign_model *f, struct model_slot s, const struct raw_tensor *t,
                     const struct arch_place *p, struct tensor_desc *d, struct err *e) {
     char name[TENSOR_MAX_NAME + 1];
@@ -114,7 +114,7 @@ static int digest_of(struct foreign_model *f, struct raw_tensor *t, struct diges
     return rc;
 }
 
-/* By digests, where they may be in shards of which only one is here at a time. */
+/* Compares digests, because the tensors may be in shards of which only one is present at a time. */
 static int same_bits(struct foreign_model *f, struct raw_tensor *a, struct raw_tensor *b, bool *same, struct err *e) {
     struct digest x, y;
     int rc = digest_of(f, a, &x, e);
@@ -123,7 +123,7 @@ static int same_bits(struct foreign_model *f, struct raw_tensor *a, struct raw_t
     return rc;
 }
 
-/* The same once more under another name of its role? */
+/* Is the tensor a copy of another one with the same role? */
 static int repeats(struct foreign_model *f, struct raw_tensor *t, bool *is, struct err *e) {
     struct arch_place place;
     *is = false;
@@ -136,8 +136,8 @@ static int repeats(struct foreign_model *f, struct raw_tensor *t, bool *is, stru
     return 0;
 }
 
-/* Tensors of a head that the class does not read; but not a second value of a role that the model has, which other
- * models read. */
+/* Is it a tensor of a head that the class does not read? Not if it would be a second value of a role of the model,
+ * which models of another kind read. */
 static bool is_unread(const struct foreign_model *f, const char *name) {
     const char *const *unread = f->source->unread, *base = f->source->own->base;
     for (size_t i = 0; unread && i < model_slot_count(&f->config); i++) {
@@ -151,7 +151,7 @@ static bool is_unread(const struct foreign_model *f, const char *name) {
     return false;
 }
 
-/* A tensor without a role is refused, unless it is known to have no effect, or is a bias of zeros. */
+/* Refuses a tensor without a role, unless it is known to have no effect or is a bias of zeros. */
 static int check_leftover(struct foreign_model *f, struct raw_tensor *t, struct err *e) {
     bool again, zero;
     if (is_derived(f->source, t->name)) return 0;
@@ -169,8 +169,8 @@ static int check_leftover(struct foreign_model *f, struct raw_tensor *t, struct 
     return err_set(e, ERR_DATA, "tensor '%s' is not zero: a bias there is not supported", t->name);
 }
 
-/* config.json may tie the head to the embedding although training has made them differ: as in transformers, the
- * weights decide. A head of the same bits is tied. */
+/* config.json may tie the head to the embedding although training has made them differ. As in transformers, the weights
+ * decide: a head in the file counts as tied only if it has the same bits. */
 static int resolve_tie(struct foreign_model *f, struct err *e) {
     struct arch_place place;
     struct model_config untied = f->config;
@@ -188,7 +188,8 @@ static int resolve_tie(struct foreign_model *f, struct err *e) {
     return 0;
 }
 
-/* A bias of zeros on o in all layers has no effect: an export to a class that always has one put it there. */
+/* Drops a bias of zeros on o in all layers, which has no effect. Exports to a class that always has this bias add
+ * it. */
 static int drop_zero_biases(struct foreign_model *f, struct err *e) {
     const struct foreign_source *x = f->source;
     struct arch_place place;
@@ -203,14 +204,14 @@ static int drop_zero_biases(struct foreign_model *f, struct err *e) {
     return 0;
 }
 
-/* An encoder's hidden states need no pooler, and many files have none. */
+/* Hidden states of an encoder need no pooler, and many files have none. */
 static void drop_absent_pooler(struct foreign_model *f) {
     struct arch_place place;
     if (f->config.output == OUTPUT_NONE && f->config.pooler)
         f->config.pooler = find_slot(f, (struct model_slot){.role = ROLE_POOLER}, &place) != NULL;
 }
 
-/* Leaves out what the class does not read, and reports it once. */
+/* Leaves out tensors that the class does not read, with one warning for all. */
 static int drop_unread(struct foreign_model *f, struct err *e) {
     const char *first = NULL;
     size_t n = 0;
@@ -245,8 +246,8 @@ static int check_slot(struct foreign_model *f, struct model_slot s, struct err *
     return 0;
 }
 
-/* Checks that everything is there and has the right shape before anything is written; of shards that are not here, only that it
- * is in the index. */
+/* Checks that all tensors are present and have the right shape, before anything is written; tensors of absent shards
+ * only have to be in the index. */
 static int check_tensors(struct foreign_model *f, struct err *e) {
     int rc = resolve_tie(f, e);
     if (!rc) rc = drop_zero_biases(f, e);
@@ -261,15 +262,15 @@ static int check_tensors(struct foreign_model *f, struct err *e) {
 
 /* ---- opening ---- */
 
-/* Turns the draft into the vocabulary: as many tokens as the embedding has rows. */
+/* Makes the vocabulary from the draft, padded to the rows of the embedding. */
 static int take_vocab(struct foreign_model *f, struct vocab *spec, struct err *e) {
     int rc = draft_pad(spec, f->config.vocab_size, e);
     if (!rc) rc = draft_finish(spec, &f->vocab, e);
     return rc ? err_prefix(e, "tokenizer") : 0;
 }
 
-/* The tokenizer that was asked for, or the source's own: `own` is the file of its tokenizer, else the GGUF has the
- * keys. */
+/* Reads the requested tokenizer, or the source's own: from the file `own`, or if that is NULL from
+ * the keys of the GGUF. */
 static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const char *own,
                       const struct foreign_options *o, struct err *e) {
     const char *path = o && o->tokenizer ? o->tokenizer : own;
@@ -292,7 +293,7 @@ static int read_vocab(struct foreign_model *f, const struct gguf_file *g, const 
     return rc;
 }
 
-/* Into META. item NULL: there is nothing. */
+/* Adds an item to META; item NULL: nothing to add. */
 static int put_extra(struct foreign_model *f, const char *name, cJSON *item, struct err *e) {
     if (!item) return 0;
     if (!f->extra) f->extra = cJSON_CreateObject();
@@ -315,7 +316,7 @@ static int keep_labels(struct foreign_model *f, const struct gguf_file *g, const
     return labels_from_gguf(f, gguf_find(g, key), e);
 }
 
-/* path: where the other parts of a split one are; NULL: it is in memory alone. */
+/* path: locates the other parts of a split GGUF; NULL: the GGUF is in memory only. */
 static int open_gguf(struct foreign_model *f, const char *path, const unsigned char *data, uint64_t n,
                      const struct foreign_options *o, struct err *e) {
     struct gguf_file g = {0};
@@ -325,7 +326,7 @@ static int open_gguf(struct foreign_model *f, const char *path, const unsigned c
     if (!rc) rc = gguf_join(f, &g, path, e);
     if (!rc) rc = gguf_read_arch(&g, &f->memory, &arch, &name, e);
     if (!rc) rc = gguf_read_config(&g, arch, name->name, &f->config, &f->memory, e);
-    if (!rc) rc = arch_of_config(&f->config, &arch, e); /* its own name may be beside GGUF's */
+    if (!rc) rc = arch_of_config(&f->config, &arch, e); /* the key rill.architecture may name another one */
     if (!rc) rc = put_general(f, &g, e);
     if (!rc) rc = keep_labels(f, &g, name->name, e);
     f->format = "gguf";
@@ -333,7 +334,7 @@ static int open_gguf(struct foreign_model *f, const char *path, const unsigned c
     f->source->common = &gguf_common_tensors;
     f->source->interleaved = name && name->interleaved;
     f->source->always_o_bias = arch && arch->traits.o_bias;
-    f->source->tensors = g.tensors; /* they outlive the keys */
+    f->source->tensors = g.tensors; /* they outlive g */
     g.tensors = (struct raw_table){0};
     if (!rc) rc = check_tensors(f, e);
     if (!rc) rc = read_vocab(f, &g, NULL, o, e);
@@ -374,7 +375,7 @@ int foreign_open_gguf(struct foreign_model **out, const unsigned char *data, uin
     return rc;
 }
 
-/* What is neither of the formats that are read, by name where it is known. */
+/* Refuses a file of another format, by name if it is a known one. */
 static int refuse_unknown(const struct mapped_file *m, struct err *e) {
     const unsigned char *d = m->data;
     if (m->size >= 8 && !memcmp(d, "\x89RILL\r\n", 7))
@@ -384,8 +385,7 @@ static int refuse_unknown(const struct mapped_file *m, struct err *e) {
     return err_set(e, ERR_DATA, "neither a GGUF file (it does not begin with 'GGUF') nor a .safetensors nor a folder");
 }
 
-/* A folder, FOLDER/x.safetensors or x.gguf: recognised by its files, then by the first bytes, never by the name
- * alone. */
+/* Opens a folder, FOLDER/x.safetensors or x.gguf. Folders and GGUF files are recognized by content, not by name. */
 static int open_path(struct foreign_model *f, const char *path, const struct foreign_options *o, struct err *e) {
     struct stat st;
     if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return open_hf(f, path, NULL, o, e);
@@ -425,7 +425,7 @@ struct digest foreign_digest(const struct foreign_model *f) {
 
 /* ---- one tensor ---- */
 
-/* Headers of odd length leave tensors at addresses that floats cannot be read from. */
+/* Headers of odd length leave tensors misaligned for floats. */
 #define ALIGNMENT 16
 
 static bool is_aligned(const void *p) {
@@ -437,7 +437,7 @@ static uint32_t heads_of(const struct model_config *c, struct model_slot s) {
     return model_role_info(s.role)->rows == AXIS_QUERY ? l->n_heads : l->n_kv_heads;
 }
 
-/* The slot's data in two buffers of scratch memory; the one that *data is not in may be written to. */
+/* Two scratch buffers: the one that *data does not point to may be overwritten. */
 struct scratch_pair {
     struct buf *first, *second;
 };

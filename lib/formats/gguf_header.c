@@ -1,4 +1,4 @@
-/* Builds the header of a GGUF in memory, keys and descriptions of tensors, and writes it. */
+/* Builds the header of a GGUF in memory, keys and tensor descriptions, and writes it. */
 #include "lib/formats/formats_internal.h"
 
 void gguf_put_bytes(struct gguf_header *h, const void *data, size_t n) {
@@ -23,7 +23,7 @@ void gguf_put_string(struct gguf_header *h, const void *s, size_t n) {
     gguf_put_bytes(h, s, n);
 }
 
-/* A key that begins with a dot belongs to the architecture. */
+/* A key that begins with a dot gets the architecture's prefix. */
 static void put_key(struct gguf_header *h, const char *key, enum gguf_type type) {
     char full[128];
     snprintf(full, sizeof full, "%s%s", *key == '.' ? h->prefix : "", key);

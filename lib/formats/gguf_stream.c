@@ -1,7 +1,7 @@
 /*
- * GGUF from a stream that is read once, into files that can be written anywhere. The size of a header follows from the names and
- * shapes of its tensors, which the head of the stream says; their types and offsets are known at the end, when the header is
- * written before the data.
+ * Writes GGUF from a stream that is read once, into files that can be written at any position. The size of a header
+ * follows from the tensors' names and shapes, which the stream's head determines; types and offsets are known at the
+ * end, when the header is written in front of the data.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,8 +15,8 @@ struct job {
     struct arrivals a;
     struct model_head head;
     struct stream_item item;
-    const char *name;        /* of the model, or NULL */
-    struct gguf_header keys; /* of the model, with a file type that is wrong until the types are known */
+    const char *name;        /* the model's, or NULL */
+    struct gguf_header keys; /* the model's; general.file_type is wrong until the types are known */
 };
 
 static enum dtype type_of(void *ctx, const struct out_tensor *t) {
@@ -31,7 +31,7 @@ static int arrive(void *ctx, struct model_slot s, const struct tensor_desc *d, c
     return arrivals_take(&j->a, s, d, data, e);
 }
 
-/* ctx: of the job's functions, which the caller has set. */
+/* ctx: argument of the callbacks in j->a, which the caller has set. */
 static int open_job(struct job *j, void *ctx, struct err *e) {
     int rc = gguf_out_open_arriving(&j->o, &j->head, e);
     if (rc) return rc;
@@ -66,7 +66,7 @@ static int pad_after(int fd, uint64_t end, uint64_t padded, struct err *e) {
     return padded > end ? write_at(fd, end, zeros, padded - end, e) : 0;
 }
 
-/* The factors of the rotation take these bytes before the tensors. */
+/* *bytes, *n = size and number of the rotary factor tensors, which precede the others. */
 static int rope_bytes(const struct gguf_out *o, uint64_t *bytes, uint32_t *n, struct err *e) {
     struct gguf_header rope = {.e = e};
     gguf_put_rope_tensors(&rope, &o->x.config);
@@ -98,14 +98,14 @@ static int place_single(void *ctx, size_t i, uint64_t bytes, int *fd, uint64_t *
     return pad_after(*fd, *at + bytes, s->end, e);
 }
 
-/* A file in which one may go back; not one that is only appended to. */
+/* Can earlier parts of the file be overwritten? Not in append mode. */
 static bool goes_back(int fd) {
     struct stat st;
     int flags = fcntl(fd, F_GETFL);
     return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && flags >= 0 && !(flags & O_APPEND);
 }
 
-/* The header as the types are now, at the place where the file is. */
+/* Writes the header for the current types at the file position. */
 static int put_header(struct single *s, struct err *e) {
     struct gguf_header infos = {.e = e};
     gguf_out_infos(&infos, &s->j.o, (struct gguf_range){0, s->j.o.tensors.n});
@@ -114,7 +114,7 @@ static int put_header(struct single *s, struct err *e) {
     return rc;
 }
 
-/* Until the header is written the file begins with zeros, so that half of it is no GGUF. */
+/* Until the header is written, the file begins with zeros, so that an incomplete one is not a valid GGUF. */
 static int write_single(struct single *s, struct stream_reader *in, struct err *e) {
     struct gguf_header infos = {.e = e};
     uint64_t before;
@@ -132,10 +132,10 @@ static int write_single(struct single *s, struct stream_reader *in, struct err *
     rc = take_all(&s->j, in, e);
     if (!rc) rc = go_to(s->fd, (uint64_t)start, e);
     if (!rc) rc = put_header(s, e);
-    return rc ? rc : go_to(s->fd, s->end, e); /* what comes next is appended */
+    return rc ? rc : go_to(s->fd, s->end, e); /* later writes are appended */
 }
 
-/* By way of a copy of the model, where one cannot go back to the header, or its size depends on types. */
+/* Exports a copy of the model, because the header cannot be written last or its size depends on the types. */
 static int write_copy(struct job *j, struct stream_reader *in, int fd, struct err *e) {
     struct stream_map *copy = NULL;
     int rc = export_spool(&copy, in, &j->head, &j->item, e);
@@ -157,12 +157,12 @@ int gguf_export_stream(struct stream_reader *in, int fd, const char *name, struc
 
 /* ---- in parts ---- */
 
-/* One that is not written yet: its data are in a file without a name, as long as its header is not known. */
+/* A part; until its header is known, its data are in an unnamed file. */
 struct part {
     int fd;
     uint64_t end;
     struct gguf_range range;
-    size_t missing; /* tensors that are not complete */
+    size_t missing; /* number of incomplete tensors */
     bool written;
 };
 struct parts {
@@ -170,7 +170,7 @@ struct parts {
     struct out_folder folder;
     uint64_t limit, before_first;
     uint32_t n_tensors, n, first_open;
-    struct part *items; /* [n], of all */
+    struct part *items; /* [n], all parts */
     struct buf memory;
     size_t *part_of; /* by tensor */
 };
@@ -235,7 +235,7 @@ static int copy_data(int from, int to, uint64_t n, struct err *e) {
     return rc;
 }
 
-/* Its header, with the number of parts as far as it is known, and at first the data after it. */
+/* Writes the header, with the number of parts so far, and the first time the data after it. */
 static int write_part(struct parts *p, uint32_t no, int fd, struct err *e) {
     const struct part *part = &p->items[no];
     struct gguf_header own = {.e = e}, infos = {.e = e}, *keys = no == 0 ? &p->j.keys : &own;
@@ -246,7 +246,7 @@ static int write_part(struct parts *p, uint32_t no, int fd, struct err *e) {
     int rc = keys->rc ? keys->rc : infos.rc;
     if (!rc) rc = gguf_write_header(fd, keys, &infos, e);
     if (!rc && part->fd >= 0) rc = copy_data(part->fd, fd, part->end, e);
-    keys->n_keys = n_keys; /* the model's alone */
+    keys->n_keys = n_keys; /* removes the keys of this part again */
     keys->bytes.len = n_bytes;
     buf_release(&own.bytes);
     buf_release(&infos.bytes);
@@ -264,7 +264,7 @@ static int close_part(struct parts *p, uint32_t no, struct err *e) {
     return rc;
 }
 
-/* Writes the parts that no tensor will be added to; `all`: the last one too. */
+/* Writes the parts that will get no more tensors; `all`: including the last. */
 static int close_parts(struct parts *p, bool all, struct err *e) {
     int rc = 0;
     for (; !rc && p->first_open + !all < p->n && p->items[p->first_open].missing == 0; p->first_open++)
@@ -278,7 +278,7 @@ static int done_in_part(void *ctx, size_t i, struct err *e) {
     return close_parts(p, false, e);
 }
 
-/* Now the number of parts is known, and with it their names. */
+/* Gives a part its final name and header, once the number of parts is known. */
 static int name_part(struct parts *p, uint32_t no, struct err *e) {
     char own[16];
     const char *name = gguf_part_name(&p->j.o.x.memory, "model", strlen("model"), no, p->n, e);

@@ -1,6 +1,6 @@
 /*
- * GGUF v3 as llama.cpp loads it. The header needs every shape before the first byte of data, so the stream is read by
- * random access; the file itself is written from front to back, and can be a pipe.
+ * Writes GGUF v3 as llama.cpp loads it. The header needs all shapes before the first byte of data, so the stream is
+ * read by random access; the file is written sequentially and may be a pipe.
  */
 #include <unistd.h>
 
@@ -63,10 +63,11 @@ static int put_general(struct gguf_header *h, struct gguf_out *o, const char *na
     gguf_key_string(h, "general.size_label", model_size_label(model_parameters(c), size));
     gguf_key_u32(h, "general.file_type", file_type);
     o->file_type_at = h->bytes.len - sizeof file_type;
-    gguf_key_u32(h, "general.quantization_version", 2); /* also where nothing is, as llama.cpp's converter does */
+    /* also if nothing is quantized, as llama.cpp's converter does */
+    gguf_key_u32(h, "general.quantization_version", 2);
     gguf_key_u32(h, "general.alignment", GGUF_DEFAULT_ALIGNMENT);
     gguf_put_origin(h, o->x.meta);
-    /* A name that is read back as another architecture needs a key with ours. */
+    /* GGUF's name may be read back as another architecture, so this key has ours */
     const struct gguf_name *spelled;
     if (arch_by_gguf(arch, c->experts_per_token != 0, &spelled) != o->arch)
         gguf_key_string(h, "rill.architecture", c->arch);
@@ -176,7 +177,7 @@ static bool is_end(const struct vocab *v, uint32_t id) {
     return false;
 }
 
-/* Are the ends eos and what a reader takes for an end by its text? */
+/* Are the end tokens exactly eos and those that readers recognize by their text? */
 static bool texts_say_all(const struct vocab *v) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < v->n_tokens; i++) {
@@ -188,7 +189,7 @@ static bool texts_say_all(const struct vocab *v) {
     return n == v->n_ends;
 }
 
-/* llama.cpp knows the end of a text, of a turn and of a message; the list has them all. */
+/* llama.cpp has keys for the ends of a text, of a turn and of a message; the list has all end tokens. */
 static void put_ends(struct gguf_header *h, const struct vocab *v) {
     static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     size_t k = 0;
@@ -223,7 +224,7 @@ static void put_settings(struct gguf_header *h, const struct vocab *v) {
     if (v->chat_template) gguf_key_string(h, "tokenizer.chat_template", v->chat_template);
 }
 
-/* The keys of kinds other than byte-level BPE: scores, and the steps as llama.cpp's keys and as our own. */
+/* Writes the keys of kinds other than byte-level BPE: scores, and the steps under llama.cpp's keys and our own. */
 static void put_kind(struct gguf_header *h, const struct vocab *v, const float *scores) {
     struct span charsmap = {0};
     struct buf steps = {0};
@@ -298,15 +299,15 @@ static int write_file(struct gguf_out *o, const struct gguf_header *keys, struct
     return rc;
 }
 
-/* ---- in parts ---- */
+/* ---- split into parts ---- */
 
 struct parts {
-    uint64_t limit;        /* bytes of tensors in a part */
-    uint64_t before_first; /* bytes of the rotation's factors */
+    uint64_t limit;        /* bytes of tensors per part */
+    uint64_t before_first; /* bytes of the rotary factors */
     uint32_t count, n_tensors;
 };
 
-/* The part that begins with this tensor: as many as fit, and at least one. */
+/* The part that begins with this tensor: as many tensors as fit, at least one. */
 static struct gguf_range part_from(const struct gguf_out *o, const struct parts *p, size_t from) {
     uint64_t bytes = from == 0 ? p->before_first : 0;
     size_t i = from;
@@ -330,7 +331,7 @@ static int count_parts(const struct gguf_out *o, struct parts *p, struct err *e)
                    (unsigned long long)p->limit, GGUF_MAX_PARTS);
 }
 
-/* The types are those that llama.cpp insists on. */
+/* llama.cpp requires these types. */
 void gguf_put_split(struct gguf_header *h, uint32_t no, uint32_t count, uint32_t n_tensors) {
     gguf_key_u16(h, "split.no", (uint16_t)no);
     gguf_key_u16(h, "split.count", (uint16_t)count);
@@ -347,7 +348,7 @@ static int write_part(struct gguf_out *o, struct gguf_header *keys, struct gguf_
     return rc;
 }
 
-/* `model`: the keys of the model, which the first part has beside its own. */
+/* model: the model's keys, which the first part has besides its own. */
 static int write_parts(struct gguf_out *o, struct gguf_header *model, const struct parts *p, struct out_folder *f,
                        struct err *e) {
     int rc = 0;
@@ -363,7 +364,7 @@ static int write_parts(struct gguf_out *o, struct gguf_header *model, const stru
     return rc;
 }
 
-/* ---- the whole ---- */
+/* ---- the file ---- */
 
 static int prepare(struct gguf_out *o, struct err *e) {
     int rc = target_check(TARGET_LLAMA_CPP, &o->x.config, e);

@@ -1,9 +1,9 @@
-/* Reads a Hugging Face folder: config.json, one or many .safetensors, the tokenizer's files, generation_config.json. */
+/* Reads a Hugging Face folder: config.json, one or more .safetensors, the tokenizer's files, generation_config.json. */
 #include <stdlib.h>
 
 #include "lib/formats/formats_internal.h"
 
-#define MAX_JSON_BYTES (256u << 20) /* tokenizer.json of the largest vocabularies has some 20 MB */
+#define MAX_JSON_BYTES (256u << 20) /* the largest vocabularies have a tokenizer.json of about 20 MB */
 
 static int read_text(struct foreign_model *f, const char *path, const struct mapped_file **m, struct err *e) {
     int rc = source_map(f, path, m, e);
@@ -37,7 +37,7 @@ static int add_weights(struct foreign_model *f, const char *path, struct err *e)
     return rc ? rc : add_tensors(f, path, m, e);
 }
 
-/* One line of the index: this tensor is in that file. */
+/* An entry of the index: the file that has this tensor. */
 struct indexed {
     const char *file, *tensor;
 };
@@ -48,7 +48,7 @@ static int by_file_and_tensor(const void *a, const void *b) {
     return order ? order : strcmp(x->tensor, y->tensor);
 }
 
-/* A shard must be in this folder: a name with a slash could lead anywhere. */
+/* A shard must be in this folder; a name with a slash could lead anywhere. */
 static int read_index(const cJSON *map, struct indexed *out, struct err *e) {
     for (const cJSON *x = map->child; x; x = x->next, out++) {
         const char *file = cJSON_GetStringValue(x);
@@ -59,7 +59,7 @@ static int read_index(const cJSON *map, struct indexed *out, struct err *e) {
     return 0;
 }
 
-/* The n tensors of one shard must be exactly those of the file. */
+/* The n tensors that the index lists for a shard must be exactly those of the file. */
 static int add_present(struct foreign_model *f, const char *path, const struct indexed *part, size_t n, struct err *e) {
     size_t first = f->source->tensors.n;
     const struct mapped_file *m;
@@ -120,7 +120,7 @@ static int add_shards(struct foreign_model *f, const char *folder, const struct 
     return rc;
 }
 
-/* transformers adds an adapter beside the weights without being asked. */
+/* transformers would load an adapter beside the weights without being asked. */
 static int check_adapter(struct foreign_model *f, const char *folder, struct err *e) {
     const char *path = path_join(&f->memory, folder, "adapter_config.json", e);
     if (!path) return e->code;
@@ -172,7 +172,7 @@ int hf_find_tokenizer(struct foreign_model *f, const char *folder, const char **
     return 0;
 }
 
-/* The file of that name beside `path`, left {NULL, 0} when there is none. */
+/* Reads the file `name` beside `path`; *out is unchanged if there is none. */
 static int read_beside(struct foreign_model *f, const char *path, const char *name, struct span *out, struct err *e) {
     const struct mapped_file *m;
     const char *slash = strrchr(path, '/');
@@ -185,7 +185,7 @@ static int read_beside(struct foreign_model *f, const char *path, const char *na
     return rc;
 }
 
-/* Calls fn with each id of a key of config.json or generation_config.json, which may be one, several, null or -1. */
+/* Calls fn for each id under a key of config.json or generation_config.json, which holds one, a list, null or -1. */
 static int each_id(const struct foreign_model *f, const cJSON *config, const char *file, const char *key,
                    int (*fn)(void *ctx, uint32_t id, struct err *e), void *ctx, struct err *e) {
     const cJSON *x = hf_member(config, key);
@@ -193,7 +193,7 @@ static int each_id(const struct foreign_model *f, const cJSON *config, const cha
     int rc = 0;
     for (x = list ? x->child : x; x && !rc; x = list ? x->next : NULL) {
         double v = cJSON_IsNumber(x) ? x->valuedouble : -2;
-        if (v == -1) continue; /* how some say "none" */
+        if (v == -1) continue; /* some files use -1 for "none" */
         if (!(v >= 0 && v < (double)f->config.vocab_size) || v != (double)(uint32_t)v)
             return err_set(e, ERR_DATA, "%s: \"%s\" is not a token of the model", file, key);
         rc = fn(ctx, (uint32_t)v, e);
@@ -214,9 +214,9 @@ static int take_end(void *ctx, uint32_t id, struct err *e) {
 
 #define GENERATION_FILE "generation_config.json"
 
-/* config.json knows ids where the tokenizer's files are silent; of several ends of a text the first separates
- * documents. What ends a generation is all that generation_config.json says, or else config.json, and the tokenizer's
- * own. */
+/* config.json supplies ids that the tokenizer's files lack; if it lists several ends of a text, the first
+ * separates documents. A generation is ended by all tokens that generation_config.json lists, or else config.json,
+ * and by the tokenizer's own. */
 static int ids_from_config(const struct foreign_model *f, struct vocab *spec, struct err *e) {
     const struct {
         const char *key;
@@ -232,7 +232,7 @@ static int ids_from_config(const struct foreign_model *f, struct vocab *spec, st
     return each_id(f, config, "config.json", "eos_token_id", take_end, spec, e);
 }
 
-/* Which of the files is this one? */
+/* The member of `files` that this file belongs to. */
 static struct span *file_of(struct hf_tokenizer_files *files, const char *path) {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     size_t n = strlen(name);
@@ -272,7 +272,7 @@ static bool is_id(const cJSON *x, uint32_t id) {
     return cJSON_IsNull(x) || (cJSON_IsNumber(x) && x->valuedouble == (double)id);
 }
 
-/* Keys that add nothing are dropped, so that an export with only such keys imports as it was. The ends are in the
+/* Drops keys that add nothing, so that an export with only such keys imports unchanged. End tokens are in the
  * vocabulary, where pruning renumbers them. */
 static void drop_known(cJSON *generation, const struct vocab *v) {
     const struct {
@@ -296,7 +296,8 @@ static int put_extra(struct foreign_model *f, const char *key, cJSON *item, stru
     return err_nomem(e, "description");
 }
 
-/* transformers records where a model came from: the name of a repository, or a path that means nothing elsewhere. */
+/* transformers records the model's origin: a repository's name, which is kept, or a path, which is
+ * meaningless elsewhere. */
 static int read_name(struct foreign_model *f, struct err *e) {
     const char *name = NULL;
     int rc = json_opt_str(f->source->hf_config, "_name_or_path", &name, e);

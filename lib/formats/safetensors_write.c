@@ -4,14 +4,14 @@
 
 #include "lib/formats/arch_internal.h"
 
-/* What goes out: the tensors under Hugging Face's names. */
+/* The export in progress: tensors under Hugging Face's names. */
 struct out {
     struct export_source x;
     struct out_tensors tensors;
-    unsigned wanted; /* the type that was asked for, or 0 */
+    unsigned wanted; /* requested type, or 0 */
 };
 
-/* A quantized tensor is exact in f32; a plain one keeps its type unless one was asked for. */
+/* Quantized tensors become f32, which represents them exactly; others keep their type unless one is requested. */
 static enum dtype type_in_file(const struct out *o, enum dtype stored) {
     if (o->wanted) return (enum dtype)o->wanted;
     return dtype_info(stored)->is_quantized ? DT_F32 : stored;
@@ -43,7 +43,7 @@ static int put_entry(const struct out *o, cJSON *header, const struct out_tensor
     return ok ? 0 : err_nomem(e, "model.safetensors");
 }
 
-/* At least `reserved` bytes, which spaces fill. */
+/* Pads the header with spaces to at least `reserved` bytes. */
 static int build_header(const struct out *o, uint64_t reserved, struct buf *out, struct err *e) {
     cJSON *header = cJSON_CreateObject(), *metadata = header ? cJSON_AddObjectToObject(header, "__metadata__") : NULL;
     uint64_t at = 0;
@@ -51,8 +51,8 @@ static int build_header(const struct out *o, uint64_t reserved, struct buf *out,
     for (size_t i = 0; i < o->tensors.n && !rc; i++) rc = put_entry(o, header, &o->tensors.items[i], &at, e);
     char *text = rc ? NULL : json_text(header, e);
     if (!rc) rc = text ? buf_append(out, text, strlen(text), e) : e->code;
-    while (!rc && (out->len % 8 || out->len < reserved))
-        rc = buf_append(out, " ", 1, e); /* so that the data is aligned */
+    /* also to align the data */
+    while (!rc && (out->len % 8 || out->len < reserved)) rc = buf_append(out, " ", 1, e);
     mem_free(text);
     cJSON_Delete(header);
     return rc;
@@ -80,9 +80,9 @@ static int write_weights(struct out *o, int fd, struct err *e) {
     return rc;
 }
 
-/* ---- weights that arrive ---- */
+/* ---- weights from a stream that is read once ---- */
 
-/* From a stream that is read once: data go to their places, and the header, for which room is left, comes last. */
+/* Data are written to their places as they arrive; the header, for which space is reserved, is written last. */
 struct arriving {
     struct out *o;
     struct arrivals a;
@@ -113,13 +113,13 @@ static int arrive(void *ctx, struct model_slot s, const struct tensor_desc *d, c
     return arrivals_take(&x->a, s, d, data, e);
 }
 
-/* A header is longest with the longest name of a type and the largest offsets. */
+/* The header is longest with the longest type name and the largest offsets. */
 static int reserve(const struct out *o, uint64_t *bytes, struct err *e) {
     struct buf header = {0};
     for (size_t i = 0; i < o->tensors.n; i++) o->tensors.items[i].stored = DT_F64;
     int rc = build_header(o, 0, &header, e);
     *bytes = header.len;
-    if (!o->wanted) *bytes = (*bytes + o->tensors.n + 7) / 8 * 8; /* "BF16" has a letter more */
+    if (!o->wanted) *bytes = (*bytes + o->tensors.n + 7) / 8 * 8; /* "BF16" is a letter longer */
     buf_release(&header);
     return rc;
 }
@@ -170,8 +170,8 @@ static bool add_number(cJSON *list, uint32_t id) {
     return false;
 }
 
-/* One end of a generation, or a list of several with EOS first. A list imported before vocabularies had several ends
- * stays. */
+/* Writes one end of a generation, or a list with EOS first. A list imported before vocabularies had
+ * several ends is kept. */
 static bool put_ends(cJSON *o, const struct vocab *v) {
     static const char key[] = "eos_token_id";
     if (v->n_ends < 2) return !v->n_ends || put_id(o, key, v->ends[0]);
@@ -183,7 +183,7 @@ static bool put_ends(cJSON *o, const struct vocab *v) {
     return ok;
 }
 
-/* What was imported, with the ids that it lacks. */
+/* Writes the imported settings, with the ids that they lack. */
 static int write_generation(struct export_source *x, struct out_folder *f, struct err *e) {
     const cJSON *kept = cJSON_GetObjectItemCaseSensitive(x->meta, "generation");
     cJSON *json = cJSON_IsObject(kept) ? cJSON_Duplicate(kept, true) : cJSON_CreateObject();
@@ -206,9 +206,9 @@ static int write_tokenizer(const struct vocab *v, struct out_folder *f, struct e
     return rc;
 }
 
-/* ---- the whole ---- */
+/* ---- the folder ---- */
 
-/* x NULL: the source is read by random access. The types, of which config.json names one, are known after the weights. */
+/* x NULL: the source is read by random access. config.json names a type, so it is written after the weights. */
 static int write_folder(struct out *o, struct arriving *x, struct out_folder *f, struct err *e) {
     static const char name[] = "model.safetensors";
     int fd, rc = out_folder_create(f, name, &fd, e);

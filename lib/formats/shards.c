@@ -1,8 +1,8 @@
 /*
- * The shards of a Hugging Face folder. Those that are not in it are fetched, each into a file without a name, when one of its
- * tensors is needed; then the shard before it is let go. A layer that lies across two shards is the one thing that both are
- * needed for: transformers saves attention before the norms, which come first here. So what a layer still needs of the first
- * shard is copied, and each shard is fetched once.
+ * The shards of a Hugging Face folder. A shard that the folder lacks is fetched to an unnamed file when one of its
+ * tensors is needed; then the shard before it is dropped. Only a layer that spans two shards needs both: transformers
+ * saves attention before the norms, which come first here. What that layer still needs of the first shard is therefore
+ * copied, so that each shard is fetched once.
  */
 #include <errno.h>
 #include <unistd.h>
@@ -10,9 +10,9 @@
 #include "lib/formats/formats_internal.h"
 
 struct shard {
-    const char *file;     /* of one that is to be fetched */
-    size_t n;             /* tensors, by the index */
-    struct digest digest; /* once it was read */
+    const char *file;     /* of a shard to be fetched */
+    size_t n;             /* number of tensors, by the index */
+    struct digest digest; /* once it has been read */
     bool read;
 };
 struct kept {
@@ -23,9 +23,9 @@ struct kept {
 struct shards {
     foreign_fetch *fetch;
     void *ctx;
-    struct buf memory; /* of items */
+    struct buf memory; /* holds items */
     struct shard *items;
-    uint32_t n, here; /* here: number from 1 of the fetched one that is mapped; 0: none */
+    uint32_t n, here; /* here: number, from 1, of the fetched shard that is mapped; 0: none */
     struct mapped_file m;
     struct kept *kept;
 };
@@ -59,7 +59,7 @@ struct digest shards_digest(const struct shards *x, struct digest others) {
     return others;
 }
 
-/* ---- which there are ---- */
+/* ---- listing shards ---- */
 
 static int add(struct shards *x, const struct shard *s, struct err *e) {
     int rc = buf_append(&x->memory, s, sizeof *s, e);
@@ -89,9 +89,9 @@ int shards_add_absent(struct foreign_model *f, const char *file, const char *con
     return rc;
 }
 
-/* ---- letting go ---- */
+/* ---- dropping shards ---- */
 
-/* A copy of its own, in TMPDIR as the shard was. */
+/* Copies the tensor to an unnamed file in TMPDIR, where the shard was, too. */
 static int keep(struct shards *x, struct raw_tensor *t, struct err *e) {
     int fd, rc = out_scratch(&fd, e);
     struct kept *k = rc ? NULL : mem_zalloc(sizeof *k, e);
@@ -111,7 +111,7 @@ static int keep(struct shards *x, struct raw_tensor *t, struct err *e) {
     return 0;
 }
 
-/* The last slot of the layer that this one is in. */
+/* The last slot in the layer of this slot. */
 static size_t layer_end(const struct model_config *c, size_t slot) {
     struct model_slot s = model_slot_at(c, slot);
     return model_role_in_layer(s.role) ? model_slot_of_layer(c, s.layer + 1) - 1 : slot;
@@ -135,7 +135,7 @@ static int let_go(struct foreign_model *f, size_t slot, struct err *e) {
     return rc;
 }
 
-/* Of copies, those that no slot from this one on needs. */
+/* Drops copies that no slot from this one on needs. */
 static void drop_copies(struct shards *x, size_t slot) {
     for (struct kept **at = &x->kept, *k; (k = *at);) {
         if (k->tensor->needed > slot) {
@@ -152,7 +152,7 @@ static void drop_copies(struct shards *x, size_t slot) {
 
 /* ---- fetching ---- */
 
-/* The tensors that the index has in this shard must be those of the file. */
+/* The shard's tensors must be exactly those that the index lists for it. */
 static int take_tensors(struct foreign_model *f, uint32_t number, struct raw_table *found, struct err *e) {
     const struct shards *x = f->source->shards;
     const struct shard *s = &x->items[number - 1];
@@ -206,8 +206,8 @@ static int fetch(struct foreign_model *f, uint32_t number, struct err *e) {
     return rc ? err_prefix(e, "%s", s->file) : 0;
 }
 
-/* The shard to fetch on the way to this tensor: of those that the layer still needs, the first. So the one that is here in the end
- * is the last, which the next layer needs. */
+/* The shard to fetch next for this tensor: the first of those that the layer still needs. So the last one remains,
+ * which the next layer needs. */
 static uint32_t next_shard(const struct foreign_model *f, const struct raw_tensor *t, size_t slot) {
     uint32_t first = t->shard;
     for (size_t i = 0; i < f->source->tensors.n; i++) {

@@ -1,4 +1,5 @@
-/* The files of a foreign model: each is mapped as long as the model is open, and all but shards are added to its digest. */
+/* The files of a foreign model: each is mapped as long as the model is open, and all except shards are
+ * added to its digest. */
 #include "lib/formats/formats_internal.h"
 
 int source_open(struct foreign_model *f, const char *path, const struct mapped_file **out, struct err *e) {

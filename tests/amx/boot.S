@@ -1,4 +1,4 @@
-/* A kernel just large enough for lib/kernel's: multiboot, 64 bits, the first GiB as it lies, vectors and tiles enabled, main. */
+/* A minimal kernel that boots main.c: multiboot, 64-bit mode, first GiB identity-mapped, vectors and tiles enabled. */
         .section .multiboot, "a"
         .long 0x1BADB002, 0, -0x1BADB002
 
@@ -7,7 +7,7 @@
         .globl start
 start:
         movl    $pages + 4096 + 3, pages        /* one table of 1 GiB pages, present and writable ... */
-        movl    $0x83, pages + 4096             /* ... one of which is there */
+        movl    $0x83, pages + 4096             /* ... one of which is present */
         movl    %cr4, %eax
         orl     $0x40620, %eax                  /* PAE, OSFXSR, OSXMMEXCPT, OSXSAVE */
         movl    %eax, %cr4
@@ -18,8 +18,8 @@ start:
         orl     $0x100, %eax
         wrmsr
         movl    %cr0, %eax
-        andl    $~4, %eax                       /* no emulation of the floating-point unit */
-        orl     $0x80000003, %eax               /* paging, protection, its monitor */
+        andl    $~4, %eax                       /* the FPU is not emulated */
+        orl     $0x80000003, %eax               /* paging, protected mode, monitor coprocessor */
         movl    %eax, %cr0
         lgdt    table
         ljmp    $8, $in_64_bits

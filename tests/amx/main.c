@@ -1,11 +1,11 @@
 /*
- * lib/kernel's micro-kernel for AMX on a machine without an operating system, which is what an emulator runs soonest: asks for
- * tiles, multiplies blocks of every height and compares every bit with the sums in the order of the Intel SDM (volume 2,
- * TDPBF16PS). The serial port gets the result, a line that begins with "ok" or "not ok".
+ * Tests the AMX micro-kernel of lib/kernel on a machine without an operating system, which an emulator runs fastest:
+ * requests tiles, multiplies blocks of every height and compares every bit with the sums in the order of the Intel SDM
+ * (volume 2, TDPBF16PS). The result goes to the serial port, a line that begins with "ok" or "not ok".
  */
 #include "lib/kernel/gemm_amx.c"
 
-/* ---- the little of a C library that this needs ---- */
+/* ---- the part of a C library that this needs ---- */
 
 void *memset(void *to, int value, size_t n) {
     for (unsigned char *p = to; n--;) *p++ = (unsigned char)value;
@@ -18,7 +18,7 @@ void *memcpy(void *to, const void *from, size_t n) {
     return to;
 }
 
-/* There is no system to ask: was the question the right one? */
+/* There is no operating system: only checks that the request was the right one. */
 static bool asked;
 long syscall(long number, ...) {
     __builtin_va_list list;
@@ -29,7 +29,7 @@ long syscall(long number, ...) {
     return 0;
 }
 
-/* ---- the serial port: 8 bits, no parity, and wait for room ---- */
+/* ---- the serial port: 8 bits, no parity, polled ---- */
 
 enum { COM1 = 0x3f8, LINE_CONTROL = COM1 + 3, LINE_STATUS = COM1 + 5, ROOM = 0x20 };
 
@@ -74,7 +74,8 @@ static uint32_t random_bits(void) { /* xorshift, Marsaglia 2003 */
     return (uint32_t)(state >> 32);
 }
 
-/* 2^-7 to 2^5: so that the sum of a product and an f32 is exact in f64, and rounding that is what a fused addition gives. */
+/* From 2^-7 to 2^5, so that the sum of a product and an f32 is exact in f64, and rounding it equals a fused
+ * multiply-add. */
 static void fill(uint16_t *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = (uint16_t)((random_bits() & 0x807f) | (120 + random_bits() % 12) << 7);
 }
@@ -107,7 +108,7 @@ static void multiply_plain(const struct block_bf16 *t) {
         }
 }
 
-/* Elements of c whose bits are not those of the plain product, or that should not have been touched. */
+/* Counts elements of c that differ in their bits from the plain product, or that should not have been written. */
 static size_t check_block(size_t rows, size_t k, size_t n_panels, bool accumulate) {
     const struct block_bf16 t = {rows, k, n_panels, a, LDA, b, PANEL * MOST_K, accumulate, c, LDC};
     size_t wrong = 0;

@@ -1,17 +1,17 @@
 /*
- * bench_bf16: GFLOP/s of the products in bf16 at the shapes of SmolLM2-135M, beside f32 in the same run and as a share of
- * what the CPU's bf16 instructions do from registers. The best of several runs, taken in turn.
+ * bench_bf16: GFLOP/s of bf16 products at the shapes of SmolLM2-135M, next to f32 in the same run and as a share of the
+ * rate of the CPU's bf16 instructions in registers. The best of several interleaved runs.
  *
  *     make bench-kernel THREADS=1                processor time instead of wall time: fair on a busy machine
- *     RILL_CPU=avx512 make bench-kernel          another path: bf16 widened to f32 there
+ *     RILL_CPU=avx512 make bench-kernel          another path, which widens bf16 to f32
  */
 #include "tests/bench/products.h"
 #include "tests/bench/registers.h"
 
-/* GFLOP/s of one thread from registers with the instruction of the path in use, or 0 where there is no loop for it. */
+/* GFLOP/s of one thread in registers with the path's instruction, or 0 if there is no loop for it. */
 static double measure_limit(void) {
     static const struct {
-        const char *bf16, *loop; /* what multiplies */
+        const char *bf16, *loop; /* the instruction that multiplies */
     } limits[] = {{"amx", "bf16-amx"}, {"vdpbf16ps", "bf16-avx512"}, {"avx512-fma", "f32-avx512"}};
     for (size_t i = 0; i < COUNT_OF(limits); i++) {
         const struct register_loop *loop = register_loop(limits[i].loop);
@@ -24,7 +24,7 @@ static double measure_limit(void) {
 
 /* ---- products ---- */
 
-/* a in both types as its form has it, b likewise. */
+/* a and b in both types, in the layout that the form needs. */
 struct operands {
     float *a, *b, *c;
     uint16_t *a16;
@@ -74,7 +74,7 @@ static void bench_product(const struct product *s, int threads) {
     printf("%-16s %6zu x %5zu x %5zu %8.1f GFLOP/s", s->what, s->m, s->n, s->k, rate);
     if (limit > 0) printf(", %3.0f%% of the limit", 100 * rate / limit / threads);
     printf(", f32 %6.1f, ratio %.2f", gflop / best[PRODUCT_F32], best[PRODUCT_F32] / best[MULTIPLY]);
-    if (s->form == TN) printf(", with packing %.1f", whole); /* of activations, anew each time */
+    if (s->form == TN) printf(", with packing %.1f", whole); /* of activations, packed anew each time */
     printf("; packing %.2f ns an element\n", 1e9 * best[PACK] / (double)(s->n * s->k));
     mem_free(o.a);
     mem_free(o.b);
@@ -83,7 +83,7 @@ static void bench_product(const struct product *s, int threads) {
     mem_free(o.memory);
 }
 
-/* ---- quantized weights: from their blocks, and packed for products of integers ---- */
+/* ---- quantized weights: straight from their blocks, and packed for integer products ---- */
 
 static void bench_quantized_type(size_t m, size_t n, size_t k, enum dtype type, const float *weights, const uint16_t *a,
                                  const struct kernel_matrix *bf16, float *c) {

@@ -1,12 +1,12 @@
 /*
- * bench_hardware: what the machine can do at most, so that a program's speed can be given as a share of it.
+ * bench_hardware: the limits of the machine, so that a program's speed can be given as a share of them.
  *
- *     bench_hardware [THREADS] NAME...       a line each: name, figure, unit
- *     bench_hardware --names                 the names that this CPU has
+ *     bench_hardware [THREADS] NAME...       prints a line for each: name, figure, unit
+ *     bench_hardware --names                 the names that this CPU supports
  *
  * Arithmetic is measured in registers only, with more independent accumulators than the instruction's latency needs;
- * memory on arrays far larger than any cache. All threads start together; the best of several slices counts, because
- * a limit is what the machine reaches when nothing disturbs it.
+ * memory on arrays far larger than any cache. All threads start together. The best of several slices counts, since a
+ * limit is what the machine reaches undisturbed.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -29,7 +29,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- memory: a pass over this thread's share, `n` bytes of each array; returns the bytes moved ---- */
+/* ---- memory: one pass over this thread's share, `n` bytes of each array; returns the bytes moved ---- */
 
 static volatile float sink;
 
@@ -40,7 +40,7 @@ struct arrays {
     size_t n;
 };
 
-/* Asking ahead by 1 KiB reads a seventh more than what the hardware guesses. */
+/* Prefetching 1 KiB ahead reads a seventh faster than the hardware's own prefetching. */
 static double pass_read(const struct arrays *m) {
     const vec16 *x = (const vec16 *)m->b;
     vec16 s[4] = {{0}};
@@ -77,7 +77,7 @@ static double pass_triad_nt(const struct arrays *m) {
 
 /* ---- the figures ---- */
 
-/* What is not arithmetic (registers.h). */
+/* Everything but arithmetic (registers.h). */
 static const struct figure {
     const char *name;
     double (*pass)(const struct arrays *m); /* NULL: the pipe */
@@ -103,7 +103,8 @@ struct member {
     double amount, begin[SLICES], end[SLICES];
 };
 
-/* One slice of work: 4e9 operations, some milliseconds, or one pass over this thread's part of the memory. */
+/* One slice of work: 4e9 operations, which take some milliseconds, or one pass over this thread's part of the
+ * memory. */
 static double slice(struct member *m) {
     const struct register_loop *loop = m->crew->loop;
     if (loop) return register_work(loop, 4e9);
@@ -118,7 +119,7 @@ static double slice(struct member *m) {
 
 static void *work(void *arg) {
     struct member *m = arg;
-    slice(m); /* warms up: clocks, pages */
+    slice(m); /* warms up clocks and pages */
     for (int i = 0; i < SLICES; i++) {
         pthread_barrier_wait(&m->crew->barrier);
         m->begin[i] = now();
@@ -166,7 +167,7 @@ static double measure_threads(const struct register_loop *loop, double (*pass)(c
     return best / 1e9;
 }
 
-/* From one process to another through a pipe of 1 MiB, as the programs have them. */
+/* From one process to another through a pipe of 1 MiB, as programs of a pipeline are connected. */
 static double measure_pipe(void) {
     enum { BLOCK = 1 << 20, BLOCKS = 128 };
     static char block[BLOCK];

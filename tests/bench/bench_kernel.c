@@ -1,7 +1,7 @@
 /*
- * bench_kernel: GFLOP/s of the matrix products against OpenBLAS called plainly with the same threads, and rates of the
- * other kernels, at the shapes of SmolLM2-135M. Prints one line a shape, the best of several runs (a shared machine only
- * ever makes a run slower).
+ * bench_kernel: GFLOP/s of the matrix products against direct calls of OpenBLAS with the same number of threads, and
+ * rates of the other kernels, at the shapes of SmolLM2-135M. Prints one line per shape, the best of several runs (a
+ * shared machine can only make a run slower).
  *
  *     make bench-kernel
  *     make bench-kernel THREADS=1                processor time instead of wall time: fair on a busy machine
@@ -55,7 +55,7 @@ static void bench_product(const struct product *s) {
     mem_free(c);
 }
 
-/* ---- everything else: microseconds ---- */
+/* ---- all other kernels: microseconds ---- */
 
 enum { ROWS = 256, VOCAB = 49152, N = 2048, HIDDEN = 576, FFN = 1536, HEADS = 9, KV_HEADS = 3, HEAD_DIM = 64 };
 
@@ -140,7 +140,7 @@ static void run_adamw_bf16(struct work *w) {
 static const struct {
     const char *what;
     void (*run)(struct work *w);
-    double per; /* units in a run */
+    double per; /* units per run */
     const char *unit;
 } others[] = {
     {"logsumexp 49152", run_lse, ROWS, "row"},

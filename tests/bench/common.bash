@@ -1,15 +1,15 @@
-# common.bash: how a benchmark is measured and shown. A file of tests/bench/suite defines run_NAME (- in a name as _) and
-# about_NAME, its seconds on a machine of two cores, and uses:
+# common.bash: measuring and printing of benchmarks. A file of tests/bench/suite defines run_NAME (with _ for - in the name)
+# and about_NAME, its seconds on a machine with two cores, and uses:
 #
 #   title TEXT                          begins a table
-#   ours LABEL FUNCTION [ARGUMENT]...   \  who takes part: one call of FUNCTION is one repetition and sets `amount`, `seconds`
-#   peer LABEL FUNCTION [ARGUMENT]...   |  and, where it is known, `memory` (bytes). The first of `ours` is what ratios refer to.
-#   limit LABEL FUNCTION [ARGUMENT]...  /  What the hardware allows; shares refer to the lowest of them.
-#   python_peer LABEL SCRIPT [ARG]...   a peer in Python, started once, asked for a repetition at a time (peers/peer.py)
-#   missing LABEL WHY                   a peer that is not here
-#   contest UNIT [SCALE]                runs all that were named, interleaved: A B C A B C ...; prints median, spread, ratio, share.
-#                                       The figure is SCALE * amount / seconds; for the unit ms it is 1000 * seconds / amount
-#   timed COMMAND..., timed_pipe TEXT   a process, or a pipeline in bash's words; sets `seconds` and `memory`
+#   ours LABEL FUNCTION [ARGUMENT]...   \  a contender: one call of FUNCTION is one repetition and sets `amount`, `seconds`
+#   peer LABEL FUNCTION [ARGUMENT]...   |  and, if known, `memory` (bytes). Ratios refer to the first of `ours`.
+#   limit LABEL FUNCTION [ARGUMENT]...  /  A limit of the hardware; shares refer to the lowest one.
+#   python_peer LABEL SCRIPT [ARG]...   a peer in Python, started once, then asked for each repetition (peers/peer.py)
+#   missing LABEL WHY                   a peer that is not installed
+#   contest UNIT [SCALE]                runs all contenders interleaved (A B C A B C ...); prints median, spread, ratio,
+#                                       share. The figure is SCALE * amount / seconds; for the unit ms 1000 * seconds / amount
+#   timed COMMAND..., timed_pipe TEXT   a process, or a pipeline as bash text; sets `seconds` and `memory`
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154
 
@@ -23,7 +23,7 @@ note() { printf '  %s\n' "$*"; }
 # ---- output: a table for people, JSON lines for machines ----
 
 json_string() { local s=${1//\\/\\\\}; printf '"%s"' "${s//\"/\\\"}"; }
-# json KEY VALUE...: an object to RESULTS; values that look like numbers, lists or null are not quoted
+# json KEY VALUE...: appends an object to RESULTS; values that look like numbers, lists or null are not quoted
 json() {
     local line='' number='^(-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?|null|\[[-0-9.,e+]*\])$'
     while [ $# -gt 0 ]; do
@@ -52,13 +52,13 @@ describe_machine() {
     printf 'rill %s %s, %s threads, path %s, %s repetitions, interleaved; medians. Load at the start: %s\n' "$version" "$commit" "$THREADS" \
         "${RILL_CPU:-best}" "$REPS" "$load"
 }
-say_estimate() { # NAME...: about_NAME is for three repetitions with all peers
+say_estimate() { # NAME...: about_NAME assumes three repetitions with all peers
     local sum=0 name about
     for name; do about=about_${name//-/_} sum=$((sum + ${!about})); done
     [ "$smoke" -eq 1 ] || printf 'takes about %d s on two cores with all peers\n' $((sum * (REPS + 1) / 4))
 }
 
-# ---- who takes part ----
+# ---- contenders ----
 
 add() { kind+=("$1") who+=("$2") && call+=("$(printf '%q ' "${@:3}")"); }
 ours() { add ours "$@"; }
@@ -88,7 +88,7 @@ value_of() { awk -v a="$amount" -v s="$seconds" -v unit="$1" -v k="$2" 'BEGIN { 
 
 positive() { awk -v x="$1" 'BEGIN { exit !(x > 0) }'; }
 
-# Calls the i-th contender once; a value to runs[i], or the reason to broken[i].
+# Calls the i-th contender once; appends the value to runs[i], or sets broken[i] to the reason.
 repetition() {
     local i=$1
     amount=1 seconds=0 memory=null
@@ -154,14 +154,14 @@ sort_out() {
 
 # ---- limits ----
 
-# machine NAME PER: a figure of bench_hardware, in units of PER each: operations or bytes a token
+# machine NAME PER: a figure of bench_hardware, in units of PER: operations or bytes per token
 machine() {
     local rate
     rate=$(bench_hardware "$THREADS" "$1" 2>"$WORK/stderr" | awk '{ print $2 }')
     seconds=1 amount=$(awk -v r="${rate:-0}" -v per="$2" 'BEGIN { print 1e9 * r / per }')
     [ -n "$rate" ]
 }
-# best_of bf16|int8|f32: the fastest instruction of that element type that this CPU has; for bf16 there is always f32
+# best_of bf16|int8|f32: this CPU's fastest instruction for that element type; for bf16, f32 always qualifies
 best_of() {
     local name names
     names=$(bench_hardware --names)
@@ -170,7 +170,7 @@ best_of() {
     done
     return 1
 }
-# arithmetic_limit bf16|f32 OPERATIONS: tokens a second, were there nothing but arithmetic
+# arithmetic_limit bf16|f32 OPERATIONS: tokens per second if nothing but arithmetic took time
 arithmetic_limit() {
     local name
     name=$(best_of "$1") && limit "$name in registers" machine "$name" "$2"
@@ -178,14 +178,14 @@ arithmetic_limit() {
 
 # ---- peers ----
 
-# glibc must keep what is freed, or every step pays for fresh pages again; and take huge ones
+# glibc must keep freed memory, or every step pays for fresh pages; and it must take huge pages
 tuned=(env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=67108864 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
     OMP_NUM_THREADS="$THREADS" RAYON_NUM_THREADS="$THREADS" TOKENIZERS_PARALLELISM=true TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1)
 
 no_python="${PEER_PYTHON:-python3} lacks it; PEER_PYTHON=PATH names another Python"
 no_llama='not on PATH; LLAMA_BIN=DIR names its folder'
 
-python_with() { # MODULE...: is there a Python with these?
+python_with() { # MODULE...: whether PEER_PYTHON has these
     local python=${PEER_PYTHON:-python3} m
     command -v "$python" >/dev/null || return 1
     for m; do "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$m') is None)" 2>/dev/null || return 1; done
@@ -227,14 +227,14 @@ stop_peers() {
 }
 peer_count=0
 
-# llama PROGRAM: where llama.cpp's program is, or nothing
+# llama PROGRAM: the path of llama.cpp's program, or nothing
 llama() { if [ -n "${LLAMA_BIN:-}" ]; then [ ! -x "$LLAMA_BIN/$1" ] || echo "$LLAMA_BIN/$1"; else command -v "$1"; fi; }
 peer_llama() { # PROGRAM WHAT FUNCTION ARGUMENT...
     if [ -n "$(llama "$1")" ]; then peer "$1 $(llama_version "$1"), $2" "${@:3}"; else missing "$1" "$no_llama"; fi
 }
 llama_version() { "$(llama "$1")" --version 2>&1 | sed -nE 's/^version:.*\(build [0-9]+, commit ([0-9a-f]+).*/\1/p; s/^version: [0-9]+ \(([0-9a-f]+).*/\1/p' | head -n 1; }
 
-# Each of these sets what its program says of itself, which leaves its loading out.
+# Each of these uses the time that the program itself reports, which excludes loading.
 llama_perplexity() { # GGUF: 4 sequences at once, one pass
     local log=$WORK/stdout
     repeat_text $((smoke ? 4000 : 60000)) >"$WORK/text"

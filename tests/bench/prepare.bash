@@ -1,13 +1,13 @@
-# prepare.bash: what the benchmarks work on, made when it is first asked for and kept in BENCH_OUT/inputs: the model in
-# the forms that we and the peers read, the text, its tokens, a teacher's knowledge.
+# prepare.bash: the inputs of the benchmarks, made on first use and kept in BENCH_OUT/inputs: the model in the forms that we
+# and the peers read, the text, its tokens, a teacher's knowledge.
 #
 #   model_as TYPE         path of the model as a stream of that element type (f32, bf16, q8_0, q4_k_m, ...)
 #   gguf_as TYPE          the same as GGUF; hf_folder: as a Hugging Face folder, bf16
-#   tokens N [CONTEXT]    a token stream of N tokens in sequences of CONTEXT (512); knowledge N: what the model says about
+#   tokens N [CONTEXT]    a token stream of N tokens in sequences of CONTEXT (512); knowledge N: the model's predictions for
 #                         them, sample:50
 #   small_tokens N        the same for $SMALL, the embedded model
-#   operations CONTEXT    floating-point operations of a token forward, at sequences of CONTEXT tokens
-#   precision PROGRAM bf16|f32    the options that ask PROGRAM for it; nothing where it knows one only
+#   operations CONTEXT    floating-point operations per token of a forward pass, for sequences of CONTEXT tokens
+#   precision PROGRAM bf16|f32    the options for that precision; nothing if PROGRAM has only one
 # shellcheck shell=bash disable=SC2154
 
 find_model() {
@@ -42,7 +42,7 @@ make_model() {
     esac && mv "$made" "$INPUTS/model.rill"
 }
 
-# Sums over the model's matrices; a tied embedding is multiplied once, as the head, an untied one not at all.
+# Sums over the model's matrices. A tied embedding is multiplied once, as the head, an untied one not at all.
 read_shape() {
     local list
     list=$(rill ls "$INPUTS/model.rill") || die 'run: cannot read the model'
@@ -52,11 +52,11 @@ read_shape() {
             split(substr($0, RSTART + 1, RLENGTH - 2), d, ", "); n += d[1] * d[2] } END { printf "%.0f", n }' <<<"$list")
 }
 
-operations() { # two a weight, and four a channel of a head for each of the mean number of keys
+operations() { # two per weight, and four per channel of a head and key, for the mean number of keys
     echo $((2 * matrix_elements + 4 * shape_layers * shape_heads * shape_head_dim * $1 / 2))
 }
 
-# kept NAME COMMAND...: NAME's path in INPUTS; COMMAND makes it, with the path after -o, when it is not there
+# kept NAME COMMAND...: prints NAME's path in INPUTS; if it is missing, COMMAND makes it, with the path after -o
 kept() {
     local path=$INPUTS/$1
     shift
@@ -72,7 +72,7 @@ write_text() { # -o PATH
     cat "${CORPUS:-$ROOT/examples/data/heldout.txt}" >"$2"
     [ -n "${CORPUS:-}" ] || cat "$ROOT"/README.md "$ROOT"/formats/*.md "$ROOT"/lib/*/*.[ch] "$ROOT"/tools/*.c >>"$2"
 }
-# repeat_text BYTES: the text over and over, so that there is enough
+# repeat_text BYTES: repeats the text until it has this size
 repeat_text() {
     local text
     text=$(text_file)
@@ -89,5 +89,5 @@ teach() { rill teacher-infer -q -m "$(model_as bf16)" "$1" | rill logit-dump -q 
 knows() { "rill-$1" --help-options | grep -q -- "--$2 "; }
 precision() { if knows "$1" precision; then echo "--precision $2"; fi; }
 or_f32() { if knows "$1" precision; then echo ", $2"; else echo ', f32 only'; fi; }
-# precisions PROGRAM: what can be asked for
+# precisions PROGRAM: the precisions that it supports
 precisions() { if knows "$1" precision; then echo bf16 f32; else echo f32; fi; }

@@ -1,3 +1,4 @@
+/* Shapes of the benchmarked matrix products, and the helpers of products.h. */
 #include "tests/bench/products.h"
 
 #include <time.h>

@@ -1,4 +1,4 @@
-/* Loops that keep a CPU's arithmetic busy from registers alone. */
+/* Loops that keep a CPU's arithmetic units busy from registers alone. */
 #include "tests/bench/registers.h"
 
 #if defined(__x86_64__)
@@ -10,7 +10,7 @@
 #define REPEAT_16(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 #define REPEAT_12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
-/* In assembler: a compiler copies accumulators about, or sees that they are all the same one. */
+/* Written in assembler, since a compiler copies accumulators around or sees that all of them are equal. */
 #define IN_REGISTERS(name, isa, vector, repeat, accumulators, instruction, operations)                                 \
     __attribute__((target(isa))) static double name(size_t n) {                                                        \
         vector c[16] = {0}, a = (vector){0} + 0.5f, b = (vector){0} + 0.25f;                                           \
@@ -28,8 +28,8 @@ IN_REGISTERS(bf16_avx512, "avx512f,avx512bf16", __m512, REPEAT_16, 16, BF16, 32 
 IN_REGISTERS(int8_avx512, "avx512f,avx512vnni", __m512, REPEAT_16, 16, INT8, 64 * 2)
 
 /*
- * Tiles of 16 rows of 64 bytes; six accumulators, because one product takes 52 cycles and one starts every 16. In
- * assembler too: GCC 12's intrinsics do not say how much of a configuration is read (lib/kernel/gemm_amx.c).
+ * Tiles of 16 rows of 64 bytes. Six accumulators, because one product takes 52 cycles and one can start every 16. In
+ * assembler, too: GCC 12's intrinsics do not say how much of a configuration is read (lib/kernel/gemm_amx.c).
  */
 #define TILE_ZERO(i)        "tilezero %%tmm" #i "\n"
 #define TILE_BF16(i)        "tdpbf16ps %%tmm7, %%tmm6, %%tmm" #i "\n"
@@ -62,7 +62,7 @@ static bool has_avx512_vnni(void) {
     return has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
 
-/* Linux hands out the tiles' registers on request (arch_prctl ARCH_REQ_XCOMP_PERM, feature 18). */
+/* Linux grants the tile registers on request (arch_prctl ARCH_REQ_XCOMP_PERM, feature 18). */
 static bool has_amx(unsigned bit) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> bit & 1)) return false;

@@ -1,6 +1,6 @@
 /*
- * stopwatch FILE COMMAND [ARGUMENT]...: runs the command and writes to FILE its wall seconds, its processor seconds and
- * the largest resident set of any one process in it, in bytes. The exit code is the command's.
+ * stopwatch FILE COMMAND [ARGUMENT]...: runs the command and writes its wall seconds, its processor seconds and the
+ * largest resident set of any single process in it, in bytes, to FILE. Exits with the command's code.
  */
 #include <stdio.h>
 #include <sys/resource.h>

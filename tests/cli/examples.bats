@@ -62,8 +62,8 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     printf '{"sentence_good": "%s", "sentence_bad": "%s"}\n' "the cat sat" "sat cat the" "sat cat the" "the cat sat" >pairs.jsonl
     check_exit 0 make -s -C "$ROOT/examples/smollm2" -f sixty.mk RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
         CORPUS="$T/corpus.txt" GENERAL="$T/other.txt" WORDS="$T/other.txt" BLIMP="$T/pairs.jsonl" CONTEXT=32 FIT_TOKENS=512 FFN=64 \
-        CORRECTION_STEPS=8 RECOVERY_STEPS=10
-    assert_stdout "*model*teacher*adapted*fewer-words*narrow*sixty *0.08 M *50.00 %    1.000*"
+        ADAPTATION_STEPS=8 STEPS_PER_ROUND="8 7 7"
+    assert_stdout "*model*teacher*adapted*fewer-words*narrow*round1*round2*sixty *0.08 M *50.00 %    1.000*"
     # made of other texts, nothing was fetched
     [ ! -e out/texts ] || fail "$(ls out/texts)"
     check_exit 0 rill ls out/sixty.rill

@@ -1,14 +1,14 @@
 /*
- * faults: an LD_PRELOAD library that lets the N-th call of a kind fail (the idea is SQLite's). For tests/faults/run.
+ * faults: an LD_PRELOAD library that makes the N-th call of a kind fail (an idea of SQLite's). For tests/faults/run.
  *
  *   FAULT_KIND=alloc|read|write|sync|rename|open|trickle|kill  which calls
- *   FAULT_AT=N             the N-th call from 1 on fails; trickle: every read and write does only a part, none fails;
- *                          kill: the process is killed before the N-th call that changes a file, a write half done
- *   FAULT_ON=1             all calls from the N-th on fail, not it alone
+ *   FAULT_AT=N             the N-th call fails, counted from 1; trickle: every read and write is partial, none fails;
+ *                          kill: the process is killed before the N-th call that changes a file, or halfway in a write
+ *   FAULT_ON=1             all calls from the N-th on fail, not only that one
  *   FAULT_MARK=FILE        FILE is created when a call was made to fail
  *
- * Only programs called rill-* are touched, from main() on (constructors of libraries are not ours to test), and no
- * allocation of the OpenMP or BLAS runtime, of the loader or of this library's own.
+ * Only programs called rill-* are affected, from main() on (constructors of libraries are not under test), and no
+ * allocation of the OpenMP or BLAS runtime, of the loader or of this library itself.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -43,7 +43,7 @@ static bool from_then_on;
 static unsigned long fail_at, calls;
 static const char *mark;
 
-/* Address ranges of libraries whose failures are not ours. */
+/* Address ranges of libraries whose allocations must not fail. */
 static struct { uintptr_t from, to; } spared[16];
 static size_t n_spared;
 
@@ -65,7 +65,7 @@ static int note_library(struct dl_phdr_info *info, size_t size, void *ctx) {
     return 0;
 }
 
-/* A preloaded library is initialised last of all, just before main. */
+/* A preloaded library is initialised last, right before main. */
 __attribute__((constructor)) static void begin(void) {
     const char *wanted = getenv("FAULT_KIND"), *at = getenv("FAULT_AT");
     if (!wanted || strncmp(program_invocation_short_name, "rill-", 5) != 0) return;
@@ -152,7 +152,7 @@ static int broken(int errnum) {
     return -1;
 }
 
-/* Messages to stderr are how the failure is seen: they always get through. */
+/* Messages to stderr show the failure, so they always succeed. */
 static size_t part_of(size_t n) {
     return kind == TRICKLE && n > 1 ? (n > 4096 ? n / 3 : (n + 1) / 2) : n;
 }

@@ -1,6 +1,6 @@
 /*
- * A template, and after the first NUL a conversation as JSON (without one: a small one). Whatever they are, rendering
- * ends; spans lie in the text in order; the same input gives the same text.
+ * Fuzzes rendering: a template and, after the first NUL, a conversation as JSON (without one, a small default). For any
+ * input rendering must end, spans must lie in the text in order, and the same input must give the same text.
  */
 #include "lib/chat/chat.h"
 

@@ -1,8 +1,8 @@
 /*
- * The input as a Hugging Face folder: config.json, model.safetensors.index.json, generation_config.json,
- * tokenizer_config.json, tokenizer.json, each up to a zero byte, and the rest as the weights. A part that is empty is
- * no file; with an index the weights are its shard a.safetensors. Opened, every tensor is asked for and read; then
- * written as a model stream.
+ * Fuzzes Hugging Face folders: config.json, model.safetensors.index.json, generation_config.json,
+ * tokenizer_config.json, tokenizer.json, each up to a zero byte, and the rest as the weights. An empty part means no
+ * such file; with an index the weights are its shard a.safetensors. The folder is opened, every tensor is read, and a
+ * model stream is written.
  */
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -59,7 +59,7 @@ static void read_tensors(struct foreign_model *f) {
     }
 }
 
-/* It may be refused, for a weight that is not finite; it may not be malformed. */
+/* A weight that is not finite may be refused; a malformed stream is a bug. */
 static void write_stream(struct foreign_model *f) {
     struct err e;
     struct stream_writer *w = NULL;

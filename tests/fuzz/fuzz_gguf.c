@@ -1,4 +1,4 @@
-/* The input as a GGUF: opened, tokenizer included, every tensor asked for and read. */
+/* Fuzzes GGUF: the input is opened, tokenizer included, and every tensor is read. */
 #include "lib/formats/formats_internal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

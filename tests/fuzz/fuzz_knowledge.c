@@ -1,6 +1,6 @@
 /*
- * Batches of knowledge that say anything: the input's bytes become the tensors of a well-formed stream. What decodes must be
- * fit for a loss, can be printed, and can be encoded again.
+ * Fuzzes knowledge: the input's bytes become the tensors of a well-formed stream with arbitrary batches. Whatever
+ * decodes must be valid input for a loss, printable, and encodable again.
  */
 #include <math.h>
 #include <sys/mman.h>
@@ -25,7 +25,7 @@ static void must(bool holds) {
     if (!holds) abort();
 }
 
-/* Some fields beside the response, by the bits of a byte, and another target. */
+/* Adds fields to the response, by the bits of a byte, and possibly another target. */
 static void take_fields(struct input *in, struct knowledge_format *f) {
     static const enum dtype dtypes[] = {DT_F32, DT_BF16, DT_I8, DT_I8};
     uint8_t what = take(in);
@@ -43,7 +43,7 @@ static void take_fields(struct input *in, struct knowledge_format *f) {
     }
 }
 
-/* The first bytes: what the stream is said to be. */
+/* Takes the format of the stream from the first bytes. */
 static struct knowledge_format take_format(struct input *in) {
     struct knowledge_format f = {.temperature = 1, .dtype = DT_F16, .log_probs = true};
     uint8_t first = take(in);
@@ -55,7 +55,7 @@ static struct knowledge_format take_format(struct input *in) {
     return f;
 }
 
-/* A tensor of n elements of `width` bytes; sometimes one more or fewer than there should be. */
+/* Writes a tensor of n elements of `width` bytes; sometimes one too many or too few. */
 static int put(struct stream_writer *w, struct input *in, const char *name, enum dtype dtype, size_t width, uint64_t n,
                const struct knowledge_format *f, struct err *e) {
     uint8_t bytes[8192];
@@ -70,7 +70,7 @@ static int put(struct stream_writer *w, struct input *in, const char *name, enum
     return stream_write_tensor(w, &d, NULL, bytes, e);
 }
 
-/* Labels, sampled positions and fields: of shapes that are mostly right. */
+/* Writes labels, sampled positions and fields, with shapes that are mostly correct. */
 static int put_fields(struct stream_writer *w, struct input *in, const struct knowledge_format *f, uint64_t n,
                       uint64_t count, uint64_t ended, struct err *e) {
     static const size_t widths[] = {[DT_F32] = 4, [DT_BF16] = 2, [DT_I8] = 1};
@@ -111,7 +111,7 @@ static int put_batch(struct stream_writer *w, struct input *in, const struct kno
     b->n_tensors = f->encoding == KNOW_DENSE || draws_as_codes ? 3 : 5;
     b->n_tensors += f->n_fields + (f->target != TARGET_NEXT) + (f->tap_positions != 0);
     for (uint32_t i = 0; i < f->n_fields; i++) b->n_tensors += f->fields[i].dtype == DT_I8;
-    b->n_tensors += what & 64 ? 2 : 0; /* a mask, and positions that it leaves out */
+    b->n_tensors += what & 64 ? 2 : 0; /* a mask, and the positions that it omits */
     for (uint32_t i = 0; i < b->n_seqs; i++) lengths[i] = 1;
     lengths[0] += (uint32_t)(b->n_positions - b->n_seqs);
     if (stream_write_batch(w, b, e) || put(w, in, "tokens", DT_U32, 4, b->n_positions, f, e)) return e->code;
@@ -157,7 +157,7 @@ static int write_stream(struct input *in, const struct knowledge_format *f, int 
     return rc;
 }
 
-/* What a loss relies on. */
+/* Checks the invariants that a loss relies on. */
 static void check_rows(const struct knowledge_rows *k, const struct knowledge_format *f) {
     must(k->offset[0] == 0);
     for (size_t r = 0; r < k->n_positions; r++) must(k->tokens[r] < f->vocab_size);
@@ -193,7 +193,7 @@ static void use_rows(struct knowledge_rows *k, const struct knowledge_format *f)
     buf_release(&text);
     struct knowledge_rows part = {0};
     size_t whole = knowledge_whole_seqs(k);
-    for (size_t from = whole / 2; whole; from = 0) { /* the second half, and behind it all */
+    for (size_t from = whole / 2; whole; from = 0) { /* the second half, then everything */
         if (knowledge_append_seqs(&part, k, f, from, whole - from, &e)) abort();
         check_rows(&part, f);
         if (!from) break;

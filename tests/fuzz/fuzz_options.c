@@ -1,6 +1,7 @@
 /*
- * The input as a command line: words that end in zero bytes, for a table with an option of every type and clause. What
- * is accepted is accepted again from the words that the provenance keeps, and help can be printed whatever was parsed.
+ * Fuzzes command lines: words that end in zero bytes, for a table with an option of every type and clause. An accepted
+ * command line must be accepted again from the words that the provenance keeps, and help must be printable after any
+ * parse.
  */
 #include "lib/cli/cli_internal.h"
 
@@ -81,7 +82,7 @@ static int parse(struct cli_args *args, struct arena *arena, int argc, char **ar
     int rc = args_parse(args, arena, &program, common, COUNT_OF(common), argc, argv, &e);
     if (!rc && !args->action) rc = args_check(args, &program, &e);
     if (!rc) return 0;
-    /* a refusal is wrong usage, in one line that can be shown */
+    /* a refusal must be ERR_USAGE with one printable line */
     escape_text(again, sizeof again, e.msg, strlen(e.msg));
     if (rc != ERR_USAGE || e.code != rc || !*e.msg || strcmp(again, e.msg) != 0) abort();
     return rc;

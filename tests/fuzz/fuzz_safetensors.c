@@ -1,4 +1,4 @@
-/* The input as a .safetensors: parsed, every byte of every tensor read. */
+/* Fuzzes .safetensors: the input is parsed, and every byte of every tensor is read. */
 #include "lib/formats/formats_internal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,4 +1,4 @@
-/* The input as a SentencePiece model. What is understood encodes and decodes a text, and is written and read again. */
+/* Fuzzes SentencePiece models. An accepted model must encode and decode a text, and be written and read again. */
 #include "lib/formats/formats_internal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

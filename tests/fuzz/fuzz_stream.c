@@ -1,6 +1,6 @@
 /*
- * The input as a stream: read in order, in pieces, by batches, forwarded and mapped. Twice: as it is, and with its checksums
- * made right, for otherwise no mutation would come past the first header.
+ * Fuzzes streams: the input is read in order, in pieces, by batches, forwarded and mapped. Twice: unchanged, and with
+ * its checksums corrected, since otherwise no mutation would get past the first header.
  */
 #include <sys/mman.h>
 #include <unistd.h>
@@ -9,9 +9,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { LARGE = 32 << 20 }; /* what a small input may honestly ask for, and a fuzzer has no time for */
+enum { LARGE = 32 << 20 }; /* a small input may validly ask for this, but it takes a fuzzer too long */
 
-/* Recomputes what depends on the content, as far as the records can be followed. */
+/* Recomputes everything that depends on the content, as far as the records can be followed. */
 static void seal(unsigned char *p, size_t size) {
     struct err e;
     unsigned char hash[8];
@@ -41,7 +41,7 @@ static void seal(unsigned char *p, size_t size) {
     digest_free(digest);
 }
 
-/* Each tensor another way, by its number. */
+/* Reads each tensor in another way, by its number. */
 static int use_tensor(struct stream_reader *r, const struct stream_item *item, unsigned i, struct buf *data,
                       struct err *e) {
     unsigned char piece[999];
@@ -75,7 +75,7 @@ static void forward(int fd, int null) {
         while (!stream_next(r, &item, &e) && item.type < ITEM_SEGMENT_END)
             if (stream_forward(r, w, &item, &e)) break;
         if (item.type == ITEM_SEGMENT_END && stream_writer_finish(w, NULL, &e))
-            abort(); /* what was read can be written */
+            abort(); /* whatever was read must be writable */
         stream_writer_free(w);
     }
     stream_reader_free(r);

@@ -1,6 +1,6 @@
 /*
- * The input as a task file for a small model whose tokens are bytes. max_len 2048: every line costs a forward pass.
- * Fed in small pieces it gives the same scores, or the same refusal, as in one.
+ * Fuzzes task files, for a small model whose tokens are bytes. max_len 2048: every line costs a forward pass. Small
+ * pieces must give the same scores, or the same error, as one piece.
  */
 #include "lib/metrics/metrics_internal.h"
 
@@ -49,7 +49,7 @@ static struct model *make_model(void) {
     return m;
 }
 
-/* The scores as text, or the message of the refusal; to be freed. */
+/* Returns the scores as text, or the error message. The caller frees it. */
 static char *run(struct model *m, const uint8_t *data, size_t size, size_t piece) {
     struct err e = {0};
     struct task *t;

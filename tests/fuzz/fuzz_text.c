@@ -1,7 +1,8 @@
 /*
- * The input as text (max_len 512: it is encoded some fifty times), through each of the four pre-tokenizers with a small
- * vocabulary: it decodes to itself, a cut that is said to be safe is, compiled and interpreted expressions agree, and a
- * corpus in small windows is the whole text. Cuts and corpora with each of the other kinds as well.
+ * Fuzzes text (max_len 512: it is encoded about fifty times), with a small vocabulary for each of the four
+ * pre-tokenizers: it must decode to itself, a cut reported as safe must be safe, compiled and interpreted expressions
+ * must agree, and a corpus in small windows must equal the whole text. Cuts and corpora are tested with each of the
+ * other kinds as well.
  */
 #include "lib/text/text_internal.h"
 
@@ -53,7 +54,7 @@ static struct vocab *make_vocab(enum text_pre pre) {
     return v;
 }
 
-/* BPE over characters and the unigram model, with byte fallback, as sentencepiece surrounds them; WordPiece. */
+/* BPE over characters and the unigram model, with byte fallback and the spaces that sentencepiece adds; WordPiece. */
 static struct vocab *make_pieces(enum text_kind kind) {
     static const char *const pieces[] = {"\xe2\x96\x81",
                                          "t",
@@ -115,7 +116,7 @@ static void check_same(const struct text_ids *a, const struct text_ids *b) {
     must(a->n == b->n && (a->n == 0 || !memcmp(a->ids, b->ids, a->n * sizeof *a->ids)));
 }
 
-/* With added tokens that swallow white space: the text without white space comes back. */
+/* With added tokens that strip white space, the text must come back up to white space. */
 static size_t visible(const unsigned char *text, size_t n, unsigned char *out) {
     size_t k = 0;
     for (size_t i = 0; i < n;) {
@@ -176,7 +177,7 @@ static void check_corpus(const struct vocab *v, const uint8_t *text, size_t n, u
     text_ids_release(&w.ids);
 }
 
-/* Both ways to run an expression, made once: compiling takes longer than matching. */
+/* Both ways to run an expression, created once: compiling takes longer than matching. */
 struct words {
     struct pretokenizer *slow;
     struct pre_state *fast_state, *slow_state;
@@ -216,7 +217,7 @@ static void check_text(const struct vocab *v, const uint8_t *text, size_t n, boo
     text_ids_release(&parts);
 }
 
-/* A safe cut is one, with `continues`. */
+/* Cuts reported as safe must be safe, with `continues`. */
 static void check_cuts(const struct vocab *v, const uint8_t *text, size_t n) {
     struct err e;
     struct text_encode_options first = {0}, second = {.continues = true};
@@ -238,7 +239,7 @@ static void check_cuts(const struct vocab *v, const uint8_t *text, size_t n) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static struct vocab *vocabs[4], *pieces[3];
     static struct words words[4];
-    parallel_set_threads(1); /* windows of a few bytes are no work to share */
+    parallel_set_threads(1); /* windows of a few bytes are not worth threads */
     for (unsigned i = 0; i < 4; i++) {
         if (!vocabs[i]) vocabs[i] = make_vocab((enum text_pre)(i + 1));
         check_text(vocabs[i], data, size, size % 2);

@@ -1,7 +1,7 @@
 /*
- * The input as files, parted by zero bytes: tokenizer.json, tokenizer_config.json, special_tokens_map.json,
- * added_tokens.json, chat_template.jinja; where the first is empty also vocab.json and merges.txt, as of a Qwen2 model.
- * What is understood is written and read again, which must give the same vocabulary.
+ * Fuzzes tokenizer files, separated by zero bytes: tokenizer.json, tokenizer_config.json, special_tokens_map.json,
+ * added_tokens.json, chat_template.jinja; if the first is empty, also vocab.json and merges.txt, as for a Qwen2 model.
+ * An accepted tokenizer is written and read again, which must give the same vocabulary.
  */
 #include "lib/formats/formats_internal.h"
 
@@ -11,7 +11,7 @@ static void write_and_read(const struct vocab *v) {
     struct err e;
     struct vocab *back = NULL;
     struct buf json = {0}, config = {0}, before = {0}, after = {0};
-    if (hf_tokenizer_write(v, &json, &config, &e) == 0) { /* two added tokens of one text cannot be written */
+    if (hf_tokenizer_write(v, &json, &config, &e) == 0) { /* two added tokens with the same text cannot be written */
         if (hf_tokenizer_read(&back, json.data, json.len, config.data, config.len, &e)) {
             fprintf(stderr, "%s\n%.*s\n", e.msg, (int)json.len, (char *)json.data);
             abort();
@@ -26,7 +26,7 @@ static void write_and_read(const struct vocab *v) {
     buf_release(&after);
 }
 
-/* The next part; {NULL, 0} after the last zero byte. */
+/* Returns the next part, or {NULL, 0} after the last zero byte. */
 static struct span next_part(const uint8_t **data, size_t *size) {
     if (!*data) return (struct span){NULL, 0};
     const uint8_t *zero = *size ? memchr(*data, 0, *size) : NULL;

@@ -1,6 +1,6 @@
 /*
- * The input as a VOCB record. What is accepted must pack to the same vocabulary, prune, and encode its own bytes as a
- * text that decodes to itself.
+ * Fuzzes VOCB records. An accepted record must pack to the same vocabulary, prune, and encode its own bytes as a text
+ * that decodes to itself.
  */
 #include "lib/text/text.h"
 
@@ -23,7 +23,7 @@ static void check_pack(const struct vocab *v) {
     buf_release(&again);
 }
 
-/* White space that added tokens swallow does not come back. */
+/* White space that added tokens strip does not come back. */
 static bool is_reversible(const struct vocab *v) {
     for (uint32_t id = 0; id < v->n_tokens; id++)
         if (v->tokens[id].flags & (TOKEN_LSTRIP | TOKEN_RSTRIP)) return false;

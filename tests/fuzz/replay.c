@@ -1,7 +1,7 @@
 /*
  * replay MUTATIONS PATH...: a main() for fuzz targets without libFuzzer. Feeds every file of the paths (folders one
- * level deep) to the target, and then MUTATIONS seeded changes of each: a byte flipped, set to an extreme, a cut, a
- * stretch copied elsewhere. Same files, same mutations, every time.
+ * level deep) to the target, then MUTATIONS seeded mutations of each: a flipped byte, a byte set to an extreme, a cut,
+ * a range copied elsewhere. The same files give the same mutations every time.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -28,7 +28,7 @@ static void mutate(struct rng *r, uint8_t *data, size_t *size) {
     }
 }
 
-/* A copy of exactly the right size each time, so that AddressSanitizer sees the first byte too many. */
+/* Copies to an allocation of exactly the right size, so that AddressSanitizer catches a read past the end. */
 static int feed(const uint8_t *data, size_t size) {
     uint8_t *copy = malloc(size ? size : 1);
     if (!copy) return -1;

@@ -1,8 +1,8 @@
 /*
  * Gemma 3 270M from its GGUF in Q4_K_M against Hugging Face transformers in f32 on the same dequantized weights
- * (tests/reference/make_gemma3_golden.py): the best tokens, their logits and the perplexity over more positions than its window has. Wants the
- * model (GEMMA3_GGUF, default models/gemma3-270m.gguf: `make -f examples/models.mk gemma3`); skips where it is absent. Run by
- * `make test-models`.
+ * (tests/reference/make_gemma3_golden.py): the best tokens, their logits and the perplexity over more positions than
+ * its window has. Needs the model (GEMMA3_GGUF, default models/gemma3-270m.gguf: `make -f examples/models.mk gemma3`)
+ * and is skipped without it. Run by `make test-models`.
  */
 #include <stdlib.h>
 
@@ -13,12 +13,12 @@
 #define POSITIONS 768
 #define TOP       8
 
-static struct buf stream; /* the model; empty: it is absent */
+static struct buf stream; /* the model; empty if missing */
 static struct mapped_file file;
 static struct raw_table expected;
 static struct arena memory;
 
-/* A copy that is aligned. */
+/* Returns an aligned copy of a tensor of the fixture. */
 static void *wanted(const char *name, uint64_t n_bytes) {
     struct err e;
     const struct raw_tensor *t = raw_table_find(&expected, name);
@@ -54,11 +54,11 @@ static int tear_down(void **state) {
     return 0;
 }
 
-/* What is kept of a row of logits: all rows would be 800 MB. */
+/* Statistics of the rows of logits; keeping all rows would take 800 MB. */
 struct rows {
-    const uint32_t *ids, *top; /* the reference's tokens [POSITIONS] and its best [POSITIONS][TOP] */
+    const uint32_t *ids, *top; /* of the reference: tokens [POSITIONS] and best tokens [POSITIONS][TOP] */
     const float *logits;       /* ... and their logits */
-    size_t differ;             /* rows whose best token is another */
+    size_t differ;             /* rows with another best token */
     double worst;
     double nll;
     float lse[POSITIONS];
@@ -81,7 +81,7 @@ static int look(void *ctx, size_t first, size_t rows, size_t vocab, float *host_
     return 0;
 }
 
-/* Perplexity of the reference's tokens, and how far the logits are. */
+/* Returns the perplexity of the reference's tokens, and compares the logits. */
 static double compare(enum model_weight_format format, struct rows *r) {
     struct err e;
     struct model *m;
@@ -116,7 +116,7 @@ static void logits_are_transformers(void **state) {
     assert_true(fabs(in_f32 / theirs - 1) <= 1e-3);
 }
 
-/* From packed weights, with bf16 activations: within 1%. */
+/* With packed weights and bf16 activations: within 1%. */
 static void perplexity_in_bf16_is_close(void **state) {
     (void)state;
     struct rows r;

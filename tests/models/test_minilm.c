@@ -1,7 +1,7 @@
 /*
- * all-MiniLM-L6-v2, a BERT, against Hugging Face transformers in f32: last hidden states and the vectors of sentences
- * that sentence-transformers makes of them (tests/reference/make_minilm_golden.py). Wants the model (MINILM, default
- * models/minilm: `make -f examples/models.mk minilm`) and skips where it is absent. Run by `make test-models`.
+ * all-MiniLM-L6-v2, a BERT, against Hugging Face transformers in f32: last hidden states and the sentence embeddings of
+ * sentence-transformers (tests/reference/make_minilm_golden.py). Needs the model (MINILM, default models/minilm: `make
+ * -f examples/models.mk minilm`) and is skipped without it. Run by `make test-models`.
  */
 #include <stdlib.h>
 
@@ -11,13 +11,13 @@
 #define EXPECTED "tests/golden/minilm/expected.safetensors"
 #define HIDDEN   384
 
-static struct buf stream; /* the model; empty: it is absent */
+static struct buf stream; /* the model; empty if missing */
 static struct mapped_file file;
 static struct raw_table expected;
 static struct arena memory;
 static struct model_input in;
 
-/* A copy that is aligned. */
+/* Returns an aligned copy of a tensor of the fixture. */
 static void *wanted(const char *name, uint64_t *rows) {
     struct err e;
     const struct raw_tensor *t = raw_table_find(&expected, name);
@@ -81,7 +81,7 @@ static double farthest(const float *a, const float *b, size_t n) {
     return worst;
 }
 
-/* The mean of a sequence's states, of length 1. */
+/* The mean of a sequence's states, normalised to length 1. */
 static void pool(const float *states, uint32_t n, float *vector) {
     double sum[HIDDEN] = {0}, square = 0;
     for (uint32_t i = 0; i < n; i++)
@@ -90,7 +90,7 @@ static void pool(const float *states, uint32_t n, float *vector) {
     for (size_t k = 0; k < HIDDEN; k++) vector[k] = (float)(sum[k] / sqrt(square));
 }
 
-/* How far the vectors of all sentences are from transformers'. */
+/* The largest distance of a sentence's embedding from that of transformers. */
 static double distance_of_sentences(const float *states) {
     uint64_t n;
     const float *sentences = wanted("sentences", &n);
@@ -119,7 +119,7 @@ static void hidden_states_are_transformers(void **state) {
     model_free(m);
 }
 
-/* By way of GGUF, which leaves out the pooler: the same bits. */
+/* Through a GGUF, which omits the pooler, the bits are the same. */
 static void a_gguf_of_it_gives_the_same(void **state) {
     (void)state;
     if (!stream.len) skip();

@@ -1,8 +1,8 @@
 /*
- * SmolLM2-135M-Instruct against Hugging Face transformers in f32 on the same dequantized weights (tests/golden/smollm2/README.md):
- * tokens, logits at 512 positions, perplexity over 64 windows. Wants the model (SMOLLM2_GGUF, default models/smollm2.gguf:
- * `make -f examples/models.mk smollm2`) and WikiText-2's validation text (WIKITEXT, default ../shared/data/wikitext2-valid.txt); skips
- * where one is absent. Run by `make test-models`.
+ * SmolLM2-135M-Instruct against Hugging Face transformers in f32 on the same dequantized weights
+ * (tests/golden/smollm2/README.md): tokens, logits at 512 positions, perplexity over 64 windows. Needs the model
+ * (SMOLLM2_GGUF, default models/smollm2.gguf: `make -f examples/models.mk smollm2`) and WikiText-2's validation text
+ * (WIKITEXT, default ../shared/data/wikitext2-valid.txt); skipped if either is missing. Run by `make test-models`.
  */
 #include <stdlib.h>
 
@@ -52,7 +52,7 @@ static int tear_down(void **state) {
     return 0;
 }
 
-/* The count is the reference tokenizer's; each id is checked through the logits, which would not survive a wrong one. */
+/* The count is the reference tokenizer's. Ids are checked through the logits: a wrong one would change them. */
 static void the_text_has_as_many_tokens(void **state) {
     (void)state;
     if (!model) skip();
@@ -106,7 +106,7 @@ static double golden_perplexity(const char *protocol) {
     return ppl;
 }
 
-/* The first windows' tokens as a stream. */
+/* The tokens of the first windows as a stream. */
 static int token_file(void) {
     struct err e;
     struct stream_writer *w;
@@ -148,7 +148,7 @@ static double perplexity_of(struct model *m, const char *protocol) {
     return value;
 }
 
-static double in_f32; /* by protocol gptq */
+static double in_f32; /* by the protocol gptq */
 
 static void perplexity_is_transformers(void **state) {
     (void)state;
@@ -162,7 +162,7 @@ static void perplexity_is_transformers(void **state) {
     }
 }
 
-/* From packed weights, with bf16 activations: within 0.3%. */
+/* With packed weights and bf16 activations: within 0.3%. */
 static void perplexity_in_bf16_is_close(void **state) {
     (void)state;
     if (!model || !in_f32) skip();

@@ -6,7 +6,8 @@
 
 #include "lib/distill/distill.h"
 
-/* Row counts of two models with one tokenizer, as in Qwen2.5 7B and 0.5B; neither is a multiple of the panel width. */
+/* Row counts of two models with one tokenizer, as in Qwen2.5 7B and 0.5B; only the second is a multiple of the panel
+ * width (32). */
 static const uint32_t paddings[] = {BYTE_VOCAB + 2, 352};
 
 /* ---- the same model with and without padding --------------------------------------------------------------------- */

@@ -1,5 +1,7 @@
-/* lib/tensor: the searches for scales. The vectorised twin gives the scalar one's bits, and no search is worse than the
- * plain rounding it starts from. */
+/*
+ * Tests of lib/tensor: the searches for scales. A vectorised twin must give the scalar one's bits, and no search may be
+ * worse than the plain rounding from which it starts.
+ */
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
@@ -13,7 +15,7 @@
 
 enum { GROUPS = FIT_AT_ONCE, MAX = GROUPS * FIT_MAX_GROUP };
 
-/* Groups of every kind side by side, so that lanes that search, lanes that are flat and lanes of zeros meet. */
+/* Groups of every kind side by side, so that lanes that search are next to lanes with constant or zero groups. */
 static void fill(struct rng *r, int n, float *x, float *w) {
     for (int g = 0; g < GROUPS; g++) {
         int kind = (int)rng_below(r, 12);
@@ -41,12 +43,12 @@ static void fill(struct rng *r, int n, float *x, float *w) {
     }
 }
 
-/* NaN and NaN are the same here, whatever their bits. */
+/* All NaNs count as equal, whatever their bits. */
 static void assert_same(float a, float b, const char *what) {
     if (!(isnan(a) && isnan(b)) && memcmp(&a, &b, sizeof a) != 0) fail_msg("%s: %a and %a", what, (double)a, (double)b);
 }
 
-/* The first n_groups of them by a vectorised twin. */
+/* Compares the first n_groups of them with those of a vectorised twin. */
 static void compare(struct rng *r, int round, int n_groups, fit_affine_fn *affine, fit_symmetric_fn *symmetric) {
     static const struct fit_search searches[] = {
         {-1.0f, 0.1f, 20, false}, {-0.5f, 0.1f, 15, true}, {-0.9f, 0.05f, 36, false}};
@@ -82,7 +84,7 @@ static void test_lanes_equal_scalar(void **state) {
 #endif
 }
 
-/* Any number of groups: the sixteens, the eights and the rest join without a seam. */
+/* Any number of groups: batches of sixteen, batches of eight and the rest must join correctly. */
 static void test_any_number_of_groups(void **state) {
     (void)state;
     enum { N = 32, MOST = 40 };
@@ -113,7 +115,7 @@ static double weighted_error(int n, const float *x, const float *w, const uint8_
     return error;
 }
 
-/* Against plain rounding over [min, max] with the same weights: never worse, and on average clearly better. */
+/* Compared with plain rounding over [min, max] with the same weights: never worse, and on average clearly better. */
 static void test_searches_beat_rounding(void **state) {
     (void)state;
     enum { N = 32 };
@@ -161,7 +163,7 @@ static void test_searches_beat_rounding(void **state) {
     for (int k = 0; k < 4; k++) assert_true(searched[k] < 0.8 * rounded[k]);
 }
 
-/* What lies on a grid is found on it, with no error but that of f32. */
+/* Values on a grid must be found on it, with no error but the rounding of f32. */
 static void test_grids_are_recovered(void **state) {
     (void)state;
     enum { N = 32 };

@@ -1,4 +1,4 @@
-# What storing a bf16 model as byte planes or with zstd gives: how small, how fast; the program zstd on the same file.
+# Size and speed of storing a bf16 model as byte planes or with zstd, beside the program zstd on the same file.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_codecs=40
 run_codecs() {

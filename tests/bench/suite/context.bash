@@ -1,6 +1,6 @@
-# Time for a token against the context, of steps as rill generate --report tells them: a constant part, the weights', and attention's, which
-# grows. Of a prompt it is arithmetic, so all of a prompt takes time that grows with the square of its length; of a new token it is reading the
-# keys and values before it.
+# Time per token against the context, from the step times that rill generate --report gives: a constant part for the weights,
+# and attention's, which grows. For a prompt it is arithmetic, so a whole prompt takes time quadratic in its length; for a new
+# token it is reading the keys and values before it.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_context=90
 run_context() {
@@ -17,7 +17,7 @@ run_context() {
     done
     contest ms
 }
-# The head is for the last position only.
+# The head runs for the last position only.
 parts_of_prompt() { # CONTEXT
     local linear=$((2 * (matrix_elements - shape_vocab_size * shape_hidden) / 1000000))
     echo "$linear + $((($(operations "$1") - $(operations 0)) / 1000000)) MFLOP a token"
@@ -25,7 +25,7 @@ parts_of_prompt() { # CONTEXT
 parts_of_step() { # CONTEXT
     echo "$((2 * matrix_elements / 1000000)) + $((4 * ($1 + 32) * shape_layers * shape_kv_heads * shape_head_dim / 1000000)) MB"
 }
-continued() { # PROMPTS NEW FIELD: what the report says of FIELD
+continued() { # PROMPTS NEW FIELD: the report's value of FIELD
     timed rill generate -q -j "$THREADS" -m "$(model_as bf16)" --max-new "$2" --past-eos --report "$WORK/report" "$1" --force -o /dev/null &&
         amount=$(report_field "$3" "$WORK/report") seconds=1
 }

@@ -1,4 +1,4 @@
-# Does a student learn in bf16 as in f32? The losses of a pruned small model on its way back, step by step, within 1%.
+# Does a student learn in bf16 as in f32? The losses of a pruned small model that recovers, step by step, agree within 1%.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_curve=100
 run_curve() {

@@ -1,5 +1,5 @@
-# A distillation step: 50 draws a position from the teacher, batches of 4 sequences, AdamW. Steps only, and warm ones on both sides:
-# ours are the seconds of a run less those of its first step. PyTorch's loss is on as many entries a position, not densified.
+# A distillation step: 50 draws per position from the teacher, batches of 4 sequences, AdamW. Only warm steps count on both
+# sides: ours are the seconds of a run minus its first step. PyTorch's loss uses as many entries per position, not densified.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_distill=540
 run_distill() {
@@ -28,7 +28,7 @@ distill_ours() { # STEPS OPTIONS
     amount=$(($1 * 4 * CONTEXT)) seconds=$(awk -v a="$all" -v b="$first" 'BEGIN { print a - b }')
     read -r _ _ memory <"$WORK/time"
 }
-distill_seconds() { # STEPS OPTIONS: of the steps alone
+distill_seconds() { # STEPS OPTIONS: of the steps only
     # shellcheck disable=SC2086
     timed rill distill -q -j "$THREADS" $2 -m "$(model_as bf16)" --steps "$1" --epochs 100 --batch-tokens $((4 * CONTEXT)) \
         --report "$WORK/report" "$(knowledge $((4 * CONTEXT * 7)))" --force -o /dev/null || return 1

@@ -1,4 +1,5 @@
-# Perplexity of a quantized model, from blocks made bf16 and as integers: no less than 0.9 of bf16's speed is the aim, from packed weights. And what bf16 costs in perplexity.
+# Perplexity of a quantized model, with blocks converted to bf16 and with integer products. The goal from packed weights is at
+# least 0.9 of bf16's speed. Also the perplexity that bf16 costs.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_eval=170
 run_eval() {

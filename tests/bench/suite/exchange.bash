@@ -1,4 +1,4 @@
-# Bringing a model in and taking it out, against copying its bytes from file to file.
+# Importing and exporting a model, against copying its bytes from file to file.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_exchange=15
 run_exchange() {

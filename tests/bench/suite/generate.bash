@@ -1,6 +1,6 @@
-# Continuing 1, 8 and 64 prompts at once: steps without prompts, as --report tells them, and the whole process. The hardware's limits: reading
-# all weights once and the caches of all sequences for each step, at two (f32: four) bytes a number, quantized weights at what they take
-# in the stream; and the arithmetic. llama.cpp counts steps alone as well, transformers all but loading.
+# Continuing 1, 8 and 64 prompts at once: the decoding steps, from --report, and the whole process. The hardware's limits: each
+# step reads all weights once and the caches of all sequences, at two bytes a number (f32: four), quantized weights at their
+# stored size; and the arithmetic. llama.cpp counts only steps as well, transformers everything but loading.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_generate=400
 run_generate() {
@@ -32,7 +32,7 @@ generate_table() { # PRECISION SEQUENCES TYPE
     [ "$1" = int8 ] || arithmetic_limit "$1" "$(operations $((2 * prompt + new)))"
     contest tokens/s
 }
-generate_bytes() { # PRECISION SEQUENCES KEYS TYPE: that a step reads
+generate_bytes() { # PRECISION SEQUENCES KEYS TYPE: bytes that a step reads
     local width=4 weights
     [ "$1" = f32 ] || width=2
     weights=$((width * matrix_elements))

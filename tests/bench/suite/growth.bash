@@ -1,5 +1,5 @@
-# Does speed hold from 10 thousand to a million tokens (within 10%)? On the small model of examples/data, where 10 thousand tokens are
-# a quarter of a second and starting two programs shows, and to a tenth of that on the model itself, where it does not.
+# Does the speed hold from 10 thousand to a million tokens (within 10%)? Measured on the small model of examples/data, where 10
+# thousand tokens take a quarter of a second and start-up shows, and up to 100 thousand on the model itself, where it does not.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_growth=330
 run_growth() {

@@ -1,4 +1,4 @@
-# What the machine can do at most: arithmetic in registers only, memory, a pipe.
+# The limits of the machine: arithmetic in registers only, memory, a pipe.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_hardware=10
 run_hardware() {

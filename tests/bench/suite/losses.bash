@@ -1,5 +1,5 @@
-# What losses on points add to a step: the model as its own student on 50 draws a position, alone and with three feature or relation losses
-# on fields of the same stream. Batches of 4 sequences, in one micro-batch.
+# What losses on points add to a step: the model as its own student on 50 draws per position, alone and with three feature or
+# relation losses on fields of the same stream. Batches of 4 sequences, in one micro-batch.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_losses=240
 run_losses() {
@@ -15,7 +15,7 @@ run_losses() {
     ours 'kl, nst, cc, crd' losses_step "$steps" --loss kl --loss nst --loss cc --loss crd
     contest tokens/s
 }
-losses_step() { # STEPS LOSSES...: of the steps alone
+losses_step() { # STEPS LOSSES...: of the steps only
     timed rill distill -q -j "$THREADS" -m "$(model_as bf16)" --steps "$1" --epochs 100 --batch-tokens $((4 * CONTEXT)) \
         --micro-tokens $((4 * CONTEXT)) "${@:2}" --report "$WORK/report" "$WORK/fields.rill" --force -o /dev/null || return 1
     amount=$(report_field tokens_per_second "$WORK/report") seconds=1

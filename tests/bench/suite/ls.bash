@@ -1,4 +1,4 @@
-# Start-up: how long does it take to look into a model of 270 MB (SmolLM2 in bf16)? 20 ms is the aim.
+# Start-up: the time to list a model of 270 MB (SmolLM2 in bf16). The goal is 20 ms.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_ls=10
 run_ls() {

@@ -1,5 +1,5 @@
-# What joining programs by pipes costs: text to knowledge in one pipeline, and its parts one after another through files. Above 1: the
-# pipeline takes less time than its parts together; 0.95 is the aim.
+# The cost of joining programs by pipes: text to knowledge in one pipeline, and step by step through files. Above 1, the pipeline
+# takes less time than its parts together; the goal is 0.95.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_pipeline=60
 run_pipeline() {

@@ -1,5 +1,5 @@
-# What distill --plan says a run takes, against the run: seconds of training and of evaluations, with nobody beside the student, with
-# a teacher in memory, with one that is read layer by layer, and with evaluations. Both lines should be within 20%.
+# The estimate of distill --plan against the run: seconds of training and of evaluations, without a teacher, with one in
+# memory, with one that is read layer by layer, and with evaluations. Both lines should agree within 20%.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_plan=300
 run_plan() {

@@ -1,4 +1,4 @@
-# Where the time of each program goes, as --profile says it: shares of the main thread's time, and how long threads were idle. One run each.
+# Where the time of each program goes, by --profile: shares of the main thread's time, and idle time of threads. One run each.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_profile=60
 run_profile() {

@@ -1,5 +1,5 @@
-# Rounding a whole f32 model to each grid, the whole process; llama-quantize on the same weights. MB of f32 a second.
-# QUANT_TYPES picks the types.
+# Rounding a whole f32 model to each type, as a whole process; llama-quantize on the same weights. MB of f32 per second.
+# QUANT_TYPES selects the types.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_quantize=100
 run_quantize() {

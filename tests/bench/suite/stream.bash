@@ -1,5 +1,5 @@
-# A teacher larger than memory, as near as a benchmark can keep one: 1.3 GB in bf16, read layer by layer, from a file and from a
-# pipe, against the same model held whole. The peak should stay below 400 MB and the hidden states (4 bytes a channel and token).
+# A stand-in for a teacher larger than memory: 1.3 GB in bf16, read layer by layer, from a file and from a pipe, against the
+# same model held in memory. The peak should stay below 400 MB plus the hidden states (4 bytes per channel and token).
 # shellcheck shell=bash disable=SC2034,SC2154
 about_stream=150
 run_stream() {

@@ -1,5 +1,5 @@
-# Knowledge from a teacher: tokens in, 50 draws from each position's distribution out, the whole process with its loading.
-# The peers compute logits in batches of 4 sequences and throw them away; their start-up and loading are not counted.
+# Knowledge from a teacher: tokens in, 50 draws per position out, as a whole process that includes loading. The peers compute
+# logits in batches of 4 sequences and discard them; their start-up and loading are not counted.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_teacher_infer=250
 run_teacher_infer() {

@@ -1,4 +1,4 @@
-# Text to tokens, the whole process, against Hugging Face's tokenizers (Rust, all threads) without its start-up.
+# Text to tokens, as a whole process, against Hugging Face's tokenizers (Rust, all threads) without their start-up.
 # shellcheck shell=bash disable=SC2034,SC2154
 about_tokenize=25
 run_tokenize() {
