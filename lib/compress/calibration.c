@@ -3,15 +3,6 @@
 
 #include "lib/compress/compress_internal.h"
 
-int compress_read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) {
-    enum { MOST = 1 << 30 };
-    struct cli_file *f;
-    int rc = cli_open_file(c, path, role, &f, e);
-    if (!rc) rc = cli_file_read_all(f, MOST, bytes, e);
-    if (!rc && bytes->len > MOST) rc = err_set(e, ERR_DATA, "%s: more than %d bytes", cli_file_name(f), MOST);
-    return rc;
-}
-
 /* Decides by the first bytes, if the file can be opened for a look; streams are taken as statistics. */
 static bool is_imatrix(const char *path) {
     char begin[4];

@@ -1,8 +1,8 @@
 /*
  * compress: quantizing, pruning and folding as the programs run them: from options, through the statistics, plans and
  * tokens that they name, to the written model, messages and report.
- * Order of files, each calling only earlier ones: data; settings, plan, target, run (quantizing); allocate, shapes,
- * prune; fold.
+ * Order of files, each calling only earlier ones: data; files, calibration, settings, plan, target, run (quantizing);
+ * allocate, shapes, prune; fold.
  */
 #ifndef RILL_COMPRESS_H
 #define RILL_COMPRESS_H

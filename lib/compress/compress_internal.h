@@ -5,6 +5,13 @@
 #include "lib/compress/compress.h"
 #include "lib/formats/formats.h"
 
+/* ---- files.c ------------------------------------------------------------------------------------------------------ */
+
+/* Reads a whole file of at most 1 GiB. ERR_IO, ERR_DATA: larger. */
+int compress_read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) MUST_CHECK;
+/* Reads the text of a plan and ends it with a zero byte. Errors as above; ERR_DATA: not a text file. */
+int compress_read_plan(struct cli *c, const char *path, struct buf *text, struct err *e) MUST_CHECK;
+
 /* ---- calibration.c ----------------------------------------------------------------------------------------------- */
 
 /* The file of --stats: statistics from rill calibrate or llama.cpp's importance matrix. Exactly one is set, owned by
@@ -20,8 +27,6 @@ struct prune_importance
 compress_squares(const struct compress_calibration *x); /* from the importance matrix, if there is one */
 /* Sets and returns ERR_DATA: `path` is an importance matrix and lacks `what`, which `use` needs. */
 int compress_imatrix_lacks(const char *path, const char *what, const char *use, struct err *e);
-/* Reads a whole file of at most 1 GiB. ERR_IO, ERR_DATA: larger. */
-int compress_read_whole(struct cli *c, const char *path, const char *role, struct buf *bytes, struct err *e) MUST_CHECK;
 
 /* ---- a run of quantizing ----------------------------------------------------------------------------------------- */
 

@@ -151,19 +151,6 @@ static int parse_texts(struct pruning *k, struct err *e) {
 }
 
 /* Reads the plan as a string. */
-static int read_plan(struct pruning *k, struct err *e) {
-    enum { MOST = 1 << 28 };
-    struct buf *text = &k->plan;
-    struct cli_file *f;
-    int rc = cli_open_file(k->c, k->o->plan, "plan", &f, e);
-    if (!rc) rc = cli_file_read_all(f, MOST, text, e);
-    if (!rc && (text->len > MOST || (text->len && memchr(text->data, 0, text->len))))
-        rc = err_set(e, ERR_DATA, "%s: not a text file of at most %d bytes", k->o->plan, MOST);
-    if (!rc) rc = buf_append(text, "", 1, e);
-    if (!rc) k->how.plan = (const char *)text->data, k->how.plan_name = k->o->plan;
-    return rc;
-}
-
 static bool goes_layer_by_layer(const struct compress_prune_options *o) {
     return o->data && (o->reconstruct || strcmp(o->method, "magnitude") != 0);
 }
@@ -209,7 +196,9 @@ static int read_settings(struct pruning *k, struct err *e) {
     k->sizes = (struct compress_sizes){.c = k->c, .type = o->target_type, .floats = k->how.calibrated};
     rc = parse_texts(k, e);
     if (!rc && o->target_size) rc = compress_sizes_begin(&k->sizes, &k->model, e);
-    return rc || !o->plan ? rc : read_plan(k, e);
+    if (!rc && o->plan) rc = compress_read_plan(k->c, o->plan, &k->plan, e);
+    if (!rc && o->plan) k->how.plan = (const char *)k->plan.data, k->how.plan_name = o->plan;
+    return rc;
 }
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */

@@ -38,16 +38,6 @@ static int parse_types(struct compress *k, struct err *e) {
     return rc ? rc : parse_rules(k, e);
 }
 
-static int read_plan(struct compress *k, struct err *e) {
-    struct buf *text = &k->plan;
-    int rc = compress_read_whole(k->c, k->o->plan, "plan", text, e);
-    if (!rc && text->len && memchr(text->data, 0, text->len))
-        rc = err_set(e, ERR_DATA, "%s: not a text file: it contains zero bytes", k->o->plan);
-    if (!rc) rc = buf_append(text, "", 1, e);
-    if (!rc) k->how.plan = (const char *)text->data, k->how.plan_name = k->o->plan;
-    return rc;
-}
-
 /* The number of matrices with known inputs, one per group of experts. */
 static uint64_t count_entries(const struct stats *s) {
     const struct model_config *c = stats_config(s);
@@ -86,7 +76,8 @@ int compress_read_settings(struct compress *k, struct err *e) {
                                     .foreign_name = target_tensor_name};
     int rc = parse_types(k, e);
     if (!rc && o->cache) rc = quant_cache_open(o->cache, e);
-    if (!rc && o->plan) rc = read_plan(k, e);
+    if (!rc && o->plan) rc = compress_read_plan(k->c, o->plan, &k->plan, e);
+    if (!rc && o->plan) k->how.plan = (const char *)k->plan.data, k->how.plan_name = o->plan;
     if (!rc && o->stats) rc = compress_read_calibration(&k->of, k->c, o->stats, e);
     if (!rc && o->stats) rc = describe_stats(k, e);
     k->how.stats = k->of.stats;
