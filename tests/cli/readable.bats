@@ -128,7 +128,7 @@ refused() {
     echo 'once upon a time' >corpus.txt
     mkdir hf && echo '{}' >hf/config.json
     refused 1 'hf is a folder, expected a file (rill import makes a model stream of it)' tokenize -m hf corpus.txt
-    refused 1 'hf is a folder, expected a model stream (rill import)' export --to gguf hf -o a.gguf
+    refused 1 'hf is a folder, expected a file (rill import makes a model stream of it)' export --to gguf hf -o a.gguf
     refused 3 'corpus.txt: not a rill stream (starts with *; if it is text, rill tokenize makes tokens of it)' eval -m model.rill corpus.txt
     assert_no_file a.gguf
 }
