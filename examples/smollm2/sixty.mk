@@ -74,17 +74,19 @@ epochs = --shuffle --epochs 1000 --micro-tokens 1024
 $(OUT)/adapted.rill: $(OUT)/fewer-words.rill $(OUT)/round1.tok.rill
 	$(RILL) distill -m $< --loss ce $(ADAPTATION) $(epochs) --log $(OUT)/adapted.tsv $(OUT)/round1.tok.rill -o $@ --force
 
+$(OUT)/narrow.map: $(OUT)/fewer-words.rill
+	$(RILL) prune -q --dry-run --ffn $(FFN) $< | $(as_map) > $@
+
 # $(call trained,FROM,ROUND): the student learns the teacher's predictions and the directions of its hidden states.
 comma := ,
-trained = map=$$($(RILL) prune -q --dry-run --ffn $(FFN) $(1) | $(as_map)) && \
-    $(RILL) distill -m $(1) --teacher $(OUT)/adapted.rill --loss kl --loss hidden:kind=cosine$(comma)weight=30$(comma)map=$$map \
+trained = $(RILL) distill -m $(1) --teacher $(OUT)/adapted.rill --loss kl --loss hidden:kind=cosine$(comma)weight=30$(comma)map=$$(cat $(OUT)/narrow.map) \
     --lr $(word $(2),$(RATES)) --lr-min 1e-5 --warmup 6 --batch-tokens 2048 --steps $(word $(2),$(STEPS_PER_ROUND)) --seed $(2) $(epochs) \
     --log $(@:.rill=.tsv) $(OUT)/round$(2).tok.rill -o $@ --force
-$(OUT)/round1.rill: $(OUT)/narrow.rill $(OUT)/adapted.rill $(OUT)/round1.tok.rill
+$(OUT)/round1.rill: $(OUT)/narrow.rill $(OUT)/narrow.map $(OUT)/adapted.rill $(OUT)/round1.tok.rill
 	$(call trained,$<,1)
-$(OUT)/round2.rill: $(OUT)/round1.rill $(OUT)/adapted.rill $(OUT)/round2.tok.rill
+$(OUT)/round2.rill: $(OUT)/round1.rill $(OUT)/narrow.map $(OUT)/adapted.rill $(OUT)/round2.tok.rill
 	$(call trained,$<,2)
-$(OUT)/sixty.rill: $(OUT)/round2.rill $(OUT)/adapted.rill $(OUT)/round3.tok.rill
+$(OUT)/sixty.rill: $(OUT)/round2.rill $(OUT)/narrow.map $(OUT)/adapted.rill $(OUT)/round3.tok.rill
 	$(call trained,$<,3)
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------------------
