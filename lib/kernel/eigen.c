@@ -44,13 +44,23 @@ static double dot(const double *x, const double *y, size_t n) {
     return sum;
 }
 
+/* A task's rows after column k: [from, to). */
+struct task_rows {
+    size_t from, to;
+};
+static struct task_rows rows_of_task(const struct reduction *r, size_t block) {
+    size_t from = r->k + 1 + block * ROWS, to = from + ROWS < r->g->n ? from + ROWS : r->g->n;
+    return (struct task_rows){from, to};
+}
+
 /* w = A v for the rows after k. */
 static void times_vector(void *ctx, size_t block, int thread) {
     const struct reduction *r = ctx;
     struct eigen *g = r->g;
-    size_t n = g->n, from = r->k + 1 + block * ROWS, to = from + ROWS < n ? from + ROWS : n;
+    struct task_rows rows = rows_of_task(r, block);
+    size_t n = g->n;
     (void)thread;
-    for (size_t i = from; i < to; i++) {
+    for (size_t i = rows.from; i < rows.to; i++) {
         g->w[i] = dot(g->a + i * n + r->k + 1, g->v + r->k + 1, n - r->k - 1);
     }
 }
@@ -59,9 +69,10 @@ static void times_vector(void *ctx, size_t block, int thread) {
 static void subtract(void *ctx, size_t block, int thread) {
     const struct reduction *r = ctx;
     struct eigen *g = r->g;
-    size_t n = g->n, from = r->k + 1 + block * ROWS, to = from + ROWS < n ? from + ROWS : n;
+    struct task_rows rows = rows_of_task(r, block);
+    size_t n = g->n;
     (void)thread;
-    for (size_t i = from; i < to; i++) {
+    for (size_t i = rows.from; i < rows.to; i++) {
         double v = g->v[i], w = g->w[i], *row = g->a + i * n;
         for (size_t j = r->k + 1; j < n; j++) row[j] -= v * g->w[j] + w * g->v[j];
     }
