@@ -101,18 +101,11 @@ static int divide(struct judging *j, struct err *e) {
     const struct model_input *in = &j->whole.tokens.in;
     size_t most = j->how.calibrated ? in->n_seqs / 2 : in->n_seqs;
     uint64_t limit = j->o->options->search_tokens;
-    struct model_input *said = &j->said, *rest = &j->fitted;
+    size_t n = 0, at = 0;
     if (!most) return err_set(e, ERR_USAGE, "--candidates with --reconstruct needs two sequences of --data at least");
-    *said = *rest = *in;
-    said->n_seqs = said->n_positions = 0;
-    while (said->n_seqs < most && (!limit || said->n_positions < limit))
-        said->n_positions += in->lengths[said->n_seqs++];
-    rest->n_seqs -= said->n_seqs;
-    rest->n_positions -= said->n_positions;
-    rest->tokens += said->n_positions;
-    rest->lengths += said->n_seqs;
-    rest->types = rest->types ? rest->types + said->n_positions : NULL;
-    rest->asked = rest->asked ? rest->asked + said->n_positions : NULL;
+    while (n < most && (!limit || at < limit)) at += in->lengths[n++];
+    j->said = model_input_part(in, 0, n, 0);
+    j->fitted = model_input_part(in, n, in->n_seqs - n, at);
     return 0;
 }
 

@@ -136,17 +136,10 @@ struct judge_part judge_part_at(const struct judge *j, uint64_t number) {
 
 /* The sequences of a part, and the position of the first one. */
 static struct model_input take_part(const struct judge *j, const struct judge_part *part, size_t *first) {
-    struct model_input in = *j->in;
     *first = 0;
-    if (!part) return in;
-    for (size_t i = 0; i < part->first; i++) *first += in.lengths[i];
-    in.lengths += part->first;
-    in.tokens += *first;
-    in.types = in.types ? in.types + *first : NULL;
-    in.n_seqs = part->n;
-    in.n_positions = 0;
-    for (size_t i = 0; i < part->n; i++) in.n_positions += in.lengths[i];
-    return in;
+    if (!part) return *j->in;
+    for (size_t i = 0; i < part->first; i++) *first += j->in->lengths[i];
+    return model_input_part(j->in, part->first, part->n, *first);
 }
 
 int judge_try(struct judge *j, size_t i, const uint32_t *layers, size_t n, const struct judge_part *part, double *kl,

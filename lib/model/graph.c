@@ -469,6 +469,14 @@ size_t model_output_rows(const struct model_config *c, const struct model_input 
     return c->output == OUTPUT_CLASSES ? in->n_seqs : in->n_positions;
 }
 
+struct model_input model_input_part(const struct model_input *in, size_t first, size_t n, size_t at) {
+    struct model_input part = {.n_seqs = n, .tokens = in->tokens + at, .lengths = in->lengths + first};
+    for (size_t i = 0; i < n; i++) part.n_positions += part.lengths[i];
+    if (in->types) part.types = in->types + at;
+    if (in->asked) part.asked = in->asked + at;
+    return part;
+}
+
 size_t model_asked_rows(const struct model_config *c, const struct model_input *in) {
     if (!in->asked) return model_output_rows(c, in);
     size_t n = 0;

@@ -169,15 +169,9 @@ static void put_states(struct buf *states, size_t first, const struct grad_var *
 /* The next whole sequences of `in` from *seq and position *at: about PASS positions. A remainder smaller than PASS
  * joins this pass, because f32 products of a few rows sum in another order. */
 static struct model_input next_pass(const struct model_input *in, size_t *seq, size_t *at) {
-    struct model_input part = {.tokens = in->tokens + *at, .lengths = in->lengths + *seq};
-    if (in->types) part.types = in->types + *at;
-    size_t left = in->n_positions - *at;
-    while (*seq < in->n_seqs && !(part.n_positions >= PASS && left - part.n_positions >= PASS)) {
-        part.n_positions += in->lengths[(*seq)++];
-        part.n_seqs++;
-    }
-    *at += part.n_positions;
-    return part;
+    size_t first = *seq, begin = *at;
+    while (*seq < in->n_seqs && !(*at - begin >= PASS && in->n_positions - *at >= PASS)) *at += in->lengths[(*seq)++];
+    return model_input_part(in, first, *seq - first, begin);
 }
 
 static bool left_out(size_t pass, size_t every) {

@@ -585,6 +585,8 @@ struct model_input {
     /* [n_positions], 1 where logits are wanted; NULL: everywhere. Not with OUTPUT_CLASSES. */
     const uint8_t *asked;
 };
+/* Whole sequences [first, first + n) of `in`, where the first of them begins at position `at`. */
+struct model_input model_input_part(const struct model_input *in, size_t first, size_t n, size_t at);
 
 /* The argument of a tap: x [rows][cols], valid during the call. */
 struct model_seen {

@@ -71,8 +71,7 @@ int stats_each_gradient(struct model *m, struct grad_tape *t, const struct model
     size_t at = 0;
     int rc = model_check_next_token(&m->config, e);
     for (size_t s = 0; !rc && s < in->n_seqs; s++) {
-        struct model_input one = {in->lengths[s], 1, in->tokens + at, in->lengths + s,
-                                  in->types ? in->types + at : NULL};
+        struct model_input one = model_input_part(in, s, 1, at);
         struct pass p = {labels, one.tokens, one.n_positions, labels->first + at};
         rc = one_sequence(m, t, &one, &p, e);
         if (!rc) rc = fn(ctx, m, e);
