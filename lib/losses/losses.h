@@ -26,10 +26,10 @@
 #include "lib/model/model.h"
 #include "lib/train/train.h"
 
-#define LOSS_MAX       16  /* losses in a list */
-#define LOSS_MAX_KEYS  8   /* of one loss, without the common ones */
-#define LOSS_NAME      48  /* bytes of a label or column name, with the final 0 */
-#define LOSS_TEXT      400 /* bytes of the canonical text, with the final 0 */
+#define LOSS_MAX       16 /* losses in a list */
+#define LOSS_MAX_KEYS  8  /* of one loss, without the common ones */
+#define LOSS_NAME      48 /* bytes of a label or column name, with the final 0 */
+#define LOSS_TEXT      2400 /* bytes of the canonical text, with the final 0; a map of LOSS_MAX_PAIRS fits in half of it */
 #define LOSS_MAX_EXITS 8
 
 /* ---- the table --------------------------------------------------------------------------------------------------- */
@@ -97,7 +97,7 @@ enum { LOSS_AT_FINAL, LOSS_AT_EXITS, LOSS_AT_EXIT };
 struct loss_value {
     bool given; /* by the user or by the key's default */
     double number;
-    char text[64];
+    char text[LOSS_TEXT];
 };
 
 struct loss {

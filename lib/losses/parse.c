@@ -105,7 +105,8 @@ static int parse_member(struct loss *l, const char *key, const char *value, unsi
 static int parse(struct loss *l, const char *text, struct err *e) {
     char copy[LOSS_TEXT], *save = NULL;
     unsigned seen = 0;
-    if (strlen(text) >= sizeof copy) return err_set(e, ERR_USAGE, "--loss %.40s...: too long", text);
+    /* the rest is for the defaults, which the canonical text names */
+    if (strlen(text) > LOSS_TEXT / 2) return err_set(e, ERR_USAGE, "--loss %.40s...: too long", text);
     memcpy(copy, text, strlen(text) + 1);
     char *members = strchr(copy, ':');
     if (members) *members++ = 0;
@@ -132,10 +133,13 @@ int loss_list_add(struct loss_list *l, const char *text, struct err *e) {
 }
 
 /* Writes v with the fewest digits that read back as v. */
+/* As short as it reads back, but 30, not 3e+01. */
 static void put_number(char out[32], double v) {
     double back = 0;
+    bool plain = fabs(v) >= 1 && fabs(v) < 1e6;
     for (int digits = 1; digits <= 17; digits++) {
         snprintf(out, 32, "%.*g", digits, v);
+        if (plain && strchr(out, 'e')) continue;
         if (parse_f64(out, &back) && back == v) return;
     }
 }

@@ -143,7 +143,7 @@ static bool named_map(const char *text, uint32_t student_layers, uint32_t teache
 
 int loss_map_parse(const char *text, uint32_t student_layers, uint32_t teacher_layers, struct loss_pair *pairs,
                    size_t *n, struct err *e) {
-    char copy[64], *save = NULL;
+    char copy[LOSS_TEXT], *save = NULL;
     *n = 0;
     if (named_map(text, student_layers, teacher_layers, pairs, n)) return *n ? 0 : bad_map(text, e);
     snprintf(copy, sizeof copy, "%s", text);

@@ -40,7 +40,10 @@ static const char *const bad[] = {"",
 static void losses_are_spelled_one_way(void **state) {
     static const char *const texts[] = {"kl:weight=1", "kl:weight=0.9..0.1,label=far,teacher=live,temperature=2.5",
                                         "rkl:weight=1,at=exits,teacher=final", "jsd:weight=1,at=3,beta=0.25",
-                                        "hidden:weight=2,kind=cosine,map=0:1+2:3,projector=linear"};
+                                        "hidden:weight=2,kind=cosine,map=0:1+2:3,projector=linear",
+                                        /* longer than most */
+                                        "hidden:weight=30,kind=cosine,map=0:100+1:101+2:102+3:103+4:104+5:105+6:106+"
+                                        "7:107+8:108+9:109+10:110+11:111+12:112+13:113+14:114,projector=none"};
     struct err e;
     char text[LOSS_TEXT];
     (void)state;
@@ -182,6 +185,10 @@ static void layers_are_mapped(void **state) {
     assert_true(p[0].teacher == 1 && p[1].teacher == 2 && p[2].teacher == 3);
     OK(loss_map_parse("last", 4, 12, p, &n, &e));
     assert_true(n == 1 && p[0].student == 3 && p[0].teacher == 11);
+    static const char longest[] = "0:100+1:101+2:102+3:103+4:104+5:105+6:106+7:107+8:108+9:109+10:110+11:111+12:112";
+    OK(loss_map_parse(longest, 13, 113, p, &n, &e));
+    assert_int_equal(n, 13);
+    assert_true(p[12].student == 12 && p[12].teacher == 112);
     OK(loss_map_parse("0:1+3:11", 4, 12, p, &n, &e));
     assert_true(n == 2 && p[0].teacher == 1 && p[1].student == 3);
 }
