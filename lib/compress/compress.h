@@ -47,12 +47,12 @@ struct compress_prune_options {
     bool per_layer;
     uint64_t candidates; /* shapes to judge; 0: none */
     const char *layer_score;
-    const char *drop_layers;         /* a list, instead of layers */
-    const char *method, *score;      /* names */
-    const char *plan, *stats, *data; /* files */
-    const char *vocab;               /* a file, or "padding" */
-    uint64_t vocab_min_count;
-    struct session_options how; /* precision of passes over the data */
+    const char *drop_layers;              /* a list, instead of layers */
+    const char *method, *score;           /* names */
+    const char *plan, *stats, *data;      /* files */
+    const char *vocab;                    /* a file, or "padding" */
+    uint64_t vocab_min_count, vocab_size; /* 0: no limit */
+    struct session_options how;           /* precision of passes over the data */
     uint64_t max_tokens;
     double damp;
     bool reconstruct, prune_head, dry_run, compensate, merge;

@@ -169,6 +169,7 @@ static int read_settings(struct pruning *k, struct err *e) {
                                     .tokens = reads_tokens(o) ? &k->tokens : NULL,
                                     .padding = o->vocab && !reads_tokens(o),
                                     .vocab_min_count = o->vocab_min_count,
+                                    .vocab_size = (uint32_t)o->vocab_size,
                                     .score = prune_score_parse(o->score, k->of.stats != NULL, o->reconstruct),
                                     .compensate = o->compensate,
                                     .target_params = o->target_params.n,

@@ -1,4 +1,4 @@
-/* Plans what stays: layers, widths and tokens, from options and statistics, before anything is written. */
+/* Plans what stays: layers, experts and widths, from options and statistics, before anything is written. */
 #include "lib/prune/prune_internal.h"
 
 #include <math.h>
@@ -48,85 +48,6 @@ static bool is_asked(const struct prune_amount *a) {
 
 /* ---- layers ------------------------------------------------------------------------------------------------------ */
 
-/* A layer whose input and output widths differ cannot be removed: the next layer could not read its input. */
-static bool changes_width(const struct model_config *c, uint32_t layer) {
-    return model_axis_size(c, AXIS_INPUT, layer) != c->hidden;
-}
-
-/* Gromov et al. 2024, section 3.2: the block of n_go layers that rotates the residual stream least. */
-static int drop_run(const struct prune_plan *p, uint32_t n_go, unsigned char *gone, struct err *e) {
-    uint32_t n = p->from->n_layers, best = n;
-    double least = INFINITY;
-    for (uint32_t first = 0; first + n_go <= n; first++) {
-        double angle = stats_angular(p->o->stats, first, first + n_go - 1);
-        bool fits = !changes_width(p->from, first);
-        if (fits && angle < least) least = angle, best = first;
-    }
-    if (best == n)
-        return err_set(e, ERR_DATA,
-                       "these statistics do not allow removing %u consecutive layers: are they from an older version?",
-                       n_go);
-    memset(gone + best, 1, n_go);
-    return 0;
-}
-
-/* ShortGPT (Men et al. 2024, section 3): removes the layers with the least block influence. */
-static int drop_by_influence(struct prune_plan *p, unsigned char *gone, struct err *e) {
-    uint32_t n = p->from->n_layers;
-    uint32_t keep = prune_amount_of(&p->o->layers, n);
-    if (keep == n) return 0;
-    if (keep > n) return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", keep, n);
-    if (!p->o->stats)
-        return err_set(e, ERR_USAGE,
-                       "choosing layers by block influence needs --stats (from rill calibrate); or name the layers "
-                       "with --drop-layers");
-    if (p->o->layer_score == PRUNE_LAYERS_BY_ANGLE) return drop_run(p, n - keep, gone, e);
-    double *score = arena_array(&p->memory, n, sizeof *score, e);
-    uint32_t *go = arena_array(&p->memory, n - keep, sizeof *go, e);
-    if (!score || !go) return e->code;
-    for (uint32_t i = 0; i < n; i++)
-        score[i] = changes_width(p->from, i) ? -INFINITY : -stats_influence(p->o->stats, i);
-    if (prune_choose(score, n, n - keep, go, &p->memory, e)) return e->code;
-    for (uint32_t i = 0; i < n - keep; i++) gone[go[i]] = 1;
-    return 0;
-}
-
-int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) {
-    *n = 0;
-    for (const char *s = text; *s;) {
-        char item[32];
-        size_t len = strcspn(s, ",");
-        if (len == 0 || len >= sizeof item) return err_set(e, ERR_USAGE, "'%s' is not a list of layers", text);
-        memcpy(item, s, len);
-        item[len] = 0;
-        char *dash = strchr(item, '-');
-        uint64_t first, last;
-        if (dash) *dash++ = 0;
-        if (!parse_u64(item, &first) || !parse_u64(dash ? dash : item, &last) || first > last ||
-            last >= MODEL_MAX_LAYERS)
-            return err_set(e, ERR_USAGE, "'%s' is not a list of layers", text);
-        for (uint64_t l = first; l <= last && *n < MODEL_MAX_LAYERS; l++) out[(*n)++] = (uint32_t)l;
-        s += len;
-        if (*s == ',' && !*++s) return err_set(e, ERR_USAGE, "'%s' ends in a comma", text);
-    }
-    return 0;
-}
-
-static int drop_named(struct prune_plan *p, unsigned char *gone, struct err *e) {
-    for (size_t i = 0; i < p->o->n_drop_layers; i++) {
-        uint32_t l = p->o->drop_layers[i];
-        if (l >= p->from->n_layers)
-            return err_set(e, ERR_USAGE, "cannot drop layer %u: the model has layers 0 to %u", l,
-                           p->from->n_layers - 1);
-        if (gone[l]) return err_set(e, ERR_USAGE, "layer %u is dropped twice", l);
-        if (changes_width(p->from, l))
-            return err_set(e, ERR_USAGE, "cannot drop layer %u: it makes rows of %u from rows of %llu", l,
-                           p->from->hidden, (unsigned long long)model_axis_size(p->from, AXIS_INPUT, l));
-        gone[l] = 1;
-    }
-    return 0;
-}
-
 static bool has_target(const struct prune_options *o) {
     return o->target_params || o->target_share > 0 || o->target_speedup > 0 || o->target_size;
 }
@@ -141,9 +62,9 @@ static int plan_layers(struct prune_plan *p, struct err *e) {
     if (has_target(p->o))
         rc = prune_plan_target(p, gone, e);
     else if (p->o->n_drop_layers)
-        rc = drop_named(p, gone, e);
+        rc = prune_drop_named(p, gone, e);
     else
-        rc = drop_by_influence(p, gone, e);
+        rc = prune_drop_layers(p, prune_amount_of(&p->o->layers, n), gone, e);
     if (rc) return rc;
     for (uint32_t i = 0; i < n; i++) {
         p->new_layer[i] = gone[i] ? LAYER_GONE : kept;
@@ -251,97 +172,6 @@ static int plan_widths(struct prune_plan *p, struct err *e) {
     return 0;
 }
 
-/* ---- vocabulary -------------------------------------------------------------------------------------------------- */
-
-/* META of a segment; its vocabulary must be that of the first segment. */
-static int take_meta(struct prune_tokens *t, const struct stream_reader *r, const cJSON *meta, struct err *e) {
-    const char *vocab = NULL;
-    uint64_t n = 0;
-    int rc = json_get_str(meta, "vocab", &vocab, e);
-    if (!rc) rc = json_get_u64(meta, "vocab_size", 1, MODEL_MAX_VOCAB, &n, e);
-    if (rc) return err_prefix(e, "%s: tokens of an unknown vocabulary", stream_reader_name(r));
-    /* Sizes of one vocabulary differ by padding, whose tokens never occur. */
-    if (t->count && strcmp(vocab, t->vocab) != 0)
-        return err_set(e, ERR_DATA, "%s: tokens of two vocabularies: %s and %.64s", stream_reader_name(r), t->vocab,
-                       vocab);
-    if (t->count) return 0;
-    t->n = (uint32_t)n;
-    snprintf(t->vocab, sizeof t->vocab, "%s", vocab);
-    t->count = arena_array(&t->memory, n, sizeof *t->count, e);
-    return t->count ? 0 : e->code;
-}
-
-static int count_batch(struct prune_tokens *t, const struct stream_reader *r, const struct batch *b, struct err *e) {
-    const uint32_t *tokens = batch_tokens(b);
-    for (uint64_t i = 0; i < b->head.n_positions; i++) {
-        if (tokens[i] >= t->n)
-            return err_set(e, ERR_DATA, "%s: token %u is outside the vocabulary of %u", stream_reader_name(r),
-                           tokens[i], t->n);
-        t->count[tokens[i]]++;
-    }
-    return 0;
-}
-
-int prune_tokens_count(struct prune_tokens *t, struct stream_reader *r, struct err *e) {
-    struct batch b = {0};
-    struct stream_item item = {0};
-    int rc = 0;
-    while (!rc && !(rc = stream_next(r, &item, e)) && item.type != ITEM_EOF) {
-        if (item.type == ITEM_META) rc = take_meta(t, r, item.json, e);
-        if (item.type != ITEM_BATCH) continue;
-        rc = batch_load(r, &b, &item, e);
-        if (!rc) rc = count_batch(t, r, &b, e);
-    }
-    batch_release(&b);
-    return rc;
-}
-
-void prune_tokens_release(struct prune_tokens *t) {
-    arena_release(&t->memory);
-}
-
-static int check_tokens(const struct prune_plan *p, const struct model_head *head, struct err *e) {
-    char ours[DIGEST_TEXT_SIZE];
-    if (!head->vocab.len) return err_set(e, ERR_DATA, "this model has no vocabulary to prune");
-    digest_text(head->vocab_digest, ours);
-    if (p->o->tokens && strcmp(ours, p->o->tokens->vocab) != 0)
-        return err_set(e, ERR_DATA, "model and tokens disagree: vocabulary %s against %s (tokenize with this model)",
-                       ours, p->o->tokens->vocab);
-    return 0;
-}
-
-/* Whether the options keep this token. */
-static bool keep_token(const struct prune_options *o, const struct vocab *v, uint32_t id) {
-    if (o->padding) return id < v->n_unpadded;
-    return id < o->tokens->n && o->tokens->count[id] >= o->vocab_min_count;
-}
-
-static int plan_vocab(struct prune_plan *p, const struct model_head *head, struct err *e) {
-    uint32_t n = p->from->vocab_size;
-    struct vocab *old = NULL, *pruned = NULL;
-    int rc = check_tokens(p, head, e);
-    unsigned char *keep = rc ? NULL : arena_array(&p->memory, n, 1, e);
-    uint32_t *map = keep ? arena_array(&p->memory, n, sizeof *map, e) : NULL;
-    p->kept_tokens = map ? arena_array(&p->memory, n, sizeof *p->kept_tokens, e) : NULL;
-    if (!rc && !p->kept_tokens) rc = e->code;
-    if (!rc) rc = vocab_unpack(&old, head->vocab.data, head->vocab.len, e);
-    if (!rc && old->n_tokens != n)
-        rc = err_set(e, ERR_DATA, "the vocabulary has %u tokens, the model %u", old->n_tokens, n);
-    if (!rc) {
-        for (uint32_t i = 0; i < n; i++) keep[i] = keep_token(p->o, old, i);
-        rc = vocab_prune(&pruned, old, keep, map, e);
-    }
-    if (!rc) rc = vocab_pack(pruned, &p->vocab, e);
-    if (!rc) {
-        p->to.vocab_size = pruned->n_tokens;
-        for (uint32_t i = 0; i < n; i++)
-            if (map[i] != TOKEN_NONE) p->kept_tokens[map[i]] = i;
-    }
-    vocab_free(old);
-    vocab_free(pruned);
-    return rc;
-}
-
 /* ---- structure -------------------------------------------------------------------------------------------------- */
 
 static int plan_structure(struct prune_plan *p, struct err *e) {
@@ -432,7 +262,7 @@ int prune_plan_begin(struct prune_plan *p, const struct model_head *head, const 
     *p = (struct prune_plan){.o = o, .from = &head->config};
     int rc = o->stats ? stats_check(o->stats, &head->config, head->vocab_digest, e) : 0;
     if (!rc) rc = model_config_copy(&p->to, &head->config, &p->memory, e);
-    return rc || (!o->tokens && !o->padding) ? rc : plan_vocab(p, head, e);
+    return rc || (!o->tokens && !o->padding) ? rc : prune_plan_vocab(p, head, e);
 }
 
 int prune_plan_make(struct prune_plan *p, const struct model_head *head, const struct prune_options *o, struct err *e) {

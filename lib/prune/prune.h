@@ -280,6 +280,7 @@ struct prune_options {
     const struct prune_tokens *tokens; /* the vocabulary is reduced to these; NULL: unchanged, except for ... */
     bool padding;                      /* ... rows of embedding and head beyond the vocabulary, which are removed */
     uint64_t vocab_min_count;          /* occurrences in `tokens` that a token needs to stay */
+    uint32_t vocab_size;               /* at most so many tokens stay, the most frequent; 0: no limit */
     enum prune_score score;
     /* Adds the mean contribution of the removed inputs to the biases of o and down (needs stats; FLAP's bias
      * compensation). ERR_USAGE if the model has no such bias. Not with data, where reconstruct fits the biases. */

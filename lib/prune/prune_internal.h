@@ -2,9 +2,9 @@
  * Private to lib/prune: the plan of a run, i.e. what stays, decided before the first tensor is written as far as
  * possible.
  *
- * Order of files, each calling only earlier ones: choose, map, name, sparsity, norms, mask, layer, narrow, plan_text,
- * those of target.h, plan, candidates, report, lowrank, factors, prune; the others of second_order.h; divergence;
- * allocate; search.
+ * Order of files, each calling only earlier ones: choose, map, name, sparsity, norms, mask, layer, narrow, vocabulary,
+ * layers, plan_text, those of target.h, plan, candidates, report, lowrank, factors, prune; the others of
+ * second_order.h; divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -60,6 +60,19 @@ int prune_rename(cJSON *meta, uint64_t parameters_before, uint64_t parameters_af
  * from `a`. */
 int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, struct arena *a,
                  struct err *e) MUST_CHECK;
+
+/* ---- layers.c ---- */
+
+/* Marks the layers that go so that `keep` stay, by o->layer_score, in gone [n_layers]. */
+int prune_drop_layers(const struct prune_plan *p, uint32_t keep, unsigned char *gone, struct err *e) MUST_CHECK;
+/* Marks those that o->drop_layers names. */
+int prune_drop_named(const struct prune_plan *p, unsigned char *gone, struct err *e) MUST_CHECK;
+
+/* ---- vocabulary.c ---- */
+
+/* Chooses the tokens that stay: p->kept_tokens, p->vocab and the size in p->to. ERR_USAGE: no token would be left, or
+ * o->vocab_size has no room for any; ERR_DATA: no vocabulary, or the tokens are of another one. */
+int prune_plan_vocab(struct prune_plan *p, const struct model_head *head, struct err *e) MUST_CHECK;
 
 /* ---- single weights (sparsity.c, norms.c, mask.c, allocate.c) ---- */
 

@@ -6,38 +6,27 @@
 struct alike {
     struct target *t;
     const struct target_cost *cost;
-    double *gain;               /* [n] score that the layer keeps */
-    uint32_t *kept;             /* [n] */
+    unsigned char *gone;        /* [n] layers that go, the same for all shapes with as many layers */
     struct prune_shape *layers; /* [n] */
 };
 
-/* Keeps the `n` layers that preserve most in this shape. */
-static int choose(struct alike *k, const struct prune_shape *s, uint32_t n, double *loss, struct arena *a,
-                  struct err *e) {
-    struct target *t = k->t;
-    *loss = 0;
+/* Gives this shape to all layers that stay. */
+static double fill(struct alike *k, const struct prune_shape *s) {
+    const struct target *t = k->t;
+    double loss = 0;
     for (uint32_t i = 0; i < t->n; i++) {
-        double all = target_lost(t, &(struct prune_shape){0}, i, k->cost);
-        k->gain[i] = all - target_lost(t, s, i, k->cost);
-        *loss += all;
+        k->layers[i] = k->gone[i] ? (struct prune_shape){0} : *s;
+        loss += target_lost(t, &k->layers[i], i, k->cost);
     }
-    if (prune_choose(k->gain, t->n, n, k->kept, a, e)) return e->code;
-    memset(k->layers, 0, t->n * sizeof *k->layers);
-    for (uint32_t i = 0; i < n; i++) {
-        *loss -= k->gain[k->kept[i]];
-        k->layers[k->kept[i]] = *s;
-    }
-    return 0;
+    return loss;
 }
 
-static int try_shape(struct alike *k, const struct prune_shape *s, uint32_t n, bool *fits, struct arena *a,
-                     struct err *e) {
+static int try_shape(struct alike *k, const struct prune_shape *s, bool *fits, struct err *e) {
     struct target *t = k->t;
     const struct prune_options *o = t->p->o;
-    double loss, size;
+    double loss = fill(k, s), size;
     *fits = false;
-    int rc = choose(k, s, n, &loss, a, e);
-    if (!rc) rc = target_measure(t, k->layers, &size, e);
+    int rc = target_measure(t, k->layers, &size, e);
     if (rc || (size > t->limit && size >= t->least)) return rc;
     if (o->loads && !o->loads(o->warn_ctx, t->from, &t->trial)) return 0;
     if (size < t->least) t->least = size;
@@ -47,26 +36,26 @@ static int try_shape(struct alike *k, const struct prune_shape *s, uint32_t n, b
 }
 
 /* For given heads the widest shape that fits loses least. */
-static int try_widths(struct alike *k, struct prune_shape s, uint32_t n, struct err *e) {
+static int try_widths(struct alike *k, struct prune_shape s, struct err *e) {
     struct target *t = k->t;
-    struct arena a = {0};
     bool fits = false;
     int rc = 0;
     for (s.ffn = t->whole.ffn; !rc && !fits && s.ffn; s.ffn = s.ffn > t->unit ? (s.ffn - 1) / t->unit * t->unit : 0)
-        rc = try_shape(k, &s, n, &fits, &a, e);
-    arena_release(&a);
+        rc = try_shape(k, &s, &fits, e);
     return rc;
 }
 
 static int search_alike(struct target *t, const struct target_cost *cost, struct arena *a, struct err *e) {
-    struct alike k = {.t = t, .cost = cost, .gain = arena_array(a, t->n, sizeof *k.gain, e)};
-    k.kept = k.gain ? arena_array(a, t->n, sizeof *k.kept, e) : NULL;
-    k.layers = k.kept ? arena_array(a, t->n, sizeof *k.layers, e) : NULL;
+    struct alike k = {.t = t, .cost = cost, .gone = arena_array(a, t->n, 1, e)};
+    k.layers = k.gone ? arena_array(a, t->n, sizeof *k.layers, e) : NULL;
     int rc = k.layers ? 0 : e->code;
     struct prune_shape s;
-    for (uint32_t n = t->n; !rc && n; n--)
+    for (uint32_t n = t->n; !rc && n; n--) {
+        memset(k.gone, 0, t->n);
+        rc = prune_drop_layers(t->p, n, k.gone, e);
         for (s.groups = t->whole.groups; !rc && s.groups; s.groups--)
-            for (s.each = t->whole.each; !rc && s.each; s.each--) rc = try_widths(&k, s, n, e);
+            for (s.each = t->whole.each; !rc && s.each; s.each--) rc = try_widths(&k, s, e);
+    }
     return rc;
 }
 

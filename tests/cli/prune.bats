@@ -534,6 +534,26 @@ setup() {
     assert_same a.rill b.rill
 }
 
+@test "--vocab-size keeps the most frequent tokens that fit" {
+    tokens_of() { rill ls "$1" | sed -n 's/.*\[\([0-9]*\), .* embed.weight$/\1/p'; }
+    rill prune -q --vocab tokens.rill --vocab-min-count 2 --no-provenance model.rill -o twice.rill
+    check_exit 0 rill prune -q --vocab tokens.rill --vocab-size "$(tokens_of twice.rill)" --no-provenance model.rill -o a.rill
+    assert_same a.rill twice.rill
+    check_exit 0 rill prune -q --vocab tokens.rill --vocab-size 280 model.rill -o b.rill
+    [ "$(tokens_of b.rill)" = 280 ]
+    # as many as there are, with room for more; and not those that --vocab-min-count excludes
+    rill prune -q --vocab tokens.rill --no-provenance model.rill -o all.rill
+    check_exit 0 rill prune -q --vocab tokens.rill --vocab-size 400 --no-provenance model.rill -o c.rill
+    assert_same c.rill all.rill
+    check_exit 0 rill prune -q --vocab tokens.rill --vocab-size 280 --vocab-min-count 2 --no-provenance model.rill -o d.rill
+    assert_same d.rill twice.rill
+    check_exit 2 rill prune --vocab tokens.rill --vocab-size 100 model.rill -o no.rill
+    assert_stderr_line "no vocabulary of 100 tokens: single bytes, special tokens and the most frequent one are 259"
+    check_exit 2 rill prune --vocab padding --vocab-size 300 model.rill -o no.rill
+    assert_stderr_line "--vocab-size has no effect with --vocab padding"
+    assert_no_file no.rill
+}
+
 @test "statistics of another model are refused" {
     rill prune -q --ffn 64 model.rill -o narrow.rill
     check_exit 3 rill prune --layers 1 --stats model.stats.rill narrow.rill -o no.rill
