@@ -18,14 +18,13 @@ include $(HERE)Makefile
 TEXTS := $(OUT)/texts
 GENERAL ?= $(TEXTS)/sentences.txt $(TEXTS)/quotations.txt
 WORDS ?= $(TEXTS)/glosses.txt
-GENERAL_TOKENS ?= 100000
-MIN_COUNT ?= 12
+GENERAL_TOKENS ?= 450000
+VOCAB ?= 24576
 FFN ?= 768
 FIT_TOKENS ?= 8192
-ADAPTATION := --lr 1e-4 --lr-min 1e-5 --warmup 6 --batch-tokens 1024 --steps $(or $(ADAPTATION_STEPS),64) --seed 7
-# for the three rounds of training
-RATES ?= 5e-4 4e-4 3e-4
-STEPS_PER_ROUND ?= 96 128 144
+TRAINING := --warmup 20 --batch-tokens 1024 --micro-tokens 1024 --lr-min 1e-5 --shuffle --epochs 1000 --seed 7
+ADAPTATION_STEPS ?= 64
+TRAINING_STEPS ?= 1000
 BLIMP ?= $(wildcard $(RILL_ROOT)/../shared/data/blimp/*.jsonl)
 
 # ---- texts ---------------------------------------------------------------------------------------------------------------
@@ -49,50 +48,38 @@ $(TEXTS)/quotations.txt: $(PACKAGES)/done
 
 # ---- the student and its training data -------------------------------------------------------------------------------------------
 
-# A token is kept if the texts contain it often enough; the corpus counts four times.
+# The tokens that the texts contain most often stay; the corpus counts four times.
 $(OUT)/counted.tok.rill: $(OUT)/teacher.rill $(OUT)/train.txt $(GENERAL) $(WORDS)
 	cat $(foreach i,1 2 3 4,$(OUT)/train.txt) $(GENERAL) $(WORDS) | $(RILL) tokenize -q -m $< --context $(CONTEXT) - -o $@ --force
 $(OUT)/fewer-words.rill: $(OUT)/teacher.rill $(OUT)/counted.tok.rill
-	$(RILL) prune --vocab $(OUT)/counted.tok.rill --vocab-min-count $(MIN_COUNT) $< -o $@ --force
+	$(RILL) prune --vocab $(OUT)/counted.tok.rill --vocab-size $(VOCAB) $< -o $@ --force
 
 # $(call tokens,N): the first N tokens of the text on standard input, or all if N is empty
 tokens = $(RILL) tokenize -q -m $(OUT)/fewer-words.rill --context $(CONTEXT) $(if $(1),--max-tokens $(1)) -
-# $(call mixed,N,M,LINES): one stream of N tokens of the corpus and M of each other text, from its lines that awk's LINES selects
-mixed = for f in $(GENERAL); do awk '$(3)' $$f | $(call tokens,$(2)) || exit 1; done > $@.part && \
-    $(call tokens,$(1)) < $(OUT)/train.txt >> $@.part && $(RILL) cat -q --merge $@.part -o $@ --force && rm $@.part
+# $(call mixed,N,M): one stream of N tokens of the corpus, or all of it, twice, if N is empty; and of M tokens of each other text
+mixed = for f in $(GENERAL); do $(call tokens,$(2)) < $$f || exit 1; done > $@.part && \
+    cat $(OUT)/train.txt $(OUT)/train.txt | $(call tokens,$(1)) >> $@.part && $(RILL) cat -q --merge $@.part -o $@ --force && rm $@.part
 $(OUT)/fit.tok.rill: $(OUT)/fewer-words.rill $(OUT)/train.txt $(GENERAL)
-	$(call mixed,$(FIT_TOKENS),$$(($(FIT_TOKENS) / 2)),1)
-# Each round sees all of the corpus, and different lines of the other texts.
-$(OUT)/round%.tok.rill: $(OUT)/fewer-words.rill $(OUT)/train.txt $(GENERAL)
-	$(call mixed,,$(GENERAL_TOKENS),NR % 3 == $* - 1)
+	$(call mixed,$(FIT_TOKENS),$$(($(FIT_TOKENS) / 2)))
+$(OUT)/training.tok.rill: $(OUT)/fewer-words.rill $(OUT)/train.txt $(GENERAL)
+	$(call mixed,,$(GENERAL_TOKENS))
 
 $(OUT)/narrow.rill: $(OUT)/fewer-words.rill $(OUT)/fit.tok.rill
 	$(RILL) prune --ffn $(FFN) --reconstruct --data $(OUT)/fit.tok.rill $< -o $@ --force
 
 # The teacher is first fine-tuned on the texts, in the smaller vocabulary.
-epochs = --shuffle --epochs 1000 --micro-tokens 1024
-$(OUT)/adapted.rill: $(OUT)/fewer-words.rill $(OUT)/round1.tok.rill
-	$(RILL) distill -m $< --loss ce $(ADAPTATION) $(epochs) --log $(OUT)/adapted.tsv $(OUT)/round1.tok.rill -o $@ --force
+$(OUT)/adapted.rill: $(OUT)/fewer-words.rill $(OUT)/training.tok.rill
+	$(RILL) distill -m $< --loss ce --lr 1e-4 --steps $(ADAPTATION_STEPS) $(TRAINING) --log $(OUT)/adapted.tsv $(OUT)/training.tok.rill -o $@ --force
 
-$(OUT)/narrow.map: $(OUT)/fewer-words.rill
-	$(RILL) prune -q --dry-run --ffn $(FFN) $< | $(as_map) > $@
-
-# $(call trained,FROM,ROUND): the student learns the teacher's predictions and the directions of its hidden states.
-comma := ,
-trained = $(RILL) distill -m $(1) --teacher $(OUT)/adapted.rill --loss kl --loss hidden:kind=cosine$(comma)weight=30$(comma)map=$$(cat $(OUT)/narrow.map) \
-    --lr $(word $(2),$(RATES)) --lr-min 1e-5 --warmup 6 --batch-tokens 2048 --steps $(word $(2),$(STEPS_PER_ROUND)) --seed $(2) $(epochs) \
-    --log $(@:.rill=.tsv) $(OUT)/round$(2).tok.rill -o $@ --force
-$(OUT)/round1.rill: $(OUT)/narrow.rill $(OUT)/narrow.map $(OUT)/adapted.rill $(OUT)/round1.tok.rill
-	$(call trained,$<,1)
-$(OUT)/round2.rill: $(OUT)/round1.rill $(OUT)/narrow.map $(OUT)/adapted.rill $(OUT)/round2.tok.rill
-	$(call trained,$<,2)
-$(OUT)/sixty.rill: $(OUT)/round2.rill $(OUT)/narrow.map $(OUT)/adapted.rill $(OUT)/round3.tok.rill
-	$(call trained,$<,3)
+# The student learns the teacher's predictions and, after each layer, the direction of its hidden state.
+$(OUT)/sixty.rill: $(OUT)/narrow.rill $(OUT)/adapted.rill $(OUT)/training.tok.rill
+	$(RILL) distill -m $< --teacher $(OUT)/adapted.rill --loss kl --loss hidden:kind=cosine,weight=30,map=tail \
+	    --lr 5e-4 --steps $(TRAINING_STEPS) $(TRAINING) --log $(OUT)/sixty.tsv $(OUT)/training.tok.rill -o $@ --force
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------------------
 
 # Each model uses its own tokens; the table compares bits per byte.
-STAGES_OF_IT := teacher adapted fewer-words narrow round1 round2 sixty
+STAGES_OF_IT := teacher fewer-words adapted narrow sixty
 $(OUT)/judged/%.json: $(OUT)/%.rill $(OUT)/heldout.txt $(BLIMP)
 	@mkdir -p $(@D)
 	$(RILL) tokenize -q -m $< --context $(CONTEXT) $(OUT)/heldout.txt | \

@@ -61,9 +61,9 @@ story() { for i in $(seq "$1"); do echo "Once upon a time there was number $i, a
     story 120 >corpus.txt && story 40 >other.txt
     printf '{"sentence_good": "%s", "sentence_bad": "%s"}\n' "the cat sat" "sat cat the" "sat cat the" "the cat sat" >pairs.jsonl
     check_exit 0 make -s -C "$ROOT/examples/smollm2" -f sixty.mk RILL="$RILL_BIN/rill" OUT="$T/out" SMOLLM2_GGUF="$(golden tiny-llama)/model-f32.gguf" \
-        CORPUS="$T/corpus.txt" GENERAL="$T/other.txt" WORDS="$T/other.txt" BLIMP="$T/pairs.jsonl" CONTEXT=32 FIT_TOKENS=512 FFN=64 \
-        ADAPTATION_STEPS=8 STEPS_PER_ROUND="8 7 7"
-    assert_stdout "*model*teacher*adapted*fewer-words*narrow*round1*round2*sixty *0.08 M *50.00 %    1.000*"
+        CORPUS="$T/corpus.txt" GENERAL="$T/other.txt" WORDS="$T/other.txt" BLIMP="$T/pairs.jsonl" CONTEXT=32 FIT_TOKENS=512 FFN=64 VOCAB=300 \
+        ADAPTATION_STEPS=22 TRAINING_STEPS=22
+    assert_stdout "*model*teacher*fewer-words*adapted*narrow*sixty *0.09 M *50.00 %    1.000*"
     # made of other texts, nothing was fetched
     [ ! -e out/texts ] || fail "$(ls out/texts)"
     check_exit 0 rill ls out/sixty.rill
