@@ -224,14 +224,19 @@ static int place_in_part(void *ctx, size_t i, uint64_t bytes, int *fd, uint64_t 
 }
 
 static int copy_data(int from, int to, uint64_t n, struct err *e) {
-    static unsigned char block[1 << 20];
-    int rc = go_to(from, 0, e);
+    enum { BLOCK = 1 << 20 };
+    unsigned char *block = mem_array(BLOCK, 1, e);
+    int rc = block ? go_to(from, 0, e) : e->code;
     while (n && !rc) {
-        ssize_t got = fd_read(from, block, n < sizeof block ? n : sizeof block);
-        if (got <= 0) return err_sys(e, got ? errno : EIO, "data of a part");
-        if (!fd_write(to, block, (size_t)got)) return err_sys(e, errno, "write");
-        n -= (uint64_t)got;
+        ssize_t got = fd_read(from, block, n < BLOCK ? n : BLOCK);
+        if (got <= 0)
+            rc = err_sys(e, got ? errno : EIO, "data of a part");
+        else if (!fd_write(to, block, (size_t)got))
+            rc = err_sys(e, errno, "write");
+        else
+            n -= (uint64_t)got;
     }
+    mem_free(block);
     return rc;
 }
 

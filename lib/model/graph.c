@@ -209,10 +209,6 @@ static bool resumes_at(const struct graph *g, enum model_point point) {
     return g->part && g->part->resumes && g->part->from == point;
 }
 
-bool model_layer_resumes(const struct model_config *c) {
-    return !c->parallel && c->layer_kind == LAYER_TRANSFORMER;
-}
-
 /* x + attention, then + the feed-forward part of that. */
 static struct grad_var *serial_layer(struct graph *g, uint32_t layer, struct grad_var *x) {
     g->residual = x;

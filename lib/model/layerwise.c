@@ -405,7 +405,7 @@ int model_layerwise_watch(struct model_layerwise *l, enum model_states which, co
     struct step s = {.layer = l->layer, .tap = tap, .ctx = ctx, .last = last};
     s.from = which == STATES_DENSE ? &l->dense : &l->states;
     if (which == STATES_DENSE) s.every = l->changes->dense_every;
-    if (which == STATES_NOW && l->changes->in_order && model_layer_resumes(&l->m->config)) {
+    if (which == STATES_NOW && l->changes->in_order && model_has_halves(&l->m->config)) {
         if (last && l->halt.any && *last <= l->halt.point) l->halt.any = false; /* backwards: restart the layer */
         s.halt = &l->halt;
     }

@@ -747,7 +747,7 @@ const float *model_layerwise_dense_output(const struct model_layerwise *l);
  * memory. If model_has_halves is false (both parts read the same x, or layers are LSTMs), only BLOCK_LAYER is
  * allowed. */
 enum model_block { BLOCK_LAYER, BLOCK_ATTENTION, BLOCK_FFN };
-bool model_has_halves(const struct model_config *c);
+bool model_has_halves(const struct model_config *c); /* does a layer consist of two parts, one after the other? */
 struct grad_var *model_graph_block(struct model *m, struct grad_tape *t, const struct model_input *in, uint32_t layer,
                                    enum model_block block, struct grad_var *x, struct err *e);
 

@@ -26,7 +26,7 @@ int rope_check(const struct model_config *c, const struct model_rope *r, struct 
 /* ---- the forward pass, piece by piece (graph.c) ------------------------------------------------------------------ */
 
 /* Runs a layer in several parts, on a tape that does not record; each part resumes at the point where the one before
- * stopped. Only where model_layer_resumes. */
+ * stopped. Only where model_has_halves. */
 struct graph_part {
     bool resumes;          /* at `from`, with the residual as the layer's input; else starts at the beginning */
     enum model_point from; /* POINT_O_IN, POINT_FFN_IN or POINT_DOWN_IN */
@@ -72,8 +72,7 @@ struct grad_var *graph_embed(struct graph *g);
 struct grad_var *graph_layer(struct graph *g, uint32_t layer, struct grad_var *x);
 struct grad_var *graph_norm(struct graph *g, struct grad_var *x);
 int graph_failure(const struct graph *g);
-bool model_layer_resumes(const struct model_config *c); /* may layers run in several parts? */
-int model_no_head(struct err *e);                       /* the error for logits without a head; ERR_DATA */
+int model_no_head(struct err *e); /* the error for logits without a head; ERR_DATA */
 /* The first rows of a parameter as a leaf: its value, or its grid's `forward`. (taps.c) */
 struct grad_var *graph_parameter(const struct model *m, struct grad_tape *t, struct model_param *p, size_t rows);
 /* A tensor of the model as a leaf; NULL, which is no failure: the model does not have it. (taps.c) */
