@@ -133,6 +133,7 @@ struct compress_judging {
     const struct compress_prune_options *options;
     const struct prune_options *prune;
     struct session_file *model;
+    double *layer_divergence; /* [n_layers] is measured before the first shape; NULL: not needed */
 };
 int compress_judge_shapes(const struct compress_judging *o, struct prune_candidates **out, struct err *e) MUST_CHECK;
 

@@ -14,6 +14,7 @@ struct pruning {
     struct prune_tokens tokens;
     struct prune_rule *rules;
     uint32_t drop[MODEL_MAX_LAYERS];
+    double layer_divergence[MODEL_MAX_LAYERS];
     struct buf plan; /* a string */
     struct prune_allocation allocation;
     struct prune_candidates *candidates;
@@ -270,6 +271,7 @@ static int write_pruned(struct pruning *k, struct err *e) {
 
 static int choose_shape(struct pruning *k, struct err *e) {
     struct compress_judging j = {.c = k->c, .options = k->o, .prune = &k->how, .model = &k->model};
+    if (!k->o->per_layer) k->how.layer_divergence = j.layer_divergence = k->layer_divergence;
     int rc = compress_judge_shapes(&j, &k->candidates, e);
     if (!rc) k->how.target_shape = prune_candidates_best(k->candidates);
     return rc;

@@ -109,6 +109,23 @@ static int divide(struct judging *j, struct err *e) {
     return 0;
 }
 
+static void layer_done(void *c, uint32_t done) {
+    cli_progress(c, done, NULL);
+}
+
+static int measure_layers(struct judging *j, struct err *e) {
+    struct prune_divergence d = {.model = j->whole.model,
+                                 .scratch = j->whole.scratch,
+                                 .in = &j->said,
+                                 .progress = layer_done,
+                                 .progress_ctx = j->o->c};
+    if (!j->o->layer_divergence) return 0;
+    cli_progress_begin(j->o->c, "layers", d.model->config.n_layers);
+    int rc = prune_layers_alone(&d, j->o->layer_divergence, e);
+    cli_progress_end(j->o->c);
+    return rc;
+}
+
 /* Prunes the model by j->how into an in-memory file. */
 static int prune_candidate(struct judging *j, int fd, struct prune_report *r, struct err *e) {
     struct stream_reader *in;
@@ -208,6 +225,7 @@ int compress_judge_shapes(const struct compress_judging *o, struct prune_candida
     if (!rc) rc = prune_candidates_new(out, whole->model, o->prune, by->candidates, e);
     j.candidates = *out;
     if (!rc) rc = divide(&j, e);
+    if (!rc) rc = measure_layers(&j, e);
     if (!rc) rc = judge_reference_new(&j.of, whole->model, whole->scratch, &j.said, e);
     model_free(whole->model); /* free it before loading others */
     whole->model = NULL;

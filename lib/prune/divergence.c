@@ -1,4 +1,4 @@
-/* Chooses layers to remove by the measured divergence of the model without them. */
+/* Measures the divergence of a model without some of its layers, and chooses layers to remove by it. */
 #include <math.h>
 #include <string.h>
 
@@ -66,5 +66,18 @@ int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uin
     }
     judge_release(&s.j);
     mem_free(s.cost);
+    return rc;
+}
+
+int prune_layers_alone(const struct prune_divergence *o, double *kl, struct err *e) {
+    struct judge j = {.model = o->model, .scratch = o->scratch, .in = o->in};
+    int rc = model_check_next_token(&o->model->config, e);
+    if (!rc) rc = judge_begin(&j, e);
+    for (uint32_t i = 0; !rc && i < j.n; i++) {
+        rc = judge_try(&j, i, j.layers + i + 1, j.n - i - 1, NULL, &kl[i], e);
+        if (!rc && !isfinite(kl[i])) kl[i] = INFINITY;
+        if (!rc && o->progress) o->progress(o->progress_ctx, i + 1);
+    }
+    judge_release(&j);
     return rc;
 }

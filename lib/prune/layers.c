@@ -1,4 +1,4 @@
-/* Chooses which layers to remove: by block influence, by the angle between states, or by name. */
+/* Chooses which layers to remove: by divergence or block influence, by the angle between states, or by name. */
 #include "lib/prune/prune_internal.h"
 
 #include <math.h>
@@ -25,15 +25,20 @@ static int drop_run(const struct prune_plan *p, uint32_t n_go, unsigned char *go
     return 0;
 }
 
-/* ShortGPT (Men et al. 2024, section 3): removes the layers with the least block influence. */
-static int drop_by_influence(const struct prune_plan *p, uint32_t n_go, unsigned char *gone, struct err *e) {
+/* What the model loses without this layer: the measured divergence, or its block influence (ShortGPT, Men et al. 2024,
+ * section 3). */
+static double layer_loss(const struct prune_plan *p, uint32_t layer) {
+    if (changes_width(p->from, layer)) return INFINITY;
+    return p->o->layer_divergence ? p->o->layer_divergence[layer] : stats_influence(p->o->stats, layer);
+}
+
+static int drop_least(const struct prune_plan *p, uint32_t n_go, unsigned char *gone, struct err *e) {
     uint32_t n = p->from->n_layers;
     struct arena a = {0};
     double *score = arena_array(&a, n, sizeof *score, e);
     uint32_t *go = score ? arena_array(&a, n_go, sizeof *go, e) : NULL;
     int rc = go ? 0 : e->code;
-    for (uint32_t i = 0; !rc && i < n; i++)
-        score[i] = changes_width(p->from, i) ? -INFINITY : -stats_influence(p->o->stats, i);
+    for (uint32_t i = 0; !rc && i < n; i++) score[i] = -layer_loss(p, i);
     if (!rc) rc = prune_choose(score, n, n_go, go, &a, e);
     for (uint32_t i = 0; !rc && i < n_go; i++) gone[go[i]] = 1;
     arena_release(&a);
@@ -44,12 +49,12 @@ int prune_drop_layers(const struct prune_plan *p, uint32_t keep, unsigned char *
     uint32_t n = p->from->n_layers;
     if (keep == n) return 0;
     if (keep > n) return err_set(e, ERR_USAGE, "cannot keep %u layers: the model has %u", keep, n);
-    if (!p->o->stats)
+    if (!p->o->stats && !p->o->layer_divergence)
         return err_set(e, ERR_USAGE,
                        "choosing layers by block influence needs --stats (from rill calibrate); or name the layers "
                        "with --drop-layers");
-    if (p->o->layer_score == PRUNE_LAYERS_BY_ANGLE) return drop_run(p, n - keep, gone, e);
-    return drop_by_influence(p, n - keep, gone, e);
+    bool by_angle = !p->o->layer_divergence && p->o->layer_score == PRUNE_LAYERS_BY_ANGLE;
+    return by_angle ? drop_run(p, n - keep, gone, e) : drop_least(p, n - keep, gone, e);
 }
 
 int prune_layers_parse(const char *text, uint32_t *out, size_t *n, struct err *e) {

@@ -157,11 +157,13 @@ struct prune_divergence {
     struct model *model;
     struct grad_tape *scratch; /* a tape that does not record */
     const struct model_input *in;
-    model_layer_fn *progress; /* called after each removed layer; may be NULL */
+    model_layer_fn *progress; /* called after each removed layer, or each layer measured; may be NULL */
     void *progress_ctx;
 };
 int prune_layers_by_divergence(const struct prune_divergence *o, uint32_t n, uint32_t *layers, double *kl,
                                struct err *e) MUST_CHECK;
+/* The divergence kl [n_layers] without each layer alone; INFINITY if it is not a number. */
+int prune_layers_alone(const struct prune_divergence *o, double *kl, struct err *e) MUST_CHECK;
 
 /* What remains of a layer: key/value heads, query heads per key/value head, feed-forward channels. groups 0: layer
  * removed. */
@@ -248,8 +250,8 @@ struct prune_options {
     /*
      * Target size, instead of layers, heads and channels: in parameters (a number or a share), as a factor by which the
      * multiplications per position shrink, or in bytes. All layers get one shape, the one whose removed parts have the
-     * least sum of |w dL/dw| (needs stats with gradients); widths are multiples of 256, 64 or 32. The vocabulary that
-     * `tokens` or `padding` leaves is counted. All 0: no target.
+     * least sum of |w dL/dw| (needs stats with gradients); which layers go is decided by layer_divergence or layer_score;
+     * widths are multiples of 256, 64 or 32. The vocabulary that `tokens` or `padding` leaves is counted. All 0: no target.
      */
     uint64_t target_params, target_size;
     double target_share, target_speedup;
@@ -263,6 +265,8 @@ struct prune_options {
     bool (*loads)(void *ctx, const struct model_config *before, const struct model_config *after);
     struct prune_amount layers; /* layers to keep, chosen by layer_score (needs stats) ... */
     enum prune_layer_score layer_score;
+    /* [n_layers] for targets: the layers with the least of these go (prune_layers_alone); NULL: by layer_score */
+    const double *layer_divergence;
     const uint32_t *drop_layers; /* ... or the layers to remove; NULL: none */
     size_t n_drop_layers;
     /* Feed-forward channels kept in each layer, and in each expert of layers with experts; shares are rounded to

@@ -63,7 +63,7 @@ int prune_choose(const double *score, uint32_t n, uint32_t best, uint32_t *out, 
 
 /* ---- layers.c ---- */
 
-/* Marks the layers that go so that `keep` stay, by o->layer_score, in gone [n_layers]. */
+/* Marks the layers that go so that `keep` stay, by o->layer_divergence or o->layer_score, in gone [n_layers]. */
 int prune_drop_layers(const struct prune_plan *p, uint32_t keep, unsigned char *gone, struct err *e) MUST_CHECK;
 /* Marks those that o->drop_layers names. */
 int prune_drop_named(const struct prune_plan *p, unsigned char *gone, struct err *e) MUST_CHECK;

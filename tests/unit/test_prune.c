@@ -343,12 +343,15 @@ static void layers_go_by_divergence(void **state) {
         kernel_scale(model_param(m, ROLE_DOWN, l)->value, model_param(m, ROLE_DOWN, l)->n, l == 2 ? 0 : 5);
     }
     uint32_t tokens[N], lengths[] = {15, 9}, gone[2];
-    double kl[2], least = INFINITY;
+    double kl[2], alone[LAYERS], least = INFINITY;
     sample_tokens(tokens, N, c.vocab_size, 4);
     struct model_input in = {N, 2, tokens, lengths, NULL};
     struct prune_divergence d = {.model = m, .in = &in};
     OK(grad_tape_new(&d.scratch, kernel_cpu(), false, DT_F32, &e));
     OK(prune_layers_by_divergence(&d, 2, gone, kl, &e));
+    OK(prune_layers_alone(&d, alone, &e));
+    for (uint32_t l = 0; l < LAYERS; l++) assert_true(alone[l] >= alone[2]);
+    assert_true(alone[2] == kl[0]);
     assert_int_equal(prune_layers_by_divergence(&d, LAYERS, gone, kl, &e), ERR_USAGE);
     grad_tape_free(d.scratch);
     assert_int_equal(gone[0], 2);
