@@ -34,13 +34,24 @@ static void a_target_is_met_by_what_counts_least(void **state) {
         assert_int_equal(model_parameters(&p->config), o.target_params);
         assert_int_equal(p->config.n_layers, nothing == 0 ? 1 : 2);
         assert_int_equal(p->config.layers[0].ffn, nothing == 0 ? CHANNELS : CHANNELS / 2);
-        if (nothing == 0) assert_int_equal(r.kept_layers[0], 1);
+        if (nothing == 0) assert_int_equal(r.kept_layers[0], 1); /* block influence, as for --layers */
         float *before = sample_logits(idle), *after = sample_logits(p);
         assert_close(before, after, 24 * m->config.vocab_size, 1e-5);
         mem_free(before);
         mem_free(after);
         prune_report_release(&r);
         model_free(p);
+        if (nothing == 0) { /* what was measured says otherwise */
+            o.layer_divergence = (const double[]){2, 1};
+            for (uint32_t layers = 2; layers == 2; o.target_params -= 1000) { /* until one layer has to go */
+                OK(pruned(idle, &o, &p, &r, &e));
+                layers = p->config.n_layers;
+                assert_int_equal(r.kept_layers[0], 0);
+                prune_report_release(&r);
+                model_free(p);
+            }
+            o.layer_divergence = NULL;
+        }
         o.target_params = 0, o.target_speedup = 1.4;
         OK(pruned(idle, &o, &p, &r, &e));
         prune_report_release(&r);
