@@ -3,10 +3,6 @@
 
 #include "lib/compress/compress_internal.h"
 
-static void generation_done(void *c, uint32_t done) {
-    cli_progress(c, done, NULL);
-}
-
 /* By outliers, in a pass over the model. */
 static int by_outliers(struct prune_allocation *out, const struct session_file *model,
                        const struct compress_prune_options *o, const struct compress_calibration *of, struct err *e) {
@@ -41,7 +37,7 @@ static int by_search(struct prune_allocation *out, struct cli *c, const struct s
                                .generations = o->generations,
                                .offspring = o->offspring,
                                .seed = cli_seed(c),
-                               .progress = generation_done,
+                               .progress = compress_advance,
                                .progress_ctx = c};
     if (!rc) cli_progress_begin(c, "generations", o->generations);
     if (!rc) rc = prune_allocate_search(&how, out, e);

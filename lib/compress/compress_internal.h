@@ -47,6 +47,9 @@ struct compress {
 
 /* ---- data.c ------------------------------------------------------------------------------------------------------ */
 
+/* Shows `done` of the units that cli_progress_begin named. A model_layer_fn whose context is the struct cli. */
+void compress_advance(void *cli, uint32_t done);
+
 /* What is needed to change a model layer by layer. */
 struct compress_data {
     struct model_layerwise *model; /* in WEIGHTS_F32 */

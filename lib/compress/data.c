@@ -3,6 +3,10 @@
 
 #include "lib/compress/compress_internal.h"
 
+void compress_advance(void *cli, uint32_t done) {
+    cli_progress(cli, done, NULL);
+}
+
 int compress_data_open(struct compress_data *d, struct cli *c, struct stream_reader *in, const char *path,
                        uint64_t max_tokens, const struct session_options *how, struct err *e) {
     int rc = model_layerwise_new(&d->model, kernel_cpu(), in, WEIGHTS_F32, NULL, NULL, e);

@@ -47,10 +47,6 @@ static bool loads(void *c, const struct model_config *before, const struct model
     return true;
 }
 
-static void layer_done(void *c, uint32_t layers_done) {
-    cli_progress(c, layers_done, NULL);
-}
-
 static int report(const struct pruning *k, struct err *e) {
     const struct prune_report *r = &k->report;
     char sparse[128] = "", factored[64] = "", gone[PRUNE_LAYERS_TEXT];
@@ -213,7 +209,7 @@ static int with_data(struct pruning *k, struct stream_writer *out, struct err *e
                                   .scratch = d.scratch,
                                   .in = &d.tokens.in,
                                   .n = 1,
-                                  .progress = layer_done,
+                                  .progress = compress_advance,
                                   .progress_ctx = k->c};
     if (!rc) cli_progress_begin(k->c, "layers", model_layerwise_model(d.model)->config.n_layers);
     if (!rc) rc = prune_layerwise(&p, out, &k->how, &k->report, e);
@@ -227,7 +223,7 @@ static int drop_layers(struct pruning *k, struct model *m, struct grad_tape *scr
                        struct err *e) {
     uint32_t n = m->config.n_layers, keep = prune_amount_of(&k->how.layers, n);
     struct prune_divergence d = {
-        .model = m, .scratch = scratch, .in = in, .progress = layer_done, .progress_ctx = k->c};
+        .model = m, .scratch = scratch, .in = in, .progress = compress_advance, .progress_ctx = k->c};
     double *kl = mem_array(n, sizeof *kl, e);
     if (!kl) return e->code;
     uint32_t go = keep < n ? n - keep : 0;

@@ -109,15 +109,11 @@ static int divide(struct judging *j, struct err *e) {
     return 0;
 }
 
-static void layer_done(void *c, uint32_t done) {
-    cli_progress(c, done, NULL);
-}
-
 static int measure_layers(struct judging *j, struct err *e) {
     struct prune_divergence d = {.model = j->whole.model,
                                  .scratch = j->whole.scratch,
                                  .in = &j->said,
-                                 .progress = layer_done,
+                                 .progress = compress_advance,
                                  .progress_ctx = j->o->c};
     if (!j->o->layer_divergence) return 0;
     cli_progress_begin(j->o->c, "layers", d.model->config.n_layers);

@@ -16,10 +16,6 @@ static int read_fisher(struct compress *k, double **traces, struct err *e) {
     return rc;
 }
 
-static void step_done(void *c, uint32_t done) {
-    cli_progress(c, done, NULL);
-}
-
 static int put_search(struct compress *k, const struct quant_search_result *r, struct err *e) {
     struct cli *c = k->c;
     cli_say(c, "divergence on the data of the search, %s: %.5f, found %.5f (%llu tried, %llu accepted)",
@@ -56,7 +52,7 @@ static int make_plan(struct compress *k, struct quant_budget *b, struct stream_r
                                .in = &d.tokens.in,
                                .steps = o->search,
                                .seed = cli_seed(k->c),
-                               .progress = step_done,
+                               .progress = compress_advance,
                                .progress_ctx = k->c};
     if (o->search) b->search = &how;
     if (!rc && o->search) cli_progress_begin(k->c, "moves", o->search);
