@@ -74,6 +74,10 @@ $(OUT)/gradients.stats.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill
 $(OUT)/params%.rill: $(OUT)/teacher.rill $(OUT)/train.tok.rill $(OUT)/gradients.stats.rill
 	$(RILL) prune -q --target-params $*% --stats $(OUT)/gradients.stats.rill $(fitted) $< -o $@ --force
 
+# From the plan of prune --dry-run, a map for the loss on hidden states: every third layer of the student, counted from the last,
+# learns the output of its original layer in the teacher (S:T+S:T+...).
+as_map = awk '$$1 == "layer" { was[n++] = $$2 } \
+  END { for (i = n - 1; i >= 0; i -= 3) map = i ":" was[i] (map == "" ? "" : "+" map); print map }'
 $(OUT)/pruned.map: $(OUT)/teacher.rill $(OUT)/teacher.stats.rill
 	$(RILL) prune -q --dry-run --layers $(LAYERS) --stats $(OUT)/teacher.stats.rill $< | $(as_map) > $@
 $(OUT)/drop%.map: $(OUT)/teacher.rill
