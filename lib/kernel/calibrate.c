@@ -105,3 +105,29 @@ double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, 
     }
     return total;
 }
+
+struct bound_job {
+    const struct simd *v;
+    float *y, *diff;
+    const float *x, *other;
+    double most;
+    size_t d;
+};
+
+static void bound_rows_piece(void *ctx, size_t begin, size_t end) {
+    const struct bound_job *j = ctx;
+    for (size_t r = begin; r < end; r++) {
+        const float *x = j->x + r * j->d, *other = j->other ? j->other + r * j->d : NULL;
+        float *y = j->y + r * j->d, *diff = other ? j->diff + r * j->d : NULL;
+        double square = j->v->dot(x, x, j->d);
+        float by = square > j->most ? (float)sqrt(j->most / square) : 1;
+        for (size_t c = 0; c < j->d; c++) y[c] = by * x[c];
+        for (size_t c = 0; other && c < j->d; c++) diff[c] = by * (other[c] - x[c]);
+    }
+}
+
+void kernel_bound_rows(float *y, float *diff, const float *x, const float *other, double most, size_t rows, size_t d) {
+    PROFILE(ELEMENTWISE);
+    struct bound_job j = {simd(), y, diff, x, other, most, d};
+    kernel_split(rows, piece_rows(d), bound_rows_piece, &j);
+}

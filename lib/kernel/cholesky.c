@@ -6,9 +6,9 @@
 
 #include "lib/kernel/kernel_internal.h"
 
-#define BLOCK 64 /* columns factored without matrix products */
-#define STRIP 64 /* columns of the inverse per task */
-#define SIDE  8  /* rows factored together */
+#define BLOCK FACTOR_BLOCK
+#define STRIP FACTOR_BLOCK /* columns of the inverse per task */
+#define SIDE  FACTOR_SIDE
 
 struct factor {
     size_t n;
@@ -47,11 +47,7 @@ static void factor_side(const struct factor *f, size_t first, size_t n) {
     double x[BLOCK][SIDE] = {0};
     for (size_t r = 0; r < n; r++)
         for (size_t c = 0; c < b; c++) x[c][r] = f->sign * f->h[(first + r) * f->n + f->first + c];
-    for (size_t c = b; c-- > 0;) {
-        for (size_t k = c + 1; k < b; k++)
-            for (size_t r = 0; r < SIDE; r++) x[c][r] -= x[k][r] * f->diagonal[c][k];
-        for (size_t r = 0; r < SIDE; r++) x[c][r] /= f->diagonal[c][c];
-    }
+    simd()->solve_side(x, f->diagonal, b);
     for (size_t r = 0; r < n; r++)
         for (size_t c = 0; c < b; c++) f->h[(first + r) * f->n + f->first + c] = (float)x[c][r];
 }
@@ -98,10 +94,8 @@ static void finish_columns(void *ctx, size_t begin, size_t end) {
     size_t b = f->last - f->first, width = end - begin;
     for (size_t i = 0; i < b; i++) { /* row i needs rows from i on, which are still unchanged */
         double x[STRIP] = {0};
-        for (size_t k = i; k < b; k++) {
-            const float *row = f->u + (f->first + k) * f->n + f->last + begin;
-            for (size_t c = 0; c < width; c++) x[c] -= f->diagonal[i][k] * (double)row[c];
-        }
+        for (size_t k = i; k < b; k++)
+            simd()->subtract_wide(x, f->diagonal[i][k], f->u + (f->first + k) * f->n + f->last + begin, width);
         float *out = f->u + (f->first + i) * f->n + f->last + begin;
         for (size_t c = 0; c < width; c++) out[c] = (float)x[c];
     }

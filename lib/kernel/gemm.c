@@ -19,6 +19,7 @@ struct product_f32 {
     float *c;
     size_t tile_m, tile_n, tiles_n; /* tiles_n: tiles per row */
     bool upper;                     /* skip tiles below the diagonal */
+    bool triangular;                /* b is upper triangular: skip its zeros */
 };
 
 static void run_tile(void *ctx, size_t i, int thread) {
@@ -29,7 +30,10 @@ static void run_tile(void *ctx, size_t i, int thread) {
     if (p->upper && col + n <= row) return;
     const float *a = p->form == GEMM_TN ? p->a + row : p->a + row * p->lda;
     const float *b = p->form == GEMM_NT ? p->b + col * p->ldb : p->b + col;
-    p->v->gemm(p->form, m, n, p->k, a, p->lda, b, p->ldb, p->beta, p->c + row * p->ldc + col, p->ldc);
+    size_t first = p->triangular && p->form == GEMM_NT ? col : 0;
+    size_t last = p->triangular && p->form == GEMM_NN ? col + n : p->k;
+    p->v->gemm(p->form, m, n, last - first, a + first, p->lda, b + first, p->ldb, p->beta, p->c + row * p->ldc + col,
+               p->ldc);
 }
 
 void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
@@ -85,6 +89,32 @@ void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c) {
     parallel_for(((n - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
 }
 
+/* ---- half of a product with a triangular matrix ---- */
+
+#define TRIANGLE_N 192 /* half of a block on the diagonal is computed in vain */
+
+static void triangular_product(enum gemm_form form, size_t m, size_t n, const float *a, const float *u, float *c) {
+    if (m == 0 || n == 0) return;
+    struct product_f32 p = {.v = simd(), .form = form, .m = m, .n = n, .k = n, .a = a, .lda = n, .b = u, .ldb = n};
+    p.c = c;
+    p.ldc = n;
+    p.tile_m = equal_parts(m, TILE_M, 14);
+    p.tile_n = equal_parts(n, TRIANGLE_N, 32);
+    p.tiles_n = (n - 1) / p.tile_n + 1;
+    p.triangular = true;
+    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+}
+
+void kernel_upper_nn(size_t m, size_t n, const float *a, const float *u, float *c) {
+    PROFILE(PRODUCTS);
+    triangular_product(GEMM_NN, m, n, a, u, c);
+}
+
+void kernel_upper_nt(size_t m, size_t n, const float *a, const float *u, float *c) {
+    PROFILE(PRODUCTS);
+    triangular_product(GEMM_NT, m, n, a, u, c);
+}
+
 static void mirror_row(void *ctx, size_t row, int thread) {
     const struct product_f32 *p = ctx;
     (void)thread;
@@ -123,9 +153,28 @@ void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struc
     kernel_split(n, DOTS, run_dots, &p);
 }
 
+#define SUMS 1024 /* columns of c per task */
+
+static void run_sums(void *ctx, size_t begin, size_t end) {
+    const struct product_f32 *p = ctx;
+    p->v->axpys(p->c + begin, p->a, p->b + begin, p->n, p->k, end - begin);
+}
+
+/* A vector times a matrix. */
+static void one_row(size_t n, size_t k, const float *a, const float *b, float beta, float *c) {
+    struct product_f32 p = {.v = simd(), .n = n, .k = k, .a = a, .b = b, .c = c};
+    if (beta == 0) kernel_fill(kernel_f32(c), n, 0);
+    if (beta != 0 && beta != 1) kernel_scale(kernel_f32(c), n, beta);
+    kernel_split(n, SUMS, run_sums, &p);
+}
+
 void kernel_matmul_nn(size_t m, size_t n, size_t k, struct kernel_array a, struct kernel_array b, float beta,
                       struct kernel_array c) {
     PROFILE(PRODUCTS);
+    if (m == 1) {
+        one_row(n, k, host_f32(a), host_f32(b), beta, host_f32(c));
+        return;
+    }
     product(GEMM_NN, m, n, k, host_f32(a), host_f32(b), beta, host_f32(c));
 }
 

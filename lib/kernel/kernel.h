@@ -625,12 +625,20 @@ double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d); /* su
 /* Sum over rows of 1 - cos(x_r, y_r); 1 for a row of zeros. */
 double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d);
 
+/* On the host: y_r = b_r x_r for each row of x [rows][d], where b_r <= 1 limits the squared length of y_r to `most`
+ * (INFINITY: no limit), and with `other` (or NULL) diff_r = b_r (other_r - x_r). */
+void kernel_bound_rows(float *y, float *diff, const float *x, const float *other, double most, size_t rows, size_t d);
+
 /* ---- on the host, second-order methods: Gram matrices, the factor of an inverse, and error feedback -------------- */
 
 /* c [n][n] = x^T x + beta c for x [k][n], on and above the diagonal, with the bits of kernel_matmul_tn; elements below
  * are undefined afterwards. No-op if k is 0. */
 void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c);
 void kernel_mirror(size_t n, float *c); /* copies the upper triangle to the lower */
+/* c [m][n] = a u and a u^T, for an upper triangular u [n][n] with zeros below the diagonal, in about half of the
+ * time of a product. */
+void kernel_upper_nn(size_t m, size_t n, const float *a, const float *u, float *c);
+void kernel_upper_nt(size_t m, size_t n, const float *a, const float *u, float *c);
 
 /*
  * Gram matrices from integers, on CPUs that multiply these twice as fast (AVX512-VNNI). Up to KERNEL_ROWS16 rows are

@@ -203,6 +203,9 @@ extern const struct micro_int8 int8_avx2, int8_vnni;
 /* ---- Gram matrices from 16-bit integers (gram16.c) --------------------------------------------------------------- */
 
 /* Columns of a panel: words[panel][pair of rows][column], the first row in the low half. */
+#define FACTOR_BLOCK 64 /* columns factored without matrix products */
+#define FACTOR_SIDE  8  /* rows factored together */
+
 #define ROWS16_PANEL 32
 
 /* c [rows][cols] += a_scale b_scale sums; rows, cols <= ROWS16_PANEL. */
@@ -301,11 +304,16 @@ struct simd {
     decode_dots_fn *decode_dots; /* both or neither */
     decode_mix_fn *decode_mix;
 
-    void (*fill)(float *y, size_t n, float a);                                       /* y = a */
-    void (*scale)(float *y, size_t n, float a);                                      /* y *= a */
-    void (*scale_copy)(float *y, float a, const float *x, size_t n);                 /* y = a x */
-    void (*add)(float *y, const float *x, size_t n);                                 /* y += x */
-    void (*axpy)(float *y, float a, const float *x, size_t n);                       /* y += a x */
+    void (*fill)(float *y, size_t n, float a);                       /* y = a */
+    void (*scale)(float *y, size_t n, float a);                      /* y *= a */
+    void (*scale_copy)(float *y, float a, const float *x, size_t n); /* y = a x */
+    void (*add)(float *y, const float *x, size_t n);                 /* y += x */
+    void (*axpy)(float *y, float a, const float *x, size_t n);       /* y += a x */
+    /* Of the triangular factor (cholesky.c): solves for SIDE rows x against the upper triangle of d [b][b]. */
+    void (*solve_side)(double (*x)[FACTOR_SIDE], const double (*d)[FACTOR_BLOCK], size_t b);
+    void (*subtract_wide)(double *y, double a, const float *x, size_t n); /* y -= a x; n <= FACTOR_BLOCK */
+    /* y [n] += a x, for a [rows], x [rows][n] at a stride of ld floats */
+    void (*axpys)(float *y, const float *a, const float *x, size_t ld, size_t rows, size_t n);
     void (*mul_scaled)(float *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
     double (*dot)(const float *x, const float *y, size_t n);                         /* sum x y, in f64 */
     double (*dot3)(const float *x, const float *y, const float *z, size_t n);        /* sum x y z, in f64 */

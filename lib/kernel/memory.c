@@ -27,10 +27,27 @@ void *kernel_host(struct kernel_array a, size_t n) {
     return host_of(a);
 }
 
+#define COPIED                                                                                                         \
+    ((size_t)256 << 10) /* bytes copied by a thread at a time: one core alone does not use all memory channels */
+
+struct copy_job {
+    unsigned char *to;
+    const unsigned char *from;
+};
+
+static void copy_piece(void *ctx, size_t begin, size_t end) {
+    const struct copy_job *j = ctx;
+    memcpy(j->to + begin, j->from + begin, end - begin);
+}
+
+static void copy(void *to, const void *from, size_t bytes) {
+    kernel_split(bytes, COPIED, copy_piece, &(struct copy_job){to, from});
+}
+
 void kernel_upload(struct kernel_array y, const void *host, size_t n) {
-    memcpy(host_of(y), host, kernel_array_bytes(y.dtype, n));
+    copy(host_of(y), host, kernel_array_bytes(y.dtype, n));
 }
 
 void kernel_download(void *host, struct kernel_array x, size_t n) {
-    memcpy(host, host_of(x), kernel_array_bytes(x.dtype, n));
+    copy(host, host_of(x), kernel_array_bytes(x.dtype, n));
 }

@@ -144,8 +144,8 @@ int obs_solve(const struct obs_factor *f, const float *b, float *w, size_t rows,
     float *half = mem_array(rows, f->n * sizeof *half, e);
     if (!half) return e->code;
     if (f->order) permute(f, w, b, rows, false);
-    kernel_matmul_nt(rows, f->n, f->n, kernel_f32(f->order ? w : b), kernel_f32(f->u), 0, kernel_f32(half)); /* b u^T */
-    kernel_matmul_nn(rows, f->n, f->n, kernel_f32(half), kernel_f32(f->u), 0, kernel_f32(w));
+    kernel_upper_nt(rows, f->n, f->order ? w : b, f->u, half); /* b u^T */
+    kernel_upper_nn(rows, f->n, half, f->u, w);
     if (f->order) {
         memcpy(half, w, rows * f->n * sizeof *half);
         permute(f, w, half, rows, true);

@@ -127,6 +127,95 @@ static void test_products16(void **state) {
     }
 }
 
+/* Products with a triangular matrix against the textbook loop; zeros that are skipped change no sum. */
+static void test_triangular_products(void **state) {
+    static const size_t sizes[][2] = {{1, 1}, {3, 70}, {130, 33}, {520, 410}};
+    (void)state;
+    struct rng r = rng_init(11, 1);
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
+        size_t m = sizes[i][0], n = sizes[i][1];
+        struct pair a = normals(&r, m * n, 1), u = normals(&r, n * n, 1);
+        float *c = take(m * n, sizeof *c), *t = take(m * n, sizeof *t);
+        for (size_t j = 0; j < n * n; j++)
+            if (j % n < j / n) u.f[j] = 0;
+        EACH_PATH(path) {
+            for (size_t j = 0; j < m * n; j++) c[j] = t[j] = NAN; /* overwritten */
+            kernel_upper_nn(m, n, a.f, u.f, c);
+            kernel_upper_nt(m, n, a.f, u.f, t);
+            for (size_t j = 0; j < m * n; j++) {
+                double nn = 0, nt = 0, terms = 0;
+                for (size_t k = 0; k < n; k++) {
+                    double x = a.f[j / n * n + k], right = u.f[k * n + j % n], left = u.f[j % n * n + k];
+                    nn += x * right;
+                    nt += x * left;
+                    terms += fabs(x) * (fabs(right) + fabs(left));
+                }
+                assert_true(fabs(c[j] - nn) <= (double)(n + 1) * U * terms);
+                assert_true(fabs(t[j] - nt) <= (double)(n + 1) * U * terms);
+            }
+        }
+        arena_reset(&memory);
+    }
+}
+
+/* A vector times a matrix has a path of its own. */
+static void test_one_row(void **state) {
+    static const size_t sizes[][2] = {{1, 1}, {5, 7}, {32, 256}, {3, 2100}};
+    (void)state;
+    struct rng r = rng_init(12, 1);
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
+        size_t k = sizes[i][0], n = sizes[i][1];
+        struct pair a = normals(&r, k, 1), b = normals(&r, k * n, 1), before = normals(&r, n, 1);
+        float *c = take(n, sizeof *c);
+        static const float betas[] = {0, 1, -0.5f};
+        EACH_PATH(path) {
+            for (size_t which = 0; which < COUNT_OF(betas); which++) {
+                for (size_t j = 0; j < n; j++) c[j] = which ? before.f[j] : NAN;
+                kernel_matmul_nn(1, n, k, kernel_f32(a.f), kernel_f32(b.f), betas[which], kernel_f32(c));
+                for (size_t j = 0; j < n; j++) {
+                    double want = which ? betas[which] * before.f[j] : 0, terms = fabs(want);
+                    for (size_t l = 0; l < k; l++) {
+                        want += (double)a.f[l] * b.f[l * n + j];
+                        terms += fabs((double)a.f[l] * b.f[l * n + j]);
+                    }
+                    assert_true(fabs(c[j] - want) <= (double)(k + 2) * U * terms);
+                }
+            }
+        }
+        arena_reset(&memory);
+    }
+}
+
+/* A row is scaled only if it is too long, and its difference with it. */
+static void test_bounded_rows(void **state) {
+    (void)state;
+    struct rng r = rng_init(10, 1);
+    size_t rows = 301, d = 67;
+    struct pair x = normals(&r, rows * d, 1), other = normals(&r, rows * d, 1);
+    float *y = take(rows * d, sizeof *y), *diff = take(rows * d, sizeof *diff);
+    for (size_t k = 0; k < d; k++) x.f[5 * d + k] *= 100, x.f[300 * d + k] = 0;
+    for (int bounded = 0; bounded < 2; bounded++) {
+        double most = bounded ? (double)d : INFINITY;
+        EACH_PATH(path) {
+            kernel_bound_rows(y, diff, x.f, other.f, most, rows, d);
+            for (size_t i = 0; i < rows; i++) {
+                double square = 0, by;
+                for (size_t k = 0; k < d; k++) square += (double)x.f[i * d + k] * x.f[i * d + k];
+                by = square > most ? sqrt(most / square) : 1;
+                for (size_t k = i * d; k < (i + 1) * d; k++) {
+                    assert_true(fabs(y[k] - by * x.f[k]) <= (by == 1 ? 0 : 1e-6 * fabs(y[k])));
+                    assert_true(fabs(diff[k] - by * (other.f[k] - x.f[k])) <= 1e-6 * fabs(diff[k]));
+                }
+            }
+            float want = y[0];
+            y[0] = diff[0] = 0;
+            kernel_bound_rows(y, NULL, x.f, NULL, most, rows, d);
+            assert_true(y[0] == want && diff[0] == 0);
+        }
+    }
+    arena_reset(&memory);
+}
+
 struct factor {
     size_t n;
     const float *h;
@@ -293,6 +382,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_gram, release_memory),
         cmocka_unit_test_teardown(test_products16, release_memory),
+        cmocka_unit_test_teardown(test_bounded_rows, release_memory),
+        cmocka_unit_test_teardown(test_triangular_products, release_memory),
+        cmocka_unit_test_teardown(test_one_row, release_memory),
         cmocka_unit_test_teardown(test_inverse_factor, release_memory),
         cmocka_unit_test_teardown(test_no_factor, release_memory),
         cmocka_unit_test_teardown(test_feedback, release_memory),
