@@ -61,15 +61,20 @@ static void error_row(void *ctx, size_t row, int thread) {
     w->error[row] = kernel_dot(kernel_f32(w->diff + row * n), kernel_f32(w->residual + row * n), n);
 }
 
-/* Computes differences, residuals and row errors of the current grid; returns their sum. */
-static double measure(struct work *w) {
+/* Computes the row errors of the current grid from its residuals; returns their sum. */
+static double sum_errors(struct work *w) {
     double sum = 0;
-    size_t n = w->g.cols;
-    parallel_for(w->g.rows, subtract_row, w);
-    kernel_matmul_nn(w->g.rows, n, n, kernel_f32(w->diff), kernel_f32(w->s->gram), 0, kernel_f32(w->residual));
     parallel_for(w->g.rows, error_row, w);
     for (size_t i = 0; i < w->g.rows; i++) sum += w->error[i];
     return sum;
+}
+
+/* Computes differences, residuals and row errors of the current grid; returns the sum of the errors. */
+static double measure(struct work *w) {
+    size_t n = w->g.cols;
+    parallel_for(w->g.rows, subtract_row, w);
+    kernel_matmul_nn(w->g.rows, n, n, kernel_f32(w->diff), kernel_f32(w->s->gram), 0, kernel_f32(w->residual));
+    return sum_errors(w);
 }
 
 /* ---- one matrix ---- */
@@ -88,10 +93,7 @@ static double keep_better(struct work *w, unsigned char *packed) {
     for (size_t row = 0; row < w->g.rows; row++) {
         bool better = w->error[row] < w->before[row];
         after += better ? w->error[row] : w->before[row];
-        if (better)
-            for (size_t b = 0; b < w->g.blocks; b++)
-                quant_put_together(w->g.form->dtype, &w->g.parts[row * w->g.blocks + b],
-                                   packed + row * row_bytes + b * w->g.block_bytes);
+        if (better) grid_put(&w->g, row, packed + row * row_bytes);
     }
     return after;
 }
@@ -107,7 +109,10 @@ static int quantize(struct work *w, unsigned char *packed, struct second_order_e
     error->fed_back = measure(w);
     if (clock) phase_enter(clock, QUANT_DESCENT);
     if (w->s->sweeps && grid_refine(&w->g, w->s->gram, w->residual, error->fed_back, w->s->sweeps, e)) return e->code;
-    if (w->s->sweeps) measure(w); /* recomputed, since the descent's running total accumulates rounding errors */
+    if (w->s->sweeps) { /* the descent keeps the residuals, but its total of the gains accumulates rounding errors */
+        parallel_for(w->g.rows, subtract_row, w);
+        sum_errors(w);
+    }
     error->after = keep_better(w, packed);
     return 0;
 }

@@ -1,4 +1,6 @@
 /* A matrix as the codes and scales of its type's blocks, so that single codes and scales can be changed. */
+#include <string.h>
+
 #include "lib/quant/second_order.h"
 
 int grid_new(struct grid *g, enum dtype dtype, size_t rows, size_t cols, struct err *e) {
@@ -7,21 +9,26 @@ int grid_new(struct grid *g, enum dtype dtype, size_t rows, size_t cols, struct 
     g->block_bytes = dtype_info(dtype)->block_bytes;
     g->blocks = cols / g->block;
     g->groups = cols / g->form->group;
-    g->parts = mem_array(rows * g->blocks, sizeof *g->parts, e);
-    g->scales = g->parts ? mem_array(rows * g->groups, sizeof *g->scales, e) : NULL;
+    g->stored = mem_array(1, grid_state_bytes(g), e);
+    g->codes = (uint8_t *)(g->stored + rows * g->blocks);
+    g->scales = g->stored ? mem_array(rows * g->groups, sizeof *g->scales, e) : NULL;
     g->mins = g->scales ? mem_array(rows * g->groups, sizeof *g->mins, e) : NULL;
     return g->mins ? 0 : e->code;
 }
 
+size_t grid_state_bytes(const struct grid *g) {
+    return g->rows * (g->blocks * sizeof *g->stored + g->cols);
+}
+
 void grid_release(struct grid *g) {
-    mem_free(g->parts);
+    mem_free(g->stored);
     mem_free(g->scales);
     mem_free(g->mins);
     *g = (struct grid){0};
 }
 
 void grid_read_scales(struct grid *g, size_t row, size_t block) {
-    const struct quant_parts *p = &g->parts[row * g->blocks + block];
+    const struct grid_block *p = &g->stored[row * g->blocks + block];
     size_t n = g->block / g->form->group, first = row * g->groups + block * n;
     for (size_t i = 0; i < n; i++) {
         g->scales[first + i] = f16_to_f32(p->d) * p->scales[i];
@@ -29,16 +36,16 @@ void grid_read_scales(struct grid *g, size_t row, size_t block) {
     }
 }
 
+#define AT_ONCE 16 /* divides every group */
+
 void grid_values(const struct grid *g, size_t row, size_t first, size_t n, float *out) {
     size_t len = g->form->group;
-    for (size_t j = 0; j < n; j += len) {
+    int offset = g->form->offset;
+    for (size_t j = 0; j < n; j += AT_ONCE) {
         const uint8_t *codes = grid_code(g, row, first + j);
         size_t at = row * g->groups + (first + j) / len;
         float scale = g->scales[at], min = g->mins[at];
-        for (size_t i = 0; i < len && j + i < n; i++) {
-            float x = scale * (float)(codes[i] - g->form->offset);
-            out[j + i] = g->form->has_min ? x + min : x;
-        }
+        for (size_t i = 0; i < AT_ONCE; i++) out[j + i] = scale * (float)(codes[i] - offset) + min;
     }
 }
 
@@ -53,11 +60,28 @@ static void take_row(void *ctx, size_t row, int thread) {
     (void)thread;
     for (size_t b = 0; b < g->blocks; b++) {
         size_t at = row * g->blocks + b;
-        quant_take_apart(g->form->dtype, j->packed + at * g->block_bytes, &g->parts[at]);
+        struct quant_parts p;
+        quant_take_apart(g->form->dtype, j->packed + at * g->block_bytes, &p);
+        struct grid_block *to = &g->stored[at];
+        to->d = p.d, to->min = p.min;
+        memcpy(to->scales, p.scales, sizeof p.scales);
+        memcpy(to->mins, p.mins, sizeof p.mins);
+        memcpy(grid_code(g, row, b * g->block), p.codes, g->block);
         grid_read_scales(j->g, row, b);
     }
 }
 
 void grid_take(struct grid *g, const unsigned char *packed) {
     parallel_for(g->rows, take_row, &(struct blocks){g, packed});
+}
+
+void grid_put(const struct grid *g, size_t row, unsigned char *packed) {
+    for (size_t b = 0; b < g->blocks; b++) {
+        const struct grid_block *from = &g->stored[row * g->blocks + b];
+        struct quant_parts p = {.d = from->d, .min = from->min};
+        memcpy(p.scales, from->scales, sizeof p.scales);
+        memcpy(p.mins, from->mins, sizeof p.mins);
+        memcpy(p.codes, grid_code(g, row, b * g->block), g->block);
+        quant_put_together(g->form->dtype, &p, packed + b * g->block_bytes);
+    }
 }

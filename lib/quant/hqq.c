@@ -94,20 +94,22 @@ static void improve_group(const struct group *g) {
 }
 
 struct job {
-    struct grid g;
+    const struct quant_form *form;
+    size_t block, block_bytes, blocks; /* blocks: of a row */
     const float *w;
     unsigned char *packed;
 };
 
 static void improve_row(void *ctx, size_t row, int thread) {
-    struct job *j = ctx;
-    const struct quant_form *f = j->g.form;
+    const struct job *j = ctx;
+    const struct quant_form *f = j->form;
     (void)thread;
-    for (size_t b = 0; b < j->g.blocks; b++) {
-        struct quant_parts *p = &j->g.parts[row * j->g.blocks + b];
-        for (size_t k = 0; k < j->g.block / f->group; k++)
-            improve_group(&(struct group){f, p, k, j->w + row * j->g.cols + b * j->g.block + k * f->group});
-        quant_put_together(f->dtype, p, j->packed + (row * j->g.blocks + b) * j->g.block_bytes);
+    for (size_t at = row * j->blocks; at < (row + 1) * j->blocks; at++) {
+        struct quant_parts p;
+        quant_take_apart(f->dtype, j->packed + at * j->block_bytes, &p);
+        for (size_t k = 0; k < j->block / f->group; k++)
+            improve_group(&(struct group){f, &p, k, j->w + at * j->block + k * f->group});
+        quant_put_together(f->dtype, &p, j->packed + at * j->block_bytes);
     }
 }
 
@@ -115,11 +117,8 @@ bool hqq_takes(enum dtype dtype) {
     return quant_form(dtype) != NULL;
 }
 
-int hqq_improve(enum dtype dtype, const float *w, size_t rows, size_t cols, unsigned char *packed, struct err *e) {
-    struct job j = {.w = w, .packed = packed};
-    int rc = grid_new(&j.g, dtype, rows, cols, e);
-    if (!rc) grid_take(&j.g, packed);
-    if (!rc) parallel_for(rows, improve_row, &j);
-    grid_release(&j.g);
-    return rc;
+void hqq_improve(enum dtype dtype, const float *w, size_t rows, size_t cols, unsigned char *packed) {
+    const struct dtype_info *type = dtype_info(dtype);
+    struct job j = {quant_form(dtype), type->block_elems, type->block_bytes, cols / type->block_elems, w, packed};
+    parallel_for(rows, improve_row, &j);
 }

@@ -12,11 +12,11 @@
 /* ---- one matrix (rounding.c) ------------------------------------------------------------------------------------- */
 
 struct rounding {
-    struct grid g;                   /* the current candidate */
-    struct quant_parts *last, *kept; /* [rows][blocks] where the gradient was taken, and the best so far */
-    float *gradient;                 /* [rows][cols] */
-    double *row_power;               /* [rows] sums of squares of the probes */
-    const float *gram;               /* [cols][cols] of its inputs; owned by the caller */
+    struct grid g;     /* the current candidate */
+    void *last, *kept; /* its states (grid_state_bytes) where the gradient was taken, and the best so far */
+    float *gradient;   /* [rows][cols] */
+    double *row_power; /* [rows] sums of squares of the probes */
+    const float *gram; /* [cols][cols] of its inputs; owned by the caller */
 };
 /* Starts from the stored blocks. Call rounding_release even on failure. */
 int rounding_new(struct rounding *r, enum dtype dtype, size_t rows, size_t cols, const float *gram,

@@ -24,8 +24,8 @@ static int improve(struct pass *p, struct model_slot s, const float *x, uint64_t
     bool clips = importance && is_clipped(p, s, t->to), moves = p->o->hqq && hqq_takes(t->to);
     int rc = 0;
     if (clips) rc = clip_improve(t->to, x, n / cols, cols, importance, p->packed.data, e);
-    if (moves) rc = hqq_improve(t->to, x, n / cols, cols, p->packed.data, e);
     if (rc) return err_prefix(e, "tensor '%s'", t->name);
+    if (moves) hqq_improve(t->to, x, n / cols, cols, p->packed.data);
     if (clips || moves) measure_error(p, x, n, cols, t);
     return 0;
 }

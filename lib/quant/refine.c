@@ -26,7 +26,7 @@ struct descent {
     double gain; /* total reduction of the error */
 };
 
-/* Updates r after q grew by `by` at column j, relative to the span, as are all columns below. */
+/* Updates r after q grew by `by` at column j, relative to the span, as all columns below are. */
 static void move(struct descent *d, size_t j, float by) {
     kernel_axpy(kernel_f32(d->r), -by, kernel_f32(d->s->h + j * d->s->n), d->s->n);
 }
@@ -102,7 +102,7 @@ static struct plane group_plane(const struct descent *d, size_t first, size_t le
 
 /* Scale and min are small integers times the block's d and min: tries the two nearest scales, each with its best
  * min. */
-static double try_group(const struct grid *g, struct quant_parts *p, size_t k, const struct plane *q) {
+static double try_group(const struct grid *g, struct grid_block *p, size_t k, const struct plane *q) {
     double d = f16_to_f32(p->d), unit = g->form->has_min ? f16_to_f32(p->min) : 0, ds, dm, best = 0;
     int scale = p->scales[k], min = p->mins[k], best_scale = scale, best_min = min;
     int mins_top = g->form->scale_top;
@@ -121,7 +121,7 @@ static double try_group(const struct grid *g, struct quant_parts *p, size_t k, c
 }
 
 /* Stores d and min as f16; false: unchanged or not finite. */
-static bool set_units(struct quant_parts *p, double d, double min) {
+static bool set_units(struct grid_block *p, double d, double min) {
     uint16_t hd = f32_to_f16((float)d), hm = f32_to_f16((float)min);
     if ((hd & 0x7c00) == 0x7c00 || (hm & 0x7c00) == 0x7c00 || (hd == p->d && hm == p->min)) return false;
     p->d = hd;
@@ -130,8 +130,8 @@ static bool set_units(struct quant_parts *p, double d, double min) {
 }
 
 /* For blocks of one group, whose scale and min are f16. */
-static double try_single(const struct grid *g, struct quant_parts *p, const struct plane *q) {
-    struct quant_parts before = *p;
+static double try_single(const struct grid *g, struct grid_block *p, const struct plane *q) {
+    struct grid_block before = *p;
     double d = f16_to_f32(p->d), min = f16_to_f32(p->min), ds, dm;
     plane_top(q, g->form->has_min, &ds, &dm);
     if (!set_units(p, d + ds, min + dm)) return 0;
@@ -147,14 +147,15 @@ static void improve_group(struct descent *d, size_t j) {
     size_t len = g->form->group, col = d->s->first + j, block = col / g->block, k = col % g->block / len;
     size_t at = d->row * g->groups + col / len;
     float u[QUANT_MAX_BLOCK], scale = g->scales[at], min = g->mins[at];
-    struct quant_parts *p = &g->parts[d->row * g->blocks + block];
+    struct grid_block *p = &g->stored[d->row * g->blocks + block];
     struct plane q = group_plane(d, j, len, u);
     double gain = g->form->has_scales ? try_group(g, p, k, &q) : try_single(g, p, &q);
     if (!(gain > 0)) return;
     d->gain += gain;
     grid_read_scales(g, d->row, block);
     float by = g->scales[at] - scale, shift = g->mins[at] - min;
-    for (size_t i = 0; i < len; i++) move(d, j + i, by * u[i] + shift);
+    for (size_t i = 0; i < len; i++) u[i] = -(by * u[i] + shift);
+    kernel_matmul_nn(1, d->s->n, len, kernel_f32(u), kernel_f32(d->s->h + j * d->s->n), 1, kernel_f32(d->r));
 }
 
 /* ---- scales of a block: d and min, shared by its groups ---- */
@@ -175,7 +176,7 @@ struct refine_job {
 static double improve_block(const struct refine_job *s, size_t row, size_t j) {
     struct grid *g = s->g;
     size_t n = s->span.n, block = (s->span.first + j) / g->block, groups = n / g->form->group;
-    struct quant_parts *p = &g->parts[row * g->blocks + block], before = *p;
+    struct grid_block *p = &g->stored[row * g->blocks + block], before = *p;
     struct plane q = {0};
     double d0 = f16_to_f32(p->d), min0 = f16_to_f32(p->min), ds, dm;
     for (size_t i = j; i < j + g->block; i++) {
@@ -204,10 +205,11 @@ static void take_directions(void *ctx, size_t row, int thread) {
     size_t n = s->span.n, len = g->form->group, groups = n / len;
     (void)thread;
     for (size_t i = 0; i < n; i += len) {
-        const struct quant_parts *p = &g->parts[row * g->blocks + (s->span.first + i) / g->block];
+        const struct grid_block *p = &g->stored[row * g->blocks + (s->span.first + i) / g->block];
+        const uint8_t *codes = grid_code(g, row, s->span.first + i);
         size_t at = (s->span.first + i) % g->block;
         for (size_t k = 0; k < len; k++)
-            s->u[row * n + i + k] = (float)(p->scales[at / len] * (p->codes[at + k] - g->form->offset));
+            s->u[row * n + i + k] = (float)(p->scales[at / len] * (codes[k] - g->form->offset));
         s->mins[row * groups + i / len] = g->form->has_min ? p->mins[at / len] : 0;
     }
 }

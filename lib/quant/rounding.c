@@ -10,8 +10,8 @@ int rounding_new(struct rounding *r, enum dtype dtype, size_t rows, size_t cols,
     *r = (struct rounding){.gram = gram};
     int rc = grid_new(&r->g, dtype, rows, cols, e);
     if (rc) return rc;
-    r->kept = mem_array(rows * r->g.blocks, sizeof *r->kept, e);
-    r->last = r->kept ? mem_array(rows * r->g.blocks, sizeof *r->last, e) : NULL;
+    r->kept = mem_array(1, grid_state_bytes(&r->g), e);
+    r->last = r->kept ? mem_array(1, grid_state_bytes(&r->g), e) : NULL;
     r->row_power = r->last ? mem_array(rows, sizeof *r->row_power, e) : NULL;
     r->gradient = r->row_power ? mem_array(rows, cols * sizeof *r->gradient, e) : NULL;
     if (!r->gradient) return e->code;
@@ -31,23 +31,19 @@ void rounding_release(struct rounding *r) {
 
 /* ---- states ---- */
 
-static size_t parts_bytes(const struct rounding *r) {
-    return r->g.rows * r->g.blocks * sizeof *r->kept;
-}
-
 void rounding_accept(struct rounding *r, const float *gradient) {
-    memcpy(r->last, r->g.parts, parts_bytes(r));
+    memcpy(r->last, r->g.stored, grid_state_bytes(&r->g));
     memcpy(r->gradient, gradient, r->g.rows * r->g.cols * sizeof *gradient);
 }
 
 void rounding_back(struct rounding *r) {
-    memcpy(r->g.parts, r->last, parts_bytes(r));
+    memcpy(r->g.stored, r->last, grid_state_bytes(&r->g));
     for (size_t i = 0; i < r->g.rows; i++)
         for (size_t b = 0; b < r->g.blocks; b++) grid_read_scales(&r->g, i, b);
 }
 
 void rounding_keep(struct rounding *r) {
-    memcpy(r->kept, r->g.parts, parts_bytes(r));
+    memcpy(r->kept, r->g.stored, grid_state_bytes(&r->g));
 }
 
 struct values {
@@ -67,8 +63,11 @@ void rounding_value(const struct rounding *r, float *value) {
 }
 
 void rounding_put(const struct rounding *r, unsigned char *packed) {
-    for (size_t i = 0; i < r->g.rows * r->g.blocks; i++)
-        quant_put_together(r->g.form->dtype, &r->kept[i], packed + i * r->g.block_bytes);
+    struct grid kept = r->g; /* a view of that state, without decoded scales */
+    kept.stored = r->kept;
+    kept.codes = (uint8_t *)(kept.stored + kept.rows * kept.blocks);
+    kept.scales = kept.mins = NULL;
+    for (size_t i = 0; i < kept.rows; i++) grid_put(&kept, i, packed + i * kept.blocks * kept.block_bytes);
 }
 
 /* ---- a step ---- */

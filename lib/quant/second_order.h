@@ -22,23 +22,31 @@ enum quant_phase phase_enter(struct phase_clock *c, enum quant_phase next); /* r
 
 /* ---- a matrix as codes and scales (grid.c) ---------------------------------------------------------------------- */
 
+/* The scales of a block, as in struct quant_parts. */
+struct grid_block {
+    uint16_t d, min;
+    int8_t scales[QUANT_MAX_GROUPS], mins[QUANT_MAX_GROUPS];
+};
 /* Element (r, c) is scales[r][c / group] * (code - offset) + mins[r][c / group] in f32, bit-exact. */
 struct grid {
     const struct quant_form *form;
     size_t rows, cols;
     size_t block, block_bytes;
     size_t blocks, groups;     /* of a row */
-    struct quant_parts *parts; /* [rows][blocks] */
-    float *scales, *mins;      /* [rows][groups], decoded from the parts */
+    struct grid_block *stored; /* [rows][blocks], followed in memory by the codes, so that one copy keeps a state */
+    uint8_t *codes;            /* [rows][cols] */
+    float *scales, *mins;      /* [rows][groups], decoded from `stored` */
 };
 /* For a type with a quant_form. Call grid_release even on failure. */
 int grid_new(struct grid *g, enum dtype dtype, size_t rows, size_t cols, struct err *e) MUST_CHECK;
 void grid_release(struct grid *g);
-void grid_take(struct grid *g, const unsigned char *packed);     /* reads stored blocks */
-void grid_read_scales(struct grid *g, size_t row, size_t block); /* updates scales and mins after the parts changed */
+void grid_take(struct grid *g, const unsigned char *packed);            /* reads stored blocks */
+void grid_put(const struct grid *g, size_t row, unsigned char *packed); /* writes the blocks of one row */
+void grid_read_scales(struct grid *g, size_t row, size_t block); /* updates scales and mins after `stored` changed */
+size_t grid_state_bytes(const struct grid *g);                   /* of `stored` and the codes together */
 
 static inline uint8_t *grid_code(const struct grid *g, size_t row, size_t col) {
-    return &g->parts[row * g->blocks + col / g->block].codes[col % g->block];
+    return &g->codes[row * g->cols + col];
 }
 static inline float grid_value(const struct grid *g, size_t row, size_t col, uint8_t code) {
     size_t at = row * g->groups + col / g->form->group;
@@ -82,8 +90,7 @@ int clip_improve(enum dtype to, const float *w, size_t rows, size_t cols, const 
  * w [rows][cols].
  */
 bool hqq_takes(enum dtype dtype);
-int hqq_improve(enum dtype dtype, const float *w, size_t rows, size_t cols, unsigned char *packed,
-                struct err *e) MUST_CHECK;
+void hqq_improve(enum dtype dtype, const float *w, size_t rows, size_t cols, unsigned char *packed);
 
 /* ---- GPTQ (gptq.c) ----------------------------------------------------------------------------------------------- */
 

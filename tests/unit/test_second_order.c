@@ -200,20 +200,20 @@ static void twin_solve(struct refine_twin *t, const double *u, const double *v, 
     step[1] = (bv * uu - bu * uv) / det;
 }
 
-static void twin_take(struct refine_twin *t, size_t block, const struct quant_parts *p) {
-    t->g->parts[t->row * t->g->blocks + block] = *p;
+static void twin_take(struct refine_twin *t, size_t block, const struct grid_block *p) {
+    t->g->stored[t->row * t->g->blocks + block] = *p;
     grid_read_scales(t->g, t->row, block);
 }
 
-/* Keeps the new parts if the error is smaller. */
-static void twin_try(struct refine_twin *t, size_t block, const struct quant_parts *p) {
-    struct quant_parts before = t->g->parts[t->row * t->g->blocks + block];
+/* Keeps the new scales if the error is smaller. */
+static void twin_try(struct refine_twin *t, size_t block, const struct grid_block *p) {
+    struct grid_block before = t->g->stored[t->row * t->g->blocks + block];
     double error = twin_error(t);
     twin_take(t, block, p);
     if (!(twin_error(t) < error)) twin_take(t, block, &before);
 }
 
-static bool twin_units(struct quant_parts *p, double d, double min) {
+static bool twin_units(struct grid_block *p, double d, double min) {
     p->d = f32_to_f16((float)d);
     p->min = f32_to_f16((float)min);
     return isfinite(f16_to_f32(p->d)) && isfinite(f16_to_f32(p->min));
@@ -226,15 +226,15 @@ static double twin_clamp(double v, double low, double high) {
 /* For a group within a block: tries the scales next to the best one, each with its best min. */
 static void twin_scales(struct refine_twin *t, size_t block, size_t k, const double *u, const double *v) {
     const struct quant_form *f = t->g->form;
-    struct quant_parts was = t->g->parts[t->row * t->g->blocks + block];
+    struct grid_block was = t->g->stored[t->row * t->g->blocks + block];
     double d = f16_to_f32(was.d), unit = f->has_min ? f16_to_f32(was.min) : 0, step[2], zero[2] = {0, 0};
     twin_solve(t, u, v, unit != 0, step);
     for (int up = 0; up <= 1; up++) {
-        struct quant_parts p = was;
+        struct grid_block p = was;
         double at = d != 0 ? was.scales[k] + step[0] / d : was.scales[k];
         p.scales[k] = (int8_t)twin_clamp(up ? ceil(at) : floor(at), f->scale_low, f->scale_top);
         if (unit != 0) {
-            struct quant_parts now = t->g->parts[t->row * t->g->blocks + block], moved = p;
+            struct grid_block now = t->g->stored[t->row * t->g->blocks + block], moved = p;
             twin_take(t, block, &moved);
             twin_solve(t, v, v, false, zero);
             twin_take(t, block, &now);
@@ -248,8 +248,8 @@ static void twin_group(struct refine_twin *t, size_t first) {
     const struct grid *g = t->g;
     size_t block = first / g->block, len = g->form->group;
     double *u = take(t->s->cols, sizeof *u), *v = take(t->s->cols, sizeof *v), step[2];
-    struct quant_parts p = g->parts[t->row * g->blocks + block];
-    for (size_t j = first; j < first + len; j++) u[j] = p.codes[j % g->block] - g->form->offset, v[j] = 1;
+    struct grid_block p = g->stored[t->row * g->blocks + block];
+    for (size_t j = first; j < first + len; j++) u[j] = *grid_code(g, t->row, j) - g->form->offset, v[j] = 1;
     if (g->form->has_scales) {
         twin_scales(t, block, first % g->block / len, u, v);
         return;
@@ -261,9 +261,10 @@ static void twin_group(struct refine_twin *t, size_t first) {
 static void twin_block(struct refine_twin *t, size_t block) {
     const struct grid *g = t->g;
     double *u = take(t->s->cols, sizeof *u), *v = take(t->s->cols, sizeof *v), step[2];
-    struct quant_parts p = g->parts[t->row * g->blocks + block];
+    struct grid_block p = g->stored[t->row * g->blocks + block];
     for (size_t i = 0; i < g->block; i++) {
-        u[block * g->block + i] = p.scales[i / g->form->group] * (p.codes[i] - g->form->offset);
+        int code = *grid_code(g, t->row, block * g->block + i) - g->form->offset;
+        u[block * g->block + i] = p.scales[i / g->form->group] * code;
         v[block * g->block + i] = g->form->has_min ? p.mins[i / g->form->group] : 0;
     }
     twin_solve(t, u, v, g->form->has_min, step);
