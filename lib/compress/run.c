@@ -3,7 +3,7 @@
 
 #include "lib/compress/compress_internal.h"
 
-#define DENSE_POSITIONS 24576 /* positions at which the original's inputs are kept */
+#define DENSE_POSITIONS 16384 /* positions at which the original's inputs are kept */
 
 /* ---- messages and report ----------------------------------------------------------------------------------------- */
 

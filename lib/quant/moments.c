@@ -18,8 +18,9 @@ static size_t place_of(enum model_point point) {
     return i;
 }
 
-void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t limit) {
-    size_t all = model_layerwise_positions(in, n, 1), every = (all - 1) / limit + 1;
+void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t wanted) {
+    size_t all = model_layerwise_positions(in, n, 1), every = all / wanted + (all % wanted >= wanted / 2);
+    if (every == 0) every = 1;
     *d = (struct dense_inputs){.every = every, .positions = model_layerwise_positions(in, n, every)};
 }
 
@@ -42,7 +43,7 @@ int dense_inputs_see(struct dense_inputs *d, const struct model_seen *seen, stru
         d->room[i] = seen->cols;
     }
     d->cols[i] = seen->cols;
-    memcpy(d->x[i] + d->at[i] * seen->cols, seen->x, seen->rows * seen->cols * sizeof *seen->x);
+    kernel_download(d->x[i] + d->at[i] * seen->cols, kernel_f32(seen->x), seen->rows * seen->cols);
     d->at[i] += seen->rows;
     return 0;
 }
@@ -74,15 +75,11 @@ static int compare_doubles(const void *a, const void *b) {
     return *x < *y ? -1 : *x > *y;
 }
 
-static double squared_length(const float *y, size_t cols) {
-    return kernel_sum_squares(kernel_f32(y), cols);
-}
-
 /* Uses whole sequences: a few hundred rows suffice, and sequence starts are among them. */
 static int find_median(struct collector *k, const float *y, size_t rows, struct err *e) {
     double *lengths = mem_array(rows, sizeof *lengths, e);
     if (!lengths) return e->code;
-    for (size_t r = 0; r < rows; r++) lengths[r] = squared_length(y + r * k->m->cols, k->m->cols);
+    for (size_t r = 0; r < rows; r++) lengths[r] = kernel_sum_squares(kernel_f32(y + r * k->m->cols), k->m->cols);
     qsort(lengths, rows, sizeof *lengths, compare_doubles);
     k->median = lengths[rows / 2];
     mem_free(lengths);
@@ -90,14 +87,13 @@ static int find_median(struct collector *k, const float *y, size_t rows, struct 
 }
 
 /*
- * Scale factor of a row: 1, unless its squared length exceeds MOST times the median. Models produce a huge state at the
- * first token in the feed-forward part of some layer (Sun et al. 2024, "Massive Activations in Large Language Models",
- * arXiv 2402.17762): that row is hundreds of times longer than others and would dominate the sums, although the next
- * norm removes its length.
+ * The limit of a row's squared length: MOST times the median. Models produce a huge state at the first token in the
+ * feed-forward part of some layer (Sun et al. 2024, "Massive Activations in Large Language Models", arXiv 2402.17762):
+ * that row is hundreds of times longer than others and would dominate the sums, although the next norm removes its
+ * length.
  */
-static float scale_of_row(const struct collector *k, const float *y) {
-    double most = MOST * k->median, square = squared_length(y, k->m->cols);
-    return most > 0 && square > most ? (float)sqrt(most / square) : 1;
+static double longest_row(const struct collector *k) {
+    return k->median > 0 ? MOST * k->median : INFINITY;
 }
 
 static void add_gathered(struct collector *k, struct gathered *g) {
@@ -121,11 +117,9 @@ static void gather(struct collector *k, struct gathered *g, const float *y, cons
     size_t cols = k->m->cols;
     for (size_t done = 0, n; done < rows; done += n) {
         n = rows - done < GATHERED - g->n ? rows - done : GATHERED - g->n;
-        for (size_t r = done; r < done + n; r++, g->n++) {
-            float by = scale_of_row(k, y + r * cols);
-            for (size_t j = 0; j < cols; j++) g->y[g->n * cols + j] = by * y[r * cols + j];
-            for (size_t j = 0; x && j < cols; j++) g->diff[g->n * cols + j] = by * (x[r * cols + j] - y[r * cols + j]);
-        }
+        kernel_bound_rows(g->y + g->n * cols, x ? g->diff + g->n * cols : NULL, y + done * cols,
+                          x ? x + done * cols : NULL, longest_row(k), n, cols);
+        g->n += n;
         if (g->n == GATHERED) add_gathered(k, g);
     }
 }
@@ -159,18 +153,12 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
 
 /* ---- collection ---- */
 
-static float *zeros(size_t n, size_t each, struct err *e) {
-    float *x = mem_array(n, each * sizeof *x, e);
-    if (x) memset(x, 0, n * each * sizeof *x);
-    return x;
-}
-
 static int allocate_half(struct collector *k, struct half_moments *h, struct gathered *g, struct err *e) {
     size_t n = k->m->cols;
     bool some = k->dense, all = some && k->dense->every == 1;
-    if (!(h->gram = zeros(n, n, e))) return e->code;
-    if (some && !(h->shift = zeros(n, n, e))) return e->code;
-    if (some && !all && !(h->of_dense = zeros(n, n, e))) return e->code;
+    if (!(h->gram = mem_array(n, n * sizeof(float), e))) return e->code;
+    if (some && !(h->shift = mem_array(n, n * sizeof(float), e))) return e->code;
+    if (some && !all && !(h->of_dense = mem_array(n, n * sizeof(float), e))) return e->code;
     if (all) h->of_dense = h->gram;
     for (int at_hand = 0; at_hand < 2; at_hand++) {
         if (at_hand ? !some : all) continue;
@@ -186,7 +174,7 @@ static int allocate_half(struct collector *k, struct half_moments *h, struct gat
 
 static int allocate(struct collector *k, struct err *e) {
     struct moments *m = k->m;
-    if (m->experts) return (m->squares = zeros(m->experts, m->cols, e)) ? 0 : e->code;
+    if (m->experts) return (m->squares = mem_array(m->experts, m->cols * sizeof(float), e)) ? 0 : e->code;
     if (kernel_has_rows16()) {
         size_t bytes = kernel_rows16_bytes(m->cols);
         if (!(k->rounded = mem_array(bytes, 1, e)) || !(k->rounded_diff = mem_array(bytes, 1, e))) return e->code;

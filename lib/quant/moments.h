@@ -20,9 +20,9 @@ struct dense_inputs {
     float *x[MOMENTS_POINTS];                                              /* [positions][cols] */
     size_t cols[MOMENTS_POINTS], room[MOMENTS_POINTS], at[MOMENTS_POINTS]; /* at: rows stored */
 };
-/* Prepares for the passes that model_layerwise_change makes over `in`; keeps about `limit` positions or slightly
- * more. */
-void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t limit);
+/* Prepares for the passes that model_layerwise_change makes over `in`; keeps the inputs at about `wanted` positions: all
+ * of up to one and a half times as many, and at least two thirds of them if there are more. */
+void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t wanted);
 void dense_inputs_release(struct dense_inputs *d);
 /* Implements model_changes.dense_tap. ERR_IO: out of memory. */
 int dense_inputs_see(struct dense_inputs *d, const struct model_seen *seen, struct err *e) MUST_CHECK;
@@ -61,9 +61,7 @@ struct relation {
     const struct moments *m;
     float *gram;               /* [cols][cols] over all data, shrunk towards its diagonal */
     struct obs_factor *factor; /* of gram, in act-order */
-    /* For obs_solve, over positions with known x: all of them, and the first half; NULL: not wanted. `whole` may equal
-     * factor. */
-    struct obs_factor *whole, *half;
+    struct obs_factor *dense;  /* over positions with known x, for obs_solve; may be `factor`; NULL: not wanted */
 };
 /* damp, act_order: as in struct obs_options. ERR_DATA if the moments cannot be factored. Call relation_release even on
  * failure. */

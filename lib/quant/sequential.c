@@ -112,7 +112,7 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
     int rc = reserve_data(s, e);
     if (!rc && q->record) rc = keep_dense(s, e);
     phase_enter(&q->clock, QUANT_TARGETS);
-    if (!rc && r->whole) {
+    if (!rc && r->dense) {
         t = mem_array(rows, cols * sizeof *t, e);
         rc = t ? relation_target(r, w, rows, t, e) : e->code;
     }
@@ -546,9 +546,9 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     const struct model_config *c = &q->m->config;
     size_t first = layer < 0 ? 0 : model_slot_of_layer(c, (uint32_t)layer);
     size_t end = layer == c->n_layers ? model_slot_count(c) : model_slot_of_layer(c, (uint32_t)(layer + 1));
-    (void)l;
     int rc = part_begin(q, first, end, e);
     if (!rc) rc = quantize_or_recall(q, layer, e);
+    if (layer + 1 == c->n_layers) model_layerwise_skip(l); /* nobody reads the last layer's output */
     part_release(q);
     dense_inputs_forget(&q->dense);
     return rc;

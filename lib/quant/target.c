@@ -4,7 +4,7 @@
 
 #include "lib/quant/moments.h"
 
-#define ASKED 128 /* maximum number of rows used to estimate the share */
+#define ASKED 64 /* maximum number of rows used to estimate the share */
 
 /* ---- shrinkage --------------------------------------------------------------------------------------------------- */
 
@@ -14,17 +14,36 @@
  * + r) that of their sum, which has half the noise (Spearman-Brown formula). Off-diagonal elements are multiplied by
  * it: shrinkage towards the diagonal, which is what rounding to nearest uses (the idea of Ledoit and Wolf).
  */
-static double reliability(const float *first, const float *second, size_t n) {
+#define SHARES 64 /* interleaved sets of rows, summed separately whatever the number of threads */
+
+struct reliability_job {
+    const float *first, *second;
+    size_t n;
+    double both[SHARES], each[SHARES];
+};
+
+static void reliability_share(void *ctx, size_t share, int thread) {
+    struct reliability_job *k = ctx;
+    size_t n = k->n;
     double both = 0, each = 0;
-    for (size_t i = 0; i < n; i++)
+    (void)thread;
+    for (size_t i = share; i < n; i += SHARES)
         for (size_t j = i + 1; j < n; j++) {
-            double a = first[i * n + j], b = second[i * n + j];
-            double da = (double)first[i * (n + 1)] * first[j * (n + 1)];
-            double db = (double)second[i * (n + 1)] * second[j * (n + 1)];
+            double a = k->first[i * n + j], b = k->second[i * n + j];
+            double da = (double)k->first[i * (n + 1)] * k->first[j * (n + 1)];
+            double db = (double)k->second[i * (n + 1)] * k->second[j * (n + 1)];
             if (!(da > 0 && db > 0)) continue;
             both += a * b / sqrt(da * db);
             each += (a * a / da + b * b / db) / 2;
         }
+    k->both[share] = both, k->each[share] = each;
+}
+
+static double reliability(const float *first, const float *second, size_t n) {
+    struct reliability_job k = {.first = first, .second = second, .n = n};
+    double both = 0, each = 0;
+    parallel_for(SHARES, reliability_share, &k);
+    for (size_t i = 0; i < SHARES; i++) both += k.both[i], each += k.each[i];
     return each > 0 && both > 0 ? both / each : 0;
 }
 
@@ -44,17 +63,15 @@ static int factor_dense(struct relation *r, double damp, struct err *e) {
     const struct half_moments *h = r->m->half;
     size_t n = r->m->cols;
     struct obs_options o = {.damp = damp, .tries = MOMENTS_TRIES};
+    if (h[0].of_dense == h[0].gram) {
+        r->dense = r->factor;
+        return 0;
+    }
     double share = reliability(h[0].of_dense, h[1].of_dense, n);
     float *gram = mem_array(n, n * sizeof *gram, e);
     if (!gram) return e->code;
-    shrink(gram, h[0].of_dense, NULL, share, n);
-    int rc = obs_factor_new(&r->half, gram, n, &o, e);
-    if (!rc && h[0].of_dense == h[0].gram)
-        r->whole = r->factor;
-    else if (!rc) {
-        shrink(gram, h[0].of_dense, h[1].of_dense, 2 * share / (1 + share), n);
-        rc = obs_factor_new(&r->whole, gram, n, &o, e);
-    }
+    shrink(gram, h[0].of_dense, h[1].of_dense, 2 * share / (1 + share), n);
+    int rc = obs_factor_new(&r->dense, gram, n, &o, e);
     mem_free(gram);
     return rc;
 }
@@ -72,9 +89,8 @@ int relation_init(struct relation *r, const struct moments *m, double damp, bool
 }
 
 void relation_release(struct relation *r) {
-    if (r->whole != r->factor) obs_factor_free(r->whole);
+    if (r->dense != r->factor) obs_factor_free(r->dense);
     obs_factor_free(r->factor);
-    obs_factor_free(r->half);
     mem_free(r->gram);
     *r = (struct relation){0};
 }
@@ -82,16 +98,17 @@ void relation_release(struct relation *r) {
 /* ---- target values ----------------------------------------------------------------------------------------------- */
 
 /* t = w shift H^-1, the least squares solution of t y = w (x - y). b [rows][cols] is scratch. */
-static int solve(const struct relation *r, const struct obs_factor *f, const float *w, size_t rows, const float *shift,
-                 float *b, float *t, struct err *e) {
+static int solve(const struct relation *r, const float *w, size_t rows, const float *shift, float *b, float *t,
+                 struct err *e) {
     size_t n = r->m->cols;
     kernel_matmul_nn(rows, n, n, kernel_f32(w), kernel_f32(shift), 0, kernel_f32(b));
-    return obs_solve(f, b, t, rows, e);
+    return obs_solve(r->dense, b, t, rows, e);
 }
 
 /*
  * How well the solution from the first half fits the second: the best multiple of it there, within [0, 1]. It is a
- * single number for all rows, so ASKED rows, spread evenly, estimate it well enough.
+ * single number for all rows, so ASKED rows, spread evenly, estimate it well enough. The first half's own H is taken
+ * to be half of that of all positions, which saves a factor; the noise that is judged here is that of C.
  */
 static int share_that_holds(const struct relation *r, const float *w, size_t rows, float *b, float *t, double *share,
                             struct err *e) {
@@ -100,10 +117,11 @@ static int share_that_holds(const struct relation *r, const float *w, size_t row
     float *some = mem_array(asked, n * sizeof *some, e);
     if (!some) return e->code;
     for (size_t i = 0; i < asked; i++) memcpy(some + i * n, w + i * rows / asked * n, n * sizeof *some);
-    int rc = solve(r, r->half, some, asked, h[0].shift, b, t, e);
+    int rc = solve(r, some, asked, h[0].shift, b, t, e);
     if (!rc) kernel_matmul_nn(asked, n, n, kernel_f32(some), kernel_f32(h[1].shift), 0, kernel_f32(b));
     mem_free(some);
     if (rc) return rc;
+    kernel_scale(kernel_f32(t), asked * n, 2);
     double right = kernel_dot(kernel_f32(t), kernel_f32(b), asked * n);
     kernel_matmul_nn(asked, n, n, kernel_f32(t), kernel_f32(h[1].of_dense), 0, kernel_f32(b));
     double square = kernel_dot(kernel_f32(t), kernel_f32(b), asked * n);
@@ -119,7 +137,7 @@ int relation_target(const struct relation *r, const float *w, size_t rows, float
     double share = 0;
     int rc = sum ? share_that_holds(r, w, rows, b, t, &share, e) : e->code;
     for (size_t i = 0; !rc && i < n * n; i++) sum[i] = h[0].shift[i] + h[1].shift[i];
-    if (!rc) rc = solve(r, r->whole, w, rows, sum, b, t, e);
+    if (!rc) rc = solve(r, w, rows, sum, b, t, e);
     for (size_t i = 0; !rc && i < rows * n; i++) t[i] = w[i] + (float)share * t[i];
     mem_free(b);
     mem_free(sum);
