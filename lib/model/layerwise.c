@@ -164,7 +164,7 @@ static void put_states(struct buf *states, size_t first, const struct grad_var *
 }
 
 /* Positions per pass: with this many, a layer's activations are small compared with its weights. */
-#define PASS 512
+#define PASS 1024
 
 /* The next whole sequences of `in` from *seq and position *at: about PASS positions. A remainder smaller than PASS
  * joins this pass, because f32 products of a few rows sum in another order. */
