@@ -61,7 +61,9 @@ struct relation {
     const struct moments *m;
     float *gram;               /* [cols][cols] over all data, shrunk towards its diagonal */
     struct obs_factor *factor; /* of gram, in act-order */
-    struct obs_factor *dense;  /* over positions with known x, for obs_solve; may be `factor`; NULL: not wanted */
+    /* For obs_solve, over positions with known x: all of them, and the first half; NULL: not wanted. `dense` may equal
+     * factor. */
+    struct obs_factor *dense, *half;
 };
 /* damp, act_order: as in struct obs_options. ERR_DATA if the moments cannot be factored. Call relation_release even on
  * failure. */
