@@ -19,8 +19,8 @@ static size_t place_of(enum model_point point) {
 }
 
 void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t wanted) {
-    size_t all = model_layerwise_positions(in, n, 1), every = all / wanted + (all % wanted >= wanted / 2);
-    if (every == 0) every = 1;
+    size_t all = model_layerwise_positions(in, n, 1);
+    size_t every = all <= 2 * wanted ? 1 : all / wanted + (all % wanted >= wanted / 2); /* to the nearest */
     *d = (struct dense_inputs){.every = every, .positions = model_layerwise_positions(in, n, every)};
 }
 

@@ -20,8 +20,8 @@ struct dense_inputs {
     float *x[MOMENTS_POINTS];                                              /* [positions][cols] */
     size_t cols[MOMENTS_POINTS], room[MOMENTS_POINTS], at[MOMENTS_POINTS]; /* at: rows stored */
 };
-/* Prepares for the passes that model_layerwise_change makes over `in`; keeps the inputs at about `wanted` positions: all
- * of up to one and a half times as many, and at least two thirds of them if there are more. */
+/* Prepares for the passes that model_layerwise_change makes over `in`; keeps the inputs at all positions if there are at
+ * most twice as many as wanted, else at about as many as wanted. */
 void dense_inputs_init(struct dense_inputs *d, const struct model_input *in, size_t n, size_t wanted);
 void dense_inputs_release(struct dense_inputs *d);
 /* Implements model_changes.dense_tap. ERR_IO: out of memory. */
