@@ -10,11 +10,6 @@ struct vectors {
     float a;
 };
 
-static void copy_piece(void *ctx, size_t begin, size_t end) {
-    const struct vectors *c = ctx;
-    memcpy(c->y + begin, c->x + begin, (end - begin) * sizeof(float));
-}
-
 struct arrays {
     const struct simd *v;
     struct view y, x;
@@ -70,14 +65,12 @@ void kernel_add(struct kernel_array y, struct kernel_array x, size_t n) {
 
 void kernel_convert(struct kernel_array y, struct kernel_array x, size_t n) {
     PROFILE(ELEMENTWISE);
-    if (x.dtype == DT_F32 && y.dtype == DT_F32)
-        kernel_split(n, PIECE, copy_piece, &(struct vectors){NULL, host_of(y), host_of(x), 0});
+    if (x.dtype == y.dtype)
+        copy_bytes(host_of(y), host_of(x), kernel_array_bytes(x.dtype, n));
     else if (x.dtype == DT_F32)
         to_bf16(host_of(y), host_of(x), n);
-    else if (y.dtype == DT_F32)
-        from_bf16(host_of(y), host_of(x), n);
     else
-        memcpy(host_of(y), host_of(x), kernel_array_bytes(x.dtype, n));
+        from_bf16(host_of(y), host_of(x), n);
 }
 
 static void axpy_piece(void *ctx, size_t begin, size_t end) {

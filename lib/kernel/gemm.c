@@ -36,6 +36,14 @@ static void run_tile(void *ctx, size_t i, int thread) {
                p->ldc);
 }
 
+/* Splits c into equal tiles of at most this size, in multiples of the micro-kernels' sizes. */
+static void run_tiles(struct product_f32 *p, size_t most_m, size_t most_n) {
+    p->tile_m = equal_parts(p->m, most_m, 14);
+    p->tile_n = equal_parts(p->n, most_n, 32);
+    p->tiles_n = (p->n - 1) / p->tile_n + 1;
+    parallel_for(((p->m - 1) / p->tile_m + 1) * p->tiles_n, run_tile, p);
+}
+
 void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
                size_t ldb, float beta, float *c, size_t ldc) {
     if (m == 0 || n == 0) return;
@@ -51,10 +59,7 @@ void gemm_part(enum gemm_form form, size_t m, size_t n, size_t k, const float *a
                             .beta = beta,
                             .c = c,
                             .ldc = ldc};
-    p.tile_m = equal_parts(m, TILE_M, 14); /* multiples of the micro-kernels' sizes */
-    p.tile_n = equal_parts(n, TILE_N, 32);
-    p.tiles_n = (n - 1) / p.tile_n + 1;
-    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+    run_tiles(&p, TILE_M, TILE_N);
 }
 
 static void product(enum gemm_form form, size_t m, size_t n, size_t k, const float *a, const float *b, float beta,
@@ -82,11 +87,8 @@ void kernel_gram(size_t n, size_t k, const float *x, float beta, float *c) {
     p.beta = beta;
     p.c = c;
     p.ldc = n;
-    p.tile_m = equal_parts(n, GRAM_M, 14);
-    p.tile_n = equal_parts(n, GRAM_N, 32);
-    p.tiles_n = (n - 1) / p.tile_n + 1;
     p.upper = true;
-    parallel_for(((n - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+    run_tiles(&p, GRAM_M, GRAM_N);
 }
 
 /* ---- half of a product with a triangular matrix ---- */
@@ -98,11 +100,8 @@ static void triangular_product(enum gemm_form form, size_t m, size_t n, const fl
     struct product_f32 p = {.v = simd(), .form = form, .m = m, .n = n, .k = n, .a = a, .lda = n, .b = u, .ldb = n};
     p.c = c;
     p.ldc = n;
-    p.tile_m = equal_parts(m, TILE_M, 14);
-    p.tile_n = equal_parts(n, TRIANGLE_N, 32);
-    p.tiles_n = (n - 1) / p.tile_n + 1;
     p.triangular = true;
-    parallel_for(((m - 1) / p.tile_m + 1) * p.tiles_n, run_tile, &p);
+    run_tiles(&p, TILE_M, TRIANGLE_N);
 }
 
 void kernel_upper_nn(size_t m, size_t n, const float *a, const float *u, float *c) {
@@ -157,7 +156,7 @@ void kernel_matmul_nt(size_t m, size_t n, size_t k, struct kernel_array a, struc
 
 static void run_sums(void *ctx, size_t begin, size_t end) {
     const struct product_f32 *p = ctx;
-    p->v->axpys(p->c + begin, p->a, p->b + begin, p->n, p->k, end - begin);
+    p->v->mix_rows(p->c + begin, p->a, p->b + begin, p->n, p->k, end - begin);
 }
 
 /* A vector times a matrix. */

@@ -309,11 +309,9 @@ struct simd {
     void (*scale_copy)(float *y, float a, const float *x, size_t n); /* y = a x */
     void (*add)(float *y, const float *x, size_t n);                 /* y += x */
     void (*axpy)(float *y, float a, const float *x, size_t n);       /* y += a x */
-    /* Of the triangular factor (cholesky.c): solves for SIDE rows x against the upper triangle of d [b][b]. */
+    /* Of the triangular factor (cholesky.c): solves for FACTOR_SIDE rows x against the upper triangle of d [b][b]. */
     void (*solve_side)(double (*x)[FACTOR_SIDE], const double (*d)[FACTOR_BLOCK], size_t b);
-    void (*subtract_wide)(double *y, double a, const float *x, size_t n); /* y -= a x; n <= FACTOR_BLOCK */
-    /* y [n] += a x, for a [rows], x [rows][n] at a stride of ld floats */
-    void (*axpys)(float *y, const float *a, const float *x, size_t ld, size_t rows, size_t n);
+    void (*subtract_wide)(double *y, double a, const float *x, size_t n);            /* y -= a x */
     void (*mul_scaled)(float *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
     double (*dot)(const float *x, const float *y, size_t n);                         /* sum x y, in f64 */
     double (*dot3)(const float *x, const float *y, const float *z, size_t n);        /* sum x y z, in f64 */
@@ -425,6 +423,9 @@ void kernel_split(size_t n, size_t piece, split_body *body, void *ctx);
 /* Elements per piece of an elementwise loop (64 KiB), and columns per piece of a loop over rows. */
 #define PIECE   16384
 #define COLUMNS 64
+
+/* memcpy by all threads: one core alone does not use all memory channels. */
+void copy_bytes(void *to, const void *from, size_t bytes);
 
 static inline size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;

@@ -27,8 +27,7 @@ void *kernel_host(struct kernel_array a, size_t n) {
     return host_of(a);
 }
 
-#define COPIED                                                                                                         \
-    ((size_t)256 << 10) /* bytes copied by a thread at a time: one core alone does not use all memory channels */
+#define COPIED ((size_t)256 << 10) /* bytes copied by a thread at a time */
 
 struct copy_job {
     unsigned char *to;
@@ -40,14 +39,14 @@ static void copy_piece(void *ctx, size_t begin, size_t end) {
     memcpy(j->to + begin, j->from + begin, end - begin);
 }
 
-static void copy(void *to, const void *from, size_t bytes) {
+void copy_bytes(void *to, const void *from, size_t bytes) {
     kernel_split(bytes, COPIED, copy_piece, &(struct copy_job){to, from});
 }
 
 void kernel_upload(struct kernel_array y, const void *host, size_t n) {
-    copy(host_of(y), host, kernel_array_bytes(y.dtype, n));
+    copy_bytes(host_of(y), host, kernel_array_bytes(y.dtype, n));
 }
 
 void kernel_download(void *host, struct kernel_array x, size_t n) {
-    copy(host, host_of(x), kernel_array_bytes(x.dtype, n));
+    copy_bytes(host, host_of(x), kernel_array_bytes(x.dtype, n));
 }

@@ -102,31 +102,6 @@ FN void op_axpy(float *y, float a, const float *x, size_t n) {
     for (size_t i = 0; i < n; i += W) store(y + i, v_fma(v_set(a), load(x + i, n - i), load(y + i, n - i)), n - i);
 }
 
-/* y += a_0 x_0 + a_1 x_1 ... for `rows` rows x [ld], in this order. */
-FN void op_axpys(float *y, const float *a, const float *x, size_t ld, size_t rows, size_t n) {
-    size_t i = 0;
-    for (; i + 4 * W <= n; i += 4 * W) {
-        vec y0 = v_load(y + i), y1 = v_load(y + i + W), y2 = v_load(y + i + 2 * W), y3 = v_load(y + i + 3 * W);
-        for (size_t r = 0; r < rows; r++) {
-            const float *row = x + r * ld + i;
-            vec by = v_set(a[r]);
-            y0 = v_fma(by, v_load(row), y0);
-            y1 = v_fma(by, v_load(row + W), y1);
-            y2 = v_fma(by, v_load(row + 2 * W), y2);
-            y3 = v_fma(by, v_load(row + 3 * W), y3);
-        }
-        v_store(y + i, y0);
-        v_store(y + i + W, y1);
-        v_store(y + i + 2 * W, y2);
-        v_store(y + i + 3 * W, y3);
-    }
-    for (; i < n; i += W) {
-        vec sum = load(y + i, n - i);
-        for (size_t r = 0; r < rows; r++) sum = v_fma(v_set(a[r]), load(x + r * ld + i, n - i), sum);
-        store(y + i, sum, n - i);
-    }
-}
-
 /* Eight doubles, in as many registers of the path as they take. */
 typedef double wide __attribute__((vector_size(8 * sizeof(double)), aligned(sizeof(double)), may_alias));
 typedef float narrow __attribute__((vector_size(8 * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -681,7 +656,6 @@ const struct simd SIMD_TABLE = {
     .scale_copy = op_scale_copy,
     .add = op_add,
     .axpy = op_axpy,
-    .axpys = op_axpys,
     .solve_side = op_solve_side,
     .subtract_wide = op_subtract_wide,
     .mul_scaled = op_mul_scaled,

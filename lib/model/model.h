@@ -737,7 +737,8 @@ size_t model_layerwise_positions(const struct model_input *in, size_t n, size_t 
  * passes of whole sequences, in order. last: the point where computation stops; NULL: at the layer's end. */
 int model_layerwise_watch(struct model_layerwise *l, enum model_states which, const enum model_point *last,
                           model_tap *tap, void *ctx, struct err *e) MUST_CHECK;
-/* Inside a visit to a layer whose output is as wide as its input: leaves it out; its input goes into the next layer. */
+/* Inside a visit to a layer whose output is as wide as its input: leaves it out; its input goes into the next layer. Or
+ * to the last layer, if nobody reads its output. */
 void model_layerwise_skip(struct model_layerwise *l);
 /* Inside a visit, owned by l: the layer's input [positions][hidden] and, with `dense`, the unchanged layer's output. */
 const float *model_layerwise_states(const struct model_layerwise *l, enum model_states which);

@@ -61,20 +61,17 @@ static void error_row(void *ctx, size_t row, int thread) {
     w->error[row] = kernel_dot(kernel_f32(w->diff + row * n), kernel_f32(w->residual + row * n), n);
 }
 
-/* Computes the row errors of the current grid from its residuals; returns their sum. */
-static double sum_errors(struct work *w) {
+/* Computes differences, residuals (unless they are up to date) and row errors of the current grid; returns the sum of
+ * the errors. */
+static double measure(struct work *w, bool has_residuals) {
     double sum = 0;
+    size_t n = w->g.cols;
+    parallel_for(w->g.rows, subtract_row, w);
+    if (!has_residuals)
+        kernel_matmul_nn(w->g.rows, n, n, kernel_f32(w->diff), kernel_f32(w->s->gram), 0, kernel_f32(w->residual));
     parallel_for(w->g.rows, error_row, w);
     for (size_t i = 0; i < w->g.rows; i++) sum += w->error[i];
     return sum;
-}
-
-/* Computes differences, residuals and row errors of the current grid; returns the sum of the errors. */
-static double measure(struct work *w) {
-    size_t n = w->g.cols;
-    parallel_for(w->g.rows, subtract_row, w);
-    kernel_matmul_nn(w->g.rows, n, n, kernel_f32(w->diff), kernel_f32(w->s->gram), 0, kernel_f32(w->residual));
-    return sum_errors(w);
 }
 
 /* ---- one matrix ---- */
@@ -102,17 +99,14 @@ static int quantize(struct work *w, unsigned char *packed, struct second_order_e
     struct phase_clock *clock = w->s->clock;
     if (clock) phase_enter(clock, QUANT_FEEDBACK);
     grid_take(&w->g, packed);
-    error->before = measure(w);
+    error->before = measure(w, false);
     memcpy(w->before, w->error, w->g.rows * sizeof *w->before);
     int rc = feed_back(w, e);
     if (rc) return rc;
-    error->fed_back = measure(w);
+    error->fed_back = measure(w, false);
     if (clock) phase_enter(clock, QUANT_DESCENT);
     if (w->s->sweeps && grid_refine(&w->g, w->s->gram, w->residual, error->fed_back, w->s->sweeps, e)) return e->code;
-    if (w->s->sweeps) { /* the descent keeps the residuals, but its total of the gains accumulates rounding errors */
-        parallel_for(w->g.rows, subtract_row, w);
-        sum_errors(w);
-    }
+    if (w->s->sweeps) measure(w, true); /* the descent's running total accumulates rounding errors */
     error->after = keep_better(w, packed);
     return 0;
 }

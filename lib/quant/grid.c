@@ -3,15 +3,20 @@
 
 #include "lib/quant/second_order.h"
 
+void grid_view(struct grid *g, void *state) {
+    g->stored = state;
+    g->codes = (uint8_t *)(g->stored + g->rows * g->blocks);
+}
+
 int grid_new(struct grid *g, enum dtype dtype, size_t rows, size_t cols, struct err *e) {
     *g = (struct grid){.form = quant_form(dtype), .rows = rows, .cols = cols};
     g->block = dtype_info(dtype)->block_elems;
     g->block_bytes = dtype_info(dtype)->block_bytes;
     g->blocks = cols / g->block;
     g->groups = cols / g->form->group;
-    g->stored = mem_array(1, grid_state_bytes(g), e);
-    g->codes = (uint8_t *)(g->stored + rows * g->blocks);
-    g->scales = g->stored ? mem_array(rows * g->groups, sizeof *g->scales, e) : NULL;
+    void *state = mem_array(1, grid_state_bytes(g), e);
+    if (state) grid_view(g, state);
+    g->scales = state ? mem_array(rows * g->groups, sizeof *g->scales, e) : NULL;
     g->mins = g->scales ? mem_array(rows * g->groups, sizeof *g->mins, e) : NULL;
     return g->mins ? 0 : e->code;
 }

@@ -61,9 +61,9 @@ struct relation {
     const struct moments *m;
     float *gram;               /* [cols][cols] over all data, shrunk towards its diagonal */
     struct obs_factor *factor; /* of gram, in act-order */
-    /* For obs_solve, over positions with known x: all of them, and the first half; NULL: not wanted. `dense` may equal
+    /* For obs_solve, over positions with known x: all of them, and the first half; NULL: not wanted. `whole` may equal
      * factor. */
-    struct obs_factor *dense, *half;
+    struct obs_factor *whole, *half;
 };
 /* damp, act_order: as in struct obs_options. ERR_DATA if the moments cannot be factored. Call relation_release even on
  * failure. */

@@ -64,9 +64,8 @@ void rounding_value(const struct rounding *r, float *value) {
 
 void rounding_put(const struct rounding *r, unsigned char *packed) {
     struct grid kept = r->g; /* a view of that state, without decoded scales */
-    kept.stored = r->kept;
-    kept.codes = (uint8_t *)(kept.stored + kept.rows * kept.blocks);
     kept.scales = kept.mins = NULL;
+    grid_view(&kept, r->kept);
     for (size_t i = 0; i < kept.rows; i++) grid_put(&kept, i, packed + i * kept.blocks * kept.block_bytes);
 }
 

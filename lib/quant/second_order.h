@@ -44,6 +44,7 @@ void grid_take(struct grid *g, const unsigned char *packed);            /* reads
 void grid_put(const struct grid *g, size_t row, unsigned char *packed); /* writes the blocks of one row */
 void grid_read_scales(struct grid *g, size_t row, size_t block); /* updates scales and mins after `stored` changed */
 size_t grid_state_bytes(const struct grid *g);                   /* of `stored` and the codes together */
+void grid_view(struct grid *g, void *state); /* of so many bytes: g's stored and codes from now on */
 
 static inline uint8_t *grid_code(const struct grid *g, size_t row, size_t col) {
     return &g->codes[row * g->cols + col];

@@ -112,7 +112,7 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
     int rc = reserve_data(s, e);
     if (!rc && q->record) rc = keep_dense(s, e);
     phase_enter(&q->clock, QUANT_TARGETS);
-    if (!rc && r->dense) {
+    if (!rc && r->whole) {
         t = mem_array(rows, cols * sizeof *t, e);
         rc = t ? relation_target(r, w, rows, t, e) : e->code;
     }

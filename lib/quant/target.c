@@ -69,10 +69,10 @@ static int factor_dense(struct relation *r, double damp, struct err *e) {
     shrink(gram, h[0].of_dense, NULL, share, n);
     int rc = obs_factor_new(&r->half, gram, n, &o, e);
     if (!rc && h[0].of_dense == h[0].gram)
-        r->dense = r->factor;
+        r->whole = r->factor;
     else if (!rc) {
         shrink(gram, h[0].of_dense, h[1].of_dense, 2 * share / (1 + share), n);
-        rc = obs_factor_new(&r->dense, gram, n, &o, e);
+        rc = obs_factor_new(&r->whole, gram, n, &o, e);
     }
     mem_free(gram);
     return rc;
@@ -91,7 +91,7 @@ int relation_init(struct relation *r, const struct moments *m, double damp, bool
 }
 
 void relation_release(struct relation *r) {
-    if (r->dense != r->factor) obs_factor_free(r->dense);
+    if (r->whole != r->factor) obs_factor_free(r->whole);
     obs_factor_free(r->factor);
     obs_factor_free(r->half);
     mem_free(r->gram);
@@ -139,7 +139,7 @@ int relation_target(const struct relation *r, const float *w, size_t rows, float
     double share = 0;
     int rc = sum ? share_that_holds(r, w, rows, b, t, &share, e) : e->code;
     for (size_t i = 0; !rc && i < n * n; i++) sum[i] = h[0].shift[i] + h[1].shift[i];
-    if (!rc) rc = solve(r, r->dense, w, rows, sum, b, t, e);
+    if (!rc) rc = solve(r, r->whole, w, rows, sum, b, t, e);
     for (size_t i = 0; !rc && i < rows * n; i++) t[i] = w[i] + (float)share * t[i];
     mem_free(b);
     mem_free(sum);
