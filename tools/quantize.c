@@ -181,8 +181,9 @@ static struct cli_option options[] = {
      .min = 1,
      .max = 1000,
      .needs = {"method=learned", "data", "!dry-run"},
-     .help = "optimization steps, each with a forward and a backward pass over the data; one sequence in eight is held "
-             "out, and the result that is best there is kept"},
+     .help = "optimization steps: the first takes a forward and a backward pass over the data, each other one over at "
+             "least 8192 positions of it; one sequence in eight is held out, and the result that is best there is "
+             "kept"},
     {.name = "symmetric",
      .type = CLI_FLAG,
      .to = &o.symmetric,

@@ -3,7 +3,8 @@
 
 #include "lib/compress/compress_internal.h"
 
-#define DENSE_POSITIONS 13000 /* positions at which the original's inputs are kept; up to twice as many are all kept */
+#define DENSE_POSITIONS   13000 /* positions at which the original's inputs are kept; up to twice as many are all kept */
+#define LEARNED_POSITIONS 8192 /* in each step of learned rounding after the first; up to twice as many all take part */
 
 /* ---- messages and report ----------------------------------------------------------------------------------------- */
 
@@ -125,7 +126,7 @@ static int with_data(struct compress *k, struct stream_writer *out, struct quant
                                   .asymmetric = !o->symmetric,
                                   .dense_positions = DENSE_POSITIONS,
                                   .sweeps = (unsigned)o->sweeps};
-    if (strcmp(o->method, "learned") == 0) q.passes = (unsigned)o->passes;
+    if (strcmp(o->method, "learned") == 0) q.passes = (unsigned)o->passes, q.learned_positions = LEARNED_POSITIONS;
     int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
     if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);
     q.progress = show_progress, q.progress_ctx = k->c;

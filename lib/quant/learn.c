@@ -22,11 +22,12 @@ struct part {
 struct learning {
     const struct learn_block *b;
     size_t width;
-    struct part *parts; /* [n]; the first n_learned are trained on */
-    size_t n, n_learned;
+    struct part *parts; /* [n]; the first n_learned are trained on, the first n_sampled in every step */
+    size_t n, n_learned, n_sampled;
     struct rounding *matrices; /* [b->n_matrices] */
     struct rng rng;
-    double per_probed; /* training positions per probed position */
+    double per_probed, per_sampled; /* training positions per probed position, and per position of the sample */
+    double beyond;                  /* loss beyond that of the sample, at the start */
     /* the current batch: */
     struct buf tokens, types, lengths, at; /* at: the position in the data of each row */
     struct model_input in;
@@ -37,6 +38,38 @@ struct learning {
 };
 
 /* ---- sequences ---- */
+
+/* Whether item i of n is one of m that are spread evenly. */
+static bool is_spread(size_t i, size_t m, size_t n) {
+    return (i + 1) * m / n != i * m / n;
+}
+
+static double positions_of(const struct learning *l, size_t first, size_t end) {
+    double sum = 0;
+    for (size_t i = first; i < end; i++) sum += l->parts[i].length;
+    return sum;
+}
+
+/* Moves the sample, `count` of the training sequences, to the front; both groups stay in order. */
+static int list_sample_first(struct learning *l, size_t count, struct err *e) {
+    struct part *ordered = mem_array(l->n_learned, sizeof *ordered, e);
+    size_t at[2] = {count, 0};
+    if (!ordered) return e->code;
+    for (size_t i = 0; i < l->n_learned; i++) ordered[at[is_spread(i, count, l->n_learned)]++] = l->parts[i];
+    memcpy(l->parts, ordered, l->n_learned * sizeof *ordered);
+    mem_free(ordered);
+    l->n_sampled = count;
+    return 0;
+}
+
+static int choose_sample(struct learning *l, struct err *e) {
+    double all = positions_of(l, 0, l->n_learned), sample = (double)l->b->sample;
+    int rc = 0;
+    l->n_sampled = l->n_learned;
+    if (sample > 0 && all >= 2 * sample) rc = list_sample_first(l, (size_t)ceil(l->n_learned * sample / all), e);
+    l->per_sampled = all / positions_of(l, 0, l->n_sampled);
+    return rc;
+}
 
 /* Lists training sequences before held-out ones, each in order. A single sequence serves as both. */
 static int list_parts(struct learning *l, struct err *e) {
@@ -49,8 +82,7 @@ static int list_parts(struct learning *l, struct err *e) {
     for (size_t i = 0; i < b->n; i++)
         for (size_t k = 0, from = 0; k < b->in[i].n_seqs; from += b->in[i].lengths[k++], number++) {
             const struct model_input *in = &b->in[i];
-            bool out = (number + 1) * held / l->n != number * held / l->n;
-            l->parts[at[out]++] =
+            l->parts[at[is_spread(number, held, l->n)]++] =
                 (struct part){in->tokens + from, in->types ? in->types + from : NULL, in->lengths[k], first};
             first += in->lengths[k];
         }
@@ -173,10 +205,10 @@ static void put_probe(struct learning *l) {
     }
 }
 
-/* Forward and backward pass of the next batch; adds to the parameter gradients. */
-static int run_batch(struct learning *l, size_t *next, bool probing, double *sum, struct err *e) {
+/* Forward and backward pass of the next batch before sequence `end`; adds to the parameter gradients. */
+static int run_batch(struct learning *l, size_t *next, size_t end, bool probing, double *sum, struct err *e) {
     struct grad_tape *t = l->b->record;
-    int rc = batch_take(l, next, l->n_learned, e);
+    int rc = batch_take(l, next, end, e);
     struct grad_var *y = rc ? NULL : forward(l, t, e);
     rc = y ? add_loss(l, t, y, sum, e) : e->code;
     if (rc) return rc;
@@ -188,27 +220,63 @@ static int run_batch(struct learning *l, size_t *next, bool probing, double *sum
 
 /* Estimates the curvature of each row of each matrix. */
 static int probe(struct learning *l, struct err *e) {
-    double ignored = 0, positions = 0, probed = 0;
+    double ignored = 0, probed = 0;
     int rc = 0;
-    for (size_t i = 0; i < l->n_learned; i++) positions += l->parts[i].length;
     for (size_t i = 0, next = 0; !rc && next < l->n_learned && i < PROBES; i++) {
         forget_gradients(l);
-        rc = run_batch(l, &next, true, &ignored, e);
+        rc = run_batch(l, &next, l->n_learned, true, &ignored, e);
         probed += (double)l->in.n_positions;
         for (size_t k = 0; !rc && k < l->b->n_matrices; k++)
             rounding_probe(&l->matrices[k], model_host_grad(l->b->matrices[k].param));
     }
-    l->per_probed = positions / probed;
+    l->per_probed = positions_of(l, 0, l->n_learned) / probed;
     return rc;
 }
 
-/* Loss and gradients over all training sequences. */
-static int measure(struct learning *l, double *sum, struct err *e) {
+/* Adds loss and gradients over training sequences first..end. */
+static int run_parts(struct learning *l, size_t first, size_t end, double *sum, struct err *e) {
     int rc = 0;
+    while (!rc && first < end) rc = run_batch(l, &first, end, false, sum, e);
+    return rc;
+}
+
+/* Loss and gradients over all training sequences. If there is a sample, also what the others add to its share. */
+static int measure_all(struct learning *l, double *sum, struct err *e) {
+    bool sampled = l->n_sampled < l->n_learned;
     *sum = 0;
     forget_gradients(l);
-    for (size_t next = 0; !rc && next < l->n_learned;) rc = run_batch(l, &next, false, sum, e);
+    int rc = run_parts(l, 0, l->n_sampled, sum, e);
+    l->beyond = -l->per_sampled * *sum;
+    for (size_t i = 0; !rc && sampled && i < l->b->n_matrices; i++)
+        rc = rounding_sampled(&l->matrices[i], l->per_sampled, model_host_grad(l->b->matrices[i].param), e);
+    if (!rc) rc = run_parts(l, l->n_sampled, l->n_learned, sum, e);
+    l->beyond += *sum;
+    for (size_t i = 0; !rc && sampled && i < l->b->n_matrices; i++) {
+        struct model_param *p = l->b->matrices[i].param;
+        rounding_rest(&l->matrices[i], model_host_grad(p), model_host_value(p));
+    }
     return rc;
+}
+
+/*
+ * Loss and gradients over all training sequences, estimated from the sample: its own, scaled up, plus what the others added
+ * at the start, to first order. At the start this is exact (Johnson & Zhang 2013, "Accelerating Stochastic Gradient
+ * Descent using Predictive Variance Reduction").
+ */
+static int measure_sample(struct learning *l, double *sum, struct err *e) {
+    *sum = 0;
+    forget_gradients(l);
+    int rc = run_parts(l, 0, l->n_sampled, sum, e);
+    *sum = *sum * l->per_sampled + l->beyond;
+    for (size_t i = 0; !rc && i < l->b->n_matrices; i++) {
+        struct model_param *p = l->b->matrices[i].param;
+        *sum += rounding_extend(&l->matrices[i], l->per_sampled, model_host_grad(p), model_host_value(p));
+    }
+    return rc;
+}
+
+static int measure(struct learning *l, bool first, double *sum, struct err *e) {
+    return first || l->n_sampled == l->n_learned ? measure_all(l, sum, e) : measure_sample(l, sum, e);
 }
 
 /* ---- steps ---- */
@@ -223,11 +291,9 @@ static int step(struct learning *l, double damp, struct err *e) {
     return rc;
 }
 
-/* The error fell: makes this the base of the next step, and keeps it if the held-out error fell too. */
-static int accept(struct learning *l, struct learn_error *error, struct err *e) {
+/* Keeps the current state if no other had as small an error on the held-out sequences. */
+static int keep_best(struct learning *l, struct learn_error *error, struct err *e) {
     double now;
-    for (size_t i = 0; i < l->b->n_matrices; i++)
-        rounding_accept(&l->matrices[i], model_host_grad(l->b->matrices[i].param));
     int rc = judge(l, &now, e);
     if (rc || !(now < error->after)) return rc;
     error->after = now;
@@ -235,27 +301,38 @@ static int accept(struct learning *l, struct learn_error *error, struct err *e) 
     return 0;
 }
 
+/* A step's state: the base of the next one if the error fell, and otherwise undone with more damping. */
+static int accept(struct learning *l, bool first, double *best, double *damp, struct learn_error *error,
+                  struct err *e) {
+    double now;
+    int rc = measure(l, first, &now, e);
+    if (rc) return rc;
+    if (!(now < *best)) {
+        if (first) return 0; /* the error is not a number */
+        *damp *= DAMP_MORE;
+        for (size_t k = 0; k < l->b->n_matrices; k++) rounding_back(&l->matrices[k]);
+        return 0;
+    }
+    *best = now;
+    if (!first) *damp *= DAMP_LESS;
+    for (size_t i = 0; i < l->b->n_matrices; i++)
+        rounding_accept(&l->matrices[i], model_host_grad(l->b->matrices[i].param));
+    return first ? 0 : keep_best(l, error, e);
+}
+
+/* The state after the last step needs no gradient: the held-out sequences alone judge it. */
 static int descend(struct learning *l, unsigned passes, struct learn_error *error, struct err *e) {
-    double best = INFINITY, now, damp = DAMP;
+    double best = INFINITY, damp = DAMP;
     int rc = judge(l, &error->before, e);
     error->after = error->before;
     if (!rc) rc = probe(l, e);
-    for (unsigned i = 0; !rc && i <= passes; i++) {
-        rc = measure(l, &now, e);
-        bool better = now < best;
-        if (rc || (!better && i == 0)) break; /* the error is not a number */
-        if (better) {
-            best = now;
-            if (i > 0) damp *= DAMP_LESS;
-            rc = accept(l, error, e);
-        } else {
-            damp *= DAMP_MORE;
-            for (size_t k = 0; k < l->b->n_matrices; k++) rounding_back(&l->matrices[k]);
-        }
-        if (!rc && i < passes) rc = step(l, damp, e);
-        if (!rc && l->b->step) l->b->step(l->b->step_ctx, i);
+    for (unsigned i = 0; !rc && i < passes; i++) {
+        rc = accept(l, i == 0, &best, &damp, error, e);
+        if (rc || !isfinite(best)) return rc;
+        rc = step(l, damp, e);
+        if (!rc && l->b->step) l->b->step(l->b->step_ctx, i + 1);
     }
-    return rc;
+    return rc ? rc : keep_best(l, error, e);
 }
 
 /* ---- setup ---- */
@@ -296,6 +373,7 @@ int learn_rounding(const struct learn_block *b, unsigned passes, struct learn_er
     size_t begun = 0;
     *error = (struct learn_error){0};
     int rc = list_parts(&l, e);
+    if (!rc) rc = choose_sample(&l, e);
     if (!rc && !(l.matrices = mem_array(b->n_matrices, sizeof *l.matrices, e))) rc = e->code;
     while (!rc && begun < b->n_matrices) rc = begin_matrix(&l, begun++, e);
     if (!rc) rc = descend(&l, passes, error, e);

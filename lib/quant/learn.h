@@ -16,6 +16,8 @@ struct rounding {
     void *last, *kept; /* its states (grid_state_bytes) where the gradient was taken, and the best so far */
     float *gradient;   /* [rows][cols] */
     double *row_power; /* [rows] sums of squares of the probes */
+    float *rest;  /* [rows][cols] with steps on a sample: the other sequences' gradient beyond the sample's share */
+    float *start; /* [rows][cols] values where that was measured */
     const float *gram; /* [cols][cols] of its inputs; owned by the caller */
 };
 /* Starts from the stored blocks. Call rounding_release even on failure. */
@@ -26,6 +28,15 @@ void rounding_release(struct rounding *r);
 void rounding_probe(struct rounding *r, const float *probe);
 /* Makes the candidate the base of the next step, with the loss gradient [rows][cols] there. */
 void rounding_accept(struct rounding *r, const float *gradient);
+/*
+ * Steps on a sample of the data. At the start: gradient [rows][cols] of the sample, which stands for `scale` times as
+ * many positions, then that of all data and the values there.
+ */
+int rounding_sampled(struct rounding *r, double scale, const float *gradient, struct err *e) MUST_CHECK;
+void rounding_rest(struct rounding *r, const float *gradient, const float *value);
+/* Later: turns the sample's gradient into an estimate for all data. Returns what the loss of all data changed by since
+ * the start, to first order, beyond `scale` times the change of the sample's. */
+double rounding_extend(const struct rounding *r, double scale, float *gradient, const float *value);
 void rounding_back(struct rounding *r); /* resets the candidate to the base */
 void rounding_keep(struct rounding *r);
 /*
@@ -57,6 +68,7 @@ struct learn_block {
     const float *x, *target; /* [positions][hidden]: inputs and target outputs */
     struct learn_matrix *matrices;
     size_t n_matrices;
+    size_t sample; /* positions of the steps after the first, if the data has at least twice as many; 0: all */
     void (*step)(void *ctx, unsigned steps); /* called after each step with the number done; NULL: not called */
     void *step_ctx;
 };
@@ -67,8 +79,8 @@ struct learn_error {
 /* Runs the block with its current weights on x, into y; both [positions][hidden]. One sequence at a time. */
 int learn_run(const struct learn_block *b, float *y, struct err *e) MUST_CHECK;
 /*
- * Lowers the error in `passes` steps, each using the gradient over all sequences that are not held out. Keeps the best
- * state on the held-out ones, at least the initial one. Independent of the number of threads. On failure (ERR_IO: out
+ * Lowers the error in `passes` steps, each using the gradient over all sequences that are not held out, or an estimate
+ * of it from `sample` positions. Keeps the best state on the held-out ones, at least the initial one. Independent of the number of threads. On failure (ERR_IO: out
  * of memory) the blocks are unchanged.
  */
 int learn_rounding(const struct learn_block *b, unsigned passes, struct learn_error *error, struct err *e) MUST_CHECK;

@@ -279,6 +279,7 @@ struct quant_calibration {
     void *progress_ctx;
     unsigned sweeps; /* maximum number of descent sweeps */
     unsigned passes; /* of learned rounding, per half of a layer; 0: none. Memory: the states of the data twice more */
+    size_t learned_positions; /* in each of these after the first, if the data has at least twice as many; 0: all */
 };
 /* Fails like quantize_stream; also ERR_DATA if second moments cannot be factored even with 10,000 times the damping. */
 int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *out, const struct quant_options *o,

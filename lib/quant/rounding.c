@@ -26,6 +26,8 @@ void rounding_release(struct rounding *r) {
     mem_free(r->last);
     mem_free(r->row_power);
     mem_free(r->gradient);
+    mem_free(r->rest);
+    mem_free(r->start);
     *r = (struct rounding){0};
 }
 
@@ -67,6 +69,32 @@ void rounding_put(const struct rounding *r, unsigned char *packed) {
     kept.scales = kept.mins = NULL;
     grid_view(&kept, r->kept);
     for (size_t i = 0; i < kept.rows; i++) grid_put(&kept, i, packed + i * kept.blocks * kept.block_bytes);
+}
+
+/* ---- steps on a sample ---- */
+
+int rounding_sampled(struct rounding *r, double scale, const float *gradient, struct err *e) {
+    size_t n = r->g.rows * r->g.cols;
+    if (!(r->rest = mem_array(n, sizeof *r->rest, e))) return e->code;
+    if (!(r->start = mem_array(n, sizeof *r->start, e))) return e->code;
+    for (size_t i = 0; i < n; i++) r->rest[i] = (float)(-scale * gradient[i]);
+    return 0;
+}
+
+void rounding_rest(struct rounding *r, const float *gradient, const float *value) {
+    size_t n = r->g.rows * r->g.cols;
+    for (size_t i = 0; i < n; i++) r->rest[i] += gradient[i];
+    memcpy(r->start, value, n * sizeof *value);
+}
+
+double rounding_extend(const struct rounding *r, double scale, float *gradient, const float *value) {
+    size_t n = r->g.rows * r->g.cols;
+    double change = 0;
+    for (size_t i = 0; i < n; i++) {
+        gradient[i] = (float)(scale * gradient[i]) + r->rest[i];
+        change += (double)r->rest[i] * (value[i] - r->start[i]);
+    }
+    return change;
 }
 
 /* ---- a step ---- */

@@ -224,7 +224,8 @@ static struct learn_block block_of(const struct sequential *q, uint32_t layer, e
                                 .layer = layer,
                                 .block = block,
                                 .x = x,
-                                .target = q->wanted};
+                                .target = q->wanted,
+                                .sample = q->c->learned_positions};
 }
 
 static bool is_learned(const struct stored *s, enum model_block block) {
@@ -436,6 +437,7 @@ static int begin_key(struct sequential *q, struct err *e) {
                        c->asymmetric ? c->dense_positions : 0,
                        c->sweeps,
                        c->passes,
+                       c->passes ? c->learned_positions : 0,
                        (uint64_t)grad_precision(c->scratch),
                        q->p.vocab.lo,
                        q->p.vocab.hi};

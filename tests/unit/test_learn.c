@@ -250,8 +250,7 @@ static double error_of(struct sample *s, const struct rounded *r, size_t first, 
 
 /* The error must be as reported and smaller than before, also on held-out sequences; 1 and 4 threads give the same
  * bits. */
-static void test_learns(void **state) {
-    (void)state;
+static void learns(size_t sample) {
     unsigned char *first = NULL;
     for (int threads = 1; threads <= 4; threads += 3) {
         struct sample s;
@@ -261,7 +260,7 @@ static void test_learns(void **state) {
         parallel_set_threads(threads);
         struct rounded r = round_ffn(&s);
         struct learn_block b = block_of(&s, BLOCK_FFN);
-        b.matrices = r.m, b.n_matrices = MATRICES;
+        b.matrices = r.m, b.n_matrices = MATRICES, b.sample = sample;
         double held = error_of(&s, &r, SEQS - 1, 1),
                seen = error_of(&s, &r, 0, SEQS - 1); /* the last of nine is held out */
         OK(learn_rounding(&b, 6, &error, &e));
@@ -279,6 +278,49 @@ static void test_learns(void **state) {
     }
 }
 
+static void test_learns(void **state) {
+    (void)state;
+    learns(0);
+}
+
+/* From three of eight sequences after the first step. */
+static void test_learns_from_a_sample(void **state) {
+    (void)state;
+    learns(3 * LENGTH);
+}
+
+/* Losses that are not quadratic, on two halves of the data: at the start the estimate from one half must be the gradient of
+ * both, and elsewhere the sample's change scaled up, plus to first order what the other half adds. */
+static void test_estimate(void **state) {
+    (void)state;
+    enum { ROWS = 2, COLS = 256, N = ROWS * COLS };
+    struct err e;
+    struct rounding r;
+    struct rng rng = rng_init(3, 4);
+    const double scale = 2;
+    float *w = take(N, sizeof *w), *gram = take(COLS * COLS, sizeof *gram), *now = take(N, sizeof *now);
+    float *half = take(N, sizeof *half), *all = take(N, sizeof *all), *later = take(N, sizeof *later);
+    unsigned char *packed = take(ROWS, dtype_row_bytes(DT_Q8_0, COLS));
+    for (size_t i = 0; i < N; i++) {
+        w[i] = (float)rng_normal(&rng);
+        now[i] = w[i] + (float)rng_normal(&rng) / 8;
+        half[i] = (float)rng_normal(&rng);
+        all[i] = 2 * half[i] + (float)rng_normal(&rng) / 4;
+        later[i] = half[i] + (now[i] - w[i]) * 3;
+    }
+    OK(rounding_new(&r, DT_Q8_0, ROWS, COLS, gram, packed, &e));
+    OK(rounding_sampled(&r, scale, half, &e));
+    rounding_rest(&r, all, w);
+    double change = 0;
+    for (size_t i = 0; i < N; i++) change += ((double)all[i] - scale * half[i]) * ((double)now[i] - w[i]);
+    assert_true(fabs(change) > 0.1);
+    assert_true(fabs(rounding_extend(&r, scale, later, now) - change) < 1e-5 * fabs(change));
+    for (size_t i = 0; i < N; i++) assert_true(fabs(later[i] - (all[i] + scale * 3 * (now[i] - w[i]))) < 1e-5);
+    assert_true(rounding_extend(&r, scale, half, w) == 0);
+    for (size_t i = 0; i < N; i++) assert_true(fabs(half[i] - all[i]) < 1e-5);
+    rounding_release(&r);
+}
+
 /* Values that are not finite change nothing; when any allocation fails, the blocks keep their bits. */
 static void test_nothing_is_lost(void **state) {
     (void)state;
@@ -288,7 +330,7 @@ static void test_nothing_is_lost(void **state) {
     sample_begin(&s, false);
     struct rounded r = round_ffn(&s);
     struct learn_block b = block_of(&s, BLOCK_FFN);
-    b.matrices = r.m, b.n_matrices = MATRICES;
+    b.matrices = r.m, b.n_matrices = MATRICES, b.sample = 2 * LENGTH;
     unsigned char *was = take(r.bytes, 1);
     memcpy(was, r.m[0].packed, r.bytes);
     s.target[0] = NAN;
@@ -314,6 +356,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_gradients, release_memory),
         cmocka_unit_test_teardown(test_bits, release_memory),
         cmocka_unit_test_teardown(test_learns, release_memory),
+        cmocka_unit_test_teardown(test_learns_from_a_sample, release_memory),
+        cmocka_unit_test_teardown(test_estimate, release_memory),
         cmocka_unit_test_teardown(test_nothing_is_lost, release_memory),
     };
     return cmocka_run_group_tests_name("learned rounding", tests, NULL, NULL);
