@@ -214,8 +214,9 @@ static inline bool digest_equal(struct digest a, struct digest b) {
  * These retry interrupted calls, continue short writes and, because a descriptor may share its non-blocking flag with
  * ssh or a terminal, wait until a non-blocking one is ready. On failure errno tells why.
  */
-ssize_t fd_read(int fd, void *dst, size_t n);      /* up to n bytes; 0: end of file, -1: failure */
-bool fd_write(int fd, const void *data, size_t n); /* all n bytes */
+ssize_t fd_read(int fd, void *dst, size_t n);              /* up to n bytes; 0: end of file, -1: failure */
+ssize_t fd_read_at(int fd, void *dst, size_t n, off_t at); /* n bytes, or fewer at the end of the file; -1: failure */
+bool fd_write(int fd, const void *data, size_t n);         /* all n bytes */
 bool fd_write2(int fd, const void *a, size_t n_a, const void *b, size_t n_b); /* both, in as few calls as possible */
 
 /* ---- files and folders that appear complete or not at all -----------------------------------------------------------

@@ -24,6 +24,17 @@ ssize_t fd_read(int fd, void *dst, size_t n) {
     return got;
 }
 
+ssize_t fd_read_at(int fd, void *dst, size_t n, off_t at) {
+    size_t done = 0;
+    while (done < n) {
+        ssize_t got = pread(fd, (char *)dst + done, n - done, at + (off_t)done);
+        if (got < 0 && !wait_for(fd, POLLIN)) return -1;
+        if (got == 0) break;
+        if (got > 0) done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
 bool fd_write2(int fd, const void *a, size_t n_a, const void *b, size_t n_b) {
     struct iovec v[2] = {{(void *)(uintptr_t)a, n_a}, {(void *)(uintptr_t)b, n_b}};
     while (v[0].iov_len + v[1].iov_len > 0) {

@@ -221,6 +221,7 @@ void kernel_add_bias(struct kernel_array y, struct kernel_array bias, size_t row
 void kernel_sum_rows(struct kernel_array y, struct kernel_array x, size_t rows, size_t d);
 double kernel_sum_squares(struct kernel_array x, size_t n);
 double kernel_dot(struct kernel_array x, struct kernel_array y, size_t n);
+double kernel_squared_distance(struct kernel_array x, struct kernel_array y, size_t n); /* sum (x - y)^2 */
 
 /* ---- embedding --------------------------------------------------------------------------------------------------- */
 /* y[i] = table[ids[i]] */

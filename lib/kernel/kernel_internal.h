@@ -315,6 +315,7 @@ struct simd {
     void (*mul_scaled)(float *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
     double (*dot)(const float *x, const float *y, size_t n);                         /* sum x y, in f64 */
     double (*dot3)(const float *x, const float *y, const float *z, size_t n);        /* sum x y z, in f64 */
+    double (*distance)(const float *x, const float *y, size_t n);                    /* sum (x - y)^2, added in f64 */
     void (*square_acc)(float *y, const float *x, size_t n);                          /* y += x^2 */
     void (*abs_acc)(float *y, const float *x, size_t n);                             /* y += |x| */
     void (*mul_acc)(float *y, float a, const float *x, const float *z, size_t n);    /* y += a x z */

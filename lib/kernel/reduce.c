@@ -9,7 +9,7 @@
 #define PARTS 64
 
 struct sum {
-    const struct simd *v;
+    double (*of)(const float *x, const float *y, size_t n);
     const float *x, *y;
     double part[PARTS];
     size_t length; /* of a part */
@@ -17,17 +17,25 @@ struct sum {
 
 static void sum_part(void *ctx, size_t begin, size_t end) {
     struct sum *c = ctx;
-    c->part[begin / c->length] = c->v->dot(c->x + begin, c->y + begin, end - begin);
+    c->part[begin / c->length] = c->of(c->x + begin, c->y + begin, end - begin);
 }
 
-double kernel_dot(struct kernel_array x, struct kernel_array y, size_t n) {
-    PROFILE(ELEMENTWISE);
-    struct sum c = {.v = simd(), .x = host_f32(x), .y = host_f32(y)};
+static double sum_parts(struct sum c, size_t n) {
     c.length = (n / PARTS / PIECE + 1) * PIECE;
     kernel_split(n, c.length, sum_part, &c);
     double total = 0;
     for (size_t i = 0; i * c.length < n; i++) total += c.part[i];
     return total;
+}
+
+double kernel_dot(struct kernel_array x, struct kernel_array y, size_t n) {
+    PROFILE(ELEMENTWISE);
+    return sum_parts((struct sum){.of = simd()->dot, .x = host_f32(x), .y = host_f32(y)}, n);
+}
+
+double kernel_squared_distance(struct kernel_array x, struct kernel_array y, size_t n) {
+    PROFILE(ELEMENTWISE);
+    return sum_parts((struct sum){.of = simd()->distance, .x = host_f32(x), .y = host_f32(y)}, n);
 }
 
 double kernel_sum_squares(struct kernel_array x, size_t n) {

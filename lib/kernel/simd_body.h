@@ -150,6 +150,15 @@ FN double op_dot(const float *x, const float *y, size_t n) {
     return d_sum(sum);
 }
 
+FN double op_distance(const float *x, const float *y, size_t n) {
+    dvec sum = d_zero();
+    for (size_t i = 0; i < n; i += W) {
+        vec by = v_sub(load(x + i, n - i), load(y + i, n - i));
+        sum = d_fma(sum, by, by);
+    }
+    return d_sum(sum);
+}
+
 FN double op_sum(const float *x, size_t n) {
     dvec sum = d_zero();
     for (size_t i = 0; i < n; i += W) sum = d_add(sum, load(x + i, n - i));
@@ -661,6 +670,7 @@ const struct simd SIMD_TABLE = {
     .mul_scaled = op_mul_scaled,
     .dot = op_dot,
     .dot3 = op_dot3,
+    .distance = op_distance,
     .square_acc = op_square_acc,
     .abs_acc = op_abs_acc,
     .mul_acc = op_mul_acc,

@@ -23,18 +23,13 @@ static void quantize_piece(void *ctx, size_t i, int thread) {
     struct rows_job *j = ctx;
     uint64_t first = i * ROWS_AT_ONCE, n = j->rows - first < ROWS_AT_ONCE ? j->rows - first : ROWS_AT_ONCE;
     float *back = j->back + (size_t)thread * j->cols;
-    double error = 0;
-    for (uint64_t r = first; r < first + n; r++) {
-        const float *x = j->x + r * j->cols;
-        unsigned char *y = j->y + r * j->row_bytes;
-        if (tensor_from_f32_checked(j->to, x, y, j->cols, j->importance, &j->failed[i])) {
-            err_prefix(&j->failed[i], "row %llu", (unsigned long long)r);
-            return;
-        }
-        tensor_to_f32(j->to, y, back, j->cols);
-        for (uint64_t c = 0; c < j->cols; c++) error += ((double)back[c] - x[c]) * ((double)back[c] - x[c]);
+    const float *x = j->x + first * j->cols;
+    unsigned char *y = j->y + first * j->row_bytes;
+    if (tensor_rows_from_f32(j->to, x, first, n, j->cols, y, j->importance, &j->failed[i])) return;
+    for (uint64_t r = 0; r < n; r++) {
+        tensor_to_f32(j->to, y + r * j->row_bytes, back, j->cols);
+        j->error[i] += kernel_squared_distance(kernel_f32(x + r * j->cols), kernel_f32(back), j->cols);
     }
-    j->error[i] = error;
 }
 
 int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols, const float *importance,

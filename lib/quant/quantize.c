@@ -8,7 +8,7 @@ static void measure_error(struct pass *p, const float *x, uint64_t n, uint64_t c
     float *back = (float *)p->back.data;
     for (uint64_t at = 0; at < n; at += cols) {
         tensor_to_f32(t->to, p->packed.data + at / cols * dtype_row_bytes(t->to, cols), back, cols);
-        for (uint64_t i = 0; i < cols; i++) error += ((double)back[i] - x[at + i]) * ((double)back[i] - x[at + i]);
+        error += kernel_squared_distance(kernel_f32(x + at), kernel_f32(back), cols);
     }
     pass_put_error(t, error, kernel_sum_squares(kernel_f32(x), n), n);
 }
@@ -39,12 +39,21 @@ struct turn {
     struct quant_tensor_report *t;
 };
 
+/* The tensor's values: the data itself if it is f32. */
+static int values_of(struct pass *p, const struct turn *u, uint64_t n, const float **x, struct err *e) {
+    *x = u->data;
+    if (u->from->dtype == DT_F32 && (uintptr_t)u->data % sizeof(float) == 0) return 0;
+    p->f32.len = 0;
+    if (buf_reserve(&p->f32, n * sizeof(float), e)) return e->code;
+    tensor_to_f32(u->from->dtype, u->data, (float *)p->f32.data, n);
+    *x = (const float *)p->f32.data;
+    return 0;
+}
+
 static int round_and_improve(struct pass *p, const struct turn *u, struct err *e) {
     uint64_t n = tensor_elems(u->from), cols = tensor_row_elems(u->from);
-    p->f32.len = 0;
-    if (buf_reserve(&p->f32, n * sizeof(float), e)) return err_prefix(e, "tensor '%s'", u->t->name);
-    float *x = (float *)p->f32.data;
-    tensor_to_f32(u->from->dtype, u->data, x, n);
+    const float *x;
+    if (values_of(p, u, n, &x, e)) return err_prefix(e, "tensor '%s'", u->t->name);
     int rc = pass_round(p, x, n / cols, cols, u->importance, p->packed.data, u->t, e);
     return rc ? rc : improve(p, u->slot, x, n, cols, u->importance, u->t, e);
 }

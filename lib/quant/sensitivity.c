@@ -10,7 +10,7 @@ struct piece_job {
     uint64_t rows, cols, row_bytes;
     enum dtype to; /* type for the error; DT_F32 for the power */
     bool power;
-    unsigned char *packed; /* [threads][row_bytes] */
+    unsigned char *packed; /* [threads][SENSE_ROWS][row_bytes] */
     float *back;           /* [threads][cols] */
     double *sum;           /* [pieces] */
     struct err *failed;    /* [pieces] */
@@ -19,18 +19,16 @@ struct piece_job {
 static void sum_piece(void *ctx, size_t i, int thread) {
     struct piece_job *j = ctx;
     uint64_t first = i * SENSE_ROWS, n = j->rows - first < SENSE_ROWS ? j->rows - first : SENSE_ROWS;
-    unsigned char *packed = j->packed + (size_t)thread * j->row_bytes;
+    unsigned char *packed = j->packed + (size_t)thread * SENSE_ROWS * j->row_bytes;
     float *back = j->back + (size_t)thread * j->cols;
     const float *weight = !j->power && !dtype_info(j->to)->weighed ? NULL : j->importance;
-    for (uint64_t r = first; r < first + n; r++) {
-        const float *x = j->x + r * j->cols;
+    const float *x = j->x + first * j->cols;
+    if (!j->power && tensor_rows_from_f32(j->to, x, first, n, j->cols, packed, weight, &j->failed[i])) return;
+    for (uint64_t r = 0; r < n; r++, x += j->cols) {
         if (j->power)
             memset(back, 0, j->cols * sizeof *back);
-        else if (tensor_from_f32_checked(j->to, x, packed, j->cols, weight, &j->failed[i])) {
-            err_prefix(&j->failed[i], "row %llu", (unsigned long long)r);
-            return;
-        } else
-            tensor_to_f32(j->to, packed, back, j->cols);
+        else
+            tensor_to_f32(j->to, packed + r * j->row_bytes, back, j->cols);
         for (uint64_t c = 0; c < j->cols; c++) {
             double d = (double)x[c] - back[c];
             j->sum[i] += d * d * (j->importance ? j->importance[c] : 1);
@@ -45,7 +43,7 @@ static int sum_rows(struct piece_job *j, double *out, struct err *e) {
     j->row_bytes = dtype_row_bytes(j->to, j->cols);
     j->sum = arena_array(&a, pieces, sizeof *j->sum, e);
     j->failed = j->sum ? arena_array(&a, pieces, sizeof *j->failed, e) : NULL;
-    j->packed = j->failed ? arena_array(&a, threads, j->row_bytes, e) : NULL;
+    j->packed = j->failed ? arena_array(&a, threads, SENSE_ROWS * j->row_bytes, e) : NULL;
     j->back = j->packed ? arena_array(&a, threads, j->cols * sizeof *j->back, e) : NULL;
     int rc = j->back ? 0 : e->code;
     if (!rc) parallel_for(pieces, sum_piece, j);

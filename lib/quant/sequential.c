@@ -85,13 +85,12 @@ static int put_back(struct sequential *q, struct stored *s, struct err *e) {
 static int report_error(struct sequential *q, struct stored *s, struct err *e) {
     size_t n = s->param->n;
     const float *w = s->dense ? s->dense : model_host_value(s->param);
-    double error = 0;
     q->p.f32.len = 0;
     if (buf_reserve(&q->p.f32, n * sizeof(float), e)) return e->code;
     float *back = (float *)q->p.f32.data;
     tensor_to_f32(s->t.to, s->data, back, n);
-    for (size_t i = 0; i < n; i++) error += ((double)back[i] - w[i]) * ((double)back[i] - w[i]);
-    pass_put_error(&s->t, error, kernel_sum_squares(kernel_f32(w), n), n);
+    pass_put_error(&s->t, kernel_squared_distance(kernel_f32(w), kernel_f32(back), n),
+                   kernel_sum_squares(kernel_f32(w), n), n);
     return 0;
 }
 

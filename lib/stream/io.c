@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,6 +14,8 @@ enum {
     BATCH_BYTES = 64 << 10, /* read after a seek to a batch: a batch of tokens, or the small tensors of a larger one */
     /* larger transfers bypass the buffer */
     DIRECT_BYTES = 128 << 10,
+    PART_BYTES = 1 << 20, /* of a large read that threads share */
+    MOST_PARTS = 16,
 };
 
 /* Best effort: a full pipe costs a context switch, and the default of 64 KiB fills up sixteen times as often. */
@@ -45,8 +48,46 @@ void input_close(struct input *in) {
     in->buf = NULL;
 }
 
+/* ---- large reads: copying from the page cache keeps one core busy, so the threads share it ---- */
+
+struct shared_read {
+    int fd;
+    off_t at;
+    unsigned char *dst;
+    size_t got[MOST_PARTS]; /* of each part */
+    atomic_int error;       /* errno of a part that failed; 0: none */
+};
+
+static void read_part(void *ctx, size_t i, int thread) {
+    (void)thread;
+    struct shared_read *k = ctx;
+    size_t first = i * PART_BYTES;
+    ssize_t r = fd_read_at(k->fd, k->dst + first, PART_BYTES, k->at + (off_t)first);
+    if (r < 0) atomic_store(&k->error, errno);
+    k->got[i] = r < 0 ? 0 : (size_t)r;
+}
+
+/* Reads like a single call to read: what follows a part that is cut short does not count. */
+static int read_parts(struct input *in, unsigned char *dst, size_t n, size_t *got, struct err *e) {
+    struct shared_read k = {.fd = in->fd, .at = lseek(in->fd, 0, SEEK_CUR), .dst = dst};
+    size_t parts = n / PART_BYTES < MOST_PARTS ? n / PART_BYTES : MOST_PARTS;
+    *got = 0;
+    if (k.at < 0) return err_sys(e, errno, "cannot read");
+    parallel_for(parts, read_part, &k);
+    int error = atomic_load(&k.error);
+    if (error) return err_sys(e, error, "cannot read");
+    for (size_t i = 0; i < parts; i++) {
+        *got += k.got[i];
+        if (k.got[i] < PART_BYTES) break;
+    }
+    if (*got == 0) in->ended = true;
+    return lseek(in->fd, k.at + (off_t)*got, SEEK_SET) < 0 ? err_sys(e, errno, "cannot seek") : 0;
+}
+
 /* A single read; *got is 0 at the end of the file. */
 static int read_some(struct input *in, void *dst, size_t n, size_t *got, struct err *e) {
+    if (in->regular && !in->ended && n >= 2 * PART_BYTES && parallel_threads() > 1)
+        return read_parts(in, dst, n, got, e);
     ssize_t r = in->ended ? 0 : fd_read(in->fd, dst, n);
     *got = 0;
     if (r < 0) return err_sys(e, errno, "cannot read");
@@ -55,8 +96,11 @@ static int read_some(struct input *in, void *dst, size_t n, size_t *got, struct 
     return 0;
 }
 
+/* After a large payload a header and another one are likely: what is buffered of that is copied once more. */
 static int fill(struct input *in, struct err *e) {
     size_t got, n = in->cap - in->to;
+    if (in->direct && n > SKIM_BYTES) n = SKIM_BYTES;
+    in->direct = false;
     if (read_some(in, in->buf + in->to, n, &got, e)) return e->code;
     in->to += got;
     return 0;
@@ -80,6 +124,7 @@ int input_read(struct input *in, void *dst, size_t n, size_t *got, struct err *e
         if (left >= DIRECT_BYTES) {
             if (read_some(in, p + *got, left, &now, e)) return e->code;
             in->at += now;
+            in->direct = true;
         } else {
             if (fill(in, e)) return e->code;
             now = take_buffered(in, p + *got, left);

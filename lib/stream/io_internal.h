@@ -16,6 +16,7 @@ struct input {
     unsigned char *buf; /* [cap], buffered bytes in [from, to) */
     size_t cap, from, to;
     bool ended;
+    bool direct; /* the last read went past the buffer */
 };
 int input_open(struct input *in, int fd, struct err *e) MUST_CHECK;
 void input_close(struct input *in); /* the descriptor stays open */

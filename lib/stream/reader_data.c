@@ -7,8 +7,8 @@
 #include <inttypes.h>
 #include <xxhash.h>
 
-/* Small enough to hash while the bytes are still in the cache. */
-enum { PIECE_BYTES = 512 << 10 };
+/* Small enough to hash while the bytes are still in a cache, and for threads to share the reading. */
+enum { PIECE_BYTES = 4 << 20 };
 
 void reader_begin_data(struct stream_reader *r) {
     r->dtype = dtype_info(r->seg.desc.dtype);
@@ -268,8 +268,9 @@ int stream_load_tensor(struct stream_reader *r, struct buf *b, struct err *e) {
         uint64_t now = b->len > step ? b->len : step;
         size_t got;
         if (!r->inside && reader_has_chunk(r) && reader_chunk(r, e)) return e->code;
-        /* The size of a raw chunk is bounded by that of the file, see reader_header. */
-        if (r->in.regular && r->chunk_ready && r->rec.codec == CODEC_RAW && r->rec.raw > now) now = r->rec.raw;
+        /* Raw data cannot be longer than the rest of the file, so there is no need to go by steps and copy. */
+        if (r->in.regular && r->chunk_ready && r->rec.codec == CODEC_RAW && r->in.size - r->in.at > now)
+            now = r->in.size - r->in.at;
         if (now > left) now = left;
         if (buf_reserve(b, (size_t)now, e)) return reader_remember(r, e);
         if (read_data(r, b->data + b->len, (size_t)now, &got, e)) return e->code;

@@ -239,7 +239,7 @@ size_t codebook_encode(const struct codebook_search *s, codebook_pack_fn *pack, 
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += block_bytes) {
         struct codebook_block made;
-        fit_block(s, src + b * BLOCK, w ? w->importance + b * BLOCK : NULL, &made);
+        fit_block(s, src + b * BLOCK, importance_of(w, b * BLOCK), &made);
         memset(block, 0, block_bytes);
         if (!store_f16(block, made.d)) return b;
         pack(&made, block);

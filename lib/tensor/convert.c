@@ -67,7 +67,7 @@ static void encode_piece(void *ctx, size_t i, int thread) {
     struct row_weights w, *weights = NULL;
     if (j->weights) {
         w = *j->weights;
-        w.importance += first * j->type->block_elems;
+        w.first = first * j->type->block_elems % w.cols;
         weights = &w;
     }
     size_t done = j->codec->encode(j->floats_in + first * j->type->block_elems,
@@ -101,15 +101,15 @@ void tensor_to_f32(enum dtype dtype, const void *src, float *dst, uint64_t n) {
 
 /* Returns the index of the first value that is NaN, infinite or too large, or n. Branches only once per step. */
 static uint64_t first_unfit(const float *src, uint64_t n) {
-    enum { STEP = 1024 };
-    for (uint64_t i = 0; i < n; i += STEP) {
-        uint64_t m = n - i < STEP ? n - i : STEP;
+    enum { STEP = 256 };
+    uint64_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
         int unfit = 0;
-        for (uint64_t k = 0; k < m; k++) unfit |= !(fabsf(src[i + k]) <= MAX_QUANTIZED);
-        for (uint64_t k = 0; unfit && k < m; k++)
-            if (!(fabsf(src[i + k]) <= MAX_QUANTIZED)) return i + k;
+        for (uint64_t k = 0; k < STEP; k++) unfit |= !(fabsf(src[i + k]) <= MAX_QUANTIZED);
+        if (unfit) break;
     }
-    return n;
+    while (i < n && fabsf(src[i]) <= MAX_QUANTIZED) i++;
+    return i;
 }
 
 static int check_importance(const float *importance, uint64_t n, struct err *e) {
@@ -125,25 +125,23 @@ static float mean_square(const float *x, uint64_t n) {
     return n ? sum / (float)n : 0;
 }
 
-int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance, struct err *e) {
+static int check_values(const struct job *j, const float *src, uint64_t n, struct err *e) {
+    uint64_t bad = first_unfit(src, n);
+    if (bad == n) return 0;
+    return err_set(e, ERR_DATA, "element %" PRIu64 " is %g: %s cannot hold it", bad, (double)src[bad], j->type->name);
+}
+
+/* Encodes n elements: one row of w, or many if the type takes what it needs of w from single blocks. */
+static int encode(enum dtype dtype, const float *src, uint64_t n, void *dst, const struct row_weights *w,
+                  struct err *e) {
     struct job j = job_init(dtype, n);
-    struct row_weights w = {.importance = importance};
     j.floats_in = src;
     j.bytes_out = dst;
+    j.weights = w;
     if (!j.codec->encode)
         return err_set(e, ERR_USAGE, "%s is read, but not made: quantize to another type", j.type->name);
-    if (j.type->is_quantized) {
-        uint64_t bad = first_unfit(src, n);
-        if (bad < n)
-            return err_set(e, ERR_DATA, "element %" PRIu64 " is %g: %s cannot hold it", bad, (double)src[bad],
-                           j.type->name);
-        if (importance) {
-            int rc = check_importance(importance, n, e);
-            if (rc) return rc;
-            if (j.type->block_elems < 256) w.mean_square = mean_square(src, n); /* larger blocks have their own */
-            j.weights = &w;
-        }
-    }
+    int rc = j.type->is_quantized ? check_values(&j, src, n, e) : 0;
+    if (rc) return rc;
     parallel_for((j.n_blocks + j.piece - 1) / j.piece, encode_piece, &j);
     size_t bad = atomic_load(&j.bad_block);
     if (bad < j.n_blocks)
@@ -151,6 +149,21 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
                        (uint64_t)bad * j.type->block_elems, (uint64_t)(bad + 1) * j.type->block_elems - 1,
                        j.type->name);
     return 0;
+}
+
+/* Do blocks of the type need the mean square of their row? */
+static bool needs_row(const struct dtype_info *type) {
+    return type->block_elems < 256;
+}
+
+int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance, struct err *e) {
+    const struct dtype_info *type = dtype_info(dtype);
+    struct row_weights w = {.importance = importance, .cols = n};
+    if (!importance || !type->is_quantized) return encode(dtype, src, n, dst, NULL, e);
+    int rc = check_importance(importance, n, e);
+    if (rc) return rc;
+    if (needs_row(type)) w.mean_square = mean_square(src, n);
+    return encode(dtype, src, n, dst, &w, e);
 }
 
 /* ---- rounding with existing scales ---- */
@@ -247,8 +260,8 @@ static uint64_t first_in_block(const struct element_type *type, const unsigned c
     return 0;
 }
 
-uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
-    const uint64_t f16_mask = 0x7c00;
+static uint64_t first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
+    const uint16_t f16_mask = 0x7c00;
     const unsigned char *p = src;
     switch (dtype) {
     case DT_F32: return first_nonfinite_f32(p, n);
@@ -263,9 +276,55 @@ uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
     for (uint64_t i = 0; i < n; i += type->info.block_elems, p += type->info.block_bytes) {
         if (type->is_finite && !type->is_finite(p)) return i + first_in_block(type, p);
         for (int k = 0; k < 2 && !type->is_finite; k++)
-            if (type->scale_at[k] >= 0 && bits_all_set(p + type->scale_at[k], 2, f16_mask)) return i;
+            if (type->scale_at[k] >= 0 && (f16_bits(p + type->scale_at[k]) & f16_mask) == f16_mask) return i;
     }
     return n;
+}
+
+struct finite_job {
+    enum dtype dtype;
+    const struct dtype_info *type;
+    const unsigned char *src;
+    uint64_t n;
+    atomic_uint_least64_t bad; /* the first found so far, or n */
+};
+
+static void search_piece(void *ctx, size_t i, int thread) {
+    (void)thread;
+    struct finite_job *j = ctx;
+    uint64_t first = (uint64_t)i * PIECE, n = j->n - first < PIECE ? j->n - first : PIECE;
+    const unsigned char *src = j->src + first / j->type->block_elems * j->type->block_bytes;
+    uint64_t seen = atomic_load(&j->bad), bad = first < seen ? first_nonfinite(j->dtype, src, n) : n;
+    while (bad < n && first + bad < seen && !atomic_compare_exchange_weak(&j->bad, &seen, first + bad)) {
+    }
+}
+
+uint64_t tensor_first_nonfinite(enum dtype dtype, const void *src, uint64_t n) {
+    struct finite_job j = {.dtype = dtype, .type = dtype_info(dtype), .src = src, .n = n};
+    atomic_init(&j.bad, n);
+    parallel_for((size_t)((n + PIECE - 1) / PIECE), search_piece, &j);
+    return atomic_load(&j.bad);
+}
+
+static int rows_one_by_one(enum dtype dtype, const float *src, uint64_t first, uint64_t rows, uint64_t cols, void *dst,
+                           const float *importance, struct err *e) {
+    uint64_t bytes = dtype_row_bytes(dtype, cols);
+    for (uint64_t r = 0; r < rows; r++)
+        if (tensor_from_f32_checked(dtype, src + r * cols, (char *)dst + r * bytes, cols, importance, e))
+            return err_prefix(e, "row %" PRIu64, first + r);
+    return 0;
+}
+
+/* Many rows at once are faster. If that fails, row by row finds the place. */
+int tensor_rows_from_f32(enum dtype dtype, const float *src, uint64_t first, uint64_t rows, uint64_t cols, void *dst,
+                         const float *importance, struct err *e) {
+    const struct dtype_info *type = dtype_info(dtype);
+    struct row_weights w = {.importance = importance, .cols = cols};
+    uint64_t n = rows * cols;
+    bool fails = importance && (!type->is_quantized || needs_row(type) || check_importance(importance, cols, e));
+    fails = fails || encode(dtype, src, n, dst, importance ? &w : NULL, e);
+    if (!fails && (type->is_float || type->is_quantized)) fails = tensor_first_nonfinite(dtype, dst, n) < n;
+    return fails ? rows_one_by_one(dtype, src, first, rows, cols, dst, importance, e) : 0;
 }
 
 int tensor_from_f32_checked(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,

@@ -6,6 +6,9 @@
 #define DTYPE_ADDRESS(upper, lower, ggml) &lower##_type,
 static const struct element_type *const quantized[] = {QUANTIZED_TYPES(DTYPE_ADDRESS)};
 
+#define DTYPE_AT(upper, lower, ggml) [DT_##upper] = &lower##_type,
+static const struct element_type *const by_number[] = {QUANTIZED_TYPES(DTYPE_AT)};
+
 static const struct element_type *type_at(size_t index) {
     size_t plain = 0;
     for (; plain_types[plain].info.dtype; plain++)
@@ -18,9 +21,10 @@ const struct dtype_info *dtype_at(size_t index) {
     return t ? &t->info : NULL;
 }
 
+/* Called for single rows: quantized types are found without a search. */
 const struct element_type *element_type(unsigned dtype) {
-    const struct element_type *t;
-    for (size_t i = 0; (t = type_at(i)); i++)
+    if (dtype < COUNT_OF(by_number) && by_number[dtype]) return by_number[dtype];
+    for (const struct element_type *t = plain_types; t->info.dtype; t++)
         if (t->info.dtype == dtype) return t;
     return NULL;
 }

@@ -112,26 +112,23 @@ INLINE float round_affine(const float *x, int bits, uint8_t codes[N], float *min
 /* As many blocks as the vectorised search processes at once. */
 #define BATCH FIT_AT_ONCE
 
-static void weigh(const float *x, const float *importance, float mean_square, size_t n, float *weights) {
-    for (size_t i = 0; i < n; i++) weights[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);
-}
-
 /* The fit of a batch of blocks before it is packed. */
 struct batch {
     uint8_t codes[BATCH * N];
-    float scales[BATCH], mins[BATCH];
+    float scales[BATCH], mins[BATCH], sum_w[BATCH];
 };
 
 INLINE void fit_batch(const float *x, size_t n_blocks, const float *importance, float mean_square, int bits,
                       bool has_min, struct batch *b) {
     static const struct fit_search search = {-0.9f, 0.05f, 36, false};
     float weights[BATCH * N];
-    weigh(x, importance, mean_square, n_blocks * N, weights);
+    fit_weigh(n_blocks * N, x, importance, mean_square, weights);
     if (!has_min) {
         fit_symmetric(n_blocks, N, 1 << (bits - 1), x, weights, b->codes, b->scales);
         return;
     }
-    fit_affine(n_blocks, N, (1 << bits) - 1, x, weights, &search, b->codes, b->scales, b->mins);
+    fit_affine(n_blocks, N, (1 << bits) - 1, x, weights, &search,
+               &(struct fit_result){b->codes, b->scales, b->mins, b->sum_w});
     for (size_t k = 0; k < n_blocks; k++) b->mins[k] = -b->mins[k];
 }
 
@@ -147,7 +144,7 @@ INLINE size_t encode(const float *x, uint8_t *block, size_t n_blocks, const stru
     for (size_t first = 0; first < n_blocks; first += BATCH) {
         size_t n = n_blocks - first < BATCH ? n_blocks - first : BATCH;
         if (w)
-            fit_batch(x + first * N, n, w->importance + first * N, w->mean_square, bits, has_min, &b);
+            fit_batch(x + first * N, n, importance_of(w, first * N), w->mean_square, bits, has_min, &b);
         else
             round_batch(x + first * N, n, bits, has_min, &b);
         for (size_t k = 0; k < n; k++, block += block_size(bits, has_min)) {

@@ -47,9 +47,27 @@ static bool affine_regression(int n, const float *x, const float *w, const uint8
     return true;
 }
 
-float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
-                        float *minus_min) {
-    float min = x[0], max = x[0], sum_w = 0, sum_x = 0;
+void fit_weigh_scalar(size_t n, const float *x, const float *importance, float mean_square, float *w) {
+    for (size_t i = 0; i < n; i++) w[i] = importance[i] * sqrtf(mean_square + x[i] * x[i]);
+}
+
+void fit_round_scalar(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes) {
+    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)(nearest_code((x[i] + add) / scale, low, high) - low);
+}
+
+/* The weights of a group that has no importance. */
+static void weigh_plainly(int n, const float *x, bool rms, float *w) {
+    float sum = 0;
+    for (int i = 0; rms && i < n; i++) sum += x[i] * x[i];
+    float root = rms ? sqrtf(sum / (float)n) : 0;
+    for (int i = 0; i < n; i++) w[i] = root + fabsf(x[i]);
+}
+
+void fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search,
+                       const struct fit_result *fit) {
+    float own[FIT_MAX_GROUP], min = x[0], max = x[0], sum_w = 0, sum_x = 0;
+    uint8_t *codes = fit->codes;
+    if (!w) weigh_plainly(n, x, search->rms, own), w = own;
     for (int i = 0; i < n; i++) {
         if (x[i] < min) min = x[i];
         if (x[i] > max) max = x[i];
@@ -57,10 +75,12 @@ float fit_affine_scalar(int n, int top, const float *x, const float *w, const st
         sum_x += w[i] * x[i];
     }
     if (min > 0) min = 0;
-    *minus_min = -min;
+    *fit->sum_w = sum_w;
+    *fit->minus_mins = -min;
+    *fit->scales = 0;
     if (max == min) {
         memset(codes, 0, (size_t)n);
-        return 0;
+        return;
     }
     float inverse = (float)top / (max - min);
     for (int i = 0; i < n; i++) codes[i] = (uint8_t)nearest_code(inverse * (x[i] - min), 0, top);
@@ -69,16 +89,16 @@ float fit_affine_scalar(int n, int top, const float *x, const float *w, const st
     for (int trial = 0; trial <= search->n; trial++) {
         /* The grid starts at the best min so far, not at that of the data: each success moves the later trials. */
         uint8_t tried[FIT_MAX_GROUP];
-        struct affine fit;
+        struct affine found;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
         for (int i = 0; i < n; i++) tried[i] = (uint8_t)nearest_code(inverse * (x[i] - best.min), 0, top);
-        if (!affine_regression(n, x, w, tried, search->absolute, sum_w, sum_x, &fit) || !(fit.error < best.error))
+        if (!affine_regression(n, x, w, tried, search->absolute, sum_w, sum_x, &found) || !(found.error < best.error))
             continue;
-        best = fit;
+        best = found;
         memcpy(codes, tried, (size_t)n);
     }
-    *minus_min = -best.min;
-    return best.scale;
+    *fit->minus_mins = -best.min;
+    *fit->scales = best.scale;
 }
 
 /* ---- symmetric ---- */
@@ -210,17 +230,49 @@ float fit_positive(int n, int top, const float *x, const float *w, uint8_t *code
 
 /* ---- many groups ---- */
 
-void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
-                uint8_t *codes, float *scales, float *minus_mins) {
-    size_t g = 0, size = (size_t)n;
+void fit_weigh(size_t n, const float *x, const float *importance, float mean_square, float *w) {
+    size_t done = 0;
 #ifdef __x86_64__
-    for (; fit_has_avx512() && n_groups - g >= 16; g += 16)
-        fit_affine_avx512(n, top, x + g * size, w + g * size, search, codes + g * size, scales + g, minus_mins + g);
-    for (; fit_has_avx2() && n_groups - g >= 8; g += 8)
-        fit_affine_avx2(n, top, x + g * size, w + g * size, search, codes + g * size, scales + g, minus_mins + g);
+    if (fit_has_avx512())
+        done = n / 16 * 16, fit_weigh_avx512(done, x, importance, mean_square, w);
+    else if (fit_has_avx2())
+        done = n / 8 * 8, fit_weigh_avx2(done, x, importance, mean_square, w);
 #endif
-    for (; g < n_groups; g++)
-        scales[g] = fit_affine_scalar(n, top, x + g * size, w + g * size, search, codes + g * size, &minus_mins[g]);
+    fit_weigh_scalar(n - done, x + done, importance + done, mean_square, w + done);
+}
+
+void fit_round(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes) {
+    size_t done = 0;
+#ifdef __x86_64__
+    if (fit_has_avx512())
+        done = n / 16 * 16, fit_round_avx512(done, x, add, scale, low, high, codes);
+    else if (fit_has_avx2())
+        done = n / 8 * 8, fit_round_avx2(done, x, add, scale, low, high, codes);
+#endif
+    fit_round_scalar(n - done, x + done, add, scale, low, high, codes + done);
+}
+
+static struct fit_result result_from(const struct fit_result *all, size_t group, size_t n) {
+    return (struct fit_result){all->codes + group * n, all->scales + group, all->minus_mins + group,
+                               all->sum_w + group};
+}
+
+void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
+                const struct fit_result *fit) {
+    size_t size = (size_t)n;
+    for (size_t g = 0, at_once; g < n_groups; g += at_once) {
+        struct fit_result out = result_from(fit, g, size);
+        const float *of = w ? w + g * size : NULL;
+        fit_affine_fn *affine = fit_affine_scalar;
+        at_once = 1;
+#ifdef __x86_64__
+        if (fit_has_avx512() && n_groups - g >= 16)
+            affine = fit_affine_avx512, at_once = 16;
+        else if (fit_has_avx2() && n_groups - g >= 8)
+            affine = fit_affine_avx2, at_once = 8;
+#endif
+        affine(n, top, x + g * size, of, search, &out);
+    }
 }
 
 void fit_symmetric(size_t n_groups, int n, int half, const float *x, const float *w, uint8_t *codes, float *scales) {

@@ -19,13 +19,33 @@ INLINE bool any(mask m) {
     return _mm256_movemask_ps((__m256)m) != 0;
 }
 
+INLINE lanes root(lanes a) {
+    return (lanes)_mm256_sqrt_ps((__m256)a);
+}
+INLINE lanes lower(lanes a, lanes b) {
+    __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b), odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (lanes)_mm256_permute2f128_ps(even, odd, 0x20);
+}
+INLINE lanes upper(lanes a, lanes b) {
+    __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b), odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (lanes)_mm256_permute2f128_ps(even, odd, 0x31);
+}
+
 TARGET void fit_affine_avx2(int n, int top, const float *x, const float *w, const struct fit_search *search,
-                            uint8_t *codes, float *scales, float *minus_mins) {
-    affine_of_size(n, top, x, w, search, codes, scales, minus_mins);
+                            const struct fit_result *fit) {
+    affine_of_size(n, top, x, w, search, fit);
 }
 
 TARGET void fit_symmetric_avx2(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales) {
     symmetric_of_size(n, half, x, w, codes, scales);
+}
+
+TARGET void fit_round_avx2(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes) {
+    round_to_codes(n, x, add, scale, low, high, codes);
+}
+
+TARGET void fit_weigh_avx2(size_t n, const float *x, const float *importance, float mean_square, float *w) {
+    weigh(n, x, importance, mean_square, w);
 }
 
 bool fit_has_avx2(void) {

@@ -7,7 +7,11 @@
  * which the language has no operators:
  *     larger(a, b)    a > b ? a : b in each lane; smaller(a, b) with <; hence b if one is NaN, like MAXPS and MINPS
  *     any(m)          whether any lane of the mask is set
+ *     root(a)         the square root of each lane
+ *     lower(a, b), upper(a, b)    a and b interleaved, of their lower or upper halves: a0 b0 a1 b1 ...
  */
+#include <string.h>
+
 #include "lib/tensor/quantize_internal.h"
 
 #ifdef __clang__
@@ -24,6 +28,9 @@ typedef int32_t mask
 INLINE lanes larger(lanes a, lanes b);
 INLINE lanes smaller(lanes a, lanes b);
 INLINE bool any(mask m);
+INLINE lanes root(lanes a);
+INLINE lanes lower(lanes a, lanes b);
+INLINE lanes upper(lanes a, lanes b);
 
 /* ---- one vector ---- */
 
@@ -42,20 +49,69 @@ INLINE lanes nearest(lanes v, float low, float high) {
     return smaller(larger(v, all(low)), all(high)) + ROUNDING - ROUNDING;
 }
 
+INLINE lanes read(const float *memory) {
+    lanes v;
+    memcpy(&v, memory, sizeof v);
+    return v;
+}
+
 /* ---- transposition: x[i] lane g <-> memory[g * n + i] ---- */
 
+/* Each round moves the highest bit of the row's number to the lowest of the lane's, and the other way round. */
+INLINE void transpose(lanes *v) {
+    lanes other[LANES];
+    UNROLLED for (int done = 1; done < LANES; done *= 2) {
+        for (int i = 0; i < LANES / 2; i++) {
+            other[2 * i] = lower(v[i], v[i + LANES / 2]);
+            other[2 * i + 1] = upper(v[i], v[i + LANES / 2]);
+        }
+        for (int i = 0; i < LANES; i++) v[i] = other[i];
+    }
+}
+
 INLINE void load(const float *memory, int n, lanes *x) {
-    for (int i = 0; i < n; i++)
-        for (int g = 0; g < LANES; g++) x[i][g] = memory[g * n + i];
+    for (int first = 0; first < n; first += LANES) {
+        for (int g = 0; g < LANES; g++) x[first + g] = read(memory + g * n + first);
+        transpose(x + first);
+    }
 }
 
+/* Four codes at a time. */
 INLINE void store_codes(const lanes *codes, int n, float offset, uint8_t *memory) {
+    mask four[FIT_MAX_GROUP / 4];
+    for (int i = 0; i < n / 4; i++) {
+        four[i] = (mask){0};
+        for (int k = 0; k < 4; k++) four[i] |= __builtin_convertvector(codes[4 * i + k] + offset, mask) << (8 * k);
+    }
     for (int g = 0; g < LANES; g++)
-        for (int i = 0; i < n; i++) memory[g * n + i] = (uint8_t)(int)(codes[i][g] + offset);
+        for (int i = 0; i < n / 4; i++) memcpy(memory + g * n + 4 * i, (const char *)&four[i] + 4 * g, 4);
 }
 
-INLINE void replace_codes(lanes *codes, const lanes *tried, int n, mask better) {
-    for (int i = 0; i < n; i++) codes[i] = choose(better, tried[i], codes[i]);
+/* ---- codes for a known scale ---- */
+
+INLINE void round_to_codes(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes) {
+    typedef uint8_t bytes __attribute__((vector_size(LANES)));
+    for (size_t i = 0; i < n; i += LANES) {
+        lanes code = nearest((read(x + i) + add) / scale, (float)low, (float)high) - (float)low;
+        bytes b = __builtin_convertvector(__builtin_convertvector(code, mask), bytes);
+        memcpy(codes + i, &b, sizeof b);
+    }
+}
+
+/* ---- weights ---- */
+
+INLINE void weigh(size_t n, const float *x, const float *importance, float mean_square, float *w) {
+    for (size_t i = 0; i < n; i += LANES) {
+        lanes v = read(x + i), weight = read(importance + i) * root(mean_square + v * v);
+        memcpy(w + i, &weight, sizeof weight);
+    }
+}
+
+INLINE void weigh_plainly(int n, const lanes *x, bool rms, lanes *w) {
+    lanes sum = all(0);
+    for (int i = 0; rms && i < n; i++) sum += x[i] * x[i];
+    lanes base = rms ? root(sum / (float)n) : sum;
+    for (int i = 0; i < n; i++) w[i] = base + magnitude(x[i]);
 }
 
 /* ---- affine ---- */
@@ -78,11 +134,12 @@ INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *co
     return error;
 }
 
-/* Returns the lanes in which the regression has a solution. */
-INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes sum_w,
-                              lanes sum_x, struct affine *fit) {
+/* Rounds to codes, and fits scale and min to these. Returns the lanes in which the regression has a solution. */
+INLINE mask affine_trial(int n, float top, const lanes *x, const lanes *w, lanes start, lanes inverse, lanes *codes,
+                         bool absolute, lanes sum_w, lanes sum_x, struct affine *fit) {
     lanes sum_c = all(0), sum_c2 = all(0), sum_xc = all(0);
     UNROLLED for (int i = 0; i < n; i++) {
+        codes[i] = nearest(inverse * (x[i] - start), 0, top);
         lanes wc = w[i] * codes[i];
         sum_c += wc;
         sum_c2 += wc * codes[i];
@@ -98,11 +155,15 @@ INLINE mask affine_regression(int n, const lanes *x, const lanes *w, const lanes
     return determinant > 0;
 }
 
+/* Keeps where the best codes came from instead of the codes. */
 INLINE void affine_search(int n, int top, bool absolute, const float *x_memory, const float *w_memory,
-                          const struct fit_search *search, uint8_t *code_memory, float *scales, float *minus_mins) {
-    lanes x[FIT_MAX_GROUP], w[FIT_MAX_GROUP], codes[FIT_MAX_GROUP], tried[FIT_MAX_GROUP];
+                          const struct fit_search *search, const struct fit_result *out) {
+    lanes x[FIT_MAX_GROUP], w[FIT_MAX_GROUP], codes[FIT_MAX_GROUP];
     load(x_memory, n, x);
-    load(w_memory, n, w);
+    if (w_memory)
+        load(w_memory, n, w);
+    else
+        weigh_plainly(n, x, search->rms, w);
     lanes min = x[0], max = x[0], sum_w = all(0), sum_x = all(0);
     for (int i = 0; i < n; i++) {
         min = choose(x[i] < min, x[i], min);
@@ -112,83 +173,88 @@ INLINE void affine_search(int n, int top, bool absolute, const float *x_memory, 
     }
     min = choose(min > 0, all(0), min);
     mask flat = max == min;
-    lanes first_min = min, inverse = (float)top / (max - min);
+    lanes first_min = min, inverse = (float)top / (max - min), best_inverse = inverse, best_start = min;
     struct affine best = {.scale = 1 / inverse, .min = min};
     affine_codes(n, (float)top, x, min, inverse, codes);
     best.error = affine_error(n, x, w, codes, absolute, best.scale, best.min);
     for (int trial = 0; trial <= search->n; trial++) {
         struct affine fit;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
-        affine_codes(n, (float)top, x, best.min, inverse, tried);
-        mask better = affine_regression(n, x, w, tried, absolute, sum_w, sum_x, &fit);
+        mask better = affine_trial(n, (float)top, x, w, best.min, inverse, codes, absolute, sum_w, sum_x, &fit);
         better &= fit.error < best.error;
         if (!any(better)) continue;
+        best_inverse = choose(better, inverse, best_inverse);
+        best_start = choose(better, best.min, best_start);
         best.scale = choose(better, fit.scale, best.scale);
         best.min = choose(better, fit.min, best.min);
         best.error = choose(better, fit.error, best.error);
-        replace_codes(codes, tried, n, better);
     }
     best.scale = choose(flat, all(0), best.scale);
     best.min = choose(flat, first_min, best.min);
+    affine_codes(n, (float)top, x, best_start, best_inverse, codes);
     for (int i = 0; i < n; i++) codes[i] = choose(flat, all(0), codes[i]);
-    store_codes(codes, n, 0, code_memory);
+    store_codes(codes, n, 0, out->codes);
     for (int g = 0; g < LANES; g++) {
-        scales[g] = best.scale[g];
-        minus_mins[g] = -best.min[g];
+        out->scales[g] = best.scale[g];
+        out->minus_mins[g] = -best.min[g];
+        out->sum_w[g] = sum_w[g];
     }
 }
 
 /* ---- symmetric ---- */
 
-INLINE void symmetric_trial(int n, float half, const lanes *x, const lanes *w, lanes inverse, lanes *codes,
+/* wx: w x. */
+INLINE void symmetric_trial(int n, float half, const lanes *x, const lanes *w, const lanes *wx, lanes inverse,
                             lanes *sum_xc, lanes *sum_c2) {
     *sum_xc = *sum_c2 = all(0);
     UNROLLED for (int i = 0; i < n; i++) {
-        codes[i] = nearest(inverse * x[i], -half, half - 1);
-        *sum_xc += w[i] * x[i] * codes[i];
-        *sum_c2 += w[i] * codes[i] * codes[i];
+        lanes code = nearest(inverse * x[i], -half, half - 1);
+        *sum_xc += wx[i] * code;
+        *sum_c2 += w[i] * code * code;
     }
 }
 
 INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const float *w_memory, uint8_t *code_memory,
                              float *scales) {
-    lanes x[FIT_MAX_GROUP], w[FIT_MAX_GROUP], codes[FIT_MAX_GROUP], tried[FIT_MAX_GROUP];
+    lanes x[FIT_MAX_GROUP], w[FIT_MAX_GROUP], wx[FIT_MAX_GROUP];
     float half = (float)half_codes;
     load(x_memory, n, x);
     load(w_memory, n, w);
     lanes extreme = all(0);
+    for (int i = 0; i < n; i++) wx[i] = w[i] * x[i];
     for (int i = 0; i < n; i++) extreme = choose(magnitude(x[i]) > magnitude(extreme), x[i], extreme);
     mask zero = magnitude(extreme) < FIT_NEARLY_ZERO;
-    lanes sum_xc, sum_c2, inverse = -half / extreme;
-    symmetric_trial(n, half, x, w, inverse, codes, &sum_xc, &sum_c2);
+    lanes sum_xc, sum_c2, inverse = -half / extreme, best_inverse = inverse;
+    symmetric_trial(n, half, x, w, wx, inverse, &sum_xc, &sum_c2);
     lanes scale = choose(sum_c2 > 0, sum_xc / sum_c2, 1 / inverse), gain = scale * sum_xc;
     for (int trial = -9; trial <= 9; trial++) {
         if (trial == 0) continue;
-        symmetric_trial(n, half, x, w, -(half + 0.1f * (float)trial) / extreme, tried, &sum_xc, &sum_c2);
+        inverse = -(half + 0.1f * (float)trial) / extreme;
+        symmetric_trial(n, half, x, w, wx, inverse, &sum_xc, &sum_c2);
         mask better = (sum_c2 > 0) & (sum_xc * sum_xc > gain * sum_c2);
         if (!any(better)) continue;
         scale = choose(better, sum_xc / sum_c2, scale);
         gain = choose(better, scale * sum_xc, gain);
-        replace_codes(codes, tried, n, better);
+        best_inverse = choose(better, inverse, best_inverse);
     }
     scale = choose(zero, all(0), scale);
-    for (int i = 0; i < n; i++) codes[i] = choose(zero, all(-half), codes[i]);
-    store_codes(codes, n, half, code_memory);
+    for (int i = 0; i < n; i++) x[i] = choose(zero, all(-half), nearest(best_inverse * x[i], -half, half - 1));
+    store_codes(x, n, half, code_memory);
     for (int g = 0; g < LANES; g++) scales[g] = scale[g];
 }
 
 /* ---- group sizes and error norms as constants, so that loops over a group unroll and have no branches ---- */
 
 INLINE void affine_of_size(int n, int top, const float *x, const float *w, const struct fit_search *search,
-                           uint8_t *codes, float *scales, float *minus_mins) {
+                           const struct fit_result *fit) {
     if (n == 16 && search->absolute)
-        affine_search(16, top, true, x, w, search, codes, scales, minus_mins);
+        affine_search(16, top, true, x, w, search, fit);
     else if (n == 16)
-        affine_search(16, top, false, x, w, search, codes, scales, minus_mins);
+        affine_search(16, top, false, x, w, search, fit);
     else if (search->absolute)
-        affine_search(32, top, true, x, w, search, codes, scales, minus_mins);
+        affine_search(32, top, true, x, w, search, fit);
     else
-        affine_search(32, top, false, x, w, search, codes, scales, minus_mins);
+        affine_search(32, top, false, x, w, search, fit);
 }
 
 INLINE void symmetric_of_size(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales) {

@@ -14,11 +14,16 @@
 
 #include "lib/tensor/tensor.h"
 
-/* Weights of the squared errors of a row. */
+/* Weights of the squared errors of rows. */
 struct row_weights {
-    const float *importance; /* starts at the first element to be encoded */
-    float mean_square;       /* of the whole row, for the 32-element types; the k-quants use that of each block */
+    const float *importance; /* [cols], the same for all rows */
+    size_t cols, first;      /* index of the first element to be encoded, from the start of a row */
+    float mean_square;       /* of the only row, for the 32-element types; the k-quants use that of each block */
 };
+/* From an element to the end of its row; NULL without weights. */
+static inline const float *importance_of(const struct row_weights *w, size_t element) {
+    return w ? w->importance + (w->first + element) % w->cols : NULL;
+}
 
 typedef void quant_decode_fn(const void *blocks, float *dst, size_t n_blocks);
 /* `w` may be NULL. Returns n_blocks, or the index of the first block whose scale does not fit in f16. */
@@ -119,14 +124,25 @@ struct fit_search {
     float first, step;
     int n;
     bool absolute; /* compare trials by absolute error, not squared error */
+    bool rms;      /* without weights: |x| plus the root mean square of the group, instead of |x| alone */
 };
+struct fit_result {
+    uint8_t *codes;                     /* [groups][n] */
+    float *scales, *minus_mins, *sum_w; /* [groups]; the min negated, and the sum of the group's weights */
+};
+
+/* w = importance * sqrt(mean_square + x^2). */
+void fit_weigh(size_t n, const float *x, const float *importance, float mean_square, float *w);
+
+/* codes = nearest_code((x + add) / scale, low, high) - low. */
+void fit_round(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes);
 
 /*
  * For each of n_groups groups of n elements, contiguous in x, w and codes: finds scale >= 0, min <= 0 and codes in [0,
- * top] that minimise sum w (scale * code + min - x)^2 over the trials. minus_mins receives -min.
+ * top] that minimise sum w (scale * code + min - x)^2 over the trials. w may be NULL: see fit_search.
  */
 void fit_affine(size_t n_groups, int n, int top, const float *x, const float *w, const struct fit_search *search,
-                uint8_t *codes, float *scales, float *minus_mins);
+                const struct fit_result *fit);
 
 /* The same without a min, and with codes in [-half, half), stored as code + half (all 0 if x is 0). A scale may be
  * negative. */
@@ -139,16 +155,22 @@ float fit_descent(int n, int half, const float *x, const float *w, uint8_t *code
  * of sub-blocks. Returns the scale. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* Implementations of the first two: one group at a time, and, where the processor supports it (fit_has_*), 8 or 16
+/* Implementations of all of these but fit_descent and fit_positive: one group at a time, and, where the processor supports it (fit_has_*), 8 or 16
  * groups with n 16 or 32. */
 #define FIT_AT_ONCE 16
-float fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search, uint8_t *codes,
-                        float *minus_min);
+void fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search,
+                       const struct fit_result *fit);
 float fit_symmetric_scalar(int n, int half, const float *x, const float *w, uint8_t *codes);
+void fit_round_scalar(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes);
+void fit_weigh_scalar(size_t n, const float *x, const float *importance, float mean_square, float *w);
 typedef void fit_affine_fn(int n, int top, const float *x, const float *w, const struct fit_search *search,
-                           uint8_t *codes, float *scales, float *minus_mins);
+                           const struct fit_result *fit);
 typedef void fit_symmetric_fn(int n, int half, const float *x, const float *w, uint8_t *codes, float *scales);
+typedef void fit_weigh_fn(size_t n, const float *x, const float *importance, float mean_square, float *w);
 bool fit_has_avx2(void), fit_has_avx512(void);
+typedef void fit_round_fn(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes);
+fit_round_fn fit_round_avx2, fit_round_avx512;
+fit_weigh_fn fit_weigh_avx2, fit_weigh_avx512;
 fit_affine_fn fit_affine_avx2, fit_affine_avx512;
 fit_symmetric_fn fit_symmetric_avx2, fit_symmetric_avx512;
 

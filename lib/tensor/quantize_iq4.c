@@ -101,8 +101,8 @@ static float fit(const float *x, const float *w) {
 static void weigh(const float *x, int n, const float *importance, float *w) {
     float sum = 0;
     for (int i = 0; i < n; i++) sum += x[i] * x[i];
-    float sigma2 = sum * (2.0f / (float)n);
-    for (int i = 0; i < n; i++) w[i] = importance ? importance[i] * sqrtf(sigma2 + x[i] * x[i]) : x[i] * x[i];
+    if (importance) fit_weigh((size_t)n, x, importance, sum * (2.0f / (float)n), w);
+    for (int i = 0; !importance && i < n; i++) w[i] = x[i] * x[i];
 }
 
 static void round_to(const float *x, float scale, uint8_t codes[SUB]) {
@@ -134,7 +134,7 @@ static size_t iq4_nl_encode(const float *src, void *blocks, size_t n_blocks, con
     for (size_t b = 0; b < n_blocks; b++, block += NL_SIZE, src += SUB) {
         float weights[SUB];
         uint8_t codes[SUB];
-        weigh(src, SUB, w ? w->importance + b * SUB : NULL, weights);
+        weigh(src, SUB, importance_of(w, b * SUB), weights);
         float scale = fit(src, weights);
         if (!store_f16(block, scale)) return b;
         round_to(src, scale, codes);
@@ -215,7 +215,7 @@ static bool xs_encode_block(const float *x, const float *importance, uint8_t *bl
 
 static size_t iq4_xs_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     for (size_t b = 0; b < n_blocks; b++)
-        if (!xs_encode_block(src + b * N, w ? w->importance + b * N : NULL, (uint8_t *)blocks + b * XS_SIZE)) return b;
+        if (!xs_encode_block(src + b * N, importance_of(w, b * N), (uint8_t *)blocks + b * XS_SIZE)) return b;
     return n_blocks;
 }
 

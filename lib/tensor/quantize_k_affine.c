@@ -135,47 +135,38 @@ INLINE void join(const struct layout *k, const struct quant_parts *p, uint8_t *b
 
 /* The fit of consecutive blocks, as many as have FIT_AT_ONCE sub-blocks, before their scales are quantized. */
 #define MAX_BLOCKS 2
+#define AHEAD      8 /* blocks whose squares are summed together */
 struct fit {
     float scales[FIT_AT_ONCE], mins[FIT_AT_ONCE]; /* the mins negated: >= 0 */
     float weight[FIT_AT_ONCE];                    /* of each sub-block in the fit of the scales */
     uint8_t codes[MAX_BLOCKS * N];
 };
 
-static float sum_of_squares(const float *x, int n) {
-    float sum = 0;
-    for (int i = 0; i < n; i++) sum += x[i] * x[i];
-    return sum;
+/* For n blocks. Sums of several blocks hide the latency of each other's additions. */
+static void sums_of_squares(const float *x, size_t n, float sums[AHEAD]) {
+    for (size_t b = 0; b < AHEAD; b++) sums[b] = 0;
+    for (size_t i = 0; i < N && n == AHEAD; i++)
+        for (size_t b = 0; b < AHEAD; b++) sums[b] += x[b * N + i] * x[b * N + i];
+    for (size_t i = 0; i < N && n < AHEAD; i++)
+        for (size_t b = 0; b < n; b++) sums[b] += x[b * N + i] * x[b * N + i];
 }
 
 INLINE const struct fit_search *search_for(const struct layout *k, bool has_importance) {
-    static const struct fit_search bits_2 = {-0.5f, 0.1f, 15, .absolute = true}, bits_4 = {-1.0f, 0.1f, 20, false},
-                                   bits_5 = {-0.5f, 0.1f, 15, false}, weighted = {-0.9f, 0.05f, 36, false};
+    static const struct fit_search bits_2 = {-0.5f, 0.1f, 15, .absolute = true},
+                                   bits_4 = {-1.0f, 0.1f, 20, .rms = true}, bits_5 = {-0.5f, 0.1f, 15, .rms = true},
+                                   weighted = {-0.9f, 0.05f, 36, false};
     return has_importance ? &weighted : k->bits == 2 ? &bits_2 : k->bits == 4 ? &bits_4 : &bits_5;
 }
 
-INLINE void weigh(const struct layout *k, const float *x, const float *importance, float weights[N]) {
-    if (importance) {
-        float sigma2 = (k->bits == 2 ? 1.0f : 2.0f) * sum_of_squares(x, N) / N;
-        for (int i = 0; i < N; i++) weights[i] = importance[i] * sqrtf(sigma2 + x[i] * x[i]);
-        return;
-    }
-    for (int s = 0; s < N; s += k->sub) {
-        float rms = k->bits == 2 ? 0 : sqrtf(sum_of_squares(x + s, k->sub) / (float)k->sub);
-        for (int i = s; i < s + k->sub; i++) weights[i] = rms + fabsf(x[i]);
-    }
-}
-
-INLINE void fit_blocks(const struct layout *k, size_t n_blocks, const float *x, const float *importance,
-                       struct fit *fit) {
+/* squares [n_blocks]: sums of squares, with w. */
+INLINE void fit_blocks(const struct layout *k, size_t first, size_t n_blocks, const float *x,
+                       const struct row_weights *w, const float *squares, struct fit *fit) {
     float weights[MAX_BLOCKS * N];
-    for (size_t b = 0; b < n_blocks; b++) weigh(k, x + b * N, importance ? importance + b * N : NULL, weights + b * N);
-    size_t n = n_blocks * (size_t)k->n_subs;
-    fit_affine(n, k->sub, (1 << k->bits) - 1, x, weights, search_for(k, importance != NULL), fit->codes, fit->scales,
-               fit->mins);
-    for (size_t s = 0; s < n; s++) {
-        fit->weight[s] = 0;
-        for (int l = 0; l < k->sub; l++) fit->weight[s] += weights[s * (size_t)k->sub + (size_t)l];
-    }
+    for (size_t b = 0; w && b < n_blocks; b++)
+        fit_weigh(N, x + b * N, importance_of(w, (first + b) * N), (k->bits == 2 ? 1.0f : 2.0f) * squares[b] / N,
+                  weights + b * N);
+    fit_affine(n_blocks * (size_t)k->n_subs, k->sub, (1 << k->bits) - 1, x, w ? weights : NULL,
+               search_for(k, w != NULL), &(struct fit_result){fit->codes, fit->scales, fit->mins, fit->weight});
 }
 
 /* Rounds scales >= 0 to small integers: the largest becomes scale_top. */
@@ -194,7 +185,7 @@ INLINE void round_to_grid(const struct layout *k, const float *x, float d, float
     for (int s = 0; s < k->n_subs; s++, x += k->sub, codes += k->sub) {
         float scale = d * scales[s], min = dmin * mins[s];
         if (scale == 0) continue;
-        for (int l = 0; l < k->sub; l++) codes[l] = (uint8_t)nearest_code((x[l] + min) / scale, 0, (1 << k->bits) - 1);
+        fit_round((size_t)k->sub, x, min, scale, 0, (1 << k->bits) - 1, codes);
     }
 }
 
@@ -226,10 +217,12 @@ INLINE bool put_block(const struct layout *k, const float *x, bool has_importanc
 INLINE size_t encode(const struct layout *k, const float *x, uint8_t *block, size_t n_blocks,
                      const struct row_weights *w) {
     size_t at_once = (size_t)(FIT_AT_ONCE / k->n_subs);
+    float squares[AHEAD];
     for (size_t b = 0; b < n_blocks; b += at_once) {
         struct fit fit;
         size_t n = n_blocks - b < at_once ? n_blocks - b : at_once;
-        fit_blocks(k, n, x + b * N, w ? w->importance + b * N : NULL, &fit);
+        if (w && b % AHEAD == 0) sums_of_squares(x + b * N, n_blocks - b < AHEAD ? n_blocks - b : AHEAD, squares);
+        fit_blocks(k, b, n, x + b * N, w, squares + b % AHEAD, &fit);
         for (size_t i = 0; i < n; i++)
             if (!put_block(k, x + (b + i) * N, w, &fit, i, block + (b + i) * k->size)) return b + i;
     }

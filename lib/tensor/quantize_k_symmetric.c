@@ -27,8 +27,7 @@ static void round_to_grid(const float *x, float d, const int scales[SUBS], int h
     for (int s = 0; s < SUBS; s++) {
         float scale = d * (float)scales[s];
         if (scale == 0) continue;
-        for (int i = s * SUB; i < (s + 1) * SUB; i++)
-            codes[i] = (uint8_t)(nearest_code(x[i] / scale, -half, half - 1) + half);
+        fit_round(SUB, x + s * SUB, 0, scale, -half, half - 1, codes + s * SUB);
     }
 }
 
@@ -126,10 +125,9 @@ static float q3_fit(const float *x, const float *importance, uint8_t codes[N], u
     float sum = 0, weight_of_sub[SUBS] = {0}, d;
     for (int i = 0; i < N; i++) sum += x[i] * x[i];
     float sigma2 = 2 * sum / N;
-    for (int i = 0; i < N; i++) {
-        weights[i] = importance[i] * sqrtf(sigma2 + x[i] * x[i]);
-        weight_of_sub[i / SUB] += weights[i];
-    }
+    fit_weigh(N, x, importance, sigma2, weights);
+    for (int i = 0; i < SUB; i++)
+        for (int s = 0; s < SUBS; s++) weight_of_sub[s] += weights[s * SUB + i];
     fit_symmetric(SUBS, SUB, HALF_3, x, weights, codes, scales);
     if (isnan(largest(scales))) return NAN;
     fit_symmetric(1, SUBS, 32, scales, weight_of_sub, scale_codes, &d);
@@ -141,7 +139,7 @@ static size_t q3_k_encode(const float *src, void *blocks, size_t n_blocks, const
     for (size_t b = 0; b < n_blocks; b++, block += SIZE_3, src += N) {
         uint8_t codes[N], scale_codes[SUBS];
         int scales[SUBS];
-        float d = q3_fit(src, w ? w->importance + b * N : NULL, codes, scale_codes);
+        float d = q3_fit(src, importance_of(w, b * N), codes, scale_codes);
         if (!store_f16(block + D_3_AT, d)) return b;
         q3_pack_scales(scale_codes, block + SCALES_3_AT);
         q3_unpack_scales(block + SCALES_3_AT, scales);
@@ -235,7 +233,7 @@ static bool q6_encode_block(const float *x, const float *importance, uint8_t *bl
 
 static size_t q6_k_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     for (size_t b = 0; b < n_blocks; b++)
-        if (!q6_encode_block(src + b * N, w ? w->importance + b * N : NULL, (uint8_t *)blocks + b * SIZE_6)) return b;
+        if (!q6_encode_block(src + b * N, importance_of(w, b * N), (uint8_t *)blocks + b * SIZE_6)) return b;
     return n_blocks;
 }
 

@@ -72,7 +72,7 @@ static size_t mxfp4_encode(const float *src, void *blocks, size_t n_blocks, cons
         for (int j = 0; j < N; j++) largest = fmaxf(largest, fabsf(src[j]));
         int e = largest > 0 ? ilogbf(largest) - 2 + BIAS : 0;
         if (e < 0) e = 0;
-        const float *importance = w ? w->importance + b * N : NULL;
+        const float *importance = importance_of(w, b * N);
         float least = round_to(src, importance, e, codes);
         int first = e;
         for (int other = first - 1; importance && largest > 0 && other <= first + 1; other++) {

@@ -104,7 +104,7 @@ static size_t tq1_0_encode(const float *src, void *blocks, size_t n_blocks, cons
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += TQ1_SIZE) {
         uint8_t codes[N];
-        if (!fit_block(src + b * N, w ? w->importance + b * N : NULL, block + TQ1_D_AT, codes)) return b;
+        if (!fit_block(src + b * N, importance_of(w, b * N), block + TQ1_D_AT, codes)) return b;
         tq1_0_pack(codes, block);
     }
     return n_blocks;
@@ -165,7 +165,7 @@ static size_t tq2_0_encode(const float *src, void *blocks, size_t n_blocks, cons
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += TQ2_SIZE) {
         uint8_t codes[N];
-        if (!fit_block(src + b * N, w ? w->importance + b * N : NULL, block + TQ2_D_AT, codes)) return b;
+        if (!fit_block(src + b * N, importance_of(w, b * N), block + TQ2_D_AT, codes)) return b;
         pack_2_bits(codes, block);
     }
     return n_blocks;

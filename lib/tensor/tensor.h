@@ -146,7 +146,14 @@ int tensor_from_f32(enum dtype dtype, const float *src, void *dst, uint64_t n, c
                     struct err *e) MUST_CHECK;
 
 /*
- * The same for results to be stored: also ERR_DATA if a result is not finite, because the value is not or exceeds the
+ * The same for rows of cols elements (whole blocks) each, whose columns have the same importance [cols], or NULL; also
+ * ERR_DATA if a result is not finite. The message names the row, counted from `first` on, and the element in it.
+ */
+int tensor_rows_from_f32(enum dtype dtype, const float *src, uint64_t first, uint64_t rows, uint64_t cols, void *dst,
+                         const float *importance, struct err *e) MUST_CHECK;
+
+/*
+ * tensor_from_f32 for results to be stored: also ERR_DATA if a result is not finite, because the value is not or exceeds the
  * type's range (f16 ends at 65504; bf16 rounds up to infinity just below the end of f32). The message names the
  * element.
  */

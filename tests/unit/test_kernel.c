@@ -183,12 +183,16 @@ static void test_dot_is_exact_in_f64(void **state) {
         struct pair x = normals(&r, n + 1, 1), y = normals(&r, n + 1, 1);
         double want = plain64_dot(x.d, y.d, n), terms = plain64_dot(magnitudes(x), magnitudes(y), n);
         EACH_PATH(path) {
-            double got[2], squares[2];
+            double got[2], squares[2], distance[2], between = 0;
+            for (size_t k = 0; k < n; k++) between += pow((double)(x.f[k] - y.f[k]), 2);
             for (int threads = 1; threads <= 4; threads += 3) {
                 parallel_set_threads(threads);
                 got[threads / 4] = kernel_dot(kernel_f32(x.f), kernel_f32(y.f), n);
                 squares[threads / 4] = kernel_sum_squares(kernel_f32(x.f), n);
+                distance[threads / 4] = kernel_squared_distance(kernel_f32(x.f), kernel_f32(y.f), n);
             }
+            assert_true(fabs(distance[0] - between) <= ((double)n + 64) * 0x1p-53 * between);
+            assert_true(distance[0] == distance[1]);
             assert_true(fabs(got[0] - want) <= ((double)n + 64) * 0x1p-53 * terms);
             assert_true(fabs(squares[0] / (n ? plain64_dot(x.d, x.d, n) : 1) - (n ? 1 : 0)) <= (double)n * 0x1p-52);
             assert_true(got[0] == got[1] && squares[0] == squares[1]);

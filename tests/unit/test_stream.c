@@ -95,6 +95,57 @@ static void knows_every_element_type(void **state) {
     }
 }
 
+static void put_shared(struct stream_writer *w) {
+    struct err e;
+    put_meta(w, "{\"kind\":\"model\",\"arch\":\"test\"}");
+    OK(stream_write_vocab(w, "vocabulary", 10, &e));
+    put_f32(w, "large", 1500, 1000, NULL);
+    put_f32(w, "small", 3, 5, NULL);
+    put_f32(w, "larger", 1501, 1000, NULL);
+    put_prov(w, "{\"id\":\"xxh3:00000000000000000000000000000001\",\"tool\":\"test\"}");
+}
+
+/* Data that is so large that threads share the reading of a file. */
+static void reads_large_tensors(void **state) {
+    (void)state;
+    struct err e;
+    struct buf b = stream_of(&all_codecs[0], put_shared, NULL), data = {0};
+    float *want = mem_array(1501, 1000 * sizeof *want, &e);
+    for (int threads = 1; threads <= 5; threads += 2) {
+        struct stream_reader *r;
+        struct stream_item item;
+        size_t seen = 0;
+        parallel_set_threads(threads);
+        int fd = file_of(b.data, b.len);
+        OK(stream_reader_open(&r, fd, "in", STREAM_MODEL, &e));
+        for (;;) {
+            OK(stream_next(r, &item, &e));
+            if (item.type == ITEM_EOF) break;
+            if (item.type != ITEM_TENSOR) continue;
+            OK(stream_load_tensor(r, &data, &e));
+            fill_f32(want, data.len / 4, (uint32_t)strlen(item.desc.name));
+            assert_memory_equal(data.data, want, data.len);
+            seen += data.len;
+        }
+        assert_int_equal(seen, (1500 * 1000 + 3 * 5 + 1501 * 1000) * 4);
+        stream_reader_free(r);
+        close(fd);
+        for (size_t n = 2000; n < b.len; n += 499979) {
+            memset(&e, 0, sizeof e);
+            assert_int_equal(read_bytes(b.data, n, &e), ERR_DATA);
+            if (!strstr(e.msg, "truncated")) fail_msg("cut at %zu: %s", n, e.msg);
+        }
+        b.data[3000000] ^= 1;
+        assert_int_equal(read_bytes(b.data, b.len, &e), ERR_DATA);
+        assert_non_null(strstr(e.msg, "checksum"));
+        b.data[3000000] ^= 1;
+    }
+    parallel_set_threads(parallel_default_threads());
+    mem_free(want);
+    buf_release(&b);
+    buf_release(&data);
+}
+
 static void notices_every_cut(void **state) {
     (void)state;
     struct err e;
@@ -480,6 +531,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gives_back_what_was_written),
         cmocka_unit_test(knows_every_element_type),
+        cmocka_unit_test(reads_large_tensors),
         cmocka_unit_test(notices_every_cut),
         cmocka_unit_test(notices_every_flipped_bit),
         cmocka_unit_test(joins_by_concatenation),

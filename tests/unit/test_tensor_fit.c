@@ -51,18 +51,23 @@ static void assert_same(float a, float b, const char *what) {
 /* Compares the first n_groups of them with those of a vectorised twin. */
 static void compare(struct rng *r, int round, int n_groups, fit_affine_fn *affine, fit_symmetric_fn *symmetric) {
     static const struct fit_search searches[] = {
-        {-1.0f, 0.1f, 20, false}, {-0.5f, 0.1f, 15, true}, {-0.9f, 0.05f, 36, false}};
-    int n = round % 2 ? 32 : 16, bits = 3 + round % 4;
-    float x[MAX], w[MAX], scales[GROUPS], mins[GROUPS];
+        {-1.0f, 0.1f, 20, .rms = true}, {-0.5f, 0.1f, 15, .absolute = true}, {-0.9f, 0.05f, 36, false}};
+    const struct fit_search *search = &searches[round % 3];
+    int n = round % 2 ? 32 : 16, bits = 3 + round % 4, top = (1 << bits) - 1;
+    float x[MAX], w[MAX], scales[GROUPS], mins[GROUPS], sums[GROUPS];
     uint8_t codes[MAX], expected[FIT_MAX_GROUP];
     fill(r, n, x, w);
-    affine(n, (1 << bits) - 1, x, w, &searches[round % 3], codes, scales, mins);
-    for (int g = 0; g < n_groups; g++) {
-        float min;
-        assert_same(fit_affine_scalar(n, (1 << bits) - 1, x + g * n, w + g * n, &searches[round % 3], expected, &min),
-                    scales[g], "affine scale");
-        assert_same(min, mins[g], "affine min");
-        assert_memory_equal(expected, codes + g * n, (size_t)n);
+    for (int own = 0; own < 2; own++) { /* its own weights: NULL */
+        affine(n, top, x, own ? NULL : w, search, &(struct fit_result){codes, scales, mins, sums});
+        for (int g = 0; g < n_groups; g++) {
+            float scale, min, sum;
+            fit_affine_scalar(n, top, x + g * n, own ? NULL : w + g * n, search,
+                              &(struct fit_result){expected, &scale, &min, &sum});
+            assert_same(scale, scales[g], "affine scale");
+            assert_same(min, mins[g], "affine min");
+            assert_same(sum, sums[g], "sum of weights");
+            assert_memory_equal(expected, codes + g * n, (size_t)n);
+        }
     }
     symmetric(n, 1 << (bits - 1), x, w, codes, scales);
     for (int g = 0; g < n_groups; g++) {
@@ -84,6 +89,20 @@ static void test_lanes_equal_scalar(void **state) {
 #endif
 }
 
+static void test_weights(void **state) {
+    (void)state;
+    enum { N = 40 };
+    struct rng r = rng_init(5, 0);
+    float x[N], importance[N], w[N + 1];
+    for (size_t n = 0; n <= N; n++) {
+        for (size_t i = 0; i < N; i++) x[i] = (float)rng_normal(&r), importance[i] = (float)rng_f64(&r);
+        w[n] = 7;
+        fit_weigh(n, x, importance, 0.5f, w);
+        for (size_t i = 0; i < n; i++) assert_same(importance[i] * sqrtf(0.5f + x[i] * x[i]), w[i], "weight");
+        assert_true(w[n] == 7);
+    }
+}
+
 /* Any number of groups: batches of sixteen, batches of eight and the rest must join correctly. */
 static void test_any_number_of_groups(void **state) {
     (void)state;
@@ -94,10 +113,12 @@ static void test_any_number_of_groups(void **state) {
     for (int g = 0; g < MOST; g += GROUPS) fill(&r, N, x + g * N, w + g * N);
     for (size_t n_groups = 0; n_groups <= MOST; n_groups++) {
         uint8_t codes[MOST * N], one[N];
-        float scales[MOST], mins[MOST], min;
-        fit_affine(n_groups, N, 15, x, w, &search, codes, scales, mins);
+        float scales[MOST], mins[MOST], sums[MOST], scale, min, sum;
+        fit_affine(n_groups, N, 15, x, w, &search, &(struct fit_result){codes, scales, mins, sums});
         for (size_t g = 0; g < n_groups; g++) {
-            assert_same(fit_affine_scalar(N, 15, x + g * N, w + g * N, &search, one, &min), scales[g], "scale");
+            fit_affine_scalar(N, 15, x + g * N, w + g * N, &search, &(struct fit_result){one, &scale, &min, &sum});
+            assert_same(scale, scales[g], "scale");
+            assert_same(sum, sums[g], "sum of weights");
             assert_same(min, mins[g], "min");
             assert_memory_equal(one, codes + g * N, N);
         }
@@ -123,7 +144,7 @@ static void test_searches_beat_rounding(void **state) {
     struct rng r = rng_init(3, 0);
     double searched[4] = {0}, rounded[4] = {0};
     for (int round = 0; round < 2000; round++) {
-        float x[N], w[N], low = 0, high = 0, minus_min, scale;
+        float x[N], w[N], low = 0, high = 0, minus_min, scale, sum;
         uint8_t codes[N], plain[N];
         for (int i = 0; i < N; i++) {
             x[i] = (float)rng_normal(&r);
@@ -134,7 +155,7 @@ static void test_searches_beat_rounding(void **state) {
         float step = (high - low) / 15, largest = fmaxf(high, -low);
         for (int i = 0; i < N; i++) plain[i] = (uint8_t)nearest_code((x[i] - low) / step, 0, 15);
         double before = weighted_error(N, x, w, plain, (double)step, (double)low);
-        scale = fit_affine_scalar(N, 15, x, w, &search, codes, &minus_min);
+        fit_affine_scalar(N, 15, x, w, &search, &(struct fit_result){codes, &scale, &minus_min, &sum});
         double after = weighted_error(N, x, w, codes, (double)scale, -(double)minus_min);
         assert_true(after <= before * (1 + 1e-5));
         searched[0] += after, rounded[0] += before;
@@ -170,7 +191,7 @@ static void test_grids_are_recovered(void **state) {
     static const struct fit_search search = {-1.0f, 0.1f, 20, false};
     struct rng r = rng_init(4, 0);
     for (int round = 0; round < 500; round++) {
-        float x[N], w[N], minus_min, scale, step = (float)(0.01 + rng_f64(&r));
+        float x[N], w[N], minus_min, scale, sum, step = (float)(0.01 + rng_f64(&r));
         uint8_t codes[N], got[N];
         int offset = (int)rng_below(&r, 16);
         for (int i = 0; i < N; i++) {
@@ -178,7 +199,7 @@ static void test_grids_are_recovered(void **state) {
             x[i] = step * (float)(codes[i] - offset);
             w[i] = 1;
         }
-        scale = fit_affine_scalar(N, 15, x, w, &search, got, &minus_min);
+        fit_affine_scalar(N, 15, x, w, &search, &(struct fit_result){got, &scale, &minus_min, &sum});
         assert_memory_equal(got, codes, N);
         assert_true(fabsf(scale - step) < 1e-5f * step);
         assert_true(fabsf(minus_min - step * (float)offset) < 1e-4f * step);
@@ -187,9 +208,8 @@ static void test_grids_are_recovered(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lanes_equal_scalar),
-        cmocka_unit_test(test_any_number_of_groups),
-        cmocka_unit_test(test_searches_beat_rounding),
+        cmocka_unit_test(test_lanes_equal_scalar),   cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_any_number_of_groups), cmocka_unit_test(test_searches_beat_rounding),
         cmocka_unit_test(test_grids_are_recovered),
     };
     return cmocka_run_group_tests_name("tensor_fit", tests, NULL, NULL);

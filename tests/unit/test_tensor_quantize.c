@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -442,6 +443,37 @@ static void test_threads_change_nothing(void **state) {
     mem_free(bytes);
 }
 
+/* Rows together must give the bytes of rows one by one. An error names the row, counted from the given one. */
+static void test_rows(void **state) {
+    (void)state;
+    enum { ROWS = 37, COLS = 768, N = ROWS * COLS };
+    struct err e = {0};
+    static float x[N], importance[COLS];
+    static unsigned char together[N * 4], single[N * 4];
+    fill_normal(x, N, 5, 1);
+    for (int i = 0; i < COLS; i++) importance[i] = fabsf(x[(i * 31) % N]);
+    parallel_set_threads(3);
+    const struct dtype_info *t;
+    for (size_t i = 0; (t = made(i)); i++)
+        for (int weighted = 0; weighted < 2; weighted++) {
+            const float *w = weighted ? importance : NULL;
+            size_t bytes = dtype_row_bytes(t->dtype, COLS);
+            assert_int_equal(tensor_rows_from_f32(t->dtype, x, 0, ROWS, COLS, together, w, &e), 0);
+            for (size_t r = 0; r < ROWS; r++)
+                assert_int_equal(tensor_from_f32(t->dtype, x + r * COLS, single + r * bytes, COLS, w, &e), 0);
+            if (memcmp(together, single, ROWS * bytes) != 0) fail_msg("%s, %d: rows differ", t->name, weighted);
+            float was = x[30 * COLS + 700];
+            x[30 * COLS + 700] = NAN;
+            assert_int_equal(tensor_rows_from_f32(t->dtype, x, 100, ROWS, COLS, together, w, &e), ERR_DATA);
+            if (!strstr(e.msg, "row 130: element 700 is nan")) fail_msg("%s: %s", t->name, e.msg);
+            x[30 * COLS + 700] = was;
+        }
+    importance[9] = -1;
+    assert_int_equal(tensor_rows_from_f32(DT_Q4_K, x, 0, ROWS, COLS, together, importance, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "importance of column 9"));
+    assert_int_equal(tensor_rows_from_f32(DT_F16, x, 0, 0, COLS, together, NULL, &e), 0);
+}
+
 static void test_any_alignment(void **state) {
     (void)state;
     enum { N = 512 };
@@ -569,6 +601,7 @@ int main(void) {
         cmocka_unit_test(test_importance_moves_the_error),
         cmocka_unit_test(test_importance_of_zero),
         cmocka_unit_test(test_threads_change_nothing),
+        cmocka_unit_test(test_rows),
         cmocka_unit_test(test_any_alignment),
         cmocka_unit_test(test_nan_and_infinity_are_refused),
         cmocka_unit_test(test_values_beyond_the_scale_are_refused),
