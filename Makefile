@@ -219,8 +219,9 @@ bench-quant: all $(BENCH_BIN) ## every quantization type by every method, judged
 	@RILL_BIN=$(abspath $(BIN)) BENCH_OUT=$(abspath $(BUILD))/bench MODEL='$(MODEL)' tests/bench/quant
 
 .PHONY: bench-kernel
-bench-kernel: $(BIN)/bench/bench_kernel $(BIN)/bench/bench_bf16 ## time the kernels, products against plain OpenBLAS and the hardware's limit; THREADS=1 counts processor time
+bench-kernel: $(BIN)/bench/bench_kernel $(BIN)/bench/bench_bf16 $(BIN)/bench/bench_layers ## time the kernels, products against plain OpenBLAS and the hardware's limit; THREADS=1 counts processor time
 	@$(BIN)/bench/bench_bf16 $(THREADS)
+	@$(BIN)/bench/bench_layers $(THREADS)
 	@$(if $(PEER_PYTHON),$(PEER_PYTHON) tests/bench/peers/torch_linear.py $(THREADS),true)
 	@$(BIN)/bench/bench_kernel $(THREADS)
 

@@ -1,5 +1,5 @@
 /*
- * products: shared by bench_kernel and bench_bf16: the matrix products of SmolLM2-135M (a pass of 4 x 512 positions,
+ * products: shared by bench_kernel, bench_bf16 and bench_layers: the matrix products of SmolLM2-135M (a pass of 4 x 512 positions,
  * the head in blocks of 256), random matrices, a clock.
  */
 #ifndef RILL_BENCH_PRODUCTS_H
