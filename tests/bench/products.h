@@ -1,6 +1,6 @@
 /*
- * products: shared by bench_kernel, bench_bf16 and bench_layers: the matrix products of SmolLM2-135M (a pass of 4 x 512 positions,
- * the head in blocks of 256), random matrices, a clock.
+ * products: shared by bench_kernel, bench_bf16 and bench_layers: the matrix products of SmolLM2-135M (a pass of 4 x 512
+ * positions, the head in blocks of 256), random matrices, a clock.
  */
 #ifndef RILL_BENCH_PRODUCTS_H
 #define RILL_BENCH_PRODUCTS_H
