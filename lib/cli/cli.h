@@ -127,6 +127,9 @@ bool cli_is_file(const char *path);
 
 /* ---- input: streams and other files. Messages name them as the user wrote them, and "-" as `standard input` ---- */
 
+/* Copies the first n bytes of the next input, a file, pipe or socket, and returns how many there are; 0 if it cannot be
+ * opened. They stay in it: a cli_open_* of the same path follows, which also reports errors. */
+size_t cli_peek(struct cli *c, const char *path, void *begin, size_t n);
 /* Open an input. `role` names it in the provenance ("stdin", "model", "reference"). The cli owns and frees the result
  * and its descriptor. Every input becomes a parent in the provenance of the output. Errors as stream_reader_open and
  * stream_map_open; ERR_USAGE if standard input is used twice or the input is the output. */

@@ -253,6 +253,8 @@ struct cli {
 
     struct cli_input *inputs;
     bool stdin_taken;
+    const char *peeked_path; /* what cli_peek opened, as `peeked`; NULL: nothing */
+    int peeked;
 
     struct cli_out_file *out_files;
     struct cli_out_file *output, *report_file; /* two of the above, or NULL */

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "lib/cli/cli_internal.h"
@@ -65,6 +66,46 @@ int check_inputs_not_output(struct cli *c, struct err *e) {
     return 0;
 }
 
+/* ---- a look at the beginning: the descriptor is kept, since opening a named pipe again could wait for ever ---- */
+
+static void drop_peeked(struct cli *c) {
+    if (c->peeked_path) close(c->peeked);
+    c->peeked_path = NULL;
+}
+
+/* Opens a path, or takes over the descriptor of cli_peek. */
+static int open_path(struct cli *c, const char *path) {
+    if (!c->peeked_path || strcmp(path, c->peeked_path) != 0) return open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    c->peeked_path = NULL;
+    return c->peeked;
+}
+
+static ssize_t peek_pipe(int fd, void *begin, size_t n) {
+    int copy[2];
+    if (pipe2(copy, O_CLOEXEC)) return -1;
+    ssize_t got = tee(fd, copy[1], n, 0);
+    if (got > 0) got = read(copy[0], begin, (size_t)got);
+    close(copy[0]);
+    close(copy[1]);
+    return got;
+}
+
+size_t cli_peek(struct cli *c, const char *path, void *begin, size_t n) {
+    int fd = is_dash(path) ? STDIN_FILENO : open_path(c, path);
+    struct stat st;
+    ssize_t got = -1;
+    if (fd < 0) return 0;
+    if (!is_dash(path)) {
+        drop_peeked(c);
+        c->peeked_path = path, c->peeked = fd;
+    }
+    if (fstat(fd, &st)) return 0;
+    if (S_ISREG(st.st_mode)) got = pread(fd, begin, n, lseek(fd, 0, SEEK_CUR));
+    if (S_ISFIFO(st.st_mode)) got = peek_pipe(fd, begin, n);
+    if (S_ISSOCK(st.st_mode)) got = recv(fd, begin, n, MSG_PEEK | MSG_WAITALL);
+    return got > 0 ? (size_t)got : 0;
+}
+
 /* Opens the input, records path and role, and returns the descriptor and a name for messages. */
 static int open_input(struct cli *c, const char *path, const char *role, struct cli_input **out, int *fd,
                       const char **name, struct err *e) {
@@ -78,7 +119,7 @@ static int open_input(struct cli *c, const char *path, const char *role, struct 
         *name = arena_strdup(&c->arena, path, e);
         if (!*name) return e->code;
         if (name_input(c, in, *name, e)) return e->code;
-        *fd = in->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+        *fd = in->fd = open_path(c, path);
         if (*fd < 0) return err_sys(e, errno, "%s", path);
     }
     *out = in;
@@ -223,4 +264,5 @@ void inputs_release(struct cli *c) {
         if (in->fd >= 0) close(in->fd);
     }
     c->inputs = NULL;
+    drop_peeked(c);
 }

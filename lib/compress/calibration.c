@@ -3,27 +3,25 @@
 
 #include "lib/compress/compress_internal.h"
 
-/* Decides by the first bytes, if the file can be opened for a look; streams are taken as statistics. */
-static bool is_imatrix(const char *path) {
-    char begin[4];
-    FILE *f = cli_is_file(path) && strcmp(path, "-") != 0 ? fopen(path, "rb") : NULL;
-    if (!f) return false;
-    size_t n = fread(begin, 1, sizeof begin, f);
-    fclose(f);
-    return n && imatrix_is(path, begin, n);
+static int read_stats(struct compress_calibration *out, struct cli *c, const char *path, struct err *e) {
+    struct stream_reader *in;
+    int rc = cli_open_stream(c, path, "stats", STREAM_STATS, &in, e);
+    return rc ? rc : stats_load(&out->stats, in, e);
+}
+
+static int read_imatrix(struct compress_calibration *out, struct cli *c, const char *path, struct err *e) {
+    struct buf bytes = {0};
+    int rc = compress_read_whole(c, path, "stats", &bytes, e);
+    if (!rc && imatrix_read(&out->imatrix, &bytes, e))
+        rc = err_prefix(e, "%s", strcmp(path, "-") == 0 ? "standard input" : path);
+    buf_release(&bytes);
+    return rc;
 }
 
 int compress_read_calibration(struct compress_calibration *out, struct cli *c, const char *path, struct err *e) {
-    struct stream_reader *in;
-    struct buf bytes = {0};
-    if (!is_imatrix(path)) {
-        int rc = cli_open_stream(c, path, "stats", STREAM_STATS, &in, e);
-        return rc ? rc : stats_load(&out->stats, in, e);
-    }
-    int rc = compress_read_whole(c, path, "stats", &bytes, e);
-    if (!rc && imatrix_read(&out->imatrix, &bytes, e)) rc = err_prefix(e, "%s", path);
-    buf_release(&bytes);
-    return rc;
+    char begin[4];
+    size_t n = cli_peek(c, path, begin, sizeof begin);
+    return n && imatrix_is(path, begin, n) ? read_imatrix(out, c, path, e) : read_stats(out, c, path, e);
 }
 
 void compress_calibration_release(struct compress_calibration *x) {

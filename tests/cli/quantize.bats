@@ -96,6 +96,18 @@ setup() {
     rill quantize -q --no-provenance --type q4_1 model.rill -o c.rill
     assert_differ b.rill c.rill
     check_exit 0 rill diff --max-abs 0.05 a.rill b.rill # sums in f32 round otherwise
+    rill quantize -q --no-provenance --type q4_1 --stats - model.rill -o in-d.rill <model.imatrix.gguf
+    cat model.imatrix.gguf | rill quantize -q --no-provenance --type q4_1 --stats - model.rill -o in-e.rill
+    cmp in-d.rill in-e.rill
+    check_exit 0 rill diff --max-abs 0 b.rill in-d.rill
+    mkfifo pipe && { cat model.imatrix.gguf >pipe & }
+    check_exit 0 rill quantize -q --no-provenance --type q4_1 --stats pipe model.rill -o in-f.rill
+    check_exit 0 rill diff --max-abs 0 b.rill in-f.rill
+    cat model.stats.rill | rill quantize -q --no-provenance --type q4_1 --stats - model.rill -o in-g.rill
+    check_exit 0 rill diff --max-abs 0 a.rill in-g.rill
+    head -c 500 model.imatrix.gguf >cut.gguf
+    check_exit_in 3 cut.gguf rill quantize --type q4_1 --stats - model.rill -o no.rill
+    assert_stderr_line "standard input: *"
     check_exit 3 rill quantize --type q4_1 --stats model.imatrix.gguf student.rill -o no.rill
     assert_stderr_line "importance of 'token_embd.weight' has 64 columns, the matrix 32: of another model"
     check_exit 3 rill import model.imatrix.gguf -o no.rill
