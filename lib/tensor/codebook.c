@@ -203,10 +203,8 @@ static void weigh(struct group *g, const float *x, const float *importance, floa
     const struct codebook_search *s = g->s;
     float sigma = s->sigma * mean_square, floor_of = s->floor * mean_square;
     bool any = false;
-    for (int i = 0; importance && i < s->group; i++) {
-        g->w[i] = importance[i] * sqrtf(sigma + x[i] * x[i]);
-        any |= g->w[i] > 0;
-    }
+    if (importance) fit_weigh((size_t)s->group, x, importance, sigma, g->w);
+    for (int i = 0; importance && i < s->group; i++) any |= g->w[i] > 0;
     for (int i = 0; i < s->group; i++) {
         if (!any) g->w[i] = floor_of + x[i] * x[i];
         g->root_w[i] = sqrtf(g->w[i]);
