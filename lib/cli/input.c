@@ -100,7 +100,7 @@ size_t cli_peek(struct cli *c, const char *path, void *begin, size_t n) {
         c->peeked_path = path, c->peeked = fd;
     }
     if (fstat(fd, &st)) return 0;
-    if (S_ISREG(st.st_mode)) got = pread(fd, begin, n, lseek(fd, 0, SEEK_CUR));
+    if (S_ISREG(st.st_mode)) got = fd_read_at(fd, begin, n, lseek(fd, 0, SEEK_CUR));
     if (S_ISFIFO(st.st_mode)) got = peek_pipe(fd, begin, n);
     if (S_ISSOCK(st.st_mode)) got = recv(fd, begin, n, MSG_PEEK | MSG_WAITALL);
     return got > 0 ? (size_t)got : 0;

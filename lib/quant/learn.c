@@ -27,7 +27,8 @@ struct learning {
     struct rounding *matrices; /* [b->n_matrices] */
     struct rng rng;
     double per_probed, per_sampled; /* training positions per probed position, and per position of the sample */
-    double beyond;                  /* loss beyond that of the sample, at the start */
+    double best, damp; /* smallest loss so far, INFINITY before the first step, and the damping of the next step */
+    double beyond;     /* loss beyond that of the sample, at the start */
     /* the current batch: */
     struct buf tokens, types, lengths, at; /* at: the position in the data of each row */
     struct model_input in;
@@ -259,8 +260,8 @@ static int measure_all(struct learning *l, double *sum, struct err *e) {
 }
 
 /*
- * Loss and gradients over all training sequences, estimated from the sample: its own, scaled up, plus what the others added
- * at the start, to first order. At the start this is exact (Johnson & Zhang 2013, "Accelerating Stochastic Gradient
+ * Loss and gradients over all training sequences, estimated from the sample: its own, scaled up, plus what the others
+ * added at the start, to first order. At the start this is exact (Johnson & Zhang 2013, "Accelerating Stochastic Gradient
  * Descent using Predictive Variance Reduction").
  */
 static int measure_sample(struct learning *l, double *sum, struct err *e) {
@@ -275,17 +276,21 @@ static int measure_sample(struct learning *l, double *sum, struct err *e) {
     return rc;
 }
 
-static int measure(struct learning *l, bool first, double *sum, struct err *e) {
-    return first || l->n_sampled == l->n_learned ? measure_all(l, sum, e) : measure_sample(l, sum, e);
+static bool is_start(const struct learning *l) {
+    return isinf(l->best);
+}
+
+static int measure(struct learning *l, double *sum, struct err *e) {
+    return is_start(l) || l->n_sampled == l->n_learned ? measure_all(l, sum, e) : measure_sample(l, sum, e);
 }
 
 /* ---- steps ---- */
 
-static int step(struct learning *l, double damp, struct err *e) {
+static int step(struct learning *l, struct err *e) {
     int rc = 0;
     for (size_t i = 0; !rc && i < l->b->n_matrices; i++) {
         struct model_param *p = l->b->matrices[i].param;
-        rc = rounding_step(&l->matrices[i], damp * l->per_probed, model_host_grad(p), e);
+        rc = rounding_step(&l->matrices[i], l->damp * l->per_probed, model_host_grad(p), e);
         rounding_value(&l->matrices[i], model_host_value(p));
     }
     return rc;
@@ -302,19 +307,19 @@ static int keep_best(struct learning *l, struct learn_error *error, struct err *
 }
 
 /* A step's state: the base of the next one if the error fell, and otherwise undone with more damping. */
-static int accept(struct learning *l, bool first, double *best, double *damp, struct learn_error *error,
-                  struct err *e) {
+static int accept(struct learning *l, struct learn_error *error, struct err *e) {
     double now;
-    int rc = measure(l, first, &now, e);
+    bool first = is_start(l);
+    int rc = measure(l, &now, e);
     if (rc) return rc;
-    if (!(now < *best)) {
+    if (!(now < l->best)) {
         if (first) return 0; /* the error is not a number */
-        *damp *= DAMP_MORE;
+        l->damp *= DAMP_MORE;
         for (size_t k = 0; k < l->b->n_matrices; k++) rounding_back(&l->matrices[k]);
         return 0;
     }
-    *best = now;
-    if (!first) *damp *= DAMP_LESS;
+    l->best = now;
+    if (!first) l->damp *= DAMP_LESS;
     for (size_t i = 0; i < l->b->n_matrices; i++)
         rounding_accept(&l->matrices[i], model_host_grad(l->b->matrices[i].param));
     return first ? 0 : keep_best(l, error, e);
@@ -322,14 +327,14 @@ static int accept(struct learning *l, bool first, double *best, double *damp, st
 
 /* The state after the last step needs no gradient: the held-out sequences alone judge it. */
 static int descend(struct learning *l, unsigned passes, struct learn_error *error, struct err *e) {
-    double best = INFINITY, damp = DAMP;
+    l->best = INFINITY, l->damp = DAMP;
     int rc = judge(l, &error->before, e);
     error->after = error->before;
     if (!rc) rc = probe(l, e);
     for (unsigned i = 0; !rc && i < passes; i++) {
-        rc = accept(l, i == 0, &best, &damp, error, e);
-        if (rc || !isfinite(best)) return rc;
-        rc = step(l, damp, e);
+        rc = accept(l, error, e);
+        if (rc || is_start(l)) return rc;
+        rc = step(l, e);
         if (!rc && l->b->step) l->b->step(l->b->step_ctx, i + 1);
     }
     return rc ? rc : keep_best(l, error, e);

@@ -80,8 +80,8 @@ struct learn_error {
 int learn_run(const struct learn_block *b, float *y, struct err *e) MUST_CHECK;
 /*
  * Lowers the error in `passes` steps, each using the gradient over all sequences that are not held out, or an estimate
- * of it from `sample` positions. Keeps the best state on the held-out ones, at least the initial one. Independent of the number of threads. On failure (ERR_IO: out
- * of memory) the blocks are unchanged.
+ * of it from `sample` positions. Keeps the best state on the held-out ones, at least the initial one. Independent of the
+ * number of threads. On failure (ERR_IO: out of memory) the blocks are unchanged.
  */
 int learn_rounding(const struct learn_block *b, unsigned passes, struct learn_error *error, struct err *e) MUST_CHECK;
 

@@ -57,6 +57,17 @@ int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols
     return rc;
 }
 
+int quant_values(const struct tensor_desc *d, const void *data, struct buf *scratch, const float **x, struct err *e) {
+    uint64_t n = tensor_elems(d);
+    *x = data;
+    if (d->dtype == DT_F32 && (uintptr_t)data % sizeof **x == 0) return 0;
+    scratch->len = 0;
+    if (buf_reserve(scratch, n * sizeof **x, e)) return e->code;
+    tensor_to_f32(d->dtype, data, (float *)scratch->data, n);
+    *x = (const float *)scratch->data;
+    return 0;
+}
+
 /* ---- a tensor ---------------------------------------------------------------------------------------------------- */
 
 static double bits_of(enum dtype t) {

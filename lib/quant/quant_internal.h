@@ -53,6 +53,10 @@ int blocks_store(const char *folder, struct digest key, const struct quant_tenso
 
 /* ---- a pass over the tensors (pass.c) ---------------------------------------------------------------------------- */
 
+/* *x = the values of a tensor: the data itself if it is f32, or in scratch. */
+int quant_values(const struct tensor_desc *d, const void *data, struct buf *scratch, const float **x,
+                 struct err *e) MUST_CHECK;
+
 struct pass {
     struct stream_writer *out;
     const struct quant_options *o;

@@ -39,21 +39,10 @@ struct turn {
     struct quant_tensor_report *t;
 };
 
-/* The tensor's values: the data itself if it is f32. */
-static int values_of(struct pass *p, const struct turn *u, uint64_t n, const float **x, struct err *e) {
-    *x = u->data;
-    if (u->from->dtype == DT_F32 && (uintptr_t)u->data % sizeof(float) == 0) return 0;
-    p->f32.len = 0;
-    if (buf_reserve(&p->f32, n * sizeof(float), e)) return e->code;
-    tensor_to_f32(u->from->dtype, u->data, (float *)p->f32.data, n);
-    *x = (const float *)p->f32.data;
-    return 0;
-}
-
 static int round_and_improve(struct pass *p, const struct turn *u, struct err *e) {
     uint64_t n = tensor_elems(u->from), cols = tensor_row_elems(u->from);
     const float *x;
-    if (values_of(p, u, n, &x, e)) return err_prefix(e, "tensor '%s'", u->t->name);
+    if (quant_values(u->from, u->data, &p->f32, &x, e)) return err_prefix(e, "tensor '%s'", u->t->name);
     int rc = pass_round(p, x, n / cols, cols, u->importance, p->packed.data, u->t, e);
     return rc ? rc : improve(p, u->slot, x, n, cols, u->importance, u->t, e);
 }

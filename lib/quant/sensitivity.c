@@ -64,17 +64,13 @@ double sense_error(const struct sense *s, enum dtype to) {
 
 static int measure(const struct sense_job *j, const enum dtype *types, size_t n, struct sense *s, bool *new,
                    struct err *e) {
-    uint64_t elems = tensor_elems(j->d);
     struct piece_job p = {
         .importance = j->importance, .rows = tensor_rows(j->d), .cols = tensor_row_elems(j->d), .to = DT_F32};
     size_t missing = 0;
     for (size_t i = 0; i < n; i++) missing += types[i] != j->d->dtype && !sense_knows(s, types[i]);
     *new = missing || s->power < 0;
     if (!*new) return 0;
-    j->f32->len = 0;
-    if (buf_reserve(j->f32, elems * sizeof(float), e)) return e->code;
-    tensor_to_f32(j->d->dtype, j->data, (float *)j->f32->data, elems);
-    p.x = (const float *)j->f32->data;
+    if (quant_values(j->d, j->data, j->f32, &p.x, e)) return e->code;
     p.power = true;
     int rc = sum_rows(&p, &s->power, e);
     p.power = false;

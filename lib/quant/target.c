@@ -110,8 +110,8 @@ static int solve(const struct relation *r, const struct obs_factor *f, const flo
 
 /*
  * How well the solution from the first half fits the second: the best multiple of it there, within [0, 1]. It is a
- * single number for all rows, so ASKED rows, spread evenly, estimate it well enough. (With half of the H of all positions
- * instead of the first half's own, a factor less, the divergence of SmolLM2 is 4% larger.)
+ * single number for all rows, so ASKED rows, spread evenly, estimate it well enough. (With half of the H of all
+ * positions instead of the first half's own, a factor less, the divergence of SmolLM2 is 4% larger.)
  */
 static int share_that_holds(const struct relation *r, const float *w, size_t rows, float *b, float *t, double *share,
                             struct err *e) {

@@ -321,10 +321,11 @@ int tensor_rows_from_f32(enum dtype dtype, const float *src, uint64_t first, uin
     const struct dtype_info *type = dtype_info(dtype);
     struct row_weights w = {.importance = importance, .cols = cols};
     uint64_t n = rows * cols;
-    bool fails = importance && (!type->is_quantized || needs_row(type) || check_importance(importance, cols, e));
-    fails = fails || encode(dtype, src, n, dst, importance ? &w : NULL, e);
-    if (!fails && (type->is_float || type->is_quantized)) fails = tensor_first_nonfinite(dtype, dst, n) < n;
-    return fails ? rows_one_by_one(dtype, src, first, rows, cols, dst, importance, e) : 0;
+    bool together = !importance || (type->is_quantized && !needs_row(type));
+    bool done = together && !(importance && check_importance(importance, cols, e)) &&
+                !encode(dtype, src, n, dst, importance ? &w : NULL, e);
+    if (done && (type->is_float || type->is_quantized)) done = tensor_first_nonfinite(dtype, dst, n) == n;
+    return done ? 0 : rows_one_by_one(dtype, src, first, rows, cols, dst, importance, e);
 }
 
 int tensor_from_f32_checked(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,

@@ -155,8 +155,8 @@ float fit_descent(int n, int half, const float *x, const float *w, uint8_t *code
  * of sub-blocks. Returns the scale. */
 float fit_positive(int n, int top, const float *x, const float *w, uint8_t *codes);
 
-/* Implementations of all of these but fit_descent and fit_positive: one group at a time, and, where the processor supports it (fit_has_*), 8 or 16
- * groups with n 16 or 32. */
+/* Implementations of all of these but fit_descent and fit_positive: one group at a time, and, where the processor
+ * supports it (fit_has_*), 8 or 16 groups with n 16 or 32. */
 #define FIT_AT_ONCE 16
 void fit_affine_scalar(int n, int top, const float *x, const float *w, const struct fit_search *search,
                        const struct fit_result *fit);

@@ -142,13 +142,13 @@ struct fit {
     uint8_t codes[MAX_BLOCKS * N];
 };
 
-/* For n blocks. Sums of several blocks hide the latency of each other's additions. */
+/* For n blocks. Sums of several blocks hide the latency of each other's additions; the last block stands in for missing
+ * ones. */
 static void sums_of_squares(const float *x, size_t n, float sums[AHEAD]) {
-    for (size_t b = 0; b < AHEAD; b++) sums[b] = 0;
-    for (size_t i = 0; i < N && n == AHEAD; i++)
-        for (size_t b = 0; b < AHEAD; b++) sums[b] += x[b * N + i] * x[b * N + i];
-    for (size_t i = 0; i < N && n < AHEAD; i++)
-        for (size_t b = 0; b < n; b++) sums[b] += x[b * N + i] * x[b * N + i];
+    const float *block[AHEAD];
+    for (size_t b = 0; b < AHEAD; b++) sums[b] = 0, block[b] = x + (b < n ? b : n - 1) * N;
+    for (size_t i = 0; i < N; i++)
+        for (size_t b = 0; b < AHEAD; b++) sums[b] += block[b][i] * block[b][i];
 }
 
 INLINE const struct fit_search *search_for(const struct layout *k, bool has_importance) {

@@ -153,8 +153,8 @@ int tensor_rows_from_f32(enum dtype dtype, const float *src, uint64_t first, uin
                          const float *importance, struct err *e) MUST_CHECK;
 
 /*
- * tensor_from_f32 for results to be stored: also ERR_DATA if a result is not finite, because the value is not or exceeds the
- * type's range (f16 ends at 65504; bf16 rounds up to infinity just below the end of f32). The message names the
+ * tensor_from_f32 for results to be stored: also ERR_DATA if a result is not finite, because the value is not or exceeds
+ * the type's range (f16 ends at 65504; bf16 rounds up to infinity just below the end of f32). The message names the
  * element.
  */
 int tensor_from_f32_checked(enum dtype dtype, const float *src, void *dst, uint64_t n, const float *importance,

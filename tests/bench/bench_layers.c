@@ -1,6 +1,6 @@
 /*
- * bench_layers: bf16 products in place and alone. In place: those of 30 layers of SmolLM2-135M in the order of a training
- * step, each with weights of its own, so that what a product reads is where the ones before it have left it. Alone: the
+ * bench_layers: bf16 products in place and alone. In place: those of 30 layers of SmolLM2-135M in the order of a
+ * training step, each with weights of its own, so that what a product reads is where the ones before it have left it. Alone: the
  * same product again and again, which is what bench_bf16 measures. Both in one run, repeated; medians.
  *
  *     make bench-kernel THREADS=1                processor time instead of wall time: fair on a busy machine
@@ -10,15 +10,12 @@
 
 #include "tests/bench/products.h"
 
-enum { LAYERS = 30, ROWS = 2048, HIDDEN = 576, KV = 192, FFN = 1536, REPETITIONS = 5 };
+enum { LAYERS = 30, ROWS = 2048, FFN = 1536, REPETITIONS = 5 };
 
-/* The products of a layer, named as in products.c; columns of the output and elements of a sum. */
-static const struct place {
-    const char *what;
-    size_t n, k;
-} layer[] = {{"q, o", HIDDEN, HIDDEN},  {"k, v", KV, HIDDEN},      {"k, v", KV, HIDDEN}, {"q, o", HIDDEN, HIDDEN},
-             {"gate, up", FFN, HIDDEN}, {"gate, up", FFN, HIDDEN}, {"down", HIDDEN, FFN}};
-enum { PLACES = COUNT_OF(layer) };
+/* The products of a layer, in order, by their names in products.c. */
+static const char *const names[] = {"q, o", "k, v", "k, v", "q, o", "gate, up", "gate, up", "down"};
+enum { PLACES = COUNT_OF(names) };
+static const struct product *layer[PLACES];
 
 enum pass { FORWARD, TO_INPUT, TO_WEIGHT, PASSES };
 static const char *const pass_names[] = {"y", "dx", "dw"};
@@ -52,13 +49,20 @@ static void *packing(size_t n, size_t k) {
     return bench_array(kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, n, k), 1);
 }
 
+static const struct product *find(const char *what) {
+    size_t i = 0;
+    while (strcmp(products[i].what, what) != 0) i++;
+    return &products[i];
+}
+
 static void begin(void) {
+    for (size_t p = 0; p < PLACES; p++) layer[p] = find(names[p]);
     dy = random_bf16(ROWS * FFN);
     dx = random_bf16(ROWS * FFN);
     packed_x = packing(FFN, ROWS);
     for (size_t l = 0; l < LAYERS; l++)
         for (size_t p = 0; p < PLACES; p++) {
-            size_t n = layer[p].n, k = layer[p].k;
+            size_t n = layer[p]->n, k = layer[p]->k;
             float *w = bench_numbers(n * k);
             struct kernel_matrix stored = kernel_matrix_of(kernel_f32(w), n, k);
             weights[l][p].forward = kernel_pack_nt(kernel_bf16(packing(n, k)), &stored);
@@ -73,7 +77,7 @@ static void begin(void) {
 
 /* The output goes to where the next place of the layer has its input. */
 static uint16_t *output_of(size_t l, size_t p) {
-    if (p + 1 < PLACES && layer[p + 1].k == layer[p].n) return weights[l][p + 1].x;
+    if (p + 1 < PLACES && layer[p + 1]->k == layer[p]->n) return weights[l][p + 1].x;
     if (p + 1 == PLACES && l + 1 < LAYERS) return weights[l + 1][0].x;
     return dx;
 }
@@ -86,8 +90,8 @@ static void run(size_t l, size_t p, enum pass pass) {
     else if (pass == TO_INPUT)
         kernel_multiply(ROWS, kernel_bf16(dy), &w->backward, NULL, kernel_bf16(dx));
     else {
-        struct kernel_matrix x = kernel_pack_nn(kernel_bf16(packed_x), layer[p].k, ROWS, kernel_bf16(w->x));
-        kernel_multiply_tn(layer[p].n, kernel_bf16(dy), &x, &accumulate, kernel_f32(w->dw));
+        struct kernel_matrix x = kernel_pack_nn(kernel_bf16(packed_x), layer[p]->k, ROWS, kernel_bf16(w->x));
+        kernel_multiply_tn(layer[p]->n, kernel_bf16(dy), &x, &accumulate, kernel_f32(w->dw));
     }
 }
 
@@ -139,15 +143,15 @@ static void report(void) {
             double gflop = 0, in_place = 0, alone = 0;
             char what[32];
             bool seen = false;
-            for (size_t p = 0; p < first; p++) seen |= !strcmp(layer[p].what, layer[first].what);
+            for (size_t p = 0; p < first; p++) seen |= !strcmp(layer[p]->what, layer[first]->what);
             for (size_t p = first; !seen && p < PLACES; p++) {
-                if (strcmp(layer[p].what, layer[first].what) != 0) continue;
-                gflop += 2e-9 * LAYERS * ROWS * (double)(layer[p].n * layer[p].k);
+                if (strcmp(layer[p]->what, layer[first]->what) != 0) continue;
+                gflop += 2e-9 * LAYERS * ROWS * (double)(layer[p]->n * layer[p]->k);
                 in_place += median(timings[p][pass].in_place);
                 alone += median(timings[p][pass].alone);
             }
             if (seen) continue;
-            snprintf(what, sizeof what, "%s of %s", pass_names[pass], layer[first].what);
+            snprintf(what, sizeof what, "%s of %s", pass_names[pass], layer[first]->what);
             print(what, gflop, in_place, alone);
             all += gflop, all_in_place += in_place, all_alone += alone;
         }
