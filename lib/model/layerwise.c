@@ -11,7 +11,8 @@ struct rows {
     size_t cols;
 };
 
-/* Where the last passes stopped inside the layer, and the values needed to resume there. */
+/* Where the last passes stopped inside the layer, and the values needed to resume there. The residual stream is the
+ * layer's input up to POINT_O_IN, and the same at POINT_FFN_IN and POINT_DOWN_IN. */
 struct halt {
     bool any;
     enum model_point point;
@@ -230,15 +231,18 @@ static struct grad_var *take_rows(const struct rows *r, struct grad_tape *t, siz
 static void keep_halt(void *ctx, const struct grad_var *value, const struct grad_var *residual) {
     struct halting *k = ctx;
     struct rows *r = rows_at(k->halt, k->point);
-    k->rc = keep_rows(&k->halt->residual, k, residual);
+    bool is_kept = k->halt->any && k->halt->point >= POINT_FFN_IN;
+    if (k->point != POINT_O_IN && !is_kept) k->rc = keep_rows(&k->halt->residual, k, residual);
     if (!k->rc && r) k->rc = keep_rows(r, k, value);
 }
 
 /* Restores the rows of a pass at the halt: returns the residual and sets part->given to the value at the point. */
-static struct grad_var *take_halt(struct halt *h, struct graph_part *part, struct grad_tape *t, size_t first,
-                                  size_t n) {
+static struct grad_var *take_halt(const struct model_layerwise *l, const struct step *s, struct graph_part *part,
+                                  struct grad_tape *t, size_t first, size_t n) {
+    struct halt *h = s->halt;
     const struct rows *r = rows_at(h, h->point);
-    struct grad_var *x = take_rows(&h->residual, t, first, n);
+    struct grad_var *x =
+        h->point == POINT_O_IN ? take_states(l, s->from, t, s->layer, first, n) : take_rows(&h->residual, t, first, n);
     part->resumes = true;
     part->from = h->point;
     if (r) part->given = take_rows(r, t, first, n);
@@ -266,7 +270,7 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
     if (s->layer < 0)
         x = graph_embed(g);
     else if (s->halt && s->halt->any)
-        x = graph_layer(g, (uint32_t)s->layer, take_halt(s->halt, &part, t, first, in->n_positions));
+        x = graph_layer(g, (uint32_t)s->layer, take_halt(l, s, &part, t, first, in->n_positions));
     else
         x = graph_layer(g, (uint32_t)s->layer, take_states(l, s->from, t, s->layer, first, in->n_positions));
     if (k.rc) return k.rc;
@@ -275,8 +279,46 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
     return 0;
 }
 
-/* Runs one step for all inputs. */
-static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+/* ---- weights of a step ------------------------------------------------------------------------------------------- */
+
+/* Does the step multiply by this matrix? Not asked of experts, of which a layer has many, and second factors. */
+static bool multiplies_by(const struct step *s, enum model_role role) {
+    const struct model_role_info *info = model_role_info(role);
+    if (info->kind != KIND_MATRIX || info->each != AXIS_ONE || info->input == POINT_COUNT) return false;
+    if (s->halt && s->halt->any && info->input < s->halt->point) return false;
+    return !s->last || info->input < *s->last;
+}
+
+static void unpack_weights(struct model_layerwise *l, int64_t layer) {
+    const struct model_config *c = &l->m->config;
+    for (size_t i = model_slot_of_layer(c, (uint32_t)layer); i < model_slot_of_layer(c, (uint32_t)layer + 1); i++) {
+        struct model_param *p = &l->m->params[i];
+        if (!kernel_has_data(p->value) || !kernel_has_matrix(&p->matrix)) continue;
+        kernel_free(l->m->device, kernel_matrix_memory(&p->matrix));
+        p->matrix = (struct kernel_matrix){0};
+    }
+}
+
+/* Packs f32 weights for bf16 products once for all passes. They may change before the next step, so it packs anew. */
+static int pack_weights(struct model_layerwise *l, const struct step *s, struct err *e) {
+    const struct model_config *c = &l->m->config;
+    size_t first = model_slot_of_layer(c, (uint32_t)s->layer), end = model_slot_of_layer(c, (uint32_t)s->layer + 1);
+    for (size_t i = first; i < end; i++) {
+        struct model_param *p = &l->m->params[i];
+        if (!kernel_has_data(p->value) || !multiplies_by(s, p->slot.role)) continue;
+        size_t n = p->desc.dims[0], k = p->desc.dims[1];
+        size_t bytes = kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, n, k);
+        struct kernel_array memory = kernel_alloc(l->m->device, DT_U8, bytes, e);
+        if (!kernel_has_data(memory)) return err_prefix(e, "tensor '%s'", p->desc.name);
+        struct kernel_matrix stored = kernel_matrix_of(p->value, n, k);
+        p->matrix = kernel_pack_nt(memory, &stored);
+    }
+    return 0;
+}
+
+/* ---- all passes of a step ---------------------------------------------------------------------------------------- */
+
+static int run_passes(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                       const struct step *s, struct err *e) {
     size_t first = 0, pass = 0, positions = model_layerwise_positions(in, n, s->every);
     for (size_t i = 0; i < n; i++) {
@@ -290,6 +332,16 @@ static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const stru
     }
     if (s->halt && s->last && halts_at(l, s->layer, *s->last)) s->halt->any = true, s->halt->point = *s->last;
     return 0;
+}
+
+/* Runs one step for all inputs. */
+static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
+                      const struct step *s, struct err *e) {
+    bool packs = n && s->layer >= 0 && grad_precision(t) == DT_BF16 && !grad_records(t);
+    int rc = packs ? pack_weights(l, s, e) : 0;
+    if (!rc) rc = run_passes(l, t, in, n, s, e);
+    if (packs) unpack_weights(l, s->layer);
+    return rc;
 }
 
 static int reserve_states(struct model_layerwise *l, struct buf *states, const struct model_input *in, size_t n,
