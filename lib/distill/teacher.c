@@ -33,9 +33,12 @@ int teacher_check(const struct distill_teacher *d, const struct model *student, 
 /* Collects points of a layerwise teacher, whose rows arrive in order, some sequences at a time. */
 static int tap(void *ctx, const struct model_seen *s, struct err *e) {
     struct trainer *t = ctx;
-    for (size_t i = 0; i < t->losses.n_of_teacher; i++)
-        if (t->losses.of_teacher[i].point == s->point && t->losses.of_teacher[i].layer == s->layer)
-            return buf_append(&t->teacher_taps[i], s->x, s->rows * s->cols * sizeof *s->x, e);
+    const float *x;
+    for (size_t i = 0; i < t->losses.n_of_teacher; i++) {
+        if (t->losses.of_teacher[i].point != s->point || t->losses.of_teacher[i].layer != s->layer) continue;
+        int rc = model_seen_f32(s, &x, e);
+        return rc ? rc : buf_append(&t->teacher_taps[i], x, s->rows * s->cols * sizeof *x, e);
+    }
     return 0;
 }
 

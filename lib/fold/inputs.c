@@ -44,12 +44,11 @@ static void add_row(struct fold_sums *s, const float *x) {
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     const struct fold_watch *w = ctx;
     struct fold_sums *s = sums_at(w, seen->point, seen->expert);
-    (void)e;
+    const float *x;
     if (!s || !s->cols) return 0;
-    for (size_t r = 0; r < seen->rows; r++) add_row(s, seen->x + r * s->cols);
-    if (s->gram)
-        kernel_matmul_tn(s->cols, s->cols, seen->rows, kernel_f32(seen->x), kernel_f32(seen->x), 1,
-                         kernel_f32(s->gram));
+    if (model_seen_f32(seen, &x, e)) return e->code;
+    for (size_t r = 0; r < seen->rows; r++) add_row(s, x + r * s->cols);
+    if (s->gram) kernel_matmul_tn(s->cols, s->cols, seen->rows, kernel_f32(x), kernel_f32(x), 1, kernel_f32(s->gram));
     return 0;
 }
 

@@ -27,7 +27,9 @@ static const struct model_param *norm_at(const struct sums *s, const struct mode
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct sums *s = ctx;
     const struct model_param *p = norm_at(s, seen);
+    const float *x;
     if (!p) return 0;
+    if (model_seen_f32(seen, &x, e)) return e->code;
     const float *gain = model_host_value(p);
     if (seen->rows > s->rows) {
         mem_free(s->z);
@@ -36,7 +38,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
         if (!s->z) return e->code;
         s->rows = seen->rows;
     }
-    for (size_t i = 0; i < seen->rows * s->n; i++) s->z[i] = gain[i % s->n] != 0 ? seen->x[i] / gain[i % s->n] : 0;
+    for (size_t i = 0; i < seen->rows * s->n; i++) s->z[i] = gain[i % s->n] != 0 ? x[i] / gain[i % s->n] : 0;
     kernel_matmul_tn(s->n, s->n, seen->rows, kernel_f32(s->z), kernel_f32(s->z), 1, kernel_f32(s->gram));
     return 0;
 }

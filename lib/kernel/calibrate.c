@@ -108,26 +108,47 @@ double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, 
 
 struct bound_job {
     const struct simd *v;
-    float *y, *diff;
-    const float *x, *other;
+    float *by, *y, *diff;
+    struct view x, other;
     double most;
     size_t d;
 };
 
-static void bound_rows_piece(void *ctx, size_t begin, size_t end) {
-    const struct bound_job *j = ctx;
-    for (size_t r = begin; r < end; r++) {
-        const float *x = j->x + r * j->d, *other = j->other ? j->other + r * j->d : NULL;
-        float *y = j->y + r * j->d, *diff = other ? j->diff + r * j->d : NULL;
-        double square = j->v->dot(x, x, j->d);
-        float by = square > j->most ? (float)sqrt(j->most / square) : 1;
-        for (size_t c = 0; c < j->d; c++) y[c] = by * x[c];
-        for (size_t c = 0; other && c < j->d; c++) diff[c] = by * (other[c] - x[c]);
+static double squared_length(const struct bound_job *j, size_t row) {
+    float scratch[WIDENED];
+    double sum = 0;
+    for (size_t c = 0, n; c < j->d; c += n) {
+        n = smaller(WIDENED, j->d - c);
+        const float *x = array_get(j->v, j->x, row * j->d + c, n, scratch);
+        sum += j->v->dot(x, x, n);
+    }
+    return sum;
+}
+
+static void scale_row(const struct bound_job *j, size_t row, float by) {
+    float scratch[WIDENED], scratch_other[WIDENED];
+    for (size_t c = 0, n; c < j->d; c += n) {
+        size_t at = row * j->d + c;
+        n = smaller(WIDENED, j->d - c);
+        const float *x = array_get(j->v, j->x, at, n, scratch);
+        const float *other = j->diff ? array_get(j->v, j->other, at, n, scratch_other) : NULL;
+        for (size_t i = 0; j->y && i < n; i++) j->y[at + i] = by * x[i];
+        for (size_t i = 0; other && i < n; i++) j->diff[at + i] = by * (other[i] - x[i]);
     }
 }
 
-void kernel_bound_rows(float *y, float *diff, const float *x, const float *other, double most, size_t rows, size_t d) {
+static void bound_rows_piece(void *ctx, size_t begin, size_t end) {
+    const struct bound_job *j = ctx;
+    for (size_t r = begin; r < end; r++) {
+        double square = squared_length(j, r);
+        j->by[r] = square > j->most ? (float)sqrt(j->most / square) : 1;
+        if (j->y || j->diff) scale_row(j, r, j->by[r]);
+    }
+}
+
+void kernel_bound_rows(float *by, float *y, float *diff, struct kernel_array x, struct kernel_array other, double most,
+                       size_t rows, size_t d) {
     PROFILE(ELEMENTWISE);
-    struct bound_job j = {simd(), y, diff, x, other, most, d};
+    struct bound_job j = {simd(), by, y, diff, view_of(x), view_of(other), most, d};
     kernel_split(rows, piece_rows(d), bound_rows_piece, &j);
 }

@@ -24,7 +24,8 @@ struct kernel_rows16 kernel_rows16_in(void *memory, size_t n) {
 struct rows16_job {
     const struct micro_rows16 *micro;
     const struct kernel_rows16 *a, *b;
-    const float *x;
+    struct view x;
+    const float *by;
     float *c;
     bool upper;
 };
@@ -33,13 +34,20 @@ static void take_panel(void *ctx, size_t panel, int thread) {
     const struct rows16_job *j = ctx;
     size_t first = panel * ROWS16_PANEL;
     (void)thread;
-    j->micro->take(smaller(ROWS16_PANEL, j->a->n - first), j->a->rows, j->x + first, j->a->n, j->a->scale + first,
-                   j->a->words + first * (KERNEL_ROWS16 / 2));
+    struct columns16 t = {.n = smaller(ROWS16_PANEL, j->a->n - first),
+                          .rows = j->a->rows,
+                          .x = view_part(j->x, first),
+                          .ld = j->a->n,
+                          .by = j->by,
+                          .scale = j->a->scale + first,
+                          .words = j->a->words + first * (KERNEL_ROWS16 / 2)};
+    j->micro->take(&t);
 }
 
-void kernel_rows16_take(struct kernel_rows16 *r, size_t rows, const float *x) {
+void kernel_rows16_take(struct kernel_rows16 *r, size_t rows, struct kernel_array x, const float *by) {
     r->rows = rows;
-    parallel_for(panels16(r->n), take_panel, &(struct rows16_job){.micro = simd()->rows16, .a = r, .x = x});
+    struct rows16_job j = {.micro = simd()->rows16, .a = r, .x = view_of(x), .by = by};
+    parallel_for(panels16(r->n), take_panel, &j);
 }
 
 /* Adds to the rows of c that belong to one panel of a. */

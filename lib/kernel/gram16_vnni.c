@@ -20,36 +20,55 @@
 #define NORM_TOP  46200.0f
 #define VALUE_TOP 32767.0f
 
-TARGET_VNNI static void take_half(__mmask16 mask, size_t rows, const float *x, size_t ld, float *scale,
-                                  uint32_t *words) {
-    __m512 squares = _mm512_setzero_ps(), most = _mm512_setzero_ps();
-    for (size_t r = 0; r < rows; r++) {
-        __m512 v = _mm512_maskz_loadu_ps(mask, x + r * ld);
-        squares = _mm512_fmadd_ps(v, v, squares);
-        most = _mm512_max_ps(most, _mm512_abs_ps(v));
+/* The first or second 16 columns of row r, times its factor; 0 outside the mask. */
+INLINE_VNNI __m512 load_row(const struct columns16 *t, bool is_bf16, __mmask16 mask, int half, size_t r) {
+    size_t place = r * t->ld + (size_t)(16 * half);
+    __m512 v;
+    if (is_bf16) {
+        __m256i words = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)t->x.data + place);
+        v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    } else {
+        v = _mm512_maskz_loadu_ps(mask, (const float *)t->x.data + place);
     }
-    __m512 s = _mm512_max_ps(_mm512_div_ps(most, _mm512_set1_ps(VALUE_TOP)),
-                             _mm512_div_ps(_mm512_sqrt_ps(squares), _mm512_set1_ps(NORM_TOP)));
-    /* NaN stays NaN, and so does every sum with it. Columns with a scale below FLT_MIN become 0: their squares vanish
-     * in f32, too. */
-    __mmask16 none = _mm512_cmp_ps_mask(squares, squares, _CMP_UNORD_Q),
-              some = _mm512_cmp_ps_mask(s, _mm512_set1_ps(FLT_MIN), _CMP_GE_OQ);
-    __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(1), s);
-    s = _mm512_mask_mov_ps(_mm512_maskz_mov_ps(some, s), none, squares);
-    _mm512_storeu_ps(scale, s);
-    for (size_t r = 0; r < rows; r += 2) {
-        __m512 v = _mm512_maskz_loadu_ps(mask, x + r * ld);
-        __m512 w = r + 1 < rows ? _mm512_maskz_loadu_ps(mask, x + (r + 1) * ld) : _mm512_setzero_ps();
-        __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)),
-                high = _mm512_cvtps_epi32(_mm512_mul_ps(w, inverse));
-        low = _mm512_and_si512(low, _mm512_set1_epi32(0xffff));
-        _mm512_storeu_si512(words + r / 2 * ROWS16_PANEL, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-    }
+    return t->by ? _mm512_mul_ps(v, _mm512_set1_ps(t->by[r])) : v;
 }
 
-TARGET_VNNI static void take(size_t n, size_t rows, const float *x, size_t ld, float *scale, uint32_t *words) {
-    take_half(first(n), rows, x, ld, scale, words);
-    take_half(n > 16 ? first(n - 16) : 0, rows, x + (n > 16 ? 16 : 0), ld, scale + 16, words + 16);
+/* The scales of 16 columns, and what to multiply by. NaN stays NaN, and so does every sum with it. Columns with a scale
+ * below FLT_MIN become 0: their squares vanish in f32, too. */
+INLINE_VNNI __m512 put_scales(float *scale, __m512 squares, __m512 most) {
+    __m512 s = _mm512_max_ps(_mm512_div_ps(most, _mm512_set1_ps(VALUE_TOP)),
+                             _mm512_div_ps(_mm512_sqrt_ps(squares), _mm512_set1_ps(NORM_TOP)));
+    __mmask16 none = _mm512_cmp_ps_mask(squares, squares, _CMP_UNORD_Q),
+              some = _mm512_cmp_ps_mask(s, _mm512_set1_ps(FLT_MIN), _CMP_GE_OQ);
+    _mm512_storeu_ps(scale, _mm512_mask_mov_ps(_mm512_maskz_mov_ps(some, s), none, squares));
+    return _mm512_maskz_div_ps(some, _mm512_set1_ps(1), s);
+}
+
+INLINE_VNNI void take_columns(const struct columns16 *t, bool is_bf16) {
+    const __mmask16 mask[2] = {first(t->n), t->n > 16 ? first(t->n - 16) : 0};
+    __m512 squares[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, most[2] = {squares[0], squares[0]}, inverse[2];
+    for (size_t r = 0; r < t->rows; r++) UNROLL for (int i = 0; i < 2; i++) {
+            __m512 v = load_row(t, is_bf16, mask[i], i, r);
+            squares[i] = _mm512_fmadd_ps(v, v, squares[i]);
+            most[i] = _mm512_max_ps(most[i], _mm512_abs_ps(v));
+        }
+    UNROLL for (int i = 0; i < 2; i++) inverse[i] = put_scales(t->scale + 16 * i, squares[i], most[i]);
+    for (size_t r = 0; r < t->rows; r += 2) UNROLL for (int i = 0; i < 2; i++) {
+            __m512 v = load_row(t, is_bf16, mask[i], i, r);
+            __m512 w = r + 1 < t->rows ? load_row(t, is_bf16, mask[i], i, r + 1) : _mm512_setzero_ps();
+            __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse[i])),
+                    high = _mm512_cvtps_epi32(_mm512_mul_ps(w, inverse[i]));
+            low = _mm512_and_si512(low, _mm512_set1_epi32(0xffff));
+            _mm512_storeu_si512(t->words + r / 2 * ROWS16_PANEL + 16 * i,
+                                _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+}
+
+TARGET_VNNI static void take(const struct columns16 *t) {
+    if (t->x.dtype == DT_BF16)
+        take_columns(t, true);
+    else
+        take_columns(t, false);
 }
 
 /* ---- products ---- */

@@ -626,9 +626,10 @@ double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d); /* su
 /* Sum over rows of 1 - cos(x_r, y_r); 1 for a row of zeros. */
 double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d);
 
-/* On the host: y_r = b_r x_r for each row of x [rows][d], where b_r <= 1 limits the squared length of y_r to `most`
- * (INFINITY: no limit), and with `other` (or NULL) diff_r = b_r (other_r - x_r). */
-void kernel_bound_rows(float *y, float *diff, const float *x, const float *other, double most, size_t rows, size_t d);
+/* On the host: by_r <= 1 for each row of x [rows][d], so that the squared length of by_r x_r is at most `most`
+ * (INFINITY: no limit); unless they are NULL, y_r = by_r x_r and diff_r = by_r (other_r - x_r). */
+void kernel_bound_rows(float *by, float *y, float *diff, struct kernel_array x, struct kernel_array other, double most,
+                       size_t rows, size_t d);
 
 /* ---- on the host, second-order methods: Gram matrices, the factor of an inverse, and error feedback -------------- */
 
@@ -657,8 +658,9 @@ struct kernel_rows16 {
 bool kernel_has_rows16(void); /* false: the following functions must not be called */
 size_t kernel_rows16_bytes(size_t n);
 struct kernel_rows16 kernel_rows16_in(void *memory, size_t n); /* empty; memory of that size is the caller's */
-void kernel_rows16_take(struct kernel_rows16 *r, size_t rows, const float *x); /* x [rows][n], rows <= KERNEL_ROWS16 */
-void kernel_gram16(const struct kernel_rows16 *x, float *c);                   /* c [n][n] += x^T x, as kernel_gram */
+/* Takes x [rows][n], rows <= KERNEL_ROWS16, row r multiplied by by[r]; by NULL: as it is. */
+void kernel_rows16_take(struct kernel_rows16 *r, size_t rows, struct kernel_array x, const float *by);
+void kernel_gram16(const struct kernel_rows16 *x, float *c); /* c [n][n] += x^T x, as kernel_gram */
 /* c [a->n][b->n] += a^T b, of as many rows */
 void kernel_product16(const struct kernel_rows16 *a, const struct kernel_rows16 *b, float *c);
 

@@ -216,10 +216,18 @@ struct block_rows16 {
     float *c;
     size_t ldc;
 };
+/* n <= ROWS16_PANEL columns of x, f32 or bf16, at a row stride of ld elements; by [rows] or NULL: factors of rows. */
+struct columns16 {
+    size_t n, rows;
+    struct view x;
+    size_t ld;
+    const float *by;
+    float *scale;
+    uint32_t *words;
+};
 struct micro_rows16 {
-    /* Rounds n <= ROWS16_PANEL columns of x, at a row stride of ld floats; writes scales and words of all ROWS16_PANEL
-     * columns. */
-    void (*take)(size_t n, size_t rows, const float *x, size_t ld, float *scale, uint32_t *words);
+    /* Rounds columns; writes scales and words of all ROWS16_PANEL columns. */
+    void (*take)(const struct columns16 *t);
     void (*add)(const struct block_rows16 *t);
 };
 #if defined(__x86_64__) && !defined(KERNEL_PORTABLE)

@@ -588,14 +588,17 @@ struct model_input {
 /* Whole sequences [first, first + n) of `in`, where the first of them begins at position `at`. */
 struct model_input model_input_part(const struct model_input *in, size_t first, size_t n, size_t at);
 
-/* The argument of a tap: x [rows][cols], valid during the call. */
+/* The argument of a tap: values [rows][cols], valid during the call. */
 struct model_seen {
     enum model_point point;
     uint32_t layer, expert; /* 0 if there is only one */
-    const float *x;         /* in host memory */
     size_t rows, cols;
     const uint32_t *positions; /* [rows] the input positions of the rows, ascending; NULL: all */
+    const struct grad_var *x;  /* f32, or bf16 on a tape in bf16 */
+    struct grad_tape *tape;
 };
+/* Sets *x to the values [rows][cols] in f32 in host memory, valid during the call. ERR_IO: out of memory. */
+int model_seen_f32(const struct model_seen *seen, const float **x, struct err *e) MUST_CHECK;
 /* Called at each point of a forward pass. A nonzero result stops the pass, which returns it. */
 typedef int model_tap(void *ctx, const struct model_seen *seen, struct err *e);
 

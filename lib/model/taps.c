@@ -99,10 +99,16 @@ struct grad_var *graph_gated(struct graph *g, struct model_slot gate, struct mod
 void graph_tap(struct graph *g, struct model_seen seen, const struct grad_var *x) {
     if (!g->tap || !x || g->rc) return;
     struct grad_mark mark = grad_mark(g->t);
-    seen.x = grad_host_value(g->t, x);
+    seen.x = x;
     seen.cols = x->cols;
-    if (seen.x) g->rc = g->tap(g->tap_ctx, &seen, g->e);
+    seen.tape = g->t;
+    g->rc = g->tap(g->tap_ctx, &seen, g->e);
     grad_rewind(g->t, mark);
+}
+
+int model_seen_f32(const struct model_seen *seen, const float **x, struct err *e) {
+    *x = grad_host_value(seen->tape, seen->x);
+    return *x ? 0 : grad_error(seen->tape, e);
 }
 
 /* Sets the wanted variable of a point, or fills its copy if prepare_copies allocated one. */

@@ -5,8 +5,8 @@
 
 #include "lib/quant/moments.h"
 
-#define GATHERED KERNEL_ROWS16 /* rows added to a sum at once */
-#define MOST     16            /* limit on a row's squared length, as a multiple of the median */
+#define ROWS KERNEL_ROWS16 /* maximum number of rows added to a sum at once */
+#define MOST 16            /* limit on a row's squared length, as a multiple of the median */
 
 /* ---- original inputs ---- */
 
@@ -36,35 +36,28 @@ void dense_inputs_forget(struct dense_inputs *d) {
 int dense_inputs_see(struct dense_inputs *d, const struct model_seen *seen, struct err *e) {
     size_t i = place_of(seen->point);
     if (i == MOMENTS_POINTS) return 0;
-    if (d->room[i] < seen->cols) { /* layers differ in width */
+    d->dtype = seen->x->value.dtype;
+    size_t bytes = kernel_array_bytes(d->dtype, seen->cols);
+    if (d->room[i] < bytes) {
         mem_free(d->x[i]);
-        d->x[i] = mem_array(d->positions, seen->cols * sizeof *d->x[i], e);
+        d->x[i] = mem_array(d->positions, bytes, e);
         if (!d->x[i]) return e->code;
-        d->room[i] = seen->cols;
+        d->room[i] = bytes;
     }
-    d->cols[i] = seen->cols;
-    kernel_download(d->x[i] + d->at[i] * seen->cols, kernel_f32(seen->x), seen->rows * seen->cols);
+    kernel_download((char *)d->x[i] + d->at[i] * bytes, seen->x->value, seen->rows * seen->cols);
     d->at[i] += seen->rows;
     return 0;
 }
 
-/* ---- batching rows ---- */
-
-/* Rows of one half of the data, either with known x or without. */
-struct gathered {
-    float *y, *diff; /* [GATHERED][cols]; diff NULL: x unknown */
-    size_t n;
-    float *gram, *shift; /* destination sums; shift NULL: none */
-};
-
 struct collector {
     struct moments *m;
     const struct dense_inputs *dense;
-    size_t place;                   /* index of the point */
-    struct gathered gathered[2][2]; /* by half, by whether x is known */
-    size_t passes, at;              /* at: rows of the original inputs used so far */
-    void *rounded, *rounded_diff;   /* struct kernel_rows16 memory; NULL: sums in f32 */
-    double median;                  /* of |y|^2 in the first pass; 0: not yet known */
+    size_t place;                 /* index of the point */
+    size_t passes, at;            /* at: rows of the original inputs used so far */
+    float *by;                    /* [ROWS] factors of rows */
+    float *y, *diff;              /* [ROWS][cols] scaled: y, unless sums are made of 16-bit rows; x - y */
+    void *rounded, *rounded_diff; /* struct kernel_rows16 memory; NULL: sums in f32 */
+    double median;                /* of |y|^2 in the first pass; 0: not yet known */
     struct phase_clock *clock;
 };
 
@@ -76,7 +69,10 @@ static int compare_doubles(const void *a, const void *b) {
 }
 
 /* Uses whole sequences: a few hundred rows suffice, and sequence starts are among them. */
-static int find_median(struct collector *k, const float *y, size_t rows, struct err *e) {
+static int find_median(struct collector *k, const struct model_seen *seen, struct err *e) {
+    const float *y;
+    size_t rows = seen->rows;
+    if (model_seen_f32(seen, &y, e)) return e->code;
     double *lengths = mem_array(rows, sizeof *lengths, e);
     if (!lengths) return e->code;
     for (size_t r = 0; r < rows; r++) lengths[r] = kernel_sum_squares(kernel_f32(y + r * k->m->cols), k->m->cols);
@@ -96,31 +92,33 @@ static double longest_row(const struct collector *k) {
     return k->median > 0 ? MOST * k->median : INFINITY;
 }
 
-static void add_gathered(struct collector *k, struct gathered *g) {
+/* ---- sums -------------------------------------------------------------------------------------------------------- */
+
+static void add_products(struct collector *k, struct kernel_array y, size_t rows, float *gram, float *shift) {
     size_t n = k->m->cols;
     if (k->rounded) {
-        struct kernel_rows16 y = kernel_rows16_in(k->rounded, n), diff = kernel_rows16_in(k->rounded_diff, n);
-        kernel_rows16_take(&y, g->n, g->y);
-        kernel_gram16(&y, g->gram);
-        if (g->shift) kernel_rows16_take(&diff, g->n, g->diff);
-        if (g->shift) kernel_product16(&diff, &y, g->shift);
-        g->n = 0;
+        struct kernel_rows16 all = kernel_rows16_in(k->rounded, n), diff = kernel_rows16_in(k->rounded_diff, n);
+        kernel_rows16_take(&all, rows, y, k->by);
+        kernel_gram16(&all, gram);
+        if (!shift) return;
+        kernel_rows16_take(&diff, rows, kernel_f32(k->diff), NULL);
+        kernel_product16(&diff, &all, shift);
         return;
     }
-    kernel_gram(n, g->n, g->y, 1, g->gram);
-    if (g->shift && g->n) kernel_matmul_tn(n, n, g->n, kernel_f32(g->diff), kernel_f32(g->y), 1, kernel_f32(g->shift));
-    g->n = 0;
+    kernel_gram(n, rows, k->y, 1, gram);
+    if (shift) kernel_matmul_tn(n, n, rows, kernel_f32(k->diff), kernel_f32(k->y), 1, kernel_f32(shift));
 }
 
-/* x NULL: unknown. */
-static void gather(struct collector *k, struct gathered *g, const float *y, const float *x, size_t rows) {
-    size_t cols = k->m->cols;
+/* Adds rows of y to one half of the data; x: no data if they are unknown. */
+static void add_rows(struct collector *k, struct half_moments *h, struct kernel_array y, struct kernel_array x,
+                     size_t rows) {
+    bool at_hand = kernel_has_data(x);
     for (size_t done = 0, n; done < rows; done += n) {
-        n = rows - done < GATHERED - g->n ? rows - done : GATHERED - g->n;
-        kernel_bound_rows(g->y + g->n * cols, x ? g->diff + g->n * cols : NULL, y + done * cols,
-                          x ? x + done * cols : NULL, longest_row(k), n, cols);
-        g->n += n;
-        if (g->n == GATHERED) add_gathered(k, g);
+        size_t at = done * k->m->cols;
+        n = rows - done < ROWS ? rows - done : ROWS;
+        struct kernel_array part = kernel_part(y, at), part_x = at_hand ? kernel_part(x, at) : x;
+        kernel_bound_rows(k->by, k->y, at_hand ? k->diff : NULL, part, part_x, longest_row(k), n, k->m->cols);
+        add_products(k, part, n, at_hand ? h->of_dense : h->gram, at_hand ? h->shift : NULL);
     }
 }
 
@@ -129,21 +127,24 @@ static void gather(struct collector *k, struct gathered *g, const float *y, cons
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct collector *k = ctx;
     struct moments *m = k->m;
+    const float *x;
     if (seen->point != m->point) return 0;
-    if (!m->experts && !k->passes && find_median(k, seen->x, seen->rows, e)) return e->code;
+    if (!m->experts && !k->passes && find_median(k, seen, e)) return e->code;
+    if (m->experts && model_seen_f32(seen, &x, e)) return e->code;
     enum quant_phase before = phase_enter(k->clock, QUANT_MOMENTS);
     if (m->experts) {
         /* Summed in order of positions: the last bit of a weight can decide between equally good scales. */
         float *sum = m->squares + seen->expert * m->cols;
         for (size_t r = 0; r < seen->rows; r++)
-            for (size_t j = 0; j < m->cols; j++) sum[j] += seen->x[r * m->cols + j] * seen->x[r * m->cols + j];
+            for (size_t j = 0; j < m->cols; j++) sum[j] += x[r * m->cols + j] * x[r * m->cols + j];
     } else {
         size_t half = k->passes % 2, middle = seen->rows / 2, cols = m->cols;
         bool at_hand = k->dense && k->passes % k->dense->every == 0;
-        const float *x = at_hand ? k->dense->x[k->place] + k->at * cols : NULL;
-        gather(k, &k->gathered[half][at_hand], seen->x, x, middle);
-        gather(k, &k->gathered[!half][at_hand], seen->x + middle * cols, x ? x + middle * cols : NULL,
-               seen->rows - middle);
+        struct kernel_array y = seen->x->value, known = kernel_none(y.dtype);
+        if (at_hand) known = kernel_part(kernel_host_array(k->dense->dtype, k->dense->x[k->place]), k->at * cols);
+        add_rows(k, &m->half[half], y, known, middle);
+        add_rows(k, &m->half[!half], kernel_part(y, middle * cols), at_hand ? kernel_part(known, middle * cols) : known,
+                 seen->rows - middle);
         k->at += at_hand ? seen->rows : 0;
         k->passes++;
     }
@@ -153,41 +154,35 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
 
 /* ---- collection ---- */
 
-static int allocate_half(struct collector *k, struct half_moments *h, struct gathered *g, struct err *e) {
+static int allocate_half(const struct collector *k, struct half_moments *h, struct err *e) {
     size_t n = k->m->cols;
-    bool some = k->dense, all = some && k->dense->every == 1;
+    bool all = k->dense && k->dense->every == 1;
     if (!(h->gram = mem_array(n, n * sizeof(float), e))) return e->code;
-    if (some && !(h->shift = mem_array(n, n * sizeof(float), e))) return e->code;
-    if (some && !all && !(h->of_dense = mem_array(n, n * sizeof(float), e))) return e->code;
+    if (k->dense && !(h->shift = mem_array(n, n * sizeof(float), e))) return e->code;
+    if (k->dense && !all && !(h->of_dense = mem_array(n, n * sizeof(float), e))) return e->code;
     if (all) h->of_dense = h->gram;
-    for (int at_hand = 0; at_hand < 2; at_hand++) {
-        if (at_hand ? !some : all) continue;
-        g[at_hand].y = mem_array(GATHERED, n * sizeof(float), e);
-        if (!g[at_hand].y) return e->code;
-        g[at_hand].gram = at_hand ? h->of_dense : h->gram;
-    }
-    if (!some) return 0;
-    g[1].shift = h->shift;
-    g[1].diff = mem_array(GATHERED, n * sizeof(float), e);
-    return g[1].diff ? 0 : e->code;
+    return 0;
 }
 
 static int allocate(struct collector *k, struct err *e) {
     struct moments *m = k->m;
-    if (m->experts) return (m->squares = mem_array(m->experts, m->cols * sizeof(float), e)) ? 0 : e->code;
+    size_t n = m->cols;
+    if (m->experts) return (m->squares = mem_array(m->experts, n * sizeof(float), e)) ? 0 : e->code;
+    if (!(k->by = mem_alloc(ROWS * sizeof(float), e))) return e->code;
+    if (k->dense && !(k->diff = mem_alloc(ROWS * n * sizeof(float), e))) return e->code;
     if (kernel_has_rows16()) {
-        size_t bytes = kernel_rows16_bytes(m->cols);
-        if (!(k->rounded = mem_array(bytes, 1, e)) || !(k->rounded_diff = mem_array(bytes, 1, e))) return e->code;
+        size_t bytes = kernel_rows16_bytes(n);
+        if (!(k->rounded = mem_alloc(bytes, e)) || !(k->rounded_diff = mem_alloc(bytes, e))) return e->code;
+    } else if (!(k->y = mem_alloc(ROWS * n * sizeof(float), e))) {
+        return e->code;
     }
-    int rc = allocate_half(k, &m->half[0], k->gathered[0], e);
-    return rc ? rc : allocate_half(k, &m->half[1], k->gathered[1], e);
+    int rc = allocate_half(k, &m->half[0], e);
+    return rc ? rc : allocate_half(k, &m->half[1], e);
 }
 
-/* Adds the remaining rows, completes gram to all positions, and fills in the other triangle. */
-static void finish_half(struct collector *k, struct half_moments *h, struct gathered *g) {
+/* Completes gram to all positions and fills in the other triangle. */
+static void finish_half(const struct collector *k, struct half_moments *h) {
     size_t n = k->m->cols;
-    for (int at_hand = 0; at_hand < 2; at_hand++)
-        if (g[at_hand].y) add_gathered(k, &g[at_hand]);
     if (h->of_dense && h->of_dense != h->gram) {
         kernel_add(kernel_f32(h->gram), kernel_f32(h->of_dense), n * n);
         kernel_mirror(n, h->of_dense);
@@ -195,13 +190,12 @@ static void finish_half(struct collector *k, struct half_moments *h, struct gath
     kernel_mirror(n, h->gram);
 }
 
-static void release_gathered(struct collector *k) {
+static void release_scratch(struct collector *k) {
+    mem_free(k->by);
+    mem_free(k->y);
+    mem_free(k->diff);
     mem_free(k->rounded);
     mem_free(k->rounded_diff);
-    for (int i = 0; i < 4; i++) {
-        mem_free(k->gathered[i / 2][i % 2].y);
-        mem_free(k->gathered[i / 2][i % 2].diff);
-    }
 }
 
 int moments_collect(struct moments *m, struct model_layerwise *l, enum model_point point, uint32_t layer,
@@ -213,9 +207,9 @@ int moments_collect(struct moments *m, struct model_layerwise *l, enum model_poi
     int rc = allocate(&k, e);
     if (!rc) rc = model_layerwise_watch(l, STATES_NOW, m->experts ? NULL : &m->point, see, &k, e);
     enum quant_phase before = phase_enter(clock, QUANT_MOMENTS);
-    for (int i = 0; !rc && !m->experts && i < 2; i++) finish_half(&k, &m->half[i], k.gathered[i]);
+    for (int i = 0; !rc && !m->experts && i < 2; i++) finish_half(&k, &m->half[i]);
     phase_enter(clock, before);
-    release_gathered(&k);
+    release_scratch(&k);
     return rc;
 }
 

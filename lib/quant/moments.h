@@ -16,9 +16,11 @@
 
 /* The original inputs at the points of one layer, for one pass in `every`, concatenated. */
 struct dense_inputs {
-    size_t every, positions;                                               /* positions: of these passes */
-    float *x[MOMENTS_POINTS];                                              /* [positions][cols] */
-    size_t cols[MOMENTS_POINTS], room[MOMENTS_POINTS], at[MOMENTS_POINTS]; /* at: rows stored */
+    size_t every, positions; /* positions: of these passes */
+    enum dtype dtype;
+    void *x[MOMENTS_POINTS]; /* [positions][cols] */
+    /* room: bytes per row in x, as layers differ in width; at: rows stored */
+    size_t room[MOMENTS_POINTS], at[MOMENTS_POINTS];
 };
 /* Prepares for the passes that model_layerwise_change makes over `in`; keeps the inputs at all positions if there are at
  * most twice as many as wanted, else at about as many as wanted. */

@@ -43,7 +43,7 @@ int cache_key(const struct tensor_desc *d, const void *data, const float *import
 int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH],
                struct err *e) MUST_CHECK;
 /* Incremented when a method produces different blocks for the same key. */
-#define BLOCKS_VERSION 4
+#define BLOCKS_VERSION 5
 /* Reads the n bytes of blocks and the errors in t that blocks_store wrote under this key. A missing file is not an
  * error: *found false. ERR_DATA: corrupt file. */
 int blocks_recall(const char *folder, struct digest key, struct quant_tensor_report *t, void *blocks, uint64_t n,

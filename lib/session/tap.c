@@ -300,11 +300,14 @@ int session_taps_see(void *ctx, const struct model_seen *seen, struct err *e) {
     for (uint32_t i = 0; i < t->f->n_fields; i++) {
         struct tapped *to = &t->fields[i];
         bool pairs = to->point->per == PER_PAIR;
-        int rc = 0;
-        if (to->layer != seen->layer) continue;
-        if (pairs && seen->point == POINT_Q) rc = keep_queries(to, seen->x, seen->rows * seen->cols, e);
-        if (pairs && seen->point == POINT_K) rc = see_keys(t, i, seen->x, seen->rows, seen->cols, e);
-        if (!pairs && seen->point == to->point->point) rc = see_rows(t, i, seen->x, seen->rows, seen->cols, e);
+        bool queries = pairs && seen->point == POINT_Q, keys = pairs && seen->point == POINT_K;
+        bool rows = !pairs && seen->point == to->point->point;
+        const float *x;
+        if (to->layer != seen->layer || !(queries || keys || rows)) continue;
+        int rc = model_seen_f32(seen, &x, e);
+        if (!rc && queries) rc = keep_queries(to, x, seen->rows * seen->cols, e);
+        if (!rc && keys) rc = see_keys(t, i, x, seen->rows, seen->cols, e);
+        if (!rc && rows) rc = see_rows(t, i, x, seen->rows, seen->cols, e);
         if (rc) return rc;
     }
     return 0;

@@ -84,18 +84,19 @@ static int make_room(float **x, size_t *have, size_t rows, size_t cols, struct e
     return 0;
 }
 
-static int take_difference(struct collector *k, const struct model_seen *seen, struct err *e) {
+static int take_difference(struct collector *k, const struct model_seen *seen, const float *x, struct err *e) {
     size_t n = seen->rows * seen->cols;
     if (make_room(&k->diff, &k->diff_rows, seen->rows, seen->cols, e)) return e->code;
-    for (size_t i = 0; i < n; i++) k->diff[i] = k->dense[k->at * seen->cols + i] - seen->x[i];
+    for (size_t i = 0; i < n; i++) k->diff[i] = k->dense[k->at * seen->cols + i] - x[i];
     kernel_sum_rows(kernel_f32(k->m->sum_shift), kernel_f32(k->diff), seen->rows, seen->cols);
     return 0;
 }
 
-static int add_products(struct collector *k, const struct model_seen *seen, size_t part, struct err *e) {
+static int add_products(struct collector *k, const struct model_seen *seen, const float *x, size_t part,
+                        struct err *e) {
     size_t n = k->m->cols;
-    struct kernel_array y = kernel_f32(seen->x);
-    if (k->dense && take_difference(k, seen, e)) return e->code;
+    struct kernel_array y = kernel_f32(x);
+    if (k->dense && take_difference(k, seen, x, e)) return e->code;
     kernel_matmul_tn(n, n, seen->rows, y, y, 1, kernel_f32(k->m->gram + part * n * n));
     if (k->dense) kernel_matmul_tn(n, n, seen->rows, kernel_f32(k->diff), y, 1, kernel_f32(k->m->shift));
     return 0;
@@ -114,37 +115,39 @@ static int add_residual(struct collector *k, const float *was, const float *now,
 
 /* At POINT_O_IN, r is the difference of the layer's inputs. At POINT_DOWN_IN it is that of its outputs, so y is kept
  * until the output is seen. */
-static int see_residual(struct collector *k, const struct model_seen *seen, struct err *e) {
+static int see_residual(struct collector *k, const struct model_seen *seen, const float *x, struct err *e) {
     size_t hidden = model_layerwise_held(k->l)->config.hidden, at = k->at * hidden;
     if (seen->point == POINT_O_IN)
         return add_residual(k, model_layerwise_states(k->l, STATES_DENSE) + at,
-                            model_layerwise_states(k->l, STATES_NOW) + at, seen->x, seen->rows, e);
+                            model_layerwise_states(k->l, STATES_NOW) + at, x, seen->rows, e);
     if (make_room(&k->held, &k->held_rows, seen->rows, seen->cols, e)) return e->code;
-    memcpy(k->held, seen->x, seen->rows * seen->cols * sizeof *k->held);
+    memcpy(k->held, x, seen->rows * seen->cols * sizeof *k->held);
     return 0;
 }
 
-static int see_output(struct collector *k, const struct model_seen *seen, struct err *e) {
+static int see_output(struct collector *k, const struct model_seen *seen, const float *x, struct err *e) {
     size_t first = (k->at - seen->rows) * seen->cols;
-    return add_residual(k, model_layerwise_dense_output(k->l) + first, seen->x, k->held, seen->rows, e);
+    return add_residual(k, model_layerwise_dense_output(k->l) + first, x, k->held, seen->rows, e);
 }
 
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct collector *k = ctx;
     struct stats_moments *m = k->m;
     size_t part = m->n_experts ? seen->expert - m->first_expert : 0;
-    int rc = 0;
-    if (m->residual && m->point == POINT_DOWN_IN && seen->point == POINT_LAYER && !k->is_dense)
-        return see_output(k, seen, e);
-    if (seen->point != m->point || (m->n_experts && (seen->expert < m->first_expert || part >= m->n_experts))) return 0;
+    bool output = m->residual && m->point == POINT_DOWN_IN && seen->point == POINT_LAYER && !k->is_dense;
+    const float *x;
+    if (!output && seen->point != m->point) return 0;
+    if (m->n_experts && (seen->expert < m->first_expert || part >= m->n_experts)) return 0;
+    int rc = model_seen_f32(seen, &x, e);
+    if (rc || output) return rc ? rc : see_output(k, seen, x, e);
     if (k->is_dense) {
-        memcpy(k->dense + k->at * m->cols, seen->x, seen->rows * m->cols * sizeof *seen->x);
+        memcpy(k->dense + k->at * m->cols, x, seen->rows * m->cols * sizeof *x);
     } else {
         m->rows[part] += seen->rows;
-        kernel_sum_rows(kernel_f32(m->sum + part * m->cols), kernel_f32(seen->x), seen->rows, m->cols);
-        kernel_col_norms2(m->squares + part * m->cols, seen->x, seen->rows, m->cols);
-        if (m->gram) rc = add_products(k, seen, part, e);
-        if (!rc && m->residual) rc = see_residual(k, seen, e);
+        kernel_sum_rows(kernel_f32(m->sum + part * m->cols), kernel_f32(x), seen->rows, m->cols);
+        kernel_col_norms2(m->squares + part * m->cols, x, seen->rows, m->cols);
+        if (m->gram) rc = add_products(k, seen, x, part, e);
+        if (!rc && m->residual) rc = see_residual(k, seen, x, e);
     }
     k->at += seen->rows;
     return rc;

@@ -158,7 +158,7 @@ static double angle(const float *x, const float *y, size_t n) {
 
 /* Keeps the states of each sequence's last position, and adds their angles to the inputs of this
  * layer and all before it. */
-static int collect_angles(struct stats *s, const struct model_seen *seen, struct err *e) {
+static int collect_angles(struct stats *s, const struct model_seen *seen, const float *x, struct err *e) {
     const double pi = 3.14159265358979323846;
     size_t n = s->in->n_seqs, at = seen->point == POINT_EMBED ? 0 : seen->layer + 1;
     size_t first = model_axis_size(&s->config, AXIS_INPUT, 0), widest = first > seen->cols ? first : seen->cols;
@@ -169,7 +169,7 @@ static int collect_angles(struct stats *s, const struct model_seen *seen, struct
     for (size_t q = 0, row = 0; q < n; q++) {
         row += s->in->lengths[q];
         float *end = ends + (at * n + q) * widest;
-        memcpy(end, seen->x + (row - 1) * seen->cols, seen->cols * sizeof *end);
+        memcpy(end, x + (row - 1) * seen->cols, seen->cols * sizeof *end);
         for (size_t i = 0; i < at; i++) {
             bool same = model_axis_size(&s->config, AXIS_INPUT, (uint32_t)i) == seen->cols;
             double by = same ? angle(ends + (i * n + q) * widest, end, seen->cols) / pi : 0.5;
@@ -180,18 +180,18 @@ static int collect_angles(struct stats *s, const struct model_seen *seen, struct
 }
 
 /* Influence and angles of the residual stream: a layer's output is the next layer's input. */
-static int collect_residual(struct stats *s, const struct model_seen *seen, struct err *e) {
+static int collect_residual(struct stats *s, const struct model_seen *seen, const float *x, struct err *e) {
     size_t n = seen->rows * seen->cols;
     bool same = seen->point == POINT_EMBED || model_axis_size(&s->config, AXIS_INPUT, seen->layer) == seen->cols;
     if (!same) /* vectors of different sizes have no angle; counted as a right angle */
         s->layers[seen->layer].influence += (double)seen->rows;
     else if (seen->point == POINT_LAYER)
         s->layers[seen->layer].influence += kernel_cosine_distance_sum(kernel_f32((const float *)s->previous.data),
-                                                                       kernel_f32(seen->x), seen->rows, seen->cols);
-    if (collect_angles(s, seen, e)) return e->code;
+                                                                       kernel_f32(x), seen->rows, seen->cols);
+    if (collect_angles(s, seen, x, e)) return e->code;
     s->previous.len = 0;
-    int rc = buf_reserve(&s->previous, n * sizeof *seen->x, e);
-    if (!rc) memcpy(s->previous.data, seen->x, n * sizeof *seen->x);
+    int rc = buf_reserve(&s->previous, n * sizeof *x, e);
+    if (!rc) memcpy(s->previous.data, x, n * sizeof *x);
     return rc;
 }
 
@@ -201,13 +201,13 @@ static void add_signed(double *sum, const float *x, size_t rows, size_t cols) {
 }
 
 /* Sums in f32 within a batch, in f64 across batches. */
-static int collect_gram(struct stats *s, const struct model_seen *seen, struct err *e) {
+static int collect_gram(struct stats *s, const struct model_seen *seen, const float *x, struct err *e) {
     size_t n = seen->cols;
     s->gram.len = 0;
     if (buf_reserve(&s->gram, n * n * sizeof(float), e)) return e->code;
     float *gram = (float *)(void *)s->gram.data;
     memset(gram, 0, n * n * sizeof *gram);
-    kernel_gram(n, seen->rows, seen->x, 1, gram);
+    kernel_gram(n, seen->rows, x, 1, gram);
     kernel_mirror(n, gram);
     for (size_t i = 0; i < n * n; i++) s->head_gram[i] += gram[i];
     return 0;
@@ -215,11 +215,13 @@ static int collect_gram(struct stats *s, const struct model_seen *seen, struct e
 
 static int collect_point(void *ctx, const struct model_seen *seen, struct err *e) {
     struct stats *s = ctx;
+    const float *x;
     if (seen->point >= POINT_COUNT) return 0; /* not the input of a matrix */
+    if (model_seen_f32(seen, &x, e)) return e->code;
     if (seen->point == POINT_EXPERT_OUT) {
         struct expert_sums *expert = &s->layers[seen->layer].experts[seen->expert];
         expert->count += (double)seen->rows;
-        expert->output += kernel_row_norms_sum(kernel_f32(seen->x), seen->rows, seen->cols);
+        expert->output += kernel_row_norms_sum(kernel_f32(x), seen->rows, seen->cols);
         return 0;
     }
     struct point_sums *sums = point_of(s, seen->point, seen->layer, seen->expert);
@@ -228,11 +230,11 @@ static int collect_point(void *ctx, const struct model_seen *seen, struct err *e
                        seen->cols);
     const uint32_t *lengths = seen_lengths(s, seen, e);
     if (!lengths) return e->code;
-    kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], kernel_f32(seen->x), seen->rows, seen->cols);
-    add_signed(sums->sum[SUM], seen->x, seen->rows, seen->cols);
-    kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], kernel_f32(seen->x), lengths, s->in->n_seqs, seen->cols);
-    if (seen->point == POINT_HEAD_IN && s->head_gram) return collect_gram(s, seen, e);
-    return seen->point == POINT_EMBED || seen->point == POINT_LAYER ? collect_residual(s, seen, e) : 0;
+    kernel_col_sums(sums->sum[SUM_ABS], sums->sum[SUM_SQ], kernel_f32(x), seen->rows, seen->cols);
+    add_signed(sums->sum[SUM], x, seen->rows, seen->cols);
+    kernel_seq_mean_abs_sq(sums->sum[SEQ_SQ], kernel_f32(x), lengths, s->in->n_seqs, seen->cols);
+    if (seen->point == POINT_HEAD_IN && s->head_gram) return collect_gram(s, seen, x, e);
+    return seen->point == POINT_EMBED || seen->point == POINT_LAYER ? collect_residual(s, seen, x, e) : 0;
 }
 
 int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,

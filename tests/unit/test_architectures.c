@@ -170,12 +170,13 @@ struct changing {
 
 static int digest_point(void *ctx, const struct model_seen *seen, struct err *e) {
     struct changing *c = ctx;
-    (void)e;
+    const float *x;
     if (seen->point != c->point || seen->positions) return 0;
+    if (model_seen_f32(seen, &x, e)) return e->code;
     uint64_t *d = &c->seen[(size_t)c->layer * POINT_COUNT + c->point];
     for (size_t i = 0; i < seen->rows * seen->cols; i++) {
         uint32_t bits;
-        memcpy(&bits, &seen->x[i], sizeof bits);
+        memcpy(&bits, &x[i], sizeof bits);
         *d = (*d ^ bits) * 0x100000001b3; /* FNV-1a, a word at a time */
     }
     c->rows += seen->rows;

@@ -219,9 +219,11 @@ struct expert_seen {
 
 static float *copied(const struct model_seen *s) {
     struct err e;
-    float *x = mem_array(s->rows * s->cols, sizeof *x, &e);
-    memcpy(x, s->x, s->rows * s->cols * sizeof *x);
-    return x;
+    const float *x;
+    assert_int_equal(model_seen_f32(s, &x, &e), 0);
+    float *copy = mem_array(s->rows * s->cols, sizeof *copy, &e);
+    memcpy(copy, x, s->rows * s->cols * sizeof *copy);
+    return copy;
 }
 
 static int keep_expert(void *ctx, const struct model_seen *s, struct err *e) {

@@ -78,8 +78,8 @@ static void check_products16(float *x, size_t n, const float *y, size_t m, size_
                          b = kernel_rows16_in(take(kernel_rows16_bytes(m), 1), m);
     for (size_t k = 0; k < n * n; k++) gram16[k] = 2;
     for (size_t k = 0; k < n * m; k++) c[k] = 3;
-    kernel_rows16_take(&a, rows, x);
-    kernel_rows16_take(&b, rows, y);
+    kernel_rows16_take(&a, rows, kernel_f32(x), NULL);
+    kernel_rows16_take(&b, rows, kernel_f32(y), NULL);
     kernel_gram16(&a, gram16);
     kernel_product16(&a, &b, c);
     for (size_t k = 0; k < n; k++)
@@ -100,10 +100,46 @@ static void check_products16(float *x, size_t n, const float *y, size_t m, size_
     }
     float first = x[0];
     x[0] = NAN;
-    kernel_rows16_take(&a, rows, x);
+    kernel_rows16_take(&a, rows, kernel_f32(x), NULL);
     kernel_gram16(&a, gram16);
     assert_true(isnan(gram16[0]) && (n == 1 || (isnan(gram16[1]) && isfinite(gram16[n + 1]))));
     x[0] = first;
+}
+
+/* Values as an array of a kernel, and in f32. */
+struct values {
+    struct kernel_array array;
+    const float *f;
+};
+
+static struct values as_f32(const struct pair *x) {
+    return (struct values){kernel_f32(x->f), x->f};
+}
+
+static struct values as_bf16(const struct pair *x) {
+    uint16_t *rounded = take(x->n, sizeof *rounded);
+    float *f = take(x->n, sizeof *f);
+    for (size_t k = 0; k < x->n; k++) f[k] = bf16_to_f32(rounded[k] = f32_to_bf16(x->f[k]));
+    return (struct values){kernel_bf16(rounded), f};
+}
+
+/* Rows in bf16 and with factors: the words and scales of the same values in f32. */
+static void check_rows16(const struct pair *x, size_t n, size_t rows) {
+    const struct values values[] = {as_f32(x), as_bf16(x)};
+    float *by = take(rows, sizeof *by), *scaled = take(rows * n, sizeof *scaled);
+    size_t bytes = kernel_rows16_bytes(n);
+    void *want = take(bytes, 1), *got = take(bytes, 1);
+    struct kernel_rows16 a = kernel_rows16_in(want, n), b = kernel_rows16_in(got, n);
+    for (size_t r = 0; r < rows; r++) by[r] = r % 3 ? 1 : 0.375f + (float)r / 999;
+    for (int t = 0; t < 2; t++) {
+        for (size_t k = 0; k < rows * n; k++) scaled[k] = by[k / n] * values[t].f[k];
+        kernel_rows16_take(&a, rows, kernel_f32(values[t].f), NULL);
+        kernel_rows16_take(&b, rows, values[t].array, NULL);
+        assert_memory_equal(got, want, bytes);
+        kernel_rows16_take(&a, rows, kernel_f32(scaled), NULL);
+        kernel_rows16_take(&b, rows, values[t].array, by);
+        assert_memory_equal(got, want, bytes);
+    }
 }
 
 static void test_products16(void **state) {
@@ -120,6 +156,7 @@ static void test_products16(void **state) {
             for (int threads = 1; kernel_has_rows16() && threads <= 4; threads += 3) {
                 parallel_set_threads(threads);
                 check_products16(x.f, n, y.f, m, rows);
+                check_rows16(&x, n, rows);
             }
         }
         parallel_set_threads(parallel_default_threads());
@@ -186,31 +223,41 @@ static void test_one_row(void **state) {
     }
 }
 
-/* A row is scaled only if it is too long, and its difference with it. */
+/* A row is scaled only if it is too long, and its difference with it; only what is asked for is written. */
+static void check_bounded_rows(const struct values *x, const struct values *other, double most, size_t rows, size_t d) {
+    struct kernel_array a = x->array, b = other->array;
+    float *by = take(rows, sizeof *by), *y = take(rows * d, sizeof *y), *diff = take(rows * d, sizeof *diff);
+    kernel_bound_rows(by, y, diff, a, b, most, rows, d);
+    for (size_t i = 0; i < rows; i++) {
+        double square = 0;
+        for (size_t k = i * d; k < (i + 1) * d; k++) square += (double)x->f[k] * x->f[k];
+        double want = square > most ? sqrt(most / square) : 1;
+        assert_true(fabs(by[i] - want) <= (want == 1 ? 0 : 1e-6 * want));
+        for (size_t k = i * d; k < (i + 1) * d; k++) {
+            assert_true(y[k] == by[i] * x->f[k] && diff[k] == by[i] * (other->f[k] - x->f[k]));
+        }
+    }
+    float want = by[5];
+    by[5] = y[0] = diff[0] = 0;
+    kernel_bound_rows(by, NULL, diff, a, b, most, rows, d);
+    assert_true(by[5] == want && y[0] == 0 && diff[1] != 0);
+    diff[1] = 0;
+    kernel_bound_rows(by, y, NULL, a, kernel_none(DT_F32), most, rows, d);
+    assert_true(y[0] != 0 && diff[1] == 0);
+    kernel_bound_rows(by, NULL, NULL, a, kernel_none(DT_F32), most, rows, d);
+}
+
 static void test_bounded_rows(void **state) {
     (void)state;
     struct rng r = rng_init(10, 1);
-    size_t rows = 301, d = 67;
+    size_t rows = 301, d = 1067; /* more than are widened at once */
     struct pair x = normals(&r, rows * d, 1), other = normals(&r, rows * d, 1);
-    float *y = take(rows * d, sizeof *y), *diff = take(rows * d, sizeof *diff);
     for (size_t k = 0; k < d; k++) x.f[5 * d + k] *= 100, x.f[300 * d + k] = 0;
+    struct values a[] = {as_f32(&x), as_bf16(&x)}, b[] = {as_f32(&other), as_bf16(&other)};
     for (int bounded = 0; bounded < 2; bounded++) {
         double most = bounded ? (double)d : INFINITY;
         EACH_PATH(path) {
-            kernel_bound_rows(y, diff, x.f, other.f, most, rows, d);
-            for (size_t i = 0; i < rows; i++) {
-                double square = 0, by;
-                for (size_t k = 0; k < d; k++) square += (double)x.f[i * d + k] * x.f[i * d + k];
-                by = square > most ? sqrt(most / square) : 1;
-                for (size_t k = i * d; k < (i + 1) * d; k++) {
-                    assert_true(fabs(y[k] - by * x.f[k]) <= (by == 1 ? 0 : 1e-6 * fabs(y[k])));
-                    assert_true(fabs(diff[k] - by * (other.f[k] - x.f[k])) <= 1e-6 * fabs(diff[k]));
-                }
-            }
-            float want = y[0];
-            y[0] = diff[0] = 0;
-            kernel_bound_rows(y, NULL, x.f, NULL, most, rows, d);
-            assert_true(y[0] == want && diff[0] == 0);
+            for (int t = 0; t < 2; t++) check_bounded_rows(&a[t], &b[t], most, rows, d);
         }
     }
     arena_reset(&memory);

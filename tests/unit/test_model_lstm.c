@@ -184,9 +184,10 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
 
 static int keep_states(void *ctx, const struct model_seen *seen, struct err *e) {
     float *const *to = ctx;
-    (void)e;
-    if (seen->point == POINT_EMBED) memcpy(to[0], seen->x, seen->rows * seen->cols * sizeof(float));
-    if (seen->point == POINT_LAYER) memcpy(to[seen->layer + 1], seen->x, seen->rows * seen->cols * sizeof(float));
+    const float *x;
+    if (model_seen_f32(seen, &x, e)) return e->code;
+    if (seen->point == POINT_EMBED) memcpy(to[0], x, seen->rows * seen->cols * sizeof *x);
+    if (seen->point == POINT_LAYER) memcpy(to[seen->layer + 1], x, seen->rows * seen->cols * sizeof *x);
     return 0;
 }
 

@@ -36,9 +36,11 @@ static int keep(void *ctx, const struct model_seen *now, struct err *e) {
     bool is_input =
         (now->point == POINT_EMBED && s->layer == 0) || (now->point == POINT_LAYER && now->layer + 1 == s->layer);
     bool is_it = now->point == s->point && now->layer == s->layer;
+    const float *x;
     if (!is_input && !is_it) return 0;
+    if (model_seen_f32(now, &x, e)) return e->code;
     float *copy = mem_array(now->rows * now->cols, sizeof *copy, e);
-    memcpy(copy, now->x, now->rows * now->cols * sizeof *copy);
+    memcpy(copy, x, now->rows * now->cols * sizeof *copy);
     if (is_it)
         s->x = copy, s->rows = now->rows, s->cols = now->cols;
     else {

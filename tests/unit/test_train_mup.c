@@ -40,9 +40,10 @@ struct sizes {
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct sizes *s = ctx;
     size_t n = seen->rows * seen->cols;
-    (void)e;
+    const float *x;
     if (seen->point != POINT_LAYER || seen->layer != 1) return 0;
-    for (size_t i = 0; i < n; i++) s->layer += fabsf(seen->x[i]) / (double)n;
+    if (model_seen_f32(seen, &x, e)) return e->code;
+    for (size_t i = 0; i < n; i++) s->layer += fabsf(x[i]) / (double)n;
     return 0;
 }
 
