@@ -48,20 +48,27 @@ static int make_order(struct obs_factor *f, const float *gram, struct err *e) {
     return f->order ? 0 : e->code;
 }
 
-/* The damped upper triangle, in processing order. */
-static void arrange(const struct obs_factor *f, const float *gram, double add, float *h) {
-    for (size_t i = 0; i < f->n; i++) {
-        size_t from = f->order ? f->order[i] : i;
-        for (size_t j = i; j < f->n; j++) {
-            size_t to = f->order ? f->order[j] : j;
-            h[i * f->n + j] = from < to ? gram[from * f->n + to] : gram[to * f->n + from];
-        }
-        h[i * f->n + i] = (float)((f->dead[from] ? 1 : (double)gram[from * f->n + from]) + add);
+struct arrangement {
+    const struct obs_factor *f;
+    const float *gram;
+    float *h;
+};
+
+static void arrange_row(void *ctx, size_t i, int thread) {
+    const struct arrangement *a = ctx;
+    const struct obs_factor *f = a->f;
+    size_t from = f->order ? f->order[i] : i;
+    float *h = a->h + i * f->n;
+    (void)thread;
+    for (size_t j = i; j < f->n; j++) {
+        size_t to = f->order ? f->order[j] : j;
+        h[j] = from < to ? a->gram[from * f->n + to] : a->gram[to * f->n + from];
     }
+    h[i] = (float)((f->dead[from] ? 1 : (double)a->gram[from * f->n + from]) + f->added);
 }
 
 static int factor(struct obs_factor *f, const float *gram, const struct obs_options *o, double mean, struct err *e) {
-    float *h = mem_array(f->n, f->n * sizeof *h, e);
+    float *h = mem_array(f->n, f->n * sizeof *h, e); /* below the diagonal 0 */
     size_t at = 0;
     bool done = false;
     if (!h) return e->code;
@@ -69,7 +76,7 @@ static int factor(struct obs_factor *f, const float *gram, const struct obs_opti
     for (unsigned i = 0; !done && i <= o->tries; i++) {
         if (i) f->damp *= GROWTH;
         f->added = f->damp * mean;
-        arrange(f, gram, f->added, h);
+        parallel_for(f->n, arrange_row, &(struct arrangement){f, gram, h}); /* the damped upper triangle, in order */
         done = kernel_inverse_factor(f->u, h, f->n, &at);
     }
     mem_free(h);
@@ -105,19 +112,31 @@ void obs_factor_free(struct obs_factor *f) {
 /* ---- error feedback and least squares ---------------------------------------------------------------------------- */
 
 /* Moves columns of w, transposed, to processing order, or back. */
-static void place_columns(const struct obs_factor *f, float *places, float *inputs, size_t rows, bool back) {
-    for (size_t i = 0; i < f->n; i++) {
-        float *place = places + i * rows, *input = inputs + (f->order ? f->order[i] : i) * rows;
-        memcpy(back ? input : place, back ? place : input, rows * sizeof *place);
-    }
+struct placing {
+    const struct obs_factor *f;
+    float *places, *inputs;
+    size_t rows;
+    bool back;
+};
+
+static void place_column(void *ctx, size_t i, int thread) {
+    const struct placing *p = ctx;
+    float *place = p->places + i * p->rows, *input = p->inputs + p->f->order[i] * p->rows;
+    (void)thread;
+    memcpy(p->back ? input : place, p->back ? place : input, p->rows * sizeof *place);
 }
 
-int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, size_t rows, double *loss,
-              struct err *e) {
+static void place_columns(const struct obs_factor *f, float *places, float *inputs, size_t rows, bool back) {
+    parallel_for(f->n, place_column, &(struct placing){f, places, inputs, rows, back});
+}
+
+int obs_sweep(const struct obs_factor *f, const struct obs_method *m, const float *w, size_t rows, float *kept,
+              double *loss, struct err *e) {
     struct kernel_feedback how = {.rows = rows, .cols = f->n, .u = f->u, .block = m->block};
-    float *columns = mem_array(f->n, rows * sizeof *columns, e);
-    float *places = columns && f->order ? mem_array(f->n, rows * sizeof *places, e) : columns;
-    float *scratch = places ? mem_array(m->block < f->n ? m->block : f->n, rows * sizeof *scratch, e) : NULL;
+    size_t bytes = rows * sizeof(float);
+    float *columns = mem_alloc(f->n * bytes, e);
+    float *places = columns && f->order ? mem_alloc(f->n * bytes, e) : columns;
+    float *scratch = places ? mem_alloc((m->block < f->n ? m->block : f->n) * bytes, e) : NULL;
     if (scratch) {
         how.begin = m->begin, how.decide = m->decide, how.ctx = m->ctx;
         kernel_transpose(columns, w, rows, f->n);
@@ -125,8 +144,8 @@ int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, 
             if (f->dead[i]) kernel_fill(kernel_f32(columns + i * rows), rows, 0);
         if (f->order) place_columns(f, places, columns, rows, false);
         kernel_feedback(&how, places, scratch, loss);
-        if (f->order) place_columns(f, places, columns, rows, true);
-        kernel_transpose(w, columns, f->n, rows);
+        if (kept && f->order) place_columns(f, places, columns, rows, true);
+        if (kept) kernel_transpose(kept, columns, f->n, rows);
     }
     mem_free(scratch);
     if (places != columns) mem_free(places);
@@ -141,7 +160,7 @@ static void permute(const struct obs_factor *f, float *y, const float *x, size_t
 }
 
 int obs_solve(const struct obs_factor *f, const float *b, float *w, size_t rows, struct err *e) {
-    float *half = mem_array(rows, f->n * sizeof *half, e);
+    float *half = mem_alloc(rows * f->n * sizeof *half, e);
     if (!half) return e->code;
     if (f->order) permute(f, w, b, rows, false);
     kernel_upper_nt(rows, f->n, f->order ? w : b, f->u, half); /* b u^T */

@@ -50,11 +50,12 @@ struct obs_method {
 };
 
 /*
- * Applies a method to w [rows][f->n], in place. loss [rows], or NULL: the increase of sum |w x - kept x|^2 for each
- * row. Memory: two copies of w. ERR_IO: out of memory.
+ * Applies a method to w [rows][f->n]. kept [rows][f->n]: the values that it kept; may be w, or NULL if its decisions
+ * suffice. loss [rows], or NULL: sum |w x - kept x|^2 is added for each row. Memory: two copies of w. ERR_IO: out
+ * of memory.
  */
-int obs_sweep(const struct obs_factor *f, const struct obs_method *m, float *w, size_t rows, double *loss,
-              struct err *e) MUST_CHECK;
+int obs_sweep(const struct obs_factor *f, const struct obs_method *m, const float *w, size_t rows, float *kept,
+              double *loss, struct err *e) MUST_CHECK;
 
 /*
  * Least squares for changed inputs: w [rows][f->n] becomes b H^-1, which minimizes sum |t - w y|^2 + damping |w|^2 for

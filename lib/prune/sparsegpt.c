@@ -67,7 +67,7 @@ int prune_sparsegpt(const struct prune_matrix *w, const struct obs_factor *facto
         g.scratch = g.score ? mem_array(most, w->rows * sizeof *g.scratch, e) : NULL;
         ok = g.scratch;
     }
-    int rc = ok ? obs_sweep(factor, &method, w->x, w->rows, NULL, e) : e->code;
+    int rc = ok ? obs_sweep(factor, &method, w->x, w->rows, w->x, NULL, e) : e->code;
     mem_free(g.gone);
     mem_free(g.score);
     mem_free(g.scratch);

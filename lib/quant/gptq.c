@@ -79,19 +79,27 @@ static double measure(struct work *w, bool has_residuals) {
 static int feed_back(struct work *w, struct err *e) {
     struct feedback f = {&w->g, w->s->factor};
     struct obs_method m = {.block = COLUMNS, .decide = decide, .ctx = &f};
-    memcpy(w->diff, w->wanted, w->g.rows * w->g.cols * sizeof *w->diff);
-    return obs_sweep(w->s->factor, &m, w->diff, w->g.rows, NULL, e);
+    return obs_sweep(w->s->factor, &m, w->wanted, w->g.rows, NULL, NULL, e);
+}
+
+struct keeping {
+    const struct work *w;
+    unsigned char *packed;
+};
+
+static void keep_row(void *ctx, size_t row, int thread) {
+    const struct keeping *k = ctx;
+    const struct grid *g = &k->w->g;
+    (void)thread;
+    if (k->w->error[row] < k->w->before[row]) grid_put(g, row, k->packed + row * g->blocks * g->block_bytes);
 }
 
 /* Writes the blocks of the rows that improved; returns the resulting error. */
-static double keep_better(struct work *w, unsigned char *packed) {
-    size_t row_bytes = w->g.blocks * w->g.block_bytes;
+static double keep_better(const struct work *w, unsigned char *packed) {
     double after = 0;
-    for (size_t row = 0; row < w->g.rows; row++) {
-        bool better = w->error[row] < w->before[row];
-        after += better ? w->error[row] : w->before[row];
-        if (better) grid_put(&w->g, row, packed + row * row_bytes);
-    }
+    parallel_for(w->g.rows, keep_row, &(struct keeping){w, packed});
+    for (size_t row = 0; row < w->g.rows; row++)
+        after += w->error[row] < w->before[row] ? w->error[row] : w->before[row];
     return after;
 }
 
@@ -115,8 +123,8 @@ int second_order_quantize(const struct second_order *s, enum dtype dtype, const 
                           unsigned char *packed, struct second_order_error *error, struct err *e) {
     struct work w = {.s = s, .wanted = wanted};
     int rc = grid_new(&w.g, dtype, rows, cols, e);
-    w.diff = rc ? NULL : mem_array(rows, cols * sizeof *w.diff, e);
-    w.residual = w.diff ? mem_array(rows, cols * sizeof *w.residual, e) : NULL;
+    w.diff = rc ? NULL : mem_alloc(rows * cols * sizeof *w.diff, e);
+    w.residual = w.diff ? mem_alloc(rows * cols * sizeof *w.residual, e) : NULL;
     w.error = w.residual ? mem_array(rows, sizeof *w.error, e) : NULL;
     w.before = w.error ? mem_array(rows, sizeof *w.before, e) : NULL;
     rc = w.before ? quantize(&w, packed, error, e) : e->code;

@@ -62,8 +62,9 @@ void moments_release(struct moments *m);
 struct relation {
     const struct moments *m;
     float *gram;               /* [cols][cols] over all data, shrunk towards its diagonal */
+    float *shift;              /* [cols][cols] of both halves; NULL: not wanted */
     struct obs_factor *factor; /* of gram, in act-order */
-    /* For obs_solve, over positions with known x: all of them, and the first half; NULL: not wanted. `whole` may equal
+    /* For obs_solve, over positions with known x: all of them, and the first half; NULL without shift. `whole` may equal
      * factor. */
     struct obs_factor *whole, *half;
 };

@@ -72,12 +72,18 @@ static int round_to_nearest(struct sequential *q, struct stored *s, const float 
     return rc ? rc : pass_round(&q->p, model_host_value(s->param), rows_of(s), cols, importance, s->data, &s->t, e);
 }
 
+#define WIDENED (1u << 20) /* elements: whole blocks of every type */
+
 /* Replaces the model's values by the stored ones, so that the layer runs on what a reader will get. */
 static int put_back(struct sequential *q, struct stored *s, struct err *e) {
+    size_t n = s->param->n, most = n < WIDENED ? n : WIDENED;
     q->p.f32.len = 0;
-    if (buf_reserve(&q->p.f32, s->param->n * sizeof(float), e)) return err_prefix(e, "tensor '%s'", s->t.name);
-    tensor_to_f32(s->t.to, s->data, (float *)q->p.f32.data, s->param->n);
-    kernel_upload(s->param->value, q->p.f32.data, s->param->n);
+    if (buf_reserve(&q->p.f32, most * sizeof(float), e)) return err_prefix(e, "tensor '%s'", s->t.name);
+    for (size_t at = 0; at < n; at += most) {
+        if (n - at < most) most = n - at;
+        tensor_to_f32(s->t.to, s->data + dtype_row_bytes(s->t.to, at), (float *)q->p.f32.data, most);
+        kernel_upload(kernel_part(s->param->value, at), q->p.f32.data, most);
+    }
     return 0;
 }
 
@@ -112,7 +118,7 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
     if (!rc && q->record) rc = keep_dense(s, e);
     phase_enter(&q->clock, QUANT_TARGETS);
     if (!rc && r->whole) {
-        t = mem_array(rows, cols * sizeof *t, e);
+        t = mem_alloc(rows * cols * sizeof *t, e);
         rc = t ? relation_target(r, w, rows, t, e) : e->code;
     }
     phase_enter(&q->clock, QUANT_NEAREST);

@@ -47,16 +47,38 @@ static double reliability(const float *first, const float *second, size_t n) {
     return each > 0 && both > 0 ? both / each : 0;
 }
 
-/* to = a + b (b may be NULL), with off-diagonal elements multiplied by keep. */
-static void shrink(float *to, const float *a, const float *b, double keep, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < n; j++) {
-            float sum = a[i * n + j] + (b ? b[i * n + j] : 0);
-            to[i * n + j] = i == j ? sum : (float)(keep * sum);
-        }
+struct shrinking {
+    float *to;
+    const float *a, *b;
+    double keep;
+    size_t n;
+};
+
+static void shrink_row(void *ctx, size_t i, int thread) {
+    const struct shrinking *s = ctx;
+    const float *a = s->a + i * s->n, *b = s->b ? s->b + i * s->n : NULL;
+    float *to = s->to + i * s->n;
+    (void)thread;
+    for (size_t j = 0; j < s->n; j++) to[j] = (float)(s->keep * (b ? a[j] + b[j] : a[j]));
+    to[i] = b ? a[i] + b[i] : a[i];
+}
+
+/* The sum of a and b (or NULL) [n][n], with off-diagonal elements multiplied by keep. */
+static float *shrunk(const float *a, const float *b, double keep, size_t n, struct err *e) {
+    float *to = mem_alloc(n * n * sizeof *to, e);
+    if (to) parallel_for(n, shrink_row, &(struct shrinking){to, a, b, keep, n});
+    return to;
 }
 
 /* ---- factors ----------------------------------------------------------------------------------------------------- */
+
+static int factor_shrunk(struct obs_factor **out, const float *a, const float *b, double keep, size_t n,
+                         const struct obs_options *o, struct err *e) {
+    float *gram = shrunk(a, b, keep, n, e);
+    int rc = gram ? obs_factor_new(out, gram, n, o, e) : e->code;
+    mem_free(gram);
+    return rc;
+}
 
 /* Factors the moments over positions with known x. */
 static int factor_dense(struct relation *r, double damp, struct err *e) {
@@ -64,17 +86,12 @@ static int factor_dense(struct relation *r, double damp, struct err *e) {
     size_t n = r->m->cols;
     struct obs_options o = {.damp = damp, .tries = MOMENTS_TRIES};
     double share = reliability(h[0].of_dense, h[1].of_dense, n);
-    float *gram = mem_array(n, n * sizeof *gram, e);
-    if (!gram) return e->code;
-    shrink(gram, h[0].of_dense, NULL, share, n);
-    int rc = obs_factor_new(&r->half, gram, n, &o, e);
-    if (!rc && h[0].of_dense == h[0].gram)
+    int rc = factor_shrunk(&r->half, h[0].of_dense, NULL, share, n, &o, e);
+    if (rc) return rc;
+    if (h[0].of_dense == h[0].gram)
         r->whole = r->factor;
-    else if (!rc) {
-        shrink(gram, h[0].of_dense, h[1].of_dense, 2 * share / (1 + share), n);
-        rc = obs_factor_new(&r->whole, gram, n, &o, e);
-    }
-    mem_free(gram);
+    else
+        rc = factor_shrunk(&r->whole, h[0].of_dense, h[1].of_dense, 2 * share / (1 + share), n, &o, e);
     return rc;
 }
 
@@ -83,11 +100,11 @@ int relation_init(struct relation *r, const struct moments *m, double damp, bool
     size_t n = m->cols;
     struct obs_options o = {.damp = damp, .tries = MOMENTS_TRIES, .act_order = act_order};
     double share = reliability(h[0].gram, h[1].gram, n);
-    *r = (struct relation){.m = m, .gram = mem_array(n, n * sizeof *r->gram, e)};
-    if (!r->gram) return e->code;
-    shrink(r->gram, h[0].gram, h[1].gram, 2 * share / (1 + share), n);
-    int rc = obs_factor_new(&r->factor, r->gram, n, &o, e);
-    return rc || !h[0].shift ? rc : factor_dense(r, damp, e);
+    *r = (struct relation){.m = m, .gram = shrunk(h[0].gram, h[1].gram, 2 * share / (1 + share), n, e)};
+    int rc = r->gram ? obs_factor_new(&r->factor, r->gram, n, &o, e) : e->code;
+    if (rc || !h[0].shift) return rc;
+    r->shift = shrunk(h[0].shift, h[1].shift, 1, n, e);
+    return r->shift ? factor_dense(r, damp, e) : e->code;
 }
 
 void relation_release(struct relation *r) {
@@ -95,6 +112,7 @@ void relation_release(struct relation *r) {
     obs_factor_free(r->factor);
     obs_factor_free(r->half);
     mem_free(r->gram);
+    mem_free(r->shift);
     *r = (struct relation){0};
 }
 
@@ -117,7 +135,7 @@ static int share_that_holds(const struct relation *r, const float *w, size_t row
                             struct err *e) {
     size_t n = r->m->cols, asked = rows < ASKED ? rows : ASKED;
     const struct half_moments *h = r->m->half;
-    float *some = mem_array(asked, n * sizeof *some, e);
+    float *some = mem_alloc(asked * n * sizeof *some, e);
     if (!some) return e->code;
     for (size_t i = 0; i < asked; i++) memcpy(some + i * n, w + i * rows / asked * n, n * sizeof *some);
     int rc = solve(r, r->half, some, asked, h[0].shift, b, t, e);
@@ -133,15 +151,11 @@ static int share_that_holds(const struct relation *r, const float *w, size_t row
 
 int relation_target(const struct relation *r, const float *w, size_t rows, float *t, struct err *e) {
     size_t n = r->m->cols;
-    const struct half_moments *h = r->m->half;
-    float *b = mem_array(rows, n * sizeof *b, e);
-    float *sum = b ? mem_array(n, n * sizeof *sum, e) : NULL;
+    float *b = mem_alloc(rows * n * sizeof *b, e);
     double share = 0;
-    int rc = sum ? share_that_holds(r, w, rows, b, t, &share, e) : e->code;
-    for (size_t i = 0; !rc && i < n * n; i++) sum[i] = h[0].shift[i] + h[1].shift[i];
-    if (!rc) rc = solve(r, r->whole, w, rows, sum, b, t, e);
+    int rc = b ? share_that_holds(r, w, rows, b, t, &share, e) : e->code;
+    if (!rc) rc = solve(r, r->whole, w, rows, r->shift, b, t, e);
     for (size_t i = 0; !rc && i < rows * n; i++) t[i] = w[i] + (float)share * t[i];
     mem_free(b);
-    mem_free(sum);
     return rc;
 }

@@ -38,8 +38,13 @@ static void check_sweep(bool act_order) {
     for (size_t i = 1; act_order && i < N; i++)
         assert_true(gram[f->order[i - 1] * (N + 1)] >= gram[f->order[i] * (N + 1)]);
     struct obs_method m = {.block = 16, .decide = decide, .ctx = f};
+    assert_int_equal(obs_sweep(f, &m, dense.f, ROWS, NULL, loss, &e), 0);
+    total = loss[0];
+    memset(loss, 0, sizeof loss);
     memcpy(w, dense.f, sizeof w);
-    assert_int_equal(obs_sweep(f, &m, w, ROWS, loss, &e), 0);
+    assert_int_equal(obs_sweep(f, &m, w, ROWS, w, loss, &e), 0);
+    assert_true(total > 0 && total == loss[0]);
+    total = 0;
     for (size_t row = 0; row < ROWS; row++) {
         for (size_t c = 0; c < N; c++) assert_true((c % 3 == 0 && c != 7) || w[row * N + c] == 0);
         for (size_t i = 0; i < 100; i++) {
