@@ -1,17 +1,12 @@
 /* rill teacher-infer: runs a teacher over tokens and records its prediction at each position. */
-#include <stdio.h>
 #include <string.h>
 
 #include "lib/formats/formats.h"
 #include "lib/session/session.h"
 
 static struct session_options how = {.kv_interleaves = target_interleaves};
-static struct session_teacher_options teaching;
-static const char *encode, *dtype, *weights, *rows;
-static double temperature;
-static bool raw_logits, dry_run;
-static struct cli_list taps;
-static uint64_t tap_positions;
+static struct session_record_options o = {.model = &how};
+static const char *weights, *rows;
 
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "TEACHER", true, "the teacher model"),
@@ -19,17 +14,17 @@ static const struct cli_option options[] = {
     SESSION_KV_CACHE(how),
     {.name = "encode",
      .type = CLI_STRING,
-     .to = &encode,
+     .to = &o.encode,
      .arg = "ENC",
      .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "dense",
      .help =
          "what to keep of each prediction: dense: everything; topk:K, ghost:K, topp:P, sample:N: see rill "
          "logit-dump, without sending dense log-probabilities through a pipe; none: nothing but what --tap records"},
-    {.name = "tap", .type = CLI_LIST, .to = &taps, .arg = "POINT", .help = SESSION_TAP_HELP},
+    {.name = "tap", .type = CLI_LIST, .to = &o.taps, .arg = "POINT", .help = SESSION_TAP_HELP},
     {.name = "tap-positions",
      .type = CLI_U64,
-     .to = &tap_positions,
+     .to = &o.tap_positions,
      .arg = "N",
      .min = 1,
      .max = UINT32_MAX,
@@ -45,13 +40,13 @@ static const struct cli_option options[] = {
              "only at the positions that count in training; all: at every position"},
     {.name = "dry-run",
      .type = CLI_FLAG,
-     .to = &dry_run,
+     .to = &o.dry_run,
      .help =
          "do not run the teacher: print how many bytes each field would take for these tokens, per token and in "
          "total, before compression. The estimate for sample is close to the maximum, that for topp a typical size"},
     {.name = "temperature",
      .type = CLI_F64,
-     .to = &temperature,
+     .to = &o.temperature,
      .arg = "T",
      .fallback = "1",
      .min = 0.01,
@@ -60,19 +55,19 @@ static const struct cli_option options[] = {
      .help = "temperature of the distribution that is stored"},
     {.name = "dtype",
      .type = CLI_CHOICE,
-     .to = &dtype,
+     .to = &o.dtype,
      .choices = "f16|bf16|f32",
      .fallback = "f16",
      .needs = {"encode=dense"},
      .help = "element type of dense predictions"},
     {.name = "logits",
      .type = CLI_FLAG,
-     .to = &raw_logits,
+     .to = &o.raw_logits,
      .needs = {"encode=dense", "!temperature", "!dry-run"},
      .help = "store raw logits instead of log-probabilities"},
     {.name = "batch-tokens",
      .type = CLI_U64,
-     .to = &teaching.batch_tokens,
+     .to = &o.teacher.batch_tokens,
      .arg = "N",
      .fallback = "2048",
      .min = 1,
@@ -87,7 +82,7 @@ static const struct cli_option options[] = {
              "teachers larger than memory. The output is the same"},
     {.name = "block-tokens",
      .type = CLI_U64,
-     .to = &teaching.block_tokens,
+     .to = &o.teacher.block_tokens,
      .arg = "N",
      .min = 1,
      .max = 1ull << 40,
@@ -97,87 +92,10 @@ static const struct cli_option options[] = {
     {0},
 };
 
-struct work {
-    struct cli *c;
-    struct session_teacher *teacher;
-    struct knowledge_encoder *encoder;
-    struct session_data tokens;
-    struct knowledge_format format; /* of the output */
-    struct stream_writer *out;
-};
-
-/* Sets the format of the knowledge, except the teacher's digest, which is not known yet. */
-static int choose_format(struct work *w, struct err *e) {
-    const struct model *m = session_teacher_model(w->teacher);
-    struct knowledge_format *f = &w->format;
-    *f = w->tokens.format;
-    f->temperature = temperature;
-    f->dtype = dtype_by_name(dtype)->dtype;
-    f->log_probs = !raw_logits;
-    bool none = !strcmp(encode, "none");
-    if (!none && knowledge_encoding_parse(encode, f, e)) return e->code;
-    if (none && !taps.n) return err_set(e, ERR_USAGE, "--encode none needs --tap: there is nothing to keep");
-    f->target = model_predicts(&m->config);
-    f->vocab_size = model_n_tokens(m);
-    if (stream_target_classes(f->target)) f->classes = m->config.classes;
-    f->tap_positions = (uint32_t)tap_positions;
-    for (size_t i = 0; i < taps.n; i++)
-        if (session_tap_parse(taps.items[i], &m->config, !teaching.all_rows, f, e)) return e->code;
-    if (m->vocab) digest_text(m->vocab_digest, f->vocab);
-    return session_teacher_tap(w->teacher, f, cli_seed(w->c), e);
-}
-
-/* Writes the META of the knowledge and creates its encoder. */
-static int begin_output(void *ctx, struct digest teacher, struct knowledge_encoder **encoder, struct err *e) {
-    struct work *w = ctx;
-    digest_text(teacher, w->format.teacher);
-    const cJSON *meta = stream_reader_meta(w->tokens.stream);
-    int rc = knowledge_encoder_open(&w->encoder, w->out, meta, &w->format, cli_seed(w->c), e);
-    *encoder = w->encoder;
-    return rc;
-}
-
-static int infer(struct work *w, struct err *e) {
-    struct cli *c = w->c;
-    double inv_temperature = w->format.encoding ? 1 / temperature : 0;
-    if (cli_open_output(c, &w->out, e) ||
-        session_teacher_infer(w->teacher, &w->tokens, inv_temperature, begin_output, w, e) ||
-        knowledge_encoder_end(w->encoder, e))
-        return e->code;
-    struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
-    if (!json_put_u64(cli_report(c), "positions", n.positions) ||
-        !json_put_u64(cli_report(c), "teacher_bytes", n.bytes))
-        return err_nomem(e, "report");
-    return cli_close_output(c, e);
-}
-
-static int print_sizes(struct work *w, struct err *e) {
-    FILE *out;
-    if (cli_text(w->c, &out, e)) return e->code;
-    return session_print_sizes(&w->format, &w->tokens, teaching.all_rows, out, e);
-}
-
-static int infer_stream(struct work *w, struct err *e) {
-    struct cli *c = w->c;
-    struct knowledge_format f = {0};
-    teaching.layerwise = !strcmp(weights, "stream");
-    teaching.all_rows = !strcmp(rows, "all");
-    if ((strcmp(encode, "none") != 0 && knowledge_encoding_parse(encode, &f, e)) ||
-        session_teacher_open(&w->teacher, c, &how, &teaching, e) ||
-        session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_TOKENS, session_teacher_model(w->teacher),
-                          &w->tokens, e) ||
-        choose_format(w, e))
-        return e->code;
-    return dry_run ? print_sizes(w, e) : infer(w, e);
-}
-
 static int run(struct cli *c, struct err *e) {
-    struct work w = {.c = c};
-    int rc = infer_stream(&w, e);
-    knowledge_encoder_free(w.encoder);
-    session_teacher_free(w.teacher);
-    session_data_release(&w.tokens);
-    return rc;
+    o.teacher.layerwise = !strcmp(weights, "stream");
+    o.teacher.all_rows = !strcmp(rows, "all");
+    return session_record(c, cli_input_path(c, 0), &o, e);
 }
 
 int main(int argc, char **argv) {

@@ -1,8 +1,8 @@
 /*
  * session: what programs that take a model share: the options for the model and its precision, loading it, the data
  * stream that goes through it, chat templates, and running a teacher over a stream of tokens.
- * Order of files, each calling only those before it: file, model, data, tokens, chat, tokenize, tap, sizes, teacher;
- * generate calls model and data.
+ * Order of files, each calling only those before it: file, model, data, tokens, chat, tokenize, tap, sizes, teacher,
+ * record; generate calls model and data.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream"), ..., {0}};
@@ -263,6 +263,20 @@ int session_teacher_infer(struct session_teacher *t, struct session_data *tokens
 /* Sets the model in the form that it was opened in, the other one to NULL, for other uses; owned by the teacher. */
 void session_teacher_parts(struct session_teacher *t, struct model **model, struct model_layerwise **layerwise);
 void session_teacher_free(struct session_teacher *t); /* no-op if NULL */
+
+struct session_record_options {
+    const struct session_options *model;
+    struct session_teacher_options teacher;
+    const char *encode;     /* as knowledge_encoding_parse reads it, or "none": only what is tapped */
+    const char *dtype;      /* of dense predictions */
+    double temperature;     /* of the stored distribution */
+    bool raw_logits;        /* instead of log-probabilities */
+    struct cli_list taps;   /* for session_tap_parse */
+    uint64_t tap_positions; /* of each sequence, at random; 0: all */
+    bool dry_run;           /* print the estimated size instead */
+};
+/* Runs the teacher over a token stream and writes knowledge to the program's output. Adds counts to its report. */
+int session_record(struct cli *c, const char *tokens, const struct session_record_options *o, struct err *e) MUST_CHECK;
 
 /* ---- generation: continuing prompts ------------------------------------------------------------------------------ */
 
