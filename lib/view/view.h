@@ -1,8 +1,9 @@
 /*
- * view: a stream as text or JSON lines, as printed by rill ls and rill show. Text from the file is escaped (lib/cli).
+ * view: streams as text or JSON lines, as printed by rill ls, rill show and rill diff. Text from the file is escaped
+ * (lib/cli).
  *
- * Both functions take a reader at its start and read it to the end; they skim, so that in a regular file data that is
- * not shown is not verified. ERR_DATA: the stream is damaged; ERR_IO.
+ * All functions take a reader at its start and read it to the end; those for a single stream skim, so that in a regular
+ * file data that is not shown is not verified. ERR_DATA: the stream is damaged; ERR_IO.
  */
 #ifndef RILL_VIEW_H
 #define RILL_VIEW_H
@@ -40,5 +41,19 @@ struct view_found {
 };
 int view_show(struct stream_reader *r, FILE *to, const struct view_options *o, struct view_found *found,
               struct err *e) MUST_CHECK;
+
+struct view_diff_options {
+    const double *max_abs, *mean_abs, *min_cosine; /* limits of each tensor; NULL: none */
+    bool all;                                      /* list equal tensors too */
+    bool json;                                     /* a line of JSON per tensor */
+};
+struct view_diff_found {
+    uint64_t pairs;   /* tensors of either stream */
+    uint64_t outside; /* tensors outside the limits; without limits, tensors and members of META that differ */
+};
+/* Compares a with b batch by batch or, if b is NULL, with the tensors of `map`. Prints what differs in META and tensors,
+ * then figures over all tensors. */
+int view_diff(struct stream_reader *a, struct stream_reader *b, struct stream_map *map, FILE *to,
+              const struct view_diff_options *o, struct view_diff_found *found, struct err *e) MUST_CHECK;
 
 #endif

@@ -1,4 +1,5 @@
-/* Private to lib/view. Order of files, each calling only those before it: totals, vocab, rows, list, show. */
+/* Private to lib/view. Order of files, each calling only those before it: totals, vocab, rows, list, show; diff is
+ * apart. */
 #ifndef RILL_VIEW_INTERNAL_H
 #define RILL_VIEW_INTERNAL_H
 
