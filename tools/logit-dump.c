@@ -1,20 +1,17 @@
 /* rill logit-dump: encodes a teacher's knowledge compactly, or prints some of it as a table. */
-#include <stdio.h>
-#include <string.h>
-
 #include "lib/session/session.h"
 
 static struct session_options how;
-static const char *encode, *positions, *field_dtype;
 static struct cli_list drop;
+static struct session_reduce_options o = {.drop = &drop};
+static struct session_table_options table = {.model = &how};
 static double temperature;
 static bool tsv;
-static uint64_t top;
 
 static const struct cli_option options[] = {
     {.name = "encode",
      .type = CLI_STRING,
-     .to = &encode,
+     .to = &o.encode,
      .arg = "ENC",
      .suggests = "dense|topk:|ghost:|topp:|sample:",
      .fallback = "sample:50",
@@ -30,7 +27,7 @@ static const struct cli_option options[] = {
      .help = "drop fields by name or pattern (hidden.3, 'attention.*', response)"},
     {.name = "field-dtype",
      .type = CLI_CHOICE,
-     .to = &field_dtype,
+     .to = &o.field_dtype,
      .choices = "bf16|int8|f32",
      .needs = {"!tsv"},
      .help = "store tapped fields (teacher-infer --tap) in this type; int8 has one scale per row"},
@@ -49,14 +46,14 @@ static const struct cli_option options[] = {
      .help = "print a table instead of encoding; for sampled predictions it has frequencies, not probabilities"},
     {.name = "positions",
      .type = CLI_STRING,
-     .to = &positions,
+     .to = &table.positions,
      .arg = "FIRST:N",
      .fallback = "0:20",
      .needs = {"tsv"},
      .help = "print N positions, starting with number FIRST of the stream"},
     {.name = "top",
      .type = CLI_U64,
-     .to = &top,
+     .to = &table.top,
      .arg = "K",
      .fallback = "5",
      .min = 1,
@@ -74,105 +71,10 @@ static const struct cli_option options[] = {
     {0},
 };
 
-struct work {
-    struct session_data in;
-    struct knowledge_format out;
-    struct knowledge_encoder *encoder;
-    struct batch batch;
-    struct vocab *vocab;
-};
-
-/* ---- encoding -------------------------------------------------------------------------------------------------- */
-
-static int choose_response(struct cli *c, struct work *w, struct err *e) {
-    if (!strcmp(encode, "keep")) return 0;
-    if (knowledge_encoding_parse(encode, &w->out, e)) return e->code;
-    if (cli_given(c, "temperature")) w->out.temperature = temperature;
-    return knowledge_check_encode(&w->in.format, &w->out, e);
-}
-
-static int begin(struct cli *c, struct work *w, struct err *e) {
-    struct stream_writer *writer;
-    w->out = w->in.format;
-    if (choose_response(c, w, e) || session_choose_fields(&drop, field_dtype, &w->out, e) ||
-        cli_open_output(c, &writer, e))
-        return e->code;
-    return knowledge_encoder_open(&w->encoder, writer, stream_reader_meta(w->in.stream), &w->out, cli_seed(c), e);
-}
-
-static int report(struct cli *c, struct work *w, struct err *e) {
-    struct knowledge_counts n = knowledge_encoder_counts(w->encoder);
-    double per_token = n.positions ? (double)n.bytes / (double)n.positions : 0;
-    cJSON *o = cli_report(c);
-    if (!json_put_u64(o, "positions", n.positions) || !json_put_u64(o, "entries", n.entries) ||
-        !json_put_u64(o, "teacher_bytes", n.bytes) || !json_put_f64(o, "teacher_bytes_per_token", per_token))
-        return err_nomem(e, "report");
-    if (cli_verbose(c)) cli_say(c, "%llu positions, %.1f bytes each", (unsigned long long)n.positions, per_token);
-    return 0;
-}
-
-static int encode_stream(struct cli *c, struct work *w, struct err *e) {
-    bool more;
-    if (begin(c, w, e)) return e->code;
-    cli_progress_begin(c, "tokens", 0);
-    while (true) {
-        if (knowledge_read(w->in.stream, &w->in.format, &w->batch, &more, e)) return e->code;
-        if (!more) break;
-        if (knowledge_encoder_batch(w->encoder, &w->in.format, &w->batch, e))
-            return err_prefix(e, "%s", stream_reader_name(w->in.stream));
-        cli_progress(c, knowledge_encoder_counts(w->encoder).positions, NULL);
-    }
-    if (knowledge_encoder_end(w->encoder, e) || report(c, w, e)) return e->code;
-    cli_progress_end(c);
-    return cli_close_output(c, e);
-}
-
-/* ---- a table ----------------------------------------------------------------------------------------------------- */
-
-static int load_vocab(struct cli *c, struct work *w, struct err *e) {
-    if (!how.model) return 0;
-    int rc = session_load_vocab(c, &how, &w->vocab, NULL, e);
-    if (!rc) rc = session_check_vocab(w->vocab, &w->in, "knowledge", e);
-    if (!rc) knowledge_cut_padding(&w->in.format, w->vocab->n_unpadded); /* for dense knowledge only */
-    return rc;
-}
-
-static int spell(void *ctx, uint32_t id, struct buf *out, struct err *e) {
-    const struct vocab *v = ctx;
-    if (id >= v->n_tokens || !v->tokens[id].n_bytes) return buf_printf(out, e, "?");
-    return vocab_spell(v, id, out, e);
-}
-
-/* Parses "FIRST:N". */
-static int parse_positions(uint64_t *first, uint64_t *n, struct err *e) {
-    char copy[64];
-    snprintf(copy, sizeof copy, "%s", positions);
-    char *colon = strchr(copy, ':');
-    if (colon) *colon++ = 0;
-    if (!colon || strlen(positions) >= sizeof copy || !parse_u64(copy, first) || !parse_u64(colon, n))
-        return err_set(e, ERR_USAGE, "--positions %s: expected FIRST:N", positions);
-    return 0;
-}
-
-static int print_table(struct cli *c, struct work *w, struct err *e) {
-    uint64_t first, n;
-    FILE *out;
-    if (parse_positions(&first, &n, e) || load_vocab(c, w, e) || cli_text(c, &out, e)) return e->code;
-    struct knowledge_tsv t = {.top = (uint32_t)top, .spell = w->vocab ? spell : NULL, .ctx = w->vocab};
-    return knowledge_tsv_print(&t, w->in.stream, &w->in.format, first, n, out, e);
-}
-
-/* ---- the program ------------------------------------------------------------------------------------------------- */
-
 static int run(struct cli *c, struct err *e) {
-    struct work w = {0};
-    int rc = session_open_data(c, cli_input_path(c, 0), "knowledge", STREAM_KNOWLEDGE, NULL, &w.in, e);
-    if (!rc) rc = tsv ? print_table(c, &w, e) : encode_stream(c, &w, e);
-    knowledge_encoder_free(w.encoder);
-    batch_release(&w.batch);
-    session_data_release(&w.in);
-    vocab_free(w.vocab);
-    return rc;
+    if (tsv) return session_print_table(c, cli_input_path(c, 0), &table, e);
+    if (cli_given(c, "temperature")) o.temperature = &temperature;
+    return session_reduce(c, cli_input_path(c, 0), &o, e);
 }
 
 int main(int argc, char **argv) {

@@ -2,7 +2,7 @@
  * session: what programs that take a model share: the options for the model and its precision, loading it, the data
  * stream that goes through it, chat templates, and running a teacher over a stream of tokens.
  * Order of files, each calling only those before it: file, model, data, tokens, chat, tokenize, tap, sizes, teacher,
- * record; generate calls model and data.
+ * record; generate calls model and data, reduce model, data and tap.
  *
  *     static struct session_options how;
  *     static const struct cli_option options[] = {SESSION_MODEL(how, "FILE", true, "the model stream"), ..., {0}};
@@ -277,6 +277,27 @@ struct session_record_options {
 };
 /* Runs the teacher over a token stream and writes knowledge to the program's output. Adds counts to its report. */
 int session_record(struct cli *c, const char *tokens, const struct session_record_options *o, struct err *e) MUST_CHECK;
+
+/* ---- knowledge that is there already ----------------------------------------------------------------------------- */
+
+struct session_reduce_options {
+    const char *encode;          /* as knowledge_encoding_parse reads it, or "keep" */
+    const double *temperature;   /* of the stored distribution; NULL: the input's */
+    const struct cli_list *drop; /* for session_choose_fields, as is */
+    const char *field_dtype;
+};
+/* Writes knowledge in fewer bytes to the program's output. Adds counts to its report. */
+int session_reduce(struct cli *c, const char *knowledge, const struct session_reduce_options *o,
+                   struct err *e) MUST_CHECK;
+
+struct session_table_options {
+    const struct session_options *model; /* spells tokens if it names a model */
+    const char *positions;               /* "FIRST:N" */
+    uint64_t top;                        /* entries per position */
+};
+/* Prints predictions at some positions as a table. */
+int session_print_table(struct cli *c, const char *knowledge, const struct session_table_options *o,
+                        struct err *e) MUST_CHECK;
 
 /* ---- generation: continuing prompts ------------------------------------------------------------------------------ */
 
