@@ -3,7 +3,7 @@
 
 #include "lib/compress/compress_internal.h"
 
-#define DENSE_POSITIONS   13000 /* positions at which the original's inputs are kept; up to twice as many are all kept */
+#define DENSE_POSITIONS   11000 /* positions at which the original's inputs are kept; up to twice as many are all kept */
 #define LEARNED_POSITIONS 8192 /* in each step of learned rounding after the first; up to twice as many all take part */
 
 /* ---- messages and report ----------------------------------------------------------------------------------------- */

@@ -122,6 +122,11 @@ static void add_rows(struct collector *k, struct half_moments *h, struct kernel_
     }
 }
 
+static struct kernel_array on_host(const struct model_seen *seen) {
+    struct kernel_array x = seen->x->value;
+    return kernel_host_array(x.dtype, kernel_host(x, seen->rows * seen->cols));
+}
+
 /* Alternates which half of a pass goes to which half of the data, because the start of a sequence is unlike the
  * rest. */
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
@@ -140,7 +145,7 @@ static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     } else {
         size_t half = k->passes % 2, middle = seen->rows / 2, cols = m->cols;
         bool at_hand = k->dense && k->passes % k->dense->every == 0;
-        struct kernel_array y = seen->x->value, known = kernel_none(y.dtype);
+        struct kernel_array y = on_host(seen), known = kernel_none(y.dtype);
         if (at_hand) known = kernel_part(kernel_host_array(k->dense->dtype, k->dense->x[k->place]), k->at * cols);
         add_rows(k, &m->half[half], y, known, middle);
         add_rows(k, &m->half[!half], kernel_part(y, middle * cols), at_hand ? kernel_part(known, middle * cols) : known,

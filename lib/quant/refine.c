@@ -4,7 +4,7 @@
 
 #include "lib/quant/second_order.h"
 
-#define ENOUGH 1e-3 /* stop after a sweep that lowers the error by a smaller share */
+#define ENOUGH 0.01 /* stop after a sweep that lowers the error by less: the next lowers it by about half of that */
 #define SPAN   256  /* columns processed before the others are updated: whole blocks of every type */
 
 /* Data on columns [first, first + n) shared by all rows. */
@@ -309,7 +309,7 @@ int grid_refine(struct grid *g, const float *gram, float *residual, double error
     struct refine_job s = {.g = g, .residual = residual};
     double total = error;
     int rc = allocate(&s, &a, e);
-    for (unsigned i = 0; !rc && i < sweeps && total > ENOUGH * error; i++) {
+    for (unsigned i = 0; !rc && i < sweeps && total >= ENOUGH * error; i++) {
         total = 0;
         for (s.span.first = 0; s.span.first < g->cols; s.span.first += SPAN) total += refine_span(&s, gram);
         error -= total;
