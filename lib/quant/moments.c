@@ -129,30 +129,37 @@ static struct kernel_array on_host(const struct model_seen *seen) {
 
 /* Alternates which half of a pass goes to which half of the data, because the start of a sequence is unlike the
  * rest. */
+static void add_pass(struct collector *k, const struct model_seen *seen) {
+    size_t half = k->passes % 2, middle = seen->rows / 2, cols = k->m->cols;
+    bool at_hand = k->dense && k->passes % k->dense->every == 0;
+    struct kernel_array y = on_host(seen), first = kernel_none(y.dtype), second = first;
+    if (at_hand) {
+        first = kernel_part(kernel_host_array(k->dense->dtype, k->dense->x[k->place]), k->at * cols);
+        second = kernel_part(first, middle * cols);
+        k->at += seen->rows;
+    }
+    add_rows(k, &k->m->half[half], y, first, middle);
+    add_rows(k, &k->m->half[!half], kernel_part(y, middle * cols), second, seen->rows - middle);
+    k->passes++;
+}
+
+/* In order of positions: the last bit of a weight can decide between equally good scales. */
+static void add_squares(float *sum, const float *x, size_t rows, size_t cols) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t j = 0; j < cols; j++) sum[j] += x[r * cols + j] * x[r * cols + j];
+}
+
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct collector *k = ctx;
     struct moments *m = k->m;
     const float *x;
     if (seen->point != m->point) return 0;
-    if (!m->experts && !k->passes && find_median(k, seen, e)) return e->code;
-    if (m->experts && model_seen_f32(seen, &x, e)) return e->code;
+    if (m->experts ? model_seen_f32(seen, &x, e) : !k->passes && find_median(k, seen, e)) return e->code;
     enum quant_phase before = phase_enter(k->clock, QUANT_MOMENTS);
-    if (m->experts) {
-        /* Summed in order of positions: the last bit of a weight can decide between equally good scales. */
-        float *sum = m->squares + seen->expert * m->cols;
-        for (size_t r = 0; r < seen->rows; r++)
-            for (size_t j = 0; j < m->cols; j++) sum[j] += x[r * m->cols + j] * x[r * m->cols + j];
-    } else {
-        size_t half = k->passes % 2, middle = seen->rows / 2, cols = m->cols;
-        bool at_hand = k->dense && k->passes % k->dense->every == 0;
-        struct kernel_array y = on_host(seen), known = kernel_none(y.dtype);
-        if (at_hand) known = kernel_part(kernel_host_array(k->dense->dtype, k->dense->x[k->place]), k->at * cols);
-        add_rows(k, &m->half[half], y, known, middle);
-        add_rows(k, &m->half[!half], kernel_part(y, middle * cols), at_hand ? kernel_part(known, middle * cols) : known,
-                 seen->rows - middle);
-        k->at += at_hand ? seen->rows : 0;
-        k->passes++;
-    }
+    if (m->experts)
+        add_squares(m->squares + seen->expert * m->cols, x, seen->rows, m->cols);
+    else
+        add_pass(k, seen);
     phase_enter(k->clock, before);
     return 0;
 }
