@@ -627,7 +627,8 @@ double kernel_row_norms_sum(struct kernel_array x, size_t rows, size_t d); /* su
 double kernel_cosine_distance_sum(struct kernel_array x, struct kernel_array y, size_t rows, size_t d);
 
 /* On the host: by_r <= 1 for each row of x [rows][d], so that the squared length of by_r x_r is at most `most`
- * (INFINITY: no limit); unless they are NULL, y_r = by_r x_r and diff_r = by_r (other_r - x_r). */
+ * (INFINITY: no limit); unless they are NULL, y_r = by_r x_r and diff_r = by_r (other_r - x_r). Without diff `other` is
+ * not read. */
 void kernel_bound_rows(float *by, float *y, float *diff, struct kernel_array x, struct kernel_array other, double most,
                        size_t rows, size_t d);
 

@@ -11,8 +11,8 @@ struct rows {
     size_t cols;
 };
 
-/* Where the last passes stopped inside the layer, and the values needed to resume there. The residual stream is the
- * layer's input up to POINT_O_IN, and the same at POINT_FFN_IN and POINT_DOWN_IN. */
+/* Where the last passes stopped inside the layer, and the values needed to resume there. `residual` is kept from
+ * POINT_FFN_IN on, and does not change before POINT_DOWN_IN; at POINT_O_IN it is still the layer's input. */
 struct halt {
     bool any;
     enum model_point point;
@@ -281,7 +281,8 @@ static int run_pass(struct model_layerwise *l, struct grad_tape *t, const struct
 
 /* ---- weights of a step ------------------------------------------------------------------------------------------- */
 
-/* Does the step multiply by this matrix? Not asked of experts, of which a layer has many, and second factors. */
+/* Does the step multiply by this matrix? False for experts, of which a layer has many, and for second factors: their
+ * products pack them. */
 static bool multiplies_by(const struct step *s, enum model_role role) {
     const struct model_role_info *info = model_role_info(role);
     if (info->kind != KIND_MATRIX || info->each != AXIS_ONE || info->input == POINT_COUNT) return false;
@@ -299,21 +300,22 @@ static void unpack_weights(struct model_layerwise *l, int64_t layer) {
     }
 }
 
-/* Packs f32 weights for bf16 products once for all passes. They may change before the next step, so it packs anew. */
-static int pack_weights(struct model_layerwise *l, const struct step *s, struct err *e) {
+/* Packs f32 weights for bf16 products once for all passes; as they may change, the next step packs them anew. A matrix
+ * for which there is no memory is packed by each product. */
+static void pack_weights(struct model_layerwise *l, const struct step *s) {
     const struct model_config *c = &l->m->config;
     size_t first = model_slot_of_layer(c, (uint32_t)s->layer), end = model_slot_of_layer(c, (uint32_t)s->layer + 1);
     for (size_t i = first; i < end; i++) {
         struct model_param *p = &l->m->params[i];
+        struct err e;
         if (!kernel_has_data(p->value) || !multiplies_by(s, p->slot.role)) continue;
         size_t n = p->desc.dims[0], k = p->desc.dims[1];
         size_t bytes = kernel_matrix_bytes(KERNEL_PACKED_BF16, DT_BF16, n, k);
-        struct kernel_array memory = kernel_alloc(l->m->device, DT_U8, bytes, e);
-        if (!kernel_has_data(memory)) return err_prefix(e, "tensor '%s'", p->desc.name);
+        struct kernel_array memory = kernel_alloc(l->m->device, DT_U8, bytes, &e);
+        if (!kernel_has_data(memory)) return;
         struct kernel_matrix stored = kernel_matrix_of(p->value, n, k);
         p->matrix = kernel_pack_nt(memory, &stored);
     }
-    return 0;
 }
 
 /* ---- all passes of a step ---------------------------------------------------------------------------------------- */
@@ -338,8 +340,8 @@ static int run_passes(struct model_layerwise *l, struct grad_tape *t, const stru
 static int run_inputs(struct model_layerwise *l, struct grad_tape *t, const struct model_input *in, size_t n,
                       const struct step *s, struct err *e) {
     bool packs = n && s->layer >= 0 && grad_precision(t) == DT_BF16 && !grad_records(t);
-    int rc = packs ? pack_weights(l, s, e) : 0;
-    if (!rc) rc = run_passes(l, t, in, n, s, e);
+    if (packs) pack_weights(l, s);
+    int rc = run_passes(l, t, in, n, s, e);
     if (packs) unpack_weights(l, s->layer);
     return rc;
 }

@@ -494,7 +494,7 @@ struct model_param {
     struct model_slot slot;
     struct tensor_desc desc;       /* as stored: type and shape */
     struct kernel_array value;     /* f32 [rows][cols]; no data if the matrix is packed ... */
-    struct kernel_matrix matrix;   /* ... which is here; both in memory owned by the model */
+    struct kernel_matrix matrix;   /* ... which is here (both during a step of model_layerwise); owned by the model */
     struct kernel_array grad;      /* no data until model_enable_grad */
     bool grad_begun;               /* false: grad holds nothing yet, and the next pass overwrites it (grad_parameter) */
     uint64_t n;                    /* elements */

@@ -111,7 +111,6 @@ void obs_factor_free(struct obs_factor *f) {
 
 /* ---- error feedback and least squares ---------------------------------------------------------------------------- */
 
-/* Moves columns of w, transposed, to processing order, or back. */
 struct placing {
     const struct obs_factor *f;
     float *places, *inputs;
@@ -126,6 +125,7 @@ static void place_column(void *ctx, size_t i, int thread) {
     memcpy(p->back ? input : place, p->back ? place : input, p->rows * sizeof *place);
 }
 
+/* Moves columns of w, transposed, to processing order, or back; f->order must not be NULL. */
 static void place_columns(const struct obs_factor *f, float *places, float *inputs, size_t rows, bool back) {
     parallel_for(f->n, place_column, &(struct placing){f, places, inputs, rows, back});
 }

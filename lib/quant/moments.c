@@ -36,8 +36,7 @@ void dense_inputs_forget(struct dense_inputs *d) {
 int dense_inputs_see(struct dense_inputs *d, const struct model_seen *seen, struct err *e) {
     size_t i = place_of(seen->point);
     if (i == MOMENTS_POINTS) return 0;
-    d->dtype = seen->x->value.dtype;
-    size_t bytes = kernel_array_bytes(d->dtype, seen->cols);
+    size_t bytes = kernel_array_bytes(seen->x->value.dtype, seen->cols);
     if (d->room[i] < bytes) {
         mem_free(d->x[i]);
         d->x[i] = mem_array(d->positions, bytes, e);
@@ -134,7 +133,7 @@ static void add_pass(struct collector *k, const struct model_seen *seen) {
     bool at_hand = k->dense && k->passes % k->dense->every == 0;
     struct kernel_array y = on_host(seen), first = kernel_none(y.dtype), second = first;
     if (at_hand) {
-        first = kernel_part(kernel_host_array(k->dense->dtype, k->dense->x[k->place]), k->at * cols);
+        first = kernel_part(kernel_host_array(y.dtype, k->dense->x[k->place]), k->at * cols);
         second = kernel_part(first, middle * cols);
         k->at += seen->rows;
     }

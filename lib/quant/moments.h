@@ -17,8 +17,7 @@
 /* The original inputs at the points of one layer, for one pass in `every`, concatenated. */
 struct dense_inputs {
     size_t every, positions; /* positions: of these passes */
-    enum dtype dtype;
-    void *x[MOMENTS_POINTS]; /* [positions][cols] */
+    void *x[MOMENTS_POINTS]; /* [positions][cols], of the type that the point's values have in a pass */
     /* room: bytes per row in x, as layers differ in width; at: rows stored */
     size_t room[MOMENTS_POINTS], at[MOMENTS_POINTS];
 };

@@ -309,7 +309,7 @@ int grid_refine(struct grid *g, const float *gram, float *residual, double error
     struct refine_job s = {.g = g, .residual = residual};
     double total = error;
     int rc = allocate(&s, &a, e);
-    for (unsigned i = 0; !rc && i < sweeps && total >= ENOUGH * error; i++) {
+    for (unsigned i = 0; !rc && i < sweeps && total > ENOUGH * error; i++) {
         total = 0;
         for (s.span.first = 0; s.span.first < g->cols; s.span.first += SPAN) total += refine_span(&s, gram);
         error -= total;

@@ -72,11 +72,11 @@ static int round_to_nearest(struct sequential *q, struct stored *s, const float 
     return rc ? rc : pass_round(&q->p, model_host_value(s->param), rows_of(s), cols, importance, s->data, &s->t, e);
 }
 
-#define WIDENED (1u << 20) /* elements: whole blocks of every type */
+#define PUT_BACK (1u << 20) /* elements: whole blocks of every type */
 
 /* Replaces the model's values by the stored ones, so that the layer runs on what a reader will get. */
 static int put_back(struct sequential *q, struct stored *s, struct err *e) {
-    size_t n = s->param->n, most = n < WIDENED ? n : WIDENED;
+    size_t n = s->param->n, most = n < PUT_BACK ? n : PUT_BACK;
     q->p.f32.len = 0;
     if (buf_reserve(&q->p.f32, most * sizeof(float), e)) return err_prefix(e, "tensor '%s'", s->t.name);
     for (size_t at = 0; at < n; at += most) {

@@ -63,7 +63,7 @@ static void shrink_row(void *ctx, size_t i, int thread) {
     to[i] = b ? a[i] + b[i] : a[i];
 }
 
-/* The sum of a and b (or NULL) [n][n], with off-diagonal elements multiplied by keep. */
+/* The sum of a and b (or NULL) [n][n], with off-diagonal elements multiplied by keep (1: the plain sum). */
 static float *shrunk(const float *a, const float *b, double keep, size_t n, struct err *e) {
     float *to = mem_alloc(n * n * sizeof *to, e);
     if (to) parallel_for(n, shrink_row, &(struct shrinking){to, a, b, keep, n});

@@ -1,6 +1,7 @@
 /*
  * session: what programs that take a model share: the options for the model and its precision, loading it, the data
- * stream that goes through it, chat templates, and running a teacher over a stream of tokens.
+ * stream that goes through it, chat templates, running a teacher over a stream of tokens, and what it said in fewer
+ * bytes or as a table.
  * Order of files, each calling only those before it: file, model, data, tokens, chat, tokenize, tap, sizes, teacher,
  * record; generate calls model and data, reduce model, data and tap.
  *
@@ -278,13 +279,13 @@ struct session_record_options {
 /* Runs the teacher over a token stream and writes knowledge to the program's output. Adds counts to its report. */
 int session_record(struct cli *c, const char *tokens, const struct session_record_options *o, struct err *e) MUST_CHECK;
 
-/* ---- knowledge that is there already ----------------------------------------------------------------------------- */
+/* ---- existing knowledge ------------------------------------------------------------------------------------------ */
 
 struct session_reduce_options {
     const char *encode;          /* as knowledge_encoding_parse reads it, or "keep" */
     const double *temperature;   /* of the stored distribution; NULL: the input's */
-    const struct cli_list *drop; /* for session_choose_fields, as is */
-    const char *field_dtype;
+    const struct cli_list *drop; /* patterns for session_choose_fields */
+    const char *field_dtype;     /* for session_choose_fields; NULL: unchanged */
 };
 /* Writes knowledge in fewer bytes to the program's output. Adds counts to its report. */
 int session_reduce(struct cli *c, const char *knowledge, const struct session_reduce_options *o,

@@ -1,6 +1,5 @@
 /* The differences between two streams, tensor by tensor. */
 #include <inttypes.h>
-#include <math.h>
 
 #include "lib/cli/cli.h"
 #include "lib/view/view_internal.h"

@@ -227,6 +227,17 @@ setup() {
     done
 }
 
+@test "gptq in bf16 where no norm precedes the matrices, so that their inputs differ in type" {
+    for arch in olmo2 bert; do
+        rill init -q --arch $arch --layers 2 --hidden 64 --heads 4 --ffn 128 model.rill -o after.rill --force
+        for precision in f32 bf16; do
+            check_exit 0 rill quantize -q --type q4_0 --method gptq --data tokens.rill --precision $precision after.rill \
+                -o after.$precision.rill --force
+        done
+        check_exit 0 rill diff --min-cosine 0.98 after.f32.rill after.bf16.rill
+    done
+}
+
 @test "gptq takes a plan, any type, and stays within it" {
     rill quantize -q --type q3_k_m --method gptq --dry-run model.rill -o plan.txt
     check_exit 0 rill quantize -q --plan plan.txt --method gptq --data tokens.rill model.rill -o a.rill
