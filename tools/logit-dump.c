@@ -2,8 +2,7 @@
 #include "lib/session/session.h"
 
 static struct session_options how;
-static struct cli_list drop;
-static struct session_reduce_options o = {.drop = &drop};
+static struct session_reduce_options o;
 static struct session_table_options table = {.model = &how};
 static double temperature;
 static bool tsv;
@@ -21,7 +20,7 @@ static const struct cli_option options[] = {
              "keep: leave the predictions as they are"},
     {.name = "drop",
      .type = CLI_LIST,
-     .to = &drop,
+     .to = &o.drop,
      .arg = "FIELD",
      .needs = {"!tsv"},
      .help = "drop fields by name or pattern (hidden.3, 'attention.*', response)"},

@@ -26,7 +26,7 @@ static int choose_response(struct reduction *w, struct err *e) {
 static int begin(struct reduction *w, struct err *e) {
     struct stream_writer *writer;
     w->out = w->in.format;
-    if (choose_response(w, e) || session_choose_fields(w->o->drop, w->o->field_dtype, &w->out, e) ||
+    if (choose_response(w, e) || session_choose_fields(&w->o->drop, w->o->field_dtype, &w->out, e) ||
         cli_open_output(w->c, &writer, e))
         return e->code;
     return knowledge_encoder_open(&w->encoder, writer, stream_reader_meta(w->in.stream), &w->out, cli_seed(w->c), e);

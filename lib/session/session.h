@@ -282,10 +282,10 @@ int session_record(struct cli *c, const char *tokens, const struct session_recor
 /* ---- existing knowledge ------------------------------------------------------------------------------------------ */
 
 struct session_reduce_options {
-    const char *encode;          /* as knowledge_encoding_parse reads it, or "keep" */
-    const double *temperature;   /* of the stored distribution; NULL: the input's */
-    const struct cli_list *drop; /* patterns for session_choose_fields */
-    const char *field_dtype;     /* for session_choose_fields; NULL: unchanged */
+    const char *encode;        /* as knowledge_encoding_parse reads it, or "keep" */
+    const double *temperature; /* of the stored distribution; NULL: the input's */
+    struct cli_list drop;      /* patterns for session_choose_fields */
+    const char *field_dtype;   /* for session_choose_fields; NULL: unchanged */
 };
 /* Writes knowledge in fewer bytes to the program's output. Adds counts to its report. */
 int session_reduce(struct cli *c, const char *knowledge, const struct session_reduce_options *o,

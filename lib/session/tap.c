@@ -297,14 +297,14 @@ static int keep_queries(struct tapped *x, const float *q, size_t n, struct err *
 
 int session_taps_see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct session_taps *t = ctx;
+    const float *x = NULL; /* widened once for all fields */
     for (uint32_t i = 0; i < t->f->n_fields; i++) {
         struct tapped *to = &t->fields[i];
         bool pairs = to->point->per == PER_PAIR;
         bool queries = pairs && seen->point == POINT_Q, keys = pairs && seen->point == POINT_K;
         bool rows = !pairs && seen->point == to->point->point;
-        const float *x;
         if (to->layer != seen->layer || !(queries || keys || rows)) continue;
-        int rc = model_seen_f32(seen, &x, e);
+        int rc = x ? 0 : model_seen_f32(seen, &x, e);
         if (!rc && queries) rc = keep_queries(to, x, seen->rows * seen->cols, e);
         if (!rc && keys) rc = see_keys(t, i, x, seen->rows, seen->cols, e);
         if (!rc && rows) rc = see_rows(t, i, x, seen->rows, seen->cols, e);
