@@ -22,6 +22,9 @@ INLINE bool any(mask m) {
 INLINE lanes root(lanes a) {
     return (lanes)_mm256_sqrt_ps((__m256)a);
 }
+INLINE lanes whole(lanes a) {
+    return (lanes)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 INLINE lanes lower(lanes a, lanes b) {
     __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b), odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
     return (lanes)_mm256_permute2f128_ps(even, odd, 0x20);

@@ -22,6 +22,9 @@ INLINE bool any(mask m) {
 INLINE lanes root(lanes a) {
     return (lanes)_mm512_sqrt_ps((__m512)a);
 }
+INLINE lanes whole(lanes a) {
+    return (lanes)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 INLINE lanes lower(lanes a, lanes b) {
     __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     return (lanes)_mm512_permutex2var_ps((__m512)a, order, (__m512)b);

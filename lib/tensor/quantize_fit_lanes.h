@@ -8,6 +8,7 @@
  *     larger(a, b)    a > b ? a : b in each lane; smaller(a, b) with <; hence b if one is NaN, like MAXPS and MINPS
  *     any(m)          whether any lane of the mask is set
  *     root(a)         the square root of each lane
+ *     whole(a)        each lane rounded to an integer, ties to even
  *     lower(a, b), upper(a, b)    a and b interleaved, of their lower or upper halves: a0 b0 a1 b1 ...
  */
 #include <string.h>
@@ -29,6 +30,7 @@ INLINE lanes larger(lanes a, lanes b);
 INLINE lanes smaller(lanes a, lanes b);
 INLINE bool any(mask m);
 INLINE lanes root(lanes a);
+INLINE lanes whole(lanes a);
 INLINE lanes lower(lanes a, lanes b);
 INLINE lanes upper(lanes a, lanes b);
 
@@ -44,9 +46,19 @@ INLINE lanes magnitude(lanes v) {
     return (lanes)((mask)v & 0x7fffffff);
 }
 
-/* nearest_code, with the code as a float. */
-INLINE lanes nearest(lanes v, float low, float high) {
-    return smaller(larger(v, all(low)), all(high)) + ROUNDING - ROUNDING;
+/* nearest_code, with the code as a float, and with the given limits only. */
+enum { LIMIT_LOW = 1, LIMIT_HIGH = 2, LIMIT_BOTH = 3 };
+INLINE lanes nearest(lanes v, float low, float high, int limits) {
+    if (limits & LIMIT_LOW) v = larger(v, all(low));
+    if (limits & LIMIT_HIGH) v = smaller(v, all(high));
+    return whole(v);
+}
+
+/* The limits that values from `lowest` to `highest` can exceed in a lane that matters. Rounding is monotonic, so the
+ * values of a group lie between those of its extremes, and most trials need neither limit. */
+INLINE int limits_for(lanes lowest, lanes highest, float low, float high, mask matters) {
+    int limits = any(~(lowest >= low - 0.5f) & matters) ? LIMIT_LOW : 0;
+    return any(~(highest < high + 0.5f) & matters) ? limits | LIMIT_HIGH : limits;
 }
 
 INLINE lanes read(const float *memory) {
@@ -92,7 +104,7 @@ INLINE void store_codes(const lanes *codes, int n, float offset, uint8_t *memory
 INLINE void round_to_codes(size_t n, const float *x, float add, float scale, int low, int high, uint8_t *codes) {
     typedef uint8_t bytes __attribute__((vector_size(LANES)));
     for (size_t i = 0; i < n; i += LANES) {
-        lanes code = nearest((read(x + i) + add) / scale, (float)low, (float)high) - (float)low;
+        lanes code = nearest((read(x + i) + add) / scale, (float)low, (float)high, LIMIT_BOTH) - (float)low;
         bytes b = __builtin_convertvector(__builtin_convertvector(code, mask), bytes);
         memcpy(codes + i, &b, sizeof b);
     }
@@ -121,7 +133,7 @@ struct affine {
 };
 
 INLINE void affine_codes(int n, float top, const lanes *x, lanes min, lanes inverse, lanes *codes) {
-    UNROLLED for (int i = 0; i < n; i++) codes[i] = nearest(inverse * (x[i] - min), 0, top);
+    UNROLLED for (int i = 0; i < n; i++) codes[i] = nearest(inverse * (x[i] - min), 0, top, LIMIT_BOTH);
 }
 
 INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *codes, bool absolute, lanes scale,
@@ -134,24 +146,47 @@ INLINE lanes affine_error(int n, const lanes *x, const lanes *w, const lanes *co
     return error;
 }
 
-/* Rounds to codes, and fits scale and min to these. Returns the lanes in which the regression has a solution. */
-INLINE mask affine_trial(int n, float top, const lanes *x, const lanes *w, lanes start, lanes inverse, lanes *codes,
-                         bool absolute, lanes sum_w, lanes sum_x, struct affine *fit) {
+/* Sums over a group of w, w x, w c, w c^2 and w x c. */
+struct affine_sums {
+    lanes w, x, c, c2, xc;
+};
+
+/* Rounds to codes and sums over them. */
+INLINE void affine_codes_and_sums(int n, float top, int limits, const lanes *x, const lanes *w, lanes start,
+                                  lanes inverse, lanes *codes, struct affine_sums *s) {
     lanes sum_c = all(0), sum_c2 = all(0), sum_xc = all(0);
     UNROLLED for (int i = 0; i < n; i++) {
-        codes[i] = nearest(inverse * (x[i] - start), 0, top);
+        codes[i] = nearest(inverse * (x[i] - start), 0, top, limits);
         lanes wc = w[i] * codes[i];
         sum_c += wc;
         sum_c2 += wc * codes[i];
         sum_xc += wc * x[i];
     }
-    lanes determinant = sum_w * sum_c2 - sum_c * sum_c;
-    fit->scale = (sum_w * sum_xc - sum_x * sum_c) / determinant;
-    fit->min = (sum_c2 * sum_x - sum_c * sum_xc) / determinant;
+    s->c = sum_c;
+    s->c2 = sum_c2;
+    s->xc = sum_xc;
+}
+
+INLINE void affine_trial(int n, float top, int limits, const lanes *x, const lanes *w, lanes start, lanes inverse,
+                         lanes *codes, struct affine_sums *s) {
+    if (limits == 0)
+        affine_codes_and_sums(n, top, 0, x, w, start, inverse, codes, s);
+    else if (limits == LIMIT_HIGH)
+        affine_codes_and_sums(n, top, LIMIT_HIGH, x, w, start, inverse, codes, s);
+    else if (limits == LIMIT_LOW)
+        affine_codes_and_sums(n, top, LIMIT_LOW, x, w, start, inverse, codes, s);
+    else
+        affine_codes_and_sums(n, top, LIMIT_BOTH, x, w, start, inverse, codes, s);
+}
+
+/* Fits scale and min to the codes. Returns the lanes in which the regression has a solution. */
+INLINE mask affine_regression(const struct affine_sums *s, struct affine *fit) {
+    lanes determinant = s->w * s->c2 - s->c * s->c;
+    fit->scale = (s->w * s->xc - s->x * s->c) / determinant;
+    fit->min = (s->c2 * s->x - s->c * s->xc) / determinant;
     mask positive = fit->min > 0;
-    fit->scale = choose(positive, sum_xc / sum_c2, fit->scale);
+    fit->scale = choose(positive, s->xc / s->c2, fit->scale);
     fit->min = choose(positive, all(0), fit->min);
-    fit->error = affine_error(n, x, w, codes, absolute, fit->scale, fit->min);
     return determinant > 0;
 }
 
@@ -164,12 +199,13 @@ INLINE void affine_search(int n, int top, bool absolute, const float *x_memory, 
         load(w_memory, n, w);
     else
         weigh_plainly(n, x, search->rms, w);
-    lanes min = x[0], max = x[0], sum_w = all(0), sum_x = all(0);
+    lanes min = x[0], max = x[0];
+    struct affine_sums sums = {.w = all(0), .x = all(0)};
     for (int i = 0; i < n; i++) {
         min = choose(x[i] < min, x[i], min);
         max = choose(x[i] > max, x[i], max);
-        sum_w += w[i];
-        sum_x += w[i] * x[i];
+        sums.w += w[i];
+        sums.x += w[i] * x[i];
     }
     min = choose(min > 0, all(0), min);
     mask flat = max == min;
@@ -180,7 +216,10 @@ INLINE void affine_search(int n, int top, bool absolute, const float *x_memory, 
     for (int trial = 0; trial <= search->n; trial++) {
         struct affine fit;
         inverse = (search->first + search->step * (float)trial + (float)top) / (max - best.min);
-        mask better = affine_trial(n, (float)top, x, w, best.min, inverse, codes, absolute, sum_w, sum_x, &fit);
+        int limits = limits_for(inverse * (min - best.min), inverse * (max - best.min), 0, (float)top, ~flat);
+        affine_trial(n, (float)top, limits, x, w, best.min, inverse, codes, &sums);
+        mask better = affine_regression(&sums, &fit);
+        fit.error = affine_error(n, x, w, codes, absolute, fit.scale, fit.min);
         better &= fit.error < best.error;
         if (!any(better)) continue;
         best_inverse = choose(better, inverse, best_inverse);
@@ -197,21 +236,31 @@ INLINE void affine_search(int n, int top, bool absolute, const float *x_memory, 
     for (int g = 0; g < LANES; g++) {
         out->scales[g] = best.scale[g];
         out->minus_mins[g] = -best.min[g];
-        out->sum_w[g] = sum_w[g];
+        out->sum_w[g] = sums.w[g];
     }
 }
 
 /* ---- symmetric ---- */
 
 /* wx: w x. */
-INLINE void symmetric_trial(int n, float half, const lanes *x, const lanes *w, const lanes *wx, lanes inverse,
-                            lanes *sum_xc, lanes *sum_c2) {
+INLINE void symmetric_sums(int n, float half, int limits, const lanes *x, const lanes *w, const lanes *wx,
+                           lanes inverse, lanes *sum_xc, lanes *sum_c2) {
     *sum_xc = *sum_c2 = all(0);
     UNROLLED for (int i = 0; i < n; i++) {
-        lanes code = nearest(inverse * x[i], -half, half - 1);
+        lanes code = nearest(inverse * x[i], -half, half - 1, limits);
         *sum_xc += wx[i] * code;
         *sum_c2 += w[i] * code * code;
     }
+}
+
+INLINE void symmetric_trial(int n, float half, int limits, const lanes *x, const lanes *w, const lanes *wx,
+                            lanes inverse, lanes *sum_xc, lanes *sum_c2) {
+    if (limits == 0)
+        symmetric_sums(n, half, 0, x, w, wx, inverse, sum_xc, sum_c2);
+    else if (limits == LIMIT_HIGH)
+        symmetric_sums(n, half, LIMIT_HIGH, x, w, wx, inverse, sum_xc, sum_c2);
+    else
+        symmetric_sums(n, half, LIMIT_BOTH, x, w, wx, inverse, sum_xc, sum_c2);
 }
 
 INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const float *w_memory, uint8_t *code_memory,
@@ -220,17 +269,20 @@ INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const
     float half = (float)half_codes;
     load(x_memory, n, x);
     load(w_memory, n, w);
-    lanes extreme = all(0);
+    lanes extreme = all(0), min = x[0], max = x[0];
     for (int i = 0; i < n; i++) wx[i] = w[i] * x[i];
+    for (int i = 0; i < n; i++) min = smaller(x[i], min), max = larger(x[i], max);
     for (int i = 0; i < n; i++) extreme = choose(magnitude(x[i]) > magnitude(extreme), x[i], extreme);
     mask zero = magnitude(extreme) < FIT_NEARLY_ZERO;
     lanes sum_xc, sum_c2, inverse = -half / extreme, best_inverse = inverse;
-    symmetric_trial(n, half, x, w, wx, inverse, &sum_xc, &sum_c2);
+    symmetric_trial(n, half, LIMIT_BOTH, x, w, wx, inverse, &sum_xc, &sum_c2);
     lanes scale = choose(sum_c2 > 0, sum_xc / sum_c2, 1 / inverse), gain = scale * sum_xc;
     for (int trial = -9; trial <= 9; trial++) {
         if (trial == 0) continue;
         inverse = -(half + 0.1f * (float)trial) / extreme;
-        symmetric_trial(n, half, x, w, wx, inverse, &sum_xc, &sum_c2);
+        lanes a = inverse * min, b = inverse * max;
+        int limits = limits_for(smaller(a, b), larger(a, b), -half, half - 1, ~zero);
+        symmetric_trial(n, half, limits, x, w, wx, inverse, &sum_xc, &sum_c2);
         mask better = (sum_c2 > 0) & (sum_xc * sum_xc > gain * sum_c2);
         if (!any(better)) continue;
         scale = choose(better, sum_xc / sum_c2, scale);
@@ -238,7 +290,8 @@ INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const
         best_inverse = choose(better, inverse, best_inverse);
     }
     scale = choose(zero, all(0), scale);
-    for (int i = 0; i < n; i++) x[i] = choose(zero, all(-half), nearest(best_inverse * x[i], -half, half - 1));
+    for (int i = 0; i < n; i++)
+        x[i] = choose(zero, all(-half), nearest(best_inverse * x[i], -half, half - 1, LIMIT_BOTH));
     store_codes(x, n, half, code_memory);
     for (int g = 0; g < LANES; g++) scales[g] = scale[g];
 }
