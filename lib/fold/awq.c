@@ -77,10 +77,16 @@ static const float *importance_of(const struct search *k, const struct reader *r
 static int try_reader(const struct search *k, const struct reader *r, const float *scale, double *error,
                       struct err *e) {
     const float *w = model_host_value(r->param);
-    double square;
+    struct quant_sums sums = {0};
+    struct quant_rows rows = {.to = r->to,
+                              .x = k->scaled,
+                              .rows = r->rows,
+                              .cols = r->cols,
+                              .importance = importance_of(k, r, scale),
+                              .scratch = k->scratch,
+                              .packed = k->packed};
     for (size_t i = 0; i < r->rows * r->cols; i++) k->scaled[i] = w[i] * scale[fold_pair_factor(k->p, i % r->cols)];
-    int rc = quant_round_rows(r->to, k->scaled, r->rows, r->cols, importance_of(k, r, scale), k->scratch, k->packed,
-                              &square, e);
+    int rc = quant_round_rows(&rows, &sums, e);
     if (rc) return err_prefix(e, "tensor '%s'", r->param->desc.name);
     tensor_to_f32(r->to, k->packed, k->scaled, r->rows * r->cols);
     return output_error(k, r, scale, error, e);

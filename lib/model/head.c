@@ -158,22 +158,26 @@ int model_tensors_open(struct model_tensors *t, bool *more, struct err *e) {
     return rc;
 }
 
+int model_tensors_doubt(struct model_tensors *t, struct err *e) {
+    struct err damage;
+    if (e->code == ERR_DATA && stream_skip_tensor(t->r, &damage)) *e = damage;
+    return say_where(t, e->code, e);
+}
+
 int model_tensors_part(struct model_tensors *t, void *dst, uint64_t n, struct err *e) {
     const struct dtype_info *type = dtype_info(t->desc.dtype);
     size_t got;
     int rc = stream_read_data(t->r, dst, n / type->block_elems * type->block_bytes, &got, e);
-    if (!rc) rc = check_finite(&t->desc, t->given, dst, n, e);
+    if (rc) return say_where(t, rc, e);
+    if (check_finite(&t->desc, t->given, dst, n, e)) return model_tensors_doubt(t, e);
     t->given += n;
-    return say_where(t, rc, e);
+    return 0;
 }
 
-int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) {
-    int rc = model_tensors_open(t, more, e);
-    if (rc || !*more) return rc;
+int model_tensors_load(struct model_tensors *t, struct err *e) {
     if (t->data.cap > LARGE && tensor_bytes(&t->desc) < LARGE) buf_release(&t->data);
-    rc = stream_load_tensor(t->r, &t->data, e);
+    int rc = stream_load_tensor(t->r, &t->data, e);
     if (!rc) rc = check_finite(&t->desc, 0, t->data.data, tensor_elems(&t->desc), e);
-    *more = !rc;
     return say_where(t, rc, e);
 }
 
@@ -189,7 +193,7 @@ int model_each_tensor(struct stream_reader *r, const struct model_config *c, str
     bool more;
     int rc;
     model_tensors_begin(&t, r, c, item);
-    while (!(rc = model_tensors_next(&t, &more, e)) && more &&
+    while (!(rc = model_tensors_open(&t, &more, e)) && more && !(rc = model_tensors_load(&t, e)) &&
            !(rc = fn(ctx, t.slot, &t.desc, t.attrs, t.data.data, e))) {
     }
     model_tensors_release(&t);

@@ -452,10 +452,35 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
                      const cJSON *extra, struct err *e) MUST_CHECK;
 void model_head_release(struct model_head *h);
 
-/* One pass over the tensors of a model stream in order, for filters: calls `fn` with each tensor's slot, description
- * and data, valid during the call. Checks that every tensor of the configuration comes exactly once, in order, with its
- * shape and finite values (ERR_DATA names the tensor). Memory: the largest tensor. Continues from the item that
- * model_head_read left. */
+/* One pass over the tensors of a model stream in order, for filters. Checks that every tensor of the configuration comes
+ * exactly once, in order, with its shape and finite values (ERR_DATA names the tensor). */
+struct model_tensors {
+    struct stream_reader *r;
+    const struct model_config *config;
+    struct stream_item *item; /* the current item, at first the one that model_head_read left */
+    size_t next;              /* index of the next tensor in stream order */
+    struct model_slot slot;   /* of the current tensor */
+    struct tensor_desc desc;
+    cJSON *attrs;    /* NULL: none */
+    struct buf data; /* after model_tensors_load: its data, valid until the next call; or scratch for parts */
+    uint64_t given;  /* elements returned in parts */
+};
+void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
+                         struct stream_item *item);
+/* Describes the next tensor. *more = false after the last one. */
+int model_tensors_open(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
+/* Reads all of its data ... */
+int model_tensors_load(struct model_tensors *t, struct err *e) MUST_CHECK;
+/* ... or the next n elements, whole blocks, to dst, until the tensor's end. Parts may be wrong if a later checksum
+ * fails ... */
+int model_tensors_part(struct model_tensors *t, void *dst, uint64_t n, struct err *e) MUST_CHECK;
+/* Call if a part holds values that make no sense, with the complaint in *e: replaces it by the damage, if the rest of
+ * the tensor shows that the file is damaged. Returns e->code. */
+int model_tensors_doubt(struct model_tensors *t, struct err *e);
+/* ... or nothing, and the data is skipped. */
+void model_tensors_release(struct model_tensors *t);
+
+/* Calls `fn` with each tensor's slot, description and data, valid during the call. Memory: the largest tensor. */
 typedef int model_tensor_fn(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs,
                             const void *data, struct err *e);
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,

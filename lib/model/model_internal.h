@@ -115,30 +115,6 @@ bool model_run_head(struct model *m, struct grad_tape *t, const struct model_inp
 struct grad_var *model_graph_cached(struct model *m, struct grad_tape *t, const struct model_input *in,
                                     struct kv_cache *const *caches, model_tap *tap, void *ctx, struct err *e);
 
-/* ---- the tensors of a stream, one after another (head.c) --------------------------------------------------------- */
-
-/* The iterator behind model_each_tensor: whole tensors (next), or a description (open) and then its elements in
- * parts. */
-struct model_tensors {
-    struct stream_reader *r;
-    const struct model_config *config;
-    struct stream_item *item; /* the current item, at first the one that model_head_read left */
-    size_t next;              /* index of the next tensor in stream order */
-    struct model_slot slot;   /* of the current tensor */
-    struct tensor_desc desc;
-    cJSON *attrs;
-    struct buf data; /* its data, valid until the next call; or scratch for parts */
-    uint64_t given;  /* elements returned in parts */
-};
-void model_tensors_begin(struct model_tensors *t, struct stream_reader *r, const struct model_config *c,
-                         struct stream_item *item);
-int model_tensors_next(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
-int model_tensors_open(struct model_tensors *t, bool *more, struct err *e) MUST_CHECK;
-/* Reads the next n elements, whole blocks, to dst. A tensor must be read to its end. Parts may be wrong if a later
- * checksum fails. */
-int model_tensors_part(struct model_tensors *t, void *dst, uint64_t n, struct err *e) MUST_CHECK;
-void model_tensors_release(struct model_tensors *t);
-
 /* ---- loading and dropping weights (load.c) ----------------------------------------------------------------------- */
 
 /* A model without weights. *out must be freed with model_free, also after a failure. */

@@ -9,61 +9,65 @@
 #define ROWS_AT_ONCE 16
 
 struct rows_job {
-    const float *x;
-    unsigned char *y;
-    float *back; /* [threads][cols] */
-    const float *importance;
-    enum dtype to;
-    uint64_t rows, cols, row_bytes;
-    double *error;      /* [pieces] sums of squared errors */
-    struct err *failed; /* [pieces]; code 0: no failure */
+    const struct quant_rows *r;
+    bool measure_only;
+    struct quant_sums *sums; /* [pieces] */
+    struct err *failed;      /* [pieces]; code 0: no failure */
 };
 
 static void quantize_piece(void *ctx, size_t i, int thread) {
     struct rows_job *j = ctx;
-    uint64_t first = i * ROWS_AT_ONCE, n = j->rows - first < ROWS_AT_ONCE ? j->rows - first : ROWS_AT_ONCE;
-    float *back = j->back + (size_t)thread * j->cols;
-    const float *x = j->x + first * j->cols;
-    unsigned char *y = j->y + first * j->row_bytes;
-    if (tensor_rows_from_f32(j->to, x, first, n, j->cols, y, j->importance, &j->failed[i])) return;
-    for (uint64_t r = 0; r < n; r++) {
-        tensor_to_f32(j->to, y + r * j->row_bytes, back, j->cols);
-        j->error[i] += kernel_squared_distance(kernel_f32(x + r * j->cols), kernel_f32(back), j->cols);
+    const struct quant_rows *r = j->r;
+    uint64_t first = i * ROWS_AT_ONCE, n = r->rows - first < ROWS_AT_ONCE ? r->rows - first : ROWS_AT_ONCE;
+    size_t row_bytes = dtype_row_bytes(r->to, r->cols);
+    float *back = r->scratch + (size_t)thread * r->cols;
+    const float *x = r->x + first * r->cols;
+    unsigned char *y = (unsigned char *)r->packed + first * row_bytes;
+    if (!j->measure_only &&
+        tensor_rows_from_f32(r->to, x, r->first + first, n, r->cols, y, r->importance, &j->failed[i]))
+        return;
+    for (uint64_t k = 0; k < n; k++) {
+        tensor_to_f32(r->to, y + k * row_bytes, back, r->cols);
+        j->sums[i].error += kernel_squared_distance(kernel_f32(x + k * r->cols), kernel_f32(back), r->cols);
+        j->sums[i].power += kernel_sum_squares(kernel_f32(x + k * r->cols), r->cols);
     }
 }
 
-int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols, const float *importance,
-                     float *scratch, void *packed, double *squared_error, struct err *e) {
-    size_t pieces = (size_t)((rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
-    struct rows_job j = {.x = x,
-                         .y = packed,
-                         .back = scratch,
-                         .to = to,
-                         .rows = rows,
-                         .cols = cols,
-                         .row_bytes = dtype_row_bytes(to, cols),
-                         .importance = importance};
+static int do_rows(const struct quant_rows *r, bool measure_only, struct quant_sums *sums, struct err *e) {
+    size_t pieces = (size_t)((r->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
+    struct rows_job j = {.r = r, .measure_only = measure_only};
     struct arena a = {0};
-    j.error = arena_array(&a, pieces, sizeof *j.error, e);
-    j.failed = j.error ? arena_array(&a, pieces, sizeof *j.failed, e) : NULL;
+    j.sums = arena_array(&a, pieces, sizeof *j.sums, e);
+    j.failed = j.sums ? arena_array(&a, pieces, sizeof *j.failed, e) : NULL;
     int rc = j.failed ? 0 : e->code;
     if (!rc) parallel_for(pieces, quantize_piece, &j);
-    *squared_error = 0;
     for (size_t i = 0; !rc && i < pieces; i++) {
-        *squared_error += j.error[i];
+        sums->error += j.sums[i].error;
+        sums->power += j.sums[i].power;
         if (j.failed[i].code) *e = j.failed[i], rc = e->code;
     }
     arena_release(&a);
     return rc;
 }
 
-int quant_values(const struct tensor_desc *d, const void *data, struct buf *scratch, const float **x, struct err *e) {
-    uint64_t n = tensor_elems(d);
+int quant_round_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) {
+    return do_rows(r, false, sums, e);
+}
+
+int quant_measure_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) {
+    return do_rows(r, true, sums, e);
+}
+
+uint64_t quant_whole_pieces(uint64_t rows) {
+    return rows > ROWS_AT_ONCE ? rows / ROWS_AT_ONCE * ROWS_AT_ONCE : ROWS_AT_ONCE;
+}
+
+int quant_values(enum dtype from, const void *data, uint64_t n, struct buf *scratch, const float **x, struct err *e) {
     *x = data;
-    if (d->dtype == DT_F32 && (uintptr_t)data % sizeof **x == 0) return 0;
+    if (from == DT_F32 && (uintptr_t)data % sizeof **x == 0) return 0;
     scratch->len = 0;
     if (buf_reserve(scratch, n * sizeof **x, e)) return e->code;
-    tensor_to_f32(d->dtype, data, (float *)scratch->data, n);
+    tensor_to_f32(from, data, (float *)scratch->data, n);
     *x = (const float *)scratch->data;
     return 0;
 }
@@ -114,16 +118,23 @@ int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const
 
 int pass_round(struct pass *p, const float *x, uint64_t rows, uint64_t cols, const float *importance,
                unsigned char *packed, struct quant_tensor_report *t, struct err *e) {
-    double error = 0;
-    int rc = quant_round_rows(t->to, x, rows, cols, importance, (float *)p->back.data, packed, &error, e);
+    struct quant_sums sums = {0};
+    struct quant_rows r = {.to = t->to,
+                           .x = x,
+                           .rows = rows,
+                           .cols = cols,
+                           .importance = importance,
+                           .scratch = (float *)p->back.data,
+                           .packed = packed};
+    int rc = quant_round_rows(&r, &sums, e);
     if (rc) return err_prefix(e, "tensor '%s'", t->name);
-    pass_put_error(t, error, kernel_sum_squares(kernel_f32(x), rows * cols), rows * cols);
+    pass_put_error(t, &sums);
     return 0;
 }
 
-void pass_put_error(struct quant_tensor_report *t, double error, double power, uint64_t n) {
-    t->rmse = sqrt(error / (double)n);
-    t->relative = power > 0 ? sqrt(error / power) : 0;
+void pass_put_error(struct quant_tensor_report *t, const struct quant_sums *sums) {
+    t->rmse = sqrt(sums->error / (double)t->elems);
+    t->relative = sums->power > 0 ? sqrt(sums->error / sums->power) : 0;
 }
 
 int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct quant_tensor_report *t, struct err *e) {
@@ -258,6 +269,7 @@ int pass_prepare(struct pass *p, struct err *e) {
 }
 
 void pass_finish(struct pass *p) {
+    buf_release(&p->stored);
     buf_release(&p->f32);
     buf_release(&p->packed);
     buf_release(&p->back);

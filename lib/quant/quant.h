@@ -193,13 +193,24 @@ typedef int quant_report_fn(void *ctx, const struct quant_tensor_report *t, stru
 
 bool quant_report_put(cJSON *object, const struct quant_tensor_report *t); /* false: out of memory */
 
-/*
- * Rounds x [rows][cols] to nearest in type `to`, row by row, into packed; *squared_error is the sum of squared errors.
- * importance [cols] weights the errors of columns; may be NULL. scratch [parallel_threads()][cols]. ERR_DATA: the type
- * cannot represent a weight; names the row.
- */
-int quant_round_rows(enum dtype to, const float *x, uint64_t rows, uint64_t cols, const float *importance,
-                     float *scratch, void *packed, double *squared_error, struct err *e) MUST_CHECK;
+/* Rows of a matrix, all or some, and where they go. */
+struct quant_rows {
+    enum dtype to;
+    const float *x; /* [rows][cols] */
+    uint64_t first; /* number of the first of them in the matrix, for messages */
+    uint64_t rows, cols;
+    const float *importance; /* [cols]: weights of the errors of columns; NULL: all alike */
+    float *scratch;          /* [parallel_threads()][cols] */
+    void *packed;            /* [rows], in type `to` */
+};
+/* Sums of squares over weights: of their errors, and of the weights themselves. */
+struct quant_sums {
+    double error, power;
+};
+/* Rounds to nearest, row by row, and adds to the sums. ERR_DATA: the type cannot represent a weight; names the row. */
+int quant_round_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) MUST_CHECK;
+/* Only adds to the sums, for rows that r->packed has already. */
+int quant_measure_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) MUST_CHECK;
 
 /* Summary over all tensors. Start with {0}. */
 struct quant_summary {

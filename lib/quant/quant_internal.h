@@ -53,11 +53,15 @@ int blocks_store(const char *folder, struct digest key, const struct quant_tenso
 
 /* ---- a pass over the tensors (pass.c) ---------------------------------------------------------------------------- */
 
-/* *x = the values of a tensor: the data itself if it is f32, or in scratch. */
-int quant_values(const struct tensor_desc *d, const void *data, struct buf *scratch, const float **x,
+/* `rows`, rounded down to what quant_round_rows does at once, but not to 0: sums over parts of a matrix that begin at
+ * such rows are those over all of it, to the last bit. */
+uint64_t quant_whole_pieces(uint64_t rows);
+/* *x = n values: the data itself if it is f32, or in scratch. */
+int quant_values(enum dtype from, const void *data, uint64_t n, struct buf *scratch, const float **x,
                  struct err *e) MUST_CHECK;
 
 struct pass {
+    struct model_tensors *in; /* NULL: tensors are in memory */
     struct stream_writer *out;
     const struct quant_options *o;
     const struct model_config *config;
@@ -66,7 +70,8 @@ struct pass {
     quant_report_fn *report;
     void *ctx;
     struct quant_totals *totals;
-    struct buf f32, packed; /* one tensor: as f32, and quantized */
+    struct buf stored, f32; /* some rows of a tensor: as read, and as f32 */
+    struct buf packed;      /* a tensor, quantized */
     struct buf back;        /* [threads][widest row]: dequantized, to measure the error */
     uint64_t widest;        /* longest row in the model */
     float *importance;      /* [widest], with stats */
@@ -91,8 +96,8 @@ int pass_check_importance(struct pass *p, struct err *e) MUST_CHECK;
 /* Rounds x [rows][cols] to nearest into packed, and the error into t. */
 int pass_round(struct pass *p, const float *x, uint64_t rows, uint64_t cols, const float *importance,
                unsigned char *packed, struct quant_tensor_report *t, struct err *e) MUST_CHECK;
-/* Sets the errors of t from the sums of squares of the error and of the n weights. */
-void pass_put_error(struct quant_tensor_report *t, double error, double power, uint64_t n);
+/* Sets the errors of t from the sums over all of its weights. */
+void pass_put_error(struct quant_tensor_report *t, const struct quant_sums *sums);
 /* Allocates p->back for rows of `widest` elements. */
 int pass_reserve(struct pass *p, uint64_t widest, struct err *e) MUST_CHECK;
 /* Sets t's bytes and adds it to the totals. */
@@ -101,7 +106,8 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
 
 /* ---- rounding one tensor (quantize.c) --------------------------------------------------------------------------- */
 
-/* Converts a tensor to type t->to, different from its own, into p->packed: by the method of p->o, or from the cache. */
+/* Converts a tensor to type t->to, different from its own, into p->packed: by the method of p->o, or from the cache.
+ * data NULL: of the tensor that p->in has opened, which is then read. */
 int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
                     struct quant_tensor_report *t, struct err *e) MUST_CHECK;
 

@@ -1,50 +1,68 @@
-/* Quantizes a model stream by its plan, one tensor at a time, rounding to nearest. */
+/*
+ * Quantizes a model stream by its plan, one tensor at a time, rounding to nearest.
+ *
+ * No row depends on another one, so a tensor is read and rounded a few rows at a time while they are in a cache, and
+ * only its blocks are kept as a whole: memory that is touched for the first time is the slowest there is.
+ */
 #include "lib/quant/quant_internal.h"
 #include "lib/quant/second_order.h"
-
-/* Measures the error again after a method changed the blocks. */
-static void measure_error(struct pass *p, const float *x, uint64_t n, uint64_t cols, struct quant_tensor_report *t) {
-    double error = 0;
-    float *back = (float *)p->back.data;
-    for (uint64_t at = 0; at < n; at += cols) {
-        tensor_to_f32(t->to, p->packed.data + at / cols * dtype_row_bytes(t->to, cols), back, cols);
-        error += kernel_squared_distance(kernel_f32(x + at), kernel_f32(back), cols);
-    }
-    pass_put_error(t, error, kernel_sum_squares(kernel_f32(x), n), n);
-}
 
 /* q and k are not clipped, because errors in their largest channels affect every attention score. */
 static bool is_clipped(const struct pass *p, struct model_slot s, enum dtype to) {
     return p->o->clip && quant_form(to) && s.role != ROLE_Q && s.role != ROLE_K;
 }
 
-/* Applies clipping and HQQ to a tensor that was rounded to nearest. */
-static int improve(struct pass *p, struct model_slot s, const float *x, uint64_t n, uint64_t cols,
-                   const float *importance, struct quant_tensor_report *t, struct err *e) {
-    bool clips = importance && is_clipped(p, s, t->to), moves = p->o->hqq && hqq_takes(t->to);
-    int rc = 0;
-    if (clips) rc = clip_improve(t->to, x, n / cols, cols, importance, p->packed.data, e);
-    if (rc) return err_prefix(e, "tensor '%s'", t->name);
-    if (moves) hqq_improve(t->to, x, n / cols, cols, p->packed.data);
-    if (clips || moves) measure_error(p, x, n, cols, t);
-    return 0;
-}
-
 /* A tensor being quantized into p->packed. */
 struct turn {
     struct model_slot slot;
-    const struct tensor_desc *from; /* with `data` */
-    const void *data;
+    const struct tensor_desc *from;
+    const void *data; /* NULL: to be read from p->in */
     const float *importance;
     struct quant_tensor_report *t;
 };
 
-static int round_and_improve(struct pass *p, const struct turn *u, struct err *e) {
-    uint64_t n = tensor_elems(u->from), cols = tensor_row_elems(u->from);
-    const float *x;
-    if (quant_values(u->from, u->data, &p->f32, &x, e)) return err_prefix(e, "tensor '%s'", u->t->name);
-    int rc = pass_round(p, x, n / cols, cols, u->importance, p->packed.data, u->t, e);
-    return rc ? rc : improve(p, u->slot, x, n, cols, u->importance, u->t, e);
+#define AT_ONCE (1u << 21) /* elements: few enough for a cache, many enough for threads to share the reading */
+
+/* *x = the values of these rows. */
+static int take_rows(struct pass *p, const struct turn *u, const struct quant_rows *r, const float **x, struct err *e) {
+    enum dtype from = u->from->dtype;
+    uint64_t n = r->rows * r->cols;
+    size_t row_bytes = dtype_row_bytes(from, r->cols);
+    const void *data = u->data ? (const char *)u->data + r->first * row_bytes : NULL;
+    if (!data) {
+        p->stored.len = 0;
+        if (buf_reserve(&p->stored, r->rows * row_bytes, e)) return err_prefix(e, "tensor '%s'", u->t->name);
+        if (model_tensors_part(p->in, p->stored.data, n, e)) return e->code;
+        data = p->stored.data;
+    }
+    return quant_values(from, data, n, &p->f32, x, e) ? err_prefix(e, "tensor '%s'", u->t->name) : 0;
+}
+
+/* Rounds rows to nearest, then applies clipping and HQQ. */
+static int round_rows(struct pass *p, const struct turn *u, const struct quant_rows *r, struct quant_sums *sums,
+                      struct err *e) {
+    bool clips = r->importance && is_clipped(p, u->slot, r->to), moves = p->o->hqq && hqq_takes(r->to);
+    struct quant_sums nearest = {0};
+    int rc = quant_round_rows(r, clips || moves ? &nearest : sums, e);
+    if (!rc && clips) rc = clip_improve(r->to, r->x, r->rows, r->cols, r->importance, r->packed, e);
+    if (!rc && moves) hqq_improve(r->to, r->x, r->rows, r->cols, r->packed);
+    if (!rc && (clips || moves)) rc = quant_measure_rows(r, sums, e);
+    return rc ? err_prefix(e, "tensor '%s'", u->t->name) : 0;
+}
+
+static int round_tensor(struct pass *p, const struct turn *u, struct err *e) {
+    uint64_t rows = tensor_rows(u->from), cols = tensor_row_elems(u->from);
+    uint64_t most = quant_whole_pieces(AT_ONCE / cols);
+    struct quant_rows r = {.to = u->t->to, .cols = cols, .importance = u->importance, .scratch = (float *)p->back.data};
+    struct quant_sums sums = {0};
+    for (; r.first < rows; r.first += r.rows) {
+        r.rows = rows - r.first < most ? rows - r.first : most;
+        r.packed = p->packed.data + r.first * dtype_row_bytes(r.to, cols);
+        if (take_rows(p, u, &r, &r.x, e)) return e->code;
+        if (round_rows(p, u, &r, &sums, e)) return u->data ? e->code : model_tensors_doubt(p->in, e);
+    }
+    pass_put_error(u->t, &sums);
+    return 0;
 }
 
 static int by_cache(struct pass *p, const struct turn *u, uint64_t bytes, struct err *e) {
@@ -53,7 +71,7 @@ static int by_cache(struct pass *p, const struct turn *u, uint64_t bytes, struct
     int rc = cache_key(u->from, u->data, u->importance, settings, COUNT_OF(settings), &key, e);
     if (!rc) rc = blocks_recall(p->o->cache, key, u->t, p->packed.data, bytes, &u->t->recalled, e);
     if (rc || u->t->recalled) return rc;
-    rc = round_and_improve(p, u, e);
+    rc = round_tensor(p, u, e);
     return rc ? rc : blocks_store(p->o->cache, key, u->t, p->packed.data, bytes, e);
 }
 
@@ -68,29 +86,29 @@ int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_des
     t->unweighed = pass_has_importance(p) && pass_is_weighed(p, s, t->to) && !u.importance;
     bool keeps = p->o->cache && dtype_info(t->to)->is_quantized;
     if (rc) return rc;
-    return keeps ? by_cache(p, &u, tensor_bytes(&d), e) : round_and_improve(p, &u, e);
+    return keeps ? by_cache(p, &u, tensor_bytes(&d), e) : round_tensor(p, &u, e);
 }
 
-static int write_quantized(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
-                           struct quant_tensor_report *t, struct err *e) {
-    struct tensor_desc d = *from;
+static int write_quantized(struct pass *p, struct quant_tensor_report *t, struct err *e) {
+    struct tensor_desc d = p->in->desc;
     d.dtype = t->to;
-    int rc = quantize_blocks(p, s, from, data, t, e);
+    int rc = p->o->cache ? model_tensors_load(p->in, e) : 0; /* the key of the cache is a digest of all the data */
+    if (!rc) rc = quantize_blocks(p, p->in->slot, &p->in->desc, p->o->cache ? p->in->data.data : NULL, t, e);
     return rc ? rc : stream_write_tensor(p->out, &d, NULL, p->packed.data, e);
 }
 
-static int quantize_tensor(void *ctx, struct model_slot s, const struct tensor_desc *from, const cJSON *attrs,
-                           const void *data, struct err *e) {
-    (void)attrs;
-    struct pass *p = ctx;
+static int write_unchanged(struct pass *p, struct err *e) {
+    int rc = model_tensors_load(p->in, e);
+    return rc ? rc : stream_write_tensor(p->out, &p->in->desc, NULL, p->in->data.data, e);
+}
+
+static int quantize_tensor(struct pass *p, struct err *e) {
+    const struct tensor_desc *from = &p->in->desc;
     struct quant_tensor_report t = {.name = from->name, .from = from->dtype, .elems = tensor_elems(from)};
-    int rc = pass_choose_type(p, s, tensor_row_elems(from), &t, e);
-    if (rc) return rc;
-    if (t.to == from->dtype) /* a second rounding would only lose precision */
-        rc = stream_write_tensor(p->out, from, NULL, data, e);
-    else
-        rc = write_quantized(p, s, from, data, &t, e);
-    if (!rc) rc = pass_count(p, s, from, &t, e);
+    int rc = pass_choose_type(p, p->in->slot, tensor_row_elems(from), &t, e);
+    /* A second rounding to the same type would only lose precision. */
+    if (!rc) rc = t.to == from->dtype ? write_unchanged(p, e) : write_quantized(p, &t, e);
+    if (!rc) rc = pass_count(p, p->in->slot, from, &t, e);
     if (rc) return rc;
     return p->report ? p->report(p->ctx, &t, e) : 0;
 }
@@ -108,13 +126,18 @@ int quantize_stream(struct stream_reader *in, struct stream_writer *out, const s
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) {
     struct model_head head = {0};
     struct stream_item item;
-    struct pass p = {.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &head.config};
+    struct model_tensors tensors;
+    struct pass p = {
+        .in = &tensors, .out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &head.config};
+    bool more = true;
     *totals = (struct quant_totals){0};
     int rc = model_head_read(in, &head, &item, e);
     p.vocab = head.vocab_digest;
+    model_tensors_begin(&tensors, in, &head.config, &item);
     if (!rc) rc = pass_prepare(&p, e);
     if (!rc) rc = pass_write_head(&p, head.vocab.data, head.vocab.len, head.meta, e);
-    if (!rc) rc = model_each_tensor(in, &head.config, &item, quantize_tensor, &p, e);
+    while (!rc && !(rc = model_tensors_open(&tensors, &more, e)) && more) rc = quantize_tensor(&p, e);
+    model_tensors_release(&tensors);
     pass_finish(&p);
     model_head_release(&head);
     return rc;

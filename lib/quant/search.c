@@ -79,7 +79,8 @@ static const struct offer *offer_at(const struct search *s, size_t unit, size_t 
 static int blocks_of(struct search *s, size_t slot, size_t k, enum dtype to, const unsigned char **out, struct err *e) {
     const struct search_tensor *from = &s->job->tensors[slot];
     struct pass *p = s->job->pass;
-    struct quant_tensor_report t = {.name = from->d.name, .from = from->d.dtype, .wanted = to, .to = to};
+    struct quant_tensor_report t = {
+        .name = from->d.name, .from = from->d.dtype, .wanted = to, .to = to, .elems = tensor_elems(&from->d)};
     unsigned char **kept = &s->blocks[slot * SENSE_TYPES + k];
     struct tensor_desc d = from->d;
     d.dtype = to;

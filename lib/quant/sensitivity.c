@@ -70,7 +70,7 @@ static int measure(const struct sense_job *j, const enum dtype *types, size_t n,
     for (size_t i = 0; i < n; i++) missing += types[i] != j->d->dtype && !sense_knows(s, types[i]);
     *new = missing || s->power < 0;
     if (!*new) return 0;
-    if (quant_values(j->d, j->data, j->f32, &p.x, e)) return e->code;
+    if (quant_values(j->d->dtype, j->data, tensor_elems(j->d), j->f32, &p.x, e)) return e->code;
     p.power = true;
     int rc = sum_rows(&p, &s->power, e);
     p.power = false;

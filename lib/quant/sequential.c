@@ -89,15 +89,16 @@ static int put_back(struct sequential *q, struct stored *s, struct err *e) {
 
 /* Sets the error of the stored values against the original weights. */
 static int report_error(struct sequential *q, struct stored *s, struct err *e) {
-    size_t n = s->param->n;
-    const float *w = s->dense ? s->dense : model_host_value(s->param);
-    q->p.f32.len = 0;
-    if (buf_reserve(&q->p.f32, n * sizeof(float), e)) return e->code;
-    float *back = (float *)q->p.f32.data;
-    tensor_to_f32(s->t.to, s->data, back, n);
-    pass_put_error(&s->t, kernel_squared_distance(kernel_f32(w), kernel_f32(back), n),
-                   kernel_sum_squares(kernel_f32(w), n), n);
-    return 0;
+    struct quant_sums sums = {0};
+    struct quant_rows r = {.to = s->t.to,
+                           .x = s->dense ? s->dense : model_host_value(s->param),
+                           .rows = rows_of(s),
+                           .cols = tensor_row_elems(&s->desc),
+                           .scratch = (float *)q->p.back.data,
+                           .packed = s->data};
+    int rc = quant_measure_rows(&r, &sums, e);
+    if (!rc) pass_put_error(&s->t, &sums);
+    return rc;
 }
 
 /* Keeps the original weights for learning. */

@@ -1,7 +1,7 @@
 /* Tests of lib/quant: the type of each tensor, against the choice of llama-quantize; a model quantized to each type. */
 #include "tests/unit/model_samples.h"
 
-#include "lib/quant/quant.h"
+#include "lib/quant/second_order.h"
 
 /* ---- types ------------------------------------------------------------------------------------------------------- */
 
@@ -519,6 +519,97 @@ static void threads_do_not_change_a_byte(void **state) {
     arena_release(&a);
 }
 
+/* The relative error reported for the first tensor, the embedding. */
+static int see_first(void *ctx, const struct quant_tensor_report *t, struct err *e) {
+    (void)e;
+    if (!*(double *)ctx) *(double *)ctx = t->relative;
+    return 0;
+}
+
+/* Quantizes `in` to q4_1, and leaves the blocks of the embedding in out. */
+static int quantized_embedding(const struct buf *in, bool hqq, unsigned char *out, uint64_t n, double *relative,
+                               struct err *failed) {
+    struct err e;
+    struct quant_options o = {.pure = true, .hqq = hqq};
+    struct quant_totals totals;
+    struct stream_reader *r;
+    struct stream_writer *w;
+    struct stream_item item;
+    int from = file_of(in->data, in->len), to = memory_file();
+    *relative = 0;
+    OK(quant_type_parse("q4_1", &o.type, &e));
+    OK(stream_reader_open(&r, from, "in.rill", STREAM_MODEL, &e));
+    OK(stream_writer_open(&w, to, "out.rill", NULL, &e));
+    int rc = quantize_stream(r, w, &o, see_first, relative, &totals, failed);
+    stream_reader_free(r);
+    close(from);
+    if (!rc) OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    struct buf file = contents(to);
+    if (!rc) {
+        int again = file_of(file.data, file.len);
+        OK(stream_reader_open(&r, again, "out.rill", STREAM_MODEL, &e));
+        do OK(stream_next(r, &item, &e));
+        while (item.type != ITEM_TENSOR);
+        OK(stream_read_tensor(r, out, n, &e));
+        stream_reader_free(r);
+        close(again);
+    }
+    buf_release(&file);
+    return rc;
+}
+
+/* More elements than are read and rounded at once: the blocks must be those of the whole. */
+static void a_large_tensor_is_quantized_in_parts(void **state) {
+    (void)state;
+    enum { VOCAB = 40001, HIDDEN = 64 };
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = sample_config(&a);
+    c.vocab_size = VOCAB;
+    struct model *m = sample_model(&c, 1), *stored;
+    uint64_t bytes = VOCAB * dtype_row_bytes(DT_Q4_1, HIDDEN);
+    unsigned char *want = mem_array(bytes, 1, &e), *got = mem_array(bytes, 1, &e);
+    float *back = mem_array(VOCAB, HIDDEN * sizeof *back, &e);
+    double relative;
+    for (int hqq = 0; hqq < 2; hqq++) {
+        struct buf in = saved_model(m, hqq ? DT_BF16 : DT_F32);
+        OK(load_model(&in, &stored, &e));
+        const float *x = model_host_value(model_param(stored, ROLE_EMBED, 0));
+        double error = 0, power = 0;
+        OK(tensor_rows_from_f32(DT_Q4_1, x, 0, VOCAB, HIDDEN, want, NULL, &e));
+        if (hqq) hqq_improve(DT_Q4_1, x, VOCAB, HIDDEN, want);
+        tensor_to_f32(DT_Q4_1, want, back, (uint64_t)VOCAB * HIDDEN);
+        for (size_t i = 0; i < VOCAB * HIDDEN; i++)
+            error += ((double)back[i] - x[i]) * ((double)back[i] - x[i]), power += (double)x[i] * x[i];
+        OK(quantized_embedding(&in, hqq, got, bytes, &relative, &e));
+        assert_memory_equal(got, want, bytes);
+        assert_true(fabs(relative / sqrt(error / power) - 1) < 1e-6);
+        model_free(stored);
+        buf_release(&in);
+    }
+    /* What is wrong near the end is named as in a small tensor, but a damaged file is said to be damaged. */
+    model_host_value(model_param(m, ROLE_EMBED, 0))[(VOCAB - 1) * HIDDEN + 3] = 3e30f;
+    struct buf in = saved_model(m, DT_F32);
+    assert_int_equal(quantized_embedding(&in, false, got, bytes, &relative, &e), ERR_DATA);
+    assert_string_equal(e.msg, "in.rill: tensor 'embed.weight': row 40000: element 3 is 3e+30: q4_1 cannot hold it");
+    for (size_t i = 0; i + 4 <= in.len; i++) {
+        float v;
+        memcpy(&v, in.data + i, sizeof v);
+        if (v != 3e30f) continue;
+        in.data[i] ^= 1;
+        break;
+    }
+    assert_int_equal(quantized_embedding(&in, false, got, bytes, &relative, &e), ERR_DATA);
+    assert_non_null(strstr(e.msg, "tensor 'embed.weight': checksum mismatch"));
+    buf_release(&in);
+    mem_free(want);
+    mem_free(got);
+    mem_free(back);
+    model_free(m);
+    arena_release(&a);
+}
+
 /* With importance, the weighted error must fall. */
 static void importance_moves_the_error_where_it_does_not_matter(void **state) {
     (void)state;
@@ -567,6 +658,7 @@ int main(void) {
         cmocka_unit_test(strict_refuses_before_it_writes),
         cmocka_unit_test(what_a_type_cannot_hold_is_refused),
         cmocka_unit_test(threads_do_not_change_a_byte),
+        cmocka_unit_test(a_large_tensor_is_quantized_in_parts),
         cmocka_unit_test(importance_moves_the_error_where_it_does_not_matter),
         cmocka_unit_test(nothing_grows_that_is_quantized),
     };
