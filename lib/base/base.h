@@ -209,6 +209,16 @@ static inline bool digest_equal(struct digest a, struct digest b) {
     return a.lo == b.lo && a.hi == b.hi;
 }
 
+/* ---- checksums: XXH3-64 ------------------------------------------------------------------------------------------ */
+
+struct checksum_state; /* streaming form */
+uint64_t checksum_bytes(const void *data, size_t n);
+struct checksum_state *checksum_new(struct err *e) MUST_CHECK;
+void checksum_restart(struct checksum_state *s);
+void checksum_update(struct checksum_state *s, const void *data, size_t n);
+uint64_t checksum_get(const struct checksum_state *s);
+void checksum_free(struct checksum_state *s);
+
 /* ---- descriptors: the one read and the one write ------------------------------------------------------------------
  *
  * These retry interrupted calls, continue short writes and, because a descriptor may share its non-blocking flag with

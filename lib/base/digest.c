@@ -1,10 +1,15 @@
-/* XXH3-128 digests: not cryptographic, but as fast as memory; they detect accidents, not forgeries. */
+/* XXH3 digests and checksums: not cryptographic, but as fast as memory; they detect accidents, not forgeries. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #define XXH_STATIC_LINKING_ONLY /* for the size of the state */
 #include <xxhash.h>
+/* The library's functions use what every x86-64 has; these use the widest vectors of this processor, three times as
+ * fast where it has AVX-512. Not every libxxhash has them. */
+#if defined __x86_64__ && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h>
+#endif
 
 #include "lib/base/base.h"
 
@@ -35,6 +40,36 @@ struct digest digest_get(const struct digest_state *s) {
 }
 
 void digest_free(struct digest_state *s) {
+    mem_free(s);
+}
+
+struct checksum_state {
+    XXH3_state_t xxh;
+};
+
+uint64_t checksum_bytes(const void *data, size_t n) {
+    return XXH3_64bits(n ? data : "", n);
+}
+
+struct checksum_state *checksum_new(struct err *e) {
+    struct checksum_state *s = mem_zalloc(sizeof *s, e);
+    if (s) checksum_restart(s);
+    return s;
+}
+
+void checksum_restart(struct checksum_state *s) {
+    XXH3_64bits_reset(&s->xxh);
+}
+
+void checksum_update(struct checksum_state *s, const void *data, size_t n) {
+    if (n) XXH3_64bits_update(&s->xxh, data, n);
+}
+
+uint64_t checksum_get(const struct checksum_state *s) {
+    return XXH3_64bits_digest(&s->xxh);
+}
+
+void checksum_free(struct checksum_state *s) {
     mem_free(s);
 }
 

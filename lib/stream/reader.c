@@ -2,7 +2,6 @@
 #include "lib/stream/stream_internal.h"
 
 #include <inttypes.h>
-#include <xxhash.h>
 
 /* Checks that the fields reserved for DATA have their fixed values. */
 static int check_plain(struct stream_reader *r, struct err *e) {
@@ -298,7 +297,8 @@ int stream_reader_open(struct stream_reader **out, int fd, const char *name, enu
     r->expect = expect;
     if (!(r->name = mem_strdup(name, e))) goto fail;
     if (totals_init(&r->totals, e)) goto fail;
-    if (!(r->hash = XXH3_createState()) || !(r->prov = cJSON_CreateArray())) {
+    if (!(r->hash = checksum_new(e))) goto fail;
+    if (!(r->prov = cJSON_CreateArray())) {
         err_nomem(e, "stream reader");
         goto fail;
     }
@@ -329,7 +329,7 @@ void stream_reader_free(struct stream_reader *r) {
     cJSON_Delete(r->scratch);
     cJSON_Delete(r->prov);
     totals_release(&r->totals);
-    XXH3_freeState(r->hash);
+    checksum_free(r->hash);
     input_close(&r->in);
     mem_free(r->name);
     mem_free(r);

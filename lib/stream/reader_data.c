@@ -5,7 +5,6 @@
 #include "lib/stream/stream_internal.h"
 
 #include <inttypes.h>
-#include <xxhash.h>
 
 /* Small enough to hash while the bytes are still in a cache, and for threads to share the reading. */
 enum { PIECE_BYTES = 4 << 20 };
@@ -62,12 +61,12 @@ void reader_stored_begin(struct stream_reader *r) {
     r->chunk_ready = false;
     r->inside = true;
     r->left = r->rec.stored;
-    XXH3_64bits_reset(r->hash);
+    checksum_restart(r->hash);
 }
 
 static int stored_end(struct stream_reader *r, struct err *e) {
     r->inside = false;
-    if (XXH3_64bits_digest(r->hash) == r->rec.payload_hash) return reader_padding(r, e);
+    if (checksum_get(r->hash) == r->rec.payload_hash) return reader_padding(r, e);
     err_set(e, ERR_DATA, "checksum mismatch");
     return fail_in_tensor(r, e);
 }
@@ -77,7 +76,7 @@ int reader_stored_take(struct stream_reader *r, const unsigned char **p, size_t 
     if (r->left == 0) return stored_end(r, e);
     if (input_take(&r->in, r->left, p, got, e)) return reader_remember(r, e);
     if (*got == 0) return reader_truncated(r, e);
-    XXH3_64bits_update(r->hash, *p, *got);
+    checksum_update(r->hash, *p, *got);
     r->left -= *got;
     return 0;
 }
@@ -116,7 +115,7 @@ static int read_raw(struct stream_reader *r, unsigned char *dst, size_t n, size_
         size_t now = n - *done < PIECE_BYTES ? n - *done : PIECE_BYTES, got;
         if (input_read(&r->in, dst + *done, now, &got, e)) return reader_remember(r, e);
         if (got < now) return reader_truncated(r, e);
-        XXH3_64bits_update(r->hash, dst + *done, got);
+        checksum_update(r->hash, dst + *done, got);
         *done += got;
     }
     r->left -= n;

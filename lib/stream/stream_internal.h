@@ -11,8 +11,6 @@
 #include "lib/stream/io_internal.h"
 #include "lib/stream/segment_internal.h"
 
-struct XXH3_state_s;
-
 struct stream_writer {
     char *name;
     struct output out;
@@ -82,7 +80,7 @@ struct stream_reader {
     uint64_t given;                /* bytes of this tensor returned so far */
     struct stream_storage storage; /* of the chunks so far */
     struct buf values;             /* encoded elements, for stream_read_f32 */
-    struct XXH3_state_s *hash;
+    struct checksum_state *hash;
     struct buf stored; /* payloads of a group of chunks */
     struct chunk group[CODEC_GROUP];
     uint64_t group_at[CODEC_GROUP], group_number[CODEC_GROUP];

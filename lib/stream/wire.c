@@ -3,7 +3,6 @@
 
 #include <ctype.h>
 #include <inttypes.h>
-#include <xxhash.h>
 
 static const unsigned char magic[8] = {0x89, 'R', 'I', 'L', 'L', '\r', '\n', 0x1a};
 static const unsigned char resync[4] = {0xd2, 'R', 'E', 'C'};
@@ -43,7 +42,7 @@ uint32_t wire_u32_decode(const unsigned char *p) {
     return get32(p);
 }
 uint64_t wire_hash(const void *data, size_t n) {
-    return XXH3_64bits(data, n);
+    return checksum_bytes(data, n);
 }
 
 bool wire_all_zero(const void *p, size_t n) {

@@ -156,10 +156,37 @@ static void test_digest_in_pieces(void **state) {
         assert_true(digest_equal(digest_get(s), digest_bytes(data, n))); /* digest_get leaves the state unchanged */
         digest_free(s);
     }
+    char text[DIGEST_TEXT_SIZE];
+    digest_text(digest_bytes(data, sizeof data), text);
+    assert_string_equal(text, "xxh3:f05619f4b8cc9b78dd9891de816b182f"); /* by Python's xxhash, as below */
     struct digest a = digest_bytes(data, 100);
     data[50] ^= 1;
     assert_false(digest_equal(a, digest_bytes(data, 100)));
     digest_free(NULL);
+}
+
+static void test_checksums(void **state) {
+    (void)state;
+    unsigned char data[5000];
+    for (size_t i = 0; i < sizeof data; i++) data[i] = (unsigned char)(i * i >> 3);
+    struct rng r = rng_init(1, 2);
+    struct err e;
+    struct checksum_state *s = checksum_new(&e);
+    assert_non_null(s);
+    assert_true(checksum_bytes(NULL, 0) == 0x2d06800538d394c2);
+    assert_true(checksum_bytes("abc", 3) == 0x78af5f94892f3950);
+    assert_true(checksum_bytes(data, sizeof data) == 0xdd9891de816b182f);
+    for (int round = 0; round < 50; round++) {
+        size_t n = rng_below(&r, sizeof data + 1), done = 0;
+        checksum_restart(s);
+        for (size_t piece; done < n; done += piece) {
+            piece = rng_below(&r, n - done + 1);
+            checksum_update(s, data + done, piece);
+        }
+        assert_true(checksum_get(s) == checksum_bytes(data, n));
+    }
+    checksum_free(s);
+    checksum_free(NULL);
 }
 
 int main(void) {
@@ -167,7 +194,7 @@ int main(void) {
         cmocka_unit_test(test_philox_known_answers),   cmocka_unit_test(test_sequence_is_philox_in_counter_order),
         cmocka_unit_test(test_below_is_uniform),       cmocka_unit_test(test_f64_is_uniform),
         cmocka_unit_test(test_normal_has_its_moments), cmocka_unit_test(test_digest_text),
-        cmocka_unit_test(test_digest_in_pieces),
+        cmocka_unit_test(test_digest_in_pieces),       cmocka_unit_test(test_checksums),
     };
     return cmocka_run_group_tests_name("base_rng", tests, NULL, NULL);
 }
