@@ -1,6 +1,7 @@
 /* rill init: makes an untrained student with random weights and the vocabulary of another model. */
 #include "lib/cli/cli.h"
 #include "lib/formats/formats.h"
+#include "lib/model/model.h"
 
 static struct arch_shape shape = {.norm_eps = -1};
 static const char *mup;
@@ -189,7 +190,7 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) rc = cli_open_output(c, &out, e);
     const struct model_mup *widths = mup ? &base : NULL;
     if (!rc) rc = model_init_mup(&m, kernel_cpu(), &config, widths, like.vocab.data, like.vocab.len, cli_seed(c), e);
-    if (!rc && shape.copy_embed) rc = arch_copy_embedding(m, in, &like.config, &item, e);
+    if (!rc && shape.copy_embed) rc = model_copy_embedding(m, in, &like.config, &item, e);
     if (!rc) rc = arch_copy_labels(m->meta, &config, &like, e);
     if (!rc) rc = model_save(m, out, DT_F32, e);
     if (!rc) rc = cli_close_output(c, e);

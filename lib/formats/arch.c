@@ -1,4 +1,4 @@
-/* The registry of architectures. How to add one: lib/model/README.md. */
+/* The registry of architectures. How to add one: lib/arch/README.md. */
 #include "lib/formats/arch_internal.h"
 
 static const struct arch *const registry[] = {

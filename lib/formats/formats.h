@@ -5,8 +5,8 @@
 #ifndef RILL_FORMATS_H
 #define RILL_FORMATS_H
 
+#include "lib/arch/arch.h"
 #include "lib/base/base.h"
-#include "lib/model/model.h"
 
 /*
  * A foreign model opened for reading, whatever its format. Configuration and tokenizer have been read; tensors are
@@ -101,16 +101,12 @@ struct arch_shape {
     uint64_t classes;                /* of a classifier; 0: as `like` */
     double rope_theta, norm_eps;     /* norm_eps negative: not given */
     bool untied;
-    bool copy_embed; /* the caller will copy the embedding of `like` (arch_copy_embedding) */
+    bool copy_embed; /* the caller will copy the embedding of `like` (model_copy_embedding) */
 };
 /* *out = the configuration of this shape with the vocabulary of `like`; its layers are in `a`. ERR_USAGE: the
  * architecture is unknown, an option of rill init is missing or has no effect with it, or sizes do not fit. */
 int arch_new_config(const struct arch_shape *s, const struct model_config *like, struct model_config *out,
                     struct arena *a, struct err *e) MUST_CHECK;
-/* Copies embed.weight to m from the model that `r` reads, whose head has been read and whose first tensor is `item`.
- * Both must have the same shape. */
-int arch_copy_embedding(struct model *m, struct stream_reader *r, const struct model_config *like,
-                        struct stream_item *item, struct err *e) MUST_CHECK;
 /* Copies the class names of `like` to `meta`, if the new model has as many classes. */
 int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct model_head *like,
                      struct err *e) MUST_CHECK;

@@ -108,25 +108,6 @@ int arch_new_config(const struct arch_shape *s, const struct model_config *like,
                    model_embed_dim(like), model_embed_dim(out));
 }
 
-enum { COPIED = 1 };
-
-/* Stops after the first tensor. */
-static int copy_first(void *ctx, struct model_slot s, const struct tensor_desc *d, const cJSON *attrs, const void *data,
-                      struct err *e) {
-    struct model_param *to = model_param(ctx, ROLE_EMBED, 0);
-    (void)attrs;
-    if (s.role != ROLE_EMBED || tensor_elems(d) != to->n)
-        return err_set(e, ERR_DATA, "tensor '%s' is not an embedding of this shape", d->name);
-    tensor_to_f32(d->dtype, data, model_host_value(to), to->n);
-    return COPIED;
-}
-
-int arch_copy_embedding(struct model *m, struct stream_reader *r, const struct model_config *like,
-                        struct stream_item *item, struct err *e) {
-    int rc = model_each_tensor(r, like, item, copy_first, m, e);
-    return rc == COPIED ? 0 : rc;
-}
-
 int arch_copy_labels(cJSON *meta, const struct model_config *c, const struct model_head *like, struct err *e) {
     const cJSON *labels = cJSON_GetObjectItemCaseSensitive(like->meta, LABELS_KEY);
     if (!labels || !c->classes || c->classes != like->config.classes) return 0;

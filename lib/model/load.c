@@ -120,6 +120,21 @@ int model_load_next(struct model *m, struct model_tensors *t, bool *more, struct
                                                                           : load_f32(m, p, t, e);
 }
 
+int model_copy_embedding(struct model *m, struct stream_reader *r, const struct model_config *from,
+                         struct stream_item *item, struct err *e) {
+    struct model_param *to = model_param(m, ROLE_EMBED, 0);
+    struct model_tensors t;
+    bool more;
+    model_tensors_begin(&t, r, from, item);
+    int rc = model_tensors_open(&t, &more, e);
+    if (!rc && (!more || t.slot.role != ROLE_EMBED || tensor_elems(&t.desc) != to->n))
+        rc = err_set(e, ERR_DATA, "tensor '%s' is not an embedding of this shape", t.desc.name);
+    if (!rc) rc = model_tensors_load(&t, e);
+    if (!rc) tensor_to_f32(t.desc.dtype, t.data.data, model_host_value(to), to->n);
+    model_tensors_release(&t);
+    return rc;
+}
+
 static void param_release(const struct model *m, struct model_param *p) {
     kernel_free(m->device, p->value);
     kernel_free(m->device, kernel_matrix_memory(&p->matrix));

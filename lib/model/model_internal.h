@@ -1,4 +1,4 @@
-/* Private to lib/model: key/value caches, the forward pass in pieces, the tensors of a stream, loading of weights. */
+/* Private to lib/model: key/value caches, the forward pass in pieces, loading of weights. */
 #ifndef RILL_MODEL_INTERNAL_H
 #define RILL_MODEL_INTERNAL_H
 
@@ -12,16 +12,6 @@ struct kv_cache {
 };
 /* Elements per position in the caches of the first `layers` layers; config.n_layers: of all. */
 size_t kv_width(const struct model_config *c, uint32_t layers);
-
-/* ---- parts of the configuration (config_json.c, rope.c) ---------------------------------------------------------- */
-
-/* Index of the string o[key] in a list that ends with NULL. ERR_DATA: it is not in the list. */
-int config_get_name(const cJSON *o, const char *key, const char *const *names, uint32_t *out, struct err *e) MUST_CHECK;
-/* A rotation as an object in META, and back; factors are allocated from `a`. False: out of memory. */
-bool rope_to_json(cJSON *o, const char *key, const struct model_rope *rope);
-int rope_from_json(struct model_rope *rope, const cJSON *r, struct arena *a, struct err *e) MUST_CHECK;
-int rope_copy(struct model_rope *to, const struct model_rope *from, struct arena *a, struct err *e) MUST_CHECK;
-int rope_check(const struct model_config *c, const struct model_rope *r, struct err *e) MUST_CHECK;
 
 /* ---- the forward pass, piece by piece (graph.c) ------------------------------------------------------------------ */
 

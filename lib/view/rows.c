@@ -1,8 +1,8 @@
 /* Prints the tensors of a segment as a table, and the parts of a model. */
 #include <inttypes.h>
 
+#include "lib/arch/arch.h"
 #include "lib/cli/cli.h"
-#include "lib/model/model.h"
 #include "lib/view/view_internal.h"
 
 /* ---- the table --------------------------------------------------------------------------------------------------- */

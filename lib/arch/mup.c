@@ -1,7 +1,7 @@
 /* Maximal update parametrization: which axes are widths, and the factors that depend on them. */
 #include <math.h>
 
-#include "lib/model/model.h"
+#include "lib/arch/arch.h"
 
 static const struct {
     enum model_axis axis;

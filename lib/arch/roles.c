@@ -1,5 +1,5 @@
 /* The table of roles: which tensors a configuration has, their names, order, axes and shapes. */
-#include "lib/model/model.h"
+#include "lib/arch/arch.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /* The configuration of a model: its JSON form in META, its limits, and what is derived from it. */
-#include "lib/model/model_internal.h"
+#include "lib/arch/arch_internal.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-#include "lib/model/model_internal.h"
+#include "lib/arch/arch_internal.h"
 
 struct model_matcher {
     pcre2_code *code;

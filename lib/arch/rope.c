@@ -1,5 +1,5 @@
 /* Rotary positions: their JSON form in META, their limits, their frequencies. */
-#include "lib/model/model_internal.h"
+#include "lib/arch/arch_internal.h"
 
 #include <math.h>
 

@@ -1,5 +1,5 @@
 /* Helpers that the JSON of a configuration and of its rotary positions share. */
-#include "lib/model/model_internal.h"
+#include "lib/arch/arch_internal.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /* The head of a model stream (META, VOCB) and one pass over its tensors. */
-#include "lib/model/model_internal.h"
+#include "lib/arch/arch_internal.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* Row lengths and the blocks of quantized types: warnings about shapes that do not fit. */
-#include "lib/model/model.h"
+#include "lib/arch/arch.h"
 
 #include <inttypes.h>
 
