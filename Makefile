@@ -136,7 +136,7 @@ deps: ## install what is missing (Debian, Ubuntu; elsewhere it prints the packag
 # The fuzz targets run under the sanitizers, with the modules that they link and the kernel's portable path: the sanitizer sees each of
 # its accesses, and none of the masked ones of the wide paths. This is compiled once and runs for seconds, so that only what runs for
 # more than one is optimized, and it has line numbers alone.
-FUZZED := base tensor stream text chat kernel grad model knowledge metrics formats recipe cli
+FUZZED := base tensor stream text chat kernel grad arch model knowledge metrics formats recipe cli
 fuzzed := SANITIZER=$(or $(SANITIZER),address$(comma)undefined) \
     $(if $(SANITIZER),,OPT='-O0 -g1' CPPFLAGS='$(CPPFLAGS) -DKERNEL_PORTABLE' MODULES='$(FUZZED)')
 ifdef MODULES
