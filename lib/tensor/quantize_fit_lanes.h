@@ -54,11 +54,13 @@ INLINE lanes nearest(lanes v, float low, float high, int limits) {
     return whole(v);
 }
 
-/* The limits that values from `lowest` to `highest` can exceed in a lane that matters. Rounding is monotonic, so the
- * values of a group lie between those of its extremes, and most trials need neither limit. */
-INLINE int limits_for(lanes lowest, lanes highest, float low, float high, mask matters) {
-    int limits = any(~(lowest >= low - 0.5f) & matters) ? LIMIT_LOW : 0;
-    return any(~(highest < high + 0.5f) & matters) ? limits | LIMIT_HIGH : limits;
+/* The limits that the values of a group can exceed in a lane that matters. Rounding is monotonic, so they lie between a
+ * and b, those of the extremes, in either order: the factor is negative if a grid starts above all elements. A NaN needs
+ * both limits. Most trials need none. */
+INLINE int limits_for(lanes a, lanes b, float low, float high, mask matters) {
+    mask above = (a >= low - 0.5f) & (b >= low - 0.5f), below = (a < high + 0.5f) & (b < high + 0.5f);
+    int limits = any(~above & matters) ? LIMIT_LOW : 0;
+    return any(~below & matters) ? limits | LIMIT_HIGH : limits;
 }
 
 INLINE lanes read(const float *memory) {
@@ -280,8 +282,7 @@ INLINE void symmetric_search(int n, int half_codes, const float *x_memory, const
     for (int trial = -9; trial <= 9; trial++) {
         if (trial == 0) continue;
         inverse = -(half + 0.1f * (float)trial) / extreme;
-        lanes a = inverse * min, b = inverse * max;
-        int limits = limits_for(smaller(a, b), larger(a, b), -half, half - 1, ~zero);
+        int limits = limits_for(inverse * min, inverse * max, -half, half - 1, ~zero);
         symmetric_trial(n, half, limits, x, w, wx, inverse, &sum_xc, &sum_c2);
         mask better = (sum_c2 > 0) & (sum_xc * sum_xc > gain * sum_c2);
         if (!any(better)) continue;
