@@ -1,7 +1,7 @@
 /*
  * arch: the architecture of a model, described by what it computes: configuration, the roles of tensors, and model
- * streams tensor by tensor. Filters and file formats need no more; lib/model runs what is described here. Names begin
- * with model_, because that is what they describe.
+ * streams tensor by tensor. File formats, and programs that only look at a model, need no more; lib/model runs what is
+ * described here. Names begin with model_, because that is what they describe.
  *
  * A model stream is META (kind "model", with the configuration), VOCB (the whole tokenizer, optional) and the tensors
  * in the order in which a forward pass needs them, named by their roles:
@@ -461,7 +461,7 @@ int model_head_write(struct stream_writer *w, const struct model_config *c, cons
                      const cJSON *extra, struct err *e) MUST_CHECK;
 void model_head_release(struct model_head *h);
 
-/* One pass over the tensors of a model stream in order, for filters. Checks that every tensor of the configuration comes
+/* One pass over the tensors of a model stream in order, for filters. Checks that each tensor of the configuration comes
  * exactly once, in order, with its shape and finite values (ERR_DATA names the tensor). */
 struct model_tensors {
     struct stream_reader *r;
@@ -481,12 +481,11 @@ int model_tensors_open(struct model_tensors *t, bool *more, struct err *e) MUST_
 /* Reads all of its data ... */
 int model_tensors_load(struct model_tensors *t, struct err *e) MUST_CHECK;
 /* ... or the next n elements, whole blocks, to dst, until the tensor's end. Parts may be wrong if a later checksum
- * fails ... */
+ * fails. model_tensors_open skips what was not read. */
 int model_tensors_part(struct model_tensors *t, void *dst, uint64_t n, struct err *e) MUST_CHECK;
 /* Call if a part holds values that make no sense, with the complaint in *e: replaces it by the damage, if the rest of
  * the tensor shows that the file is damaged. Returns e->code. */
 int model_tensors_doubt(struct model_tensors *t, struct err *e);
-/* ... or nothing, and the data is skipped. */
 void model_tensors_release(struct model_tensors *t);
 
 /* Calls `fn` with each tensor's slot, description and data, valid during the call. Memory: the largest tensor. */

@@ -1,6 +1,6 @@
 /*
  * base: the foundation of every other module. Errors as values, checked and budgeted memory, byte buffers, strings,
- * strict JSON, digests, file descriptor I/O, atomic output files, counter-based random numbers, a deterministic
+ * strict JSON, digests and checksums, file descriptor I/O, atomic output files, counter-based random numbers, a deterministic
  * parallel loop, a profile and log lines.
  *
  * Nothing here (or anywhere in lib/ except lib/cli) prints, exits or asserts on input.
@@ -209,9 +209,9 @@ static inline bool digest_equal(struct digest a, struct digest b) {
     return a.lo == b.lo && a.hi == b.hi;
 }
 
-/* ---- checksums: XXH3-64 ------------------------------------------------------------------------------------------ */
+/* ---- checksums: XXH3-64. data may be NULL if n is 0 -------------------------------------------------------------- */
 
-struct checksum_state; /* streaming form */
+struct checksum_state; /* streaming form; a new one is ready for updates */
 uint64_t checksum_bytes(const void *data, size_t n);
 struct checksum_state *checksum_new(struct err *e) MUST_CHECK;
 void checksum_restart(struct checksum_state *s);

@@ -52,7 +52,7 @@ uint64_t checksum_bytes(const void *data, size_t n) {
 }
 
 struct checksum_state *checksum_new(struct err *e) {
-    struct checksum_state *s = mem_zalloc(sizeof *s, e);
+    struct checksum_state *s = mem_zalloc(sizeof *s, e); /* zeroed, as above */
     if (s) checksum_restart(s);
     return s;
 }

@@ -77,7 +77,6 @@ static const float *importance_of(const struct search *k, const struct reader *r
 static int try_reader(const struct search *k, const struct reader *r, const float *scale, double *error,
                       struct err *e) {
     const float *w = model_host_value(r->param);
-    struct quant_sums sums = {0};
     struct quant_rows rows = {.to = r->to,
                               .x = k->scaled,
                               .rows = r->rows,
@@ -86,7 +85,7 @@ static int try_reader(const struct search *k, const struct reader *r, const floa
                               .scratch = k->scratch,
                               .packed = k->packed};
     for (size_t i = 0; i < r->rows * r->cols; i++) k->scaled[i] = w[i] * scale[fold_pair_factor(k->p, i % r->cols)];
-    int rc = quant_round_rows(&rows, &sums, e);
+    int rc = quant_round_rows(&rows, NULL, e);
     if (rc) return err_prefix(e, "tensor '%s'", r->param->desc.name);
     tensor_to_f32(r->to, k->packed, k->scaled, r->rows * r->cols);
     return output_error(k, r, scale, error, e);

@@ -1,5 +1,5 @@
 /*
- * model: a transformer in memory: loading and saving, inference, the training graph and generation, and inference with a
+ * model: a transformer in memory: loading and saving, inference, the training graph, generation, and inference with a
  * model larger than memory. All of them share one forward pass (on lib/grad's tape, which records for training only).
  * What a model computes is described by lib/arch.
  *

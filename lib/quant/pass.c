@@ -1,6 +1,7 @@
 /* Quantizes tensors one by one: chooses the type, finds importance, rounds and reports. */
 #include "lib/quant/quant_internal.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -10,7 +11,7 @@
 
 struct rows_job {
     const struct quant_rows *r;
-    bool measure_only;
+    bool round, measure;
     struct quant_sums *sums; /* [pieces] */
     struct err *failed;      /* [pieces]; code 0: no failure */
 };
@@ -23,27 +24,25 @@ static void quantize_piece(void *ctx, size_t i, int thread) {
     float *back = r->scratch + (size_t)thread * r->cols;
     const float *x = r->x + first * r->cols;
     unsigned char *y = (unsigned char *)r->packed + first * row_bytes;
-    if (!j->measure_only &&
-        tensor_rows_from_f32(r->to, x, r->first + first, n, r->cols, y, r->importance, &j->failed[i]))
+    if (j->round && tensor_rows_from_f32(r->to, x, r->first + first, n, r->cols, y, r->importance, &j->failed[i]))
         return;
-    for (uint64_t k = 0; k < n; k++) {
+    for (uint64_t k = 0; j->measure && k < n; k++) {
         tensor_to_f32(r->to, y + k * row_bytes, back, r->cols);
         j->sums[i].error += kernel_squared_distance(kernel_f32(x + k * r->cols), kernel_f32(back), r->cols);
         j->sums[i].power += kernel_sum_squares(kernel_f32(x + k * r->cols), r->cols);
     }
 }
 
-static int do_rows(const struct quant_rows *r, bool measure_only, struct quant_sums *sums, struct err *e) {
+static int do_rows(const struct quant_rows *r, bool round, struct quant_sums *sums, struct err *e) {
     size_t pieces = (size_t)((r->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
-    struct rows_job j = {.r = r, .measure_only = measure_only};
+    struct rows_job j = {.r = r, .round = round, .measure = sums != NULL};
     struct arena a = {0};
     j.sums = arena_array(&a, pieces, sizeof *j.sums, e);
     j.failed = j.sums ? arena_array(&a, pieces, sizeof *j.failed, e) : NULL;
     int rc = j.failed ? 0 : e->code;
     if (!rc) parallel_for(pieces, quantize_piece, &j);
     for (size_t i = 0; !rc && i < pieces; i++) {
-        sums->error += j.sums[i].error;
-        sums->power += j.sums[i].power;
+        if (sums) sums->error += j.sums[i].error, sums->power += j.sums[i].power;
         if (j.failed[i].code) *e = j.failed[i], rc = e->code;
     }
     arena_release(&a);
@@ -51,11 +50,11 @@ static int do_rows(const struct quant_rows *r, bool measure_only, struct quant_s
 }
 
 int quant_round_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) {
-    return do_rows(r, false, sums, e);
+    return do_rows(r, true, sums, e);
 }
 
 int quant_measure_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) {
-    return do_rows(r, true, sums, e);
+    return do_rows(r, false, sums, e);
 }
 
 uint64_t quant_whole_pieces(uint64_t rows) {
@@ -111,8 +110,14 @@ int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const
         if (!sum) return 0;
         for (uint64_t i = 0; i < cols; i++) p->importance[i] = (float)(sum[i] / (n > 0 ? n : 1));
     }
-    for (uint64_t i = 0; i < cols; i++)
+    for (uint64_t i = 0; i < cols; i++) {
+        if (!isfinite(p->importance[i])) {
+            char name[TENSOR_MAX_NAME + 1];
+            return err_set(e, ERR_DATA, "the statistics of tensor '%s': the mean square of column %" PRIu64 " is %g",
+                           model_slot_name(s, name), i, (double)p->importance[i]);
+        }
         if (p->importance[i] > 0) *out = p->importance;
+    }
     return 0;
 }
 
@@ -188,7 +193,7 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
 
 int pass_check_importance(struct pass *p, struct err *e) {
     bool any = false;
-    if (p->o->stats) return stats_check(p->o->stats, p->config, p->vocab, e);
+    if (p->o->stats && stats_check(p->o->stats, p->config, p->vocab, e)) return e->code;
     for (size_t i = 0; i < model_slot_count(p->config); i++) {
         struct model_slot s = model_slot_at(p->config, i);
         const float *importance;
@@ -197,7 +202,7 @@ int pass_check_importance(struct pass *p, struct err *e) {
         if (rc) return rc;
         any |= importance != NULL;
     }
-    return any ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
+    return any || p->o->stats ? 0 : err_set(e, ERR_DATA, "the importance matrix knows no matrix of this model");
 }
 
 /* Whether the errors of this matrix are weighted by --stats rather than --data. */

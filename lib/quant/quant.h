@@ -197,7 +197,7 @@ bool quant_report_put(cJSON *object, const struct quant_tensor_report *t); /* fa
 struct quant_rows {
     enum dtype to;
     const float *x; /* [rows][cols] */
-    uint64_t first; /* number of the first of them in the matrix, for messages */
+    uint64_t first; /* index of the first one in the matrix, for messages */
     uint64_t rows, cols;
     const float *importance; /* [cols]: weights of the errors of columns; NULL: all alike */
     float *scratch;          /* [parallel_threads()][cols] */
@@ -207,9 +207,10 @@ struct quant_rows {
 struct quant_sums {
     double error, power;
 };
-/* Rounds to nearest, row by row, and adds to the sums. ERR_DATA: the type cannot represent a weight; names the row. */
+/* Rounds to nearest, row by row, and adds to the sums, which may be NULL. ERR_DATA: the type cannot represent a weight;
+ * names the row. */
 int quant_round_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) MUST_CHECK;
-/* Only adds to the sums, for rows that r->packed has already. */
+/* Only adds to the sums: r->packed has the rows already. */
 int quant_measure_rows(const struct quant_rows *r, struct quant_sums *sums, struct err *e) MUST_CHECK;
 
 /* Summary over all tensors. Start with {0}. */

@@ -96,7 +96,7 @@ int pass_check_importance(struct pass *p, struct err *e) MUST_CHECK;
 /* Rounds x [rows][cols] to nearest into packed, and the error into t. */
 int pass_round(struct pass *p, const float *x, uint64_t rows, uint64_t cols, const float *importance,
                unsigned char *packed, struct quant_tensor_report *t, struct err *e) MUST_CHECK;
-/* Sets the errors of t from the sums over all of its weights. */
+/* Sets the errors of t, whose elems must be set, from the sums over all of its weights. */
 void pass_put_error(struct quant_tensor_report *t, const struct quant_sums *sums);
 /* Allocates p->back for rows of `widest` elements. */
 int pass_reserve(struct pass *p, uint64_t widest, struct err *e) MUST_CHECK;
@@ -107,7 +107,7 @@ int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *fr
 /* ---- rounding one tensor (quantize.c) --------------------------------------------------------------------------- */
 
 /* Converts a tensor to type t->to, different from its own, into p->packed: by the method of p->o, or from the cache.
- * data NULL: of the tensor that p->in has opened, which is then read. */
+ * data NULL: reads the tensor that p->in has opened. */
 int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
                     struct quant_tensor_report *t, struct err *e) MUST_CHECK;
 

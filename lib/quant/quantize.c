@@ -42,8 +42,7 @@ static int take_rows(struct pass *p, const struct turn *u, const struct quant_ro
 static int round_rows(struct pass *p, const struct turn *u, const struct quant_rows *r, struct quant_sums *sums,
                       struct err *e) {
     bool clips = r->importance && is_clipped(p, u->slot, r->to), moves = p->o->hqq && hqq_takes(r->to);
-    struct quant_sums nearest = {0};
-    int rc = quant_round_rows(r, clips || moves ? &nearest : sums, e);
+    int rc = quant_round_rows(r, clips || moves ? NULL : sums, e);
     if (!rc && clips) rc = clip_improve(r->to, r->x, r->rows, r->cols, r->importance, r->packed, e);
     if (!rc && moves) hqq_improve(r->to, r->x, r->rows, r->cols, r->packed);
     if (!rc && (clips || moves)) rc = quant_measure_rows(r, sums, e);
@@ -59,7 +58,7 @@ static int round_tensor(struct pass *p, const struct turn *u, struct err *e) {
         r.rows = rows - r.first < most ? rows - r.first : most;
         r.packed = p->packed.data + r.first * dtype_row_bytes(r.to, cols);
         if (take_rows(p, u, &r, &r.x, e)) return e->code;
-        if (round_rows(p, u, &r, &sums, e)) return u->data ? e->code : model_tensors_doubt(p->in, e);
+        if (round_rows(p, u, &r, &sums, e)) return p->in ? model_tensors_doubt(p->in, e) : e->code;
     }
     pass_put_error(u->t, &sums);
     return 0;
@@ -75,6 +74,10 @@ static int by_cache(struct pass *p, const struct turn *u, uint64_t bytes, struct
     return rc ? rc : blocks_store(p->o->cache, key, u->t, p->packed.data, bytes, e);
 }
 
+static bool is_cached(const struct pass *p, enum dtype to) {
+    return p->o->cache && dtype_info(to)->is_quantized;
+}
+
 int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
                     struct quant_tensor_report *t, struct err *e) {
     struct turn u = {s, from, data, NULL, t};
@@ -84,16 +87,16 @@ int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_des
     if (buf_reserve(&p->packed, tensor_bytes(&d), e)) return err_prefix(e, "tensor '%s'", d.name);
     int rc = pass_is_weighed(p, s, t->to) ? pass_importance_of(p, s, tensor_row_elems(from), &u.importance, e) : 0;
     t->unweighed = pass_has_importance(p) && pass_is_weighed(p, s, t->to) && !u.importance;
-    bool keeps = p->o->cache && dtype_info(t->to)->is_quantized;
     if (rc) return rc;
-    return keeps ? by_cache(p, &u, tensor_bytes(&d), e) : round_tensor(p, &u, e);
+    return is_cached(p, t->to) ? by_cache(p, &u, tensor_bytes(&d), e) : round_tensor(p, &u, e);
 }
 
 static int write_quantized(struct pass *p, struct quant_tensor_report *t, struct err *e) {
     struct tensor_desc d = p->in->desc;
     d.dtype = t->to;
-    int rc = p->o->cache ? model_tensors_load(p->in, e) : 0; /* the key of the cache is a digest of all the data */
-    if (!rc) rc = quantize_blocks(p, p->in->slot, &p->in->desc, p->o->cache ? p->in->data.data : NULL, t, e);
+    bool whole = is_cached(p, t->to); /* the key of the cache is a digest of all the data */
+    int rc = whole ? model_tensors_load(p->in, e) : 0;
+    if (!rc) rc = quantize_blocks(p, p->in->slot, &p->in->desc, whole ? p->in->data.data : NULL, t, e);
     return rc ? rc : stream_write_tensor(p->out, &d, NULL, p->packed.data, e);
 }
 

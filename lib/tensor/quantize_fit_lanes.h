@@ -54,9 +54,9 @@ INLINE lanes nearest(lanes v, float low, float high, int limits) {
     return whole(v);
 }
 
-/* The limits that the values of a group can exceed in a lane that matters. Rounding is monotonic, so they lie between a
- * and b, those of the extremes, in either order: the factor is negative if a grid starts above all elements. A NaN needs
- * both limits. Most trials need none. */
+/* The limits that the values of a group can exceed in a lane that matters. Rounding is monotonic, so they lie between
+ * those of the extremes, a and b, in either order: the factor is negative if a grid starts above all elements. A NaN
+ * needs both limits. Most trials need none. */
 INLINE int limits_for(lanes a, lanes b, float low, float high, mask matters) {
     mask above = (a >= low - 0.5f) & (b >= low - 0.5f), below = (a < high + 0.5f) & (b < high + 0.5f);
     int limits = any(~above & matters) ? LIMIT_LOW : 0;

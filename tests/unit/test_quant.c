@@ -559,6 +559,18 @@ static int quantized_embedding(const struct buf *in, bool hqq, unsigned char *ou
     return rc;
 }
 
+/* In compressed chunks that end anywhere. */
+static struct buf compressed_model(const struct model *m, unsigned dtype) {
+    struct err e;
+    struct stream_writer *w;
+    int fd = memory_file();
+    OK(stream_writer_open(&w, fd, "model", &(struct stream_write_options){CODEC_PLANES, 1, 100000}, &e));
+    OK(model_save(m, w, dtype, &e));
+    OK(stream_writer_finish(w, NULL, &e));
+    stream_writer_free(w);
+    return contents(fd);
+}
+
 /* More elements than are read and rounded at once: the blocks must be those of the whole. */
 static void a_large_tensor_is_quantized_in_parts(void **state) {
     (void)state;
@@ -573,7 +585,7 @@ static void a_large_tensor_is_quantized_in_parts(void **state) {
     float *back = mem_array(VOCAB, HIDDEN * sizeof *back, &e);
     double relative;
     for (int hqq = 0; hqq < 2; hqq++) {
-        struct buf in = saved_model(m, hqq ? DT_BF16 : DT_F32);
+        struct buf in = hqq ? compressed_model(m, DT_BF16) : saved_model(m, DT_F32);
         OK(load_model(&in, &stored, &e));
         const float *x = model_host_value(model_param(stored, ROLE_EMBED, 0));
         double error = 0, power = 0;
@@ -646,6 +658,29 @@ static void importance_moves_the_error_where_it_does_not_matter(void **state) {
     arena_release(&a);
 }
 
+static void importance_that_f32_cannot_hold_is_refused(void **state) {
+    (void)state;
+    struct err e;
+    struct arena a = {0};
+    struct model_config c = wide_config(&a);
+    struct model *m = sample_model(&c, 1);
+    struct stats *s = sample_stats(m, 60, 2);
+    struct buf in = saved_model(m, DT_F32), out;
+    struct quant_options o = {.stats = s};
+    struct seen seen = {0};
+    struct quant_totals totals;
+    ((double *)stats_sum_sq(s, POINT_ATTN_IN, 0))[3] = 1e300;
+    OK(quant_type_parse("q4_k", &o.type, &e));
+    assert_int_equal(quantized(&in, &o, &out, &seen, &totals, &e), ERR_DATA);
+    assert_string_equal(e.msg, "the statistics of tensor 'layers.0.attn.q.weight': the mean square of column 3 is inf");
+    assert_int_equal(seen.tensors, 0);
+    stats_free(s);
+    buf_release(&in);
+    buf_release(&out);
+    model_free(m);
+    arena_release(&a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mixtures_are_llama_quantizes),
@@ -660,6 +695,7 @@ int main(void) {
         cmocka_unit_test(threads_do_not_change_a_byte),
         cmocka_unit_test(a_large_tensor_is_quantized_in_parts),
         cmocka_unit_test(importance_moves_the_error_where_it_does_not_matter),
+        cmocka_unit_test(importance_that_f32_cannot_hold_is_refused),
         cmocka_unit_test(nothing_grows_that_is_quantized),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,8 +15,8 @@
 
 enum { GROUPS = FIT_AT_ONCE, MAX = GROUPS * FIT_MAX_GROUP };
 
-/* Groups of every kind side by side, so that lanes that search are next to lanes with constant or zero groups; or all of
- * one kind, because what no lane needs is left out. */
+/* Groups of every kind side by side, so that lanes that search are next to lanes with constant or zero groups; or all
+ * of one kind, because what no lane needs is left out. */
 enum { KINDS = 15 };
 static void fill(struct rng *r, int n, float *x, float *w) {
     int of_all = rng_below(r, 2) ? (int)rng_below(r, KINDS) : -1;
