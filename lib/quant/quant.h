@@ -246,9 +246,10 @@ struct quant_totals {
     double seconds[QUANT_PHASES]; /* processor time of all threads, set by quantize_layerwise; else 0 */
 };
 
-/* Reads a model stream and writes it quantized. Memory: a few copies of the largest tensor. An impossible plan is
- * ERR_DATA or ERR_USAGE before anything is written; a weight that the type cannot represent is ERR_DATA when it is
- * reached. `report` (may be NULL) is called for each tensor.
+/* Reads a model stream and writes it quantized. Memory: the blocks of the largest tensor and some rows of its values;
+ * all of them with a cache, or if it keeps its type. An impossible plan is ERR_DATA or ERR_USAGE before anything is
+ * written; a weight that the type cannot represent is ERR_DATA when it is reached. `report` (may be NULL) is called for
+ * each tensor.
  *
  * A quantized tensor gets no more bits than it has unless o->grow, since nothing would be gained. If only a mixture's
  * rule would raise it, it stays as it is; otherwise ERR_USAGE when it is reached. Conversion to f32, f16 and bf16 is
