@@ -187,27 +187,27 @@ void model_tensors_release(struct model_tensors *t) {
     *t = (struct model_tensors){0};
 }
 
+static int each(struct model_tensors *t, bool with_data, model_tensor_fn *fn, void *ctx, struct err *e) {
+    bool more;
+    int rc;
+    while (!(rc = model_tensors_open(t, &more, e)) && more) {
+        if (with_data) rc = model_tensors_load(t, e);
+        if (rc || (rc = fn(ctx, t->slot, &t->desc, t->attrs, with_data ? t->data.data : NULL, e))) break;
+    }
+    model_tensors_release(t);
+    return rc;
+}
+
 int model_each_tensor(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                       model_tensor_fn *fn, void *ctx, struct err *e) {
     struct model_tensors t;
-    bool more;
-    int rc;
     model_tensors_begin(&t, r, c, item);
-    while (!(rc = model_tensors_open(&t, &more, e)) && more && !(rc = model_tensors_load(&t, e)) &&
-           !(rc = fn(ctx, t.slot, &t.desc, t.attrs, t.data.data, e))) {
-    }
-    model_tensors_release(&t);
-    return rc;
+    return each(&t, true, fn, ctx, e);
 }
 
 int model_each_desc(struct stream_reader *r, const struct model_config *c, struct stream_item *item,
                     model_tensor_fn *fn, void *ctx, struct err *e) {
     struct model_tensors t;
-    bool more;
-    int rc;
     model_tensors_begin(&t, r, c, item);
-    while (!(rc = model_tensors_open(&t, &more, e)) && more && !(rc = fn(ctx, t.slot, &t.desc, t.attrs, NULL, e))) {
-    }
-    model_tensors_release(&t);
-    return rc;
+    return each(&t, false, fn, ctx, e);
 }

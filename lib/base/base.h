@@ -1,7 +1,7 @@
 /*
  * base: the foundation of every other module. Errors as values, checked and budgeted memory, byte buffers, strings,
- * strict JSON, digests and checksums, file descriptor I/O, atomic output files, counter-based random numbers, a deterministic
- * parallel loop, a profile and log lines.
+ * strict JSON, digests and checksums, file descriptor I/O, atomic output files, counter-based random numbers, a
+ * deterministic parallel loop, a profile and log lines.
  *
  * Nothing here (or anywhere in lib/ except lib/cli) prints, exits or asserts on input.
  */

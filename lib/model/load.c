@@ -127,7 +127,7 @@ int model_copy_embedding(struct model *m, struct stream_reader *r, const struct 
     bool more;
     model_tensors_begin(&t, r, from, item);
     int rc = model_tensors_open(&t, &more, e);
-    if (!rc && (!more || t.slot.role != ROLE_EMBED || tensor_elems(&t.desc) != to->n))
+    if (!rc && (t.slot.role != ROLE_EMBED || tensor_elems(&t.desc) != to->n))
         rc = err_set(e, ERR_DATA, "tensor '%s' is not an embedding of this shape", t.desc.name);
     if (!rc) rc = model_tensors_load(&t, e);
     if (!rc) tensor_to_f32(t.desc.dtype, t.data.data, model_host_value(to), to->n);

@@ -87,15 +87,20 @@ static int put_back(struct sequential *q, struct stored *s, struct err *e) {
     return 0;
 }
 
+/* The whole matrix, to be rounded from x or compared with it. */
+static struct quant_rows all_rows(const struct sequential *q, const struct stored *s, const float *x) {
+    return (struct quant_rows){.to = s->t.to,
+                               .x = x,
+                               .rows = rows_of(s),
+                               .cols = tensor_row_elems(&s->desc),
+                               .scratch = (float *)q->p.back.data,
+                               .packed = s->data};
+}
+
 /* Sets the error of the stored values against the original weights. */
 static int report_error(struct sequential *q, struct stored *s, struct err *e) {
     struct quant_sums sums = {0};
-    struct quant_rows r = {.to = s->t.to,
-                           .x = s->dense ? s->dense : model_host_value(s->param),
-                           .rows = rows_of(s),
-                           .cols = tensor_row_elems(&s->desc),
-                           .scratch = (float *)q->p.back.data,
-                           .packed = s->data};
+    struct quant_rows r = all_rows(q, s, s->dense ? s->dense : model_host_value(s->param));
     int rc = quant_measure_rows(&r, &sums, e);
     if (!rc) pass_put_error(&s->t, &sums);
     return rc;
@@ -123,7 +128,11 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
         rc = t ? relation_target(r, w, rows, t, e) : e->code;
     }
     phase_enter(&q->clock, QUANT_NEAREST);
-    if (!rc) rc = pass_round(&q->p, t, rows, cols, importance, s->data, &s->t, e);
+    if (!rc) {
+        struct quant_rows all = all_rows(q, s, t);
+        all.importance = importance;
+        if (quant_round_rows(&all, NULL, e)) rc = err_prefix(e, "tensor '%s'", s->t.name);
+    }
     if (!rc) rc = second_order_quantize(&how, s->t.to, t, rows, cols, s->data, &error, e);
     if (!rc) rc = report_error(q, s, e);
     if (!rc) s->t.output_error_nearest = error.before, s->t.output_error = error.after;

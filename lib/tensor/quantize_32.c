@@ -243,25 +243,12 @@ INLINE int round_away(float v) {
     return i + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
-/* In eight parts, which the compiler keeps in vectors; a maximum does not depend on the order. */
-INLINE float largest_magnitude(const float *x) {
-    enum { PARTS = 8 };
-    float part[PARTS] = {0}, max = 0;
-    for (int j = 0; j < N; j += PARTS)
-        for (int k = 0; k < PARTS; k++) {
-            float v = fabsf(x[j + k]);
-            part[k] = v > part[k] ? v : part[k];
-        }
-    for (int k = 0; k < PARTS; k++) max = part[k] > max ? part[k] : max;
-    return max;
-}
-
 /* With eight bits a search gains nothing, so the weights are not used. Ties round away from zero. */
 static size_t q8_0_encode(const float *src, void *blocks, size_t n_blocks, const struct row_weights *w) {
     (void)w;
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += Q8_SIZE, src += N) {
-        float d = largest_magnitude(src) / 127, inverse = inverse_of(d);
+        float d = largest_magnitude(src, N) / 127, inverse = inverse_of(d);
         if (!store_f16(block, d)) return b;
         int8_t codes[N]; /* a local copy, which does not alias src */
         for (int j = 0; j < N; j++) codes[j] = (int8_t)round_away(src[j] * inverse);

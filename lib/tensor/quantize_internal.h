@@ -12,6 +12,8 @@
 #ifndef RILL_QUANTIZE_INTERNAL_H
 #define RILL_QUANTIZE_INTERNAL_H
 
+#include <math.h>
+
 #include "lib/tensor/tensor.h"
 
 /* Weights of the squared errors of rows. */
@@ -117,6 +119,20 @@ static inline int nearest_code(float v, int low, int high) {
     v = v > (float)low ? v : (float)low;
     v = v < (float)high ? v : (float)high;
     return (int)(v + ROUNDING - ROUNDING);
+}
+
+/* Of n elements, a multiple of 8; NaNs do not count. In eight parts, which the compiler keeps in vectors: a maximum does
+ * not depend on the order. */
+static inline float largest_magnitude(const float *x, size_t n) {
+    enum { PARTS = 8 };
+    float part[PARTS] = {0}, max = 0;
+    for (size_t j = 0; j < n; j += PARTS)
+        for (size_t k = 0; k < PARTS; k++) {
+            float v = fabsf(x[j + k]);
+            part[k] = v > part[k] ? v : part[k];
+        }
+    for (size_t k = 0; k < PARTS; k++) max = part[k] > max ? part[k] : max;
+    return max;
 }
 
 /* The trial scales are range / (top + first + step * i) for i in [0, n]. */

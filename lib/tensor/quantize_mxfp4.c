@@ -68,8 +68,7 @@ static size_t mxfp4_encode(const float *src, void *blocks, size_t n_blocks, cons
     uint8_t *block = blocks;
     for (size_t b = 0; b < n_blocks; b++, block += SIZE, src += N) {
         uint8_t codes[N], tried[N];
-        float largest = 0;
-        for (int j = 0; j < N; j++) largest = fmaxf(largest, fabsf(src[j]));
+        float largest = largest_magnitude(src, N);
         int e = largest > 0 ? ilogbf(largest) - 2 + BIAS : 0;
         if (e < 0) e = 0;
         const float *importance = importance_of(w, b * N);
