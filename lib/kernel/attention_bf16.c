@@ -8,6 +8,7 @@
 
 #define WIDEST 256                            /* maximum head_dim; a multiple of PANEL */
 #define LD     (MAX_ROWS + 32)                /* row stride of the transpose: not a power of two */
+#define PART   64                             /* rows of queries between whose products nothing leaves the cache */
 #define PANELS (ROWS_FLOATS + PANEL * WIDEST) /* elements of a block of queries as panels */
 
 bool attention_is_bf16(const struct simd *v, const struct kernel_attention *a, struct view q, struct view k,
@@ -20,9 +21,9 @@ static size_t padded(size_t n) {
     return (n + PANEL - 1) / PANEL * PANEL;
 }
 
-/* c[rows][n] = [c +] a b: rows of a have stride lda, b is contiguous panels. k, n are multiples of PANEL. */
+/* c[rows][n] = [c +] a b: rows of a have stride lda, b is panels of `depth` >= k. All but rows are multiples of PANEL. */
 static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, const uint16_t *a, size_t lda,
-                     const uint16_t *b, bool accumulate, float *c, size_t ldc) {
+                     const uint16_t *b, size_t depth, bool accumulate, float *c, size_t ldc) {
     const struct micro_bf16 *micro = v->bf16;
     size_t blocks = row_blocks(micro, rows);
     for (size_t i = 0; i < blocks; i++) {
@@ -34,7 +35,7 @@ static void multiply(const struct simd *v, size_t rows, size_t k, size_t n, cons
                                              .a = a + row * lda,
                                              .lda = lda,
                                              .b = b,
-                                             .stride = k * PANEL,
+                                             .stride = depth * PANEL,
                                              .accumulate = accumulate,
                                              .c = c + row * ldc,
                                              .ldc = ldc});
@@ -89,41 +90,81 @@ static void mask_before(float *row, struct keys see) {
 
 /* ---- forward ---- */
 
-/* Caps and masks a block of scores; seen[r]: how many count in row r. Returns the factor that remains to be applied. */
-static float prepare_scores(const struct forward *f, const struct attention_block *b, size_t from, size_t keys,
-                            float *s, uint32_t *seen) {
+/* Rows [first, first + rows) of a block of queries, at most PART of them: as few as stay in cache from product to product. */
+struct part_of_block {
+    const struct forward *f;
+    const struct attention_block *b;
+    size_t first, rows;
+    const uint16_t *q; /* ... and o, m, l: of these rows */
+    float *o, *m;
+    double *l;
+};
+
+/* A block of keys and values as panels: of head_dim, and of `depth`, which is the number of keys, padded. */
+struct key_block {
+    size_t from, count, depth;
+    _Alignas(64) uint16_t keys[KEYS * WIDEST], values[KEYS * WIDEST];
+};
+
+static void pack_keys(const struct forward *f, const struct attention_block *b, struct key_block *k) {
     const struct kernel_attention *a = f->a;
-    for (size_t r = 0; r < b->heads * b->n; r++) {
-        struct keys see = visible(a, b, r, from, keys);
-        if (a->softcap > 0) f->v->softcap(s + r * KEYS, s + r * KEYS, see.end, a->softcap, a->scale / a->softcap);
-        mask_before(s + r * KEYS, see);
-        seen[r] = (uint32_t)see.end;
-    }
+    k->depth = padded(k->count);
+    panels_transposed(a, b, f->k, k->from, k->count, k->keys);
+    panels_plain(f->v, key_rows(a, b, f->values, k->from), a->n_kv_heads * a->head_dim, k->count, a->head_dim,
+                 k->values);
+}
+
+/* Caps the scores of a row and masks those before the first key that it sees. */
+static void prepare_scores(const struct forward *f, struct keys see, float *s) {
+    const struct kernel_attention *a = f->a;
+    if (a->softcap > 0) f->v->softcap(s, s, see.end, a->softcap, a->scale / a->softcap);
+    mask_before(s, see);
+}
+
+/* The factor of scores that remains to be applied after prepare_scores. */
+static float remaining_scale(const struct kernel_attention *a) {
     return a->softcap > 0 ? 1 : a->scale;
+}
+
+/* Adds a block of keys to the sums of some rows. Keys that none of the rows sees are left out: their weights are 0. */
+static void add_keys(const struct part_of_block *x, const struct key_block *k) {
+    const struct forward *f = x->f;
+    size_t d = f->a->head_dim, most = 0;
+    _Alignas(64) float s[PART * KEYS];
+    _Alignas(64) uint16_t p[PART * KEYS];
+    struct keys see[PART];
+    uint32_t seen[PART];
+    for (size_t r = 0; r < x->rows; r++) {
+        see[r] = visible(f->a, x->b, x->first + r, k->from, k->count);
+        seen[r] = (uint32_t)see[r].end;
+        if (see[r].end > most) most = see[r].end;
+    }
+    if (most == 0) return;
+    size_t width = padded(most);
+    multiply(f->v, x->rows, d, width, x->q, d, k->keys, d, false, s, KEYS);
+    for (size_t r = 0; r < x->rows; r++) prepare_scores(f, see[r], s + r * KEYS);
+    f->v->softmax_rows(p, s, x->rows, KEYS, seen, width, remaining_scale(f->a), x->m, x->l, x->o, d);
+    multiply(f->v, x->rows, width, d, p, KEYS, k->values, k->depth, true, x->o, d);
 }
 
 void forward_block_bf16(const struct forward *f, const struct attention_block *b) {
     const struct kernel_attention *a = f->a;
-    size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n;
-    _Alignas(64) uint16_t q[FORWARD_FLOATS], p[FORWARD_ROWS * KEYS], panels[KEYS * WIDEST];
-    _Alignas(64) float o[FORWARD_FLOATS], s[FORWARD_ROWS * KEYS];
+    size_t d = a->head_dim, rows = b->heads * b->n;
+    _Alignas(64) uint16_t q[FORWARD_FLOATS];
+    _Alignas(64) float o[FORWARD_FLOATS];
+    struct key_block k;
     float m[FORWARD_ROWS];
     double l[FORWARD_ROWS];
-    uint32_t seen[FORWARD_ROWS];
     copy_rows(a, b, q, f->q);
     memset(o, 0, rows * d * sizeof *o);
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
     if (f->v->bf16->begin) f->v->bf16->begin();
     struct keys all = keys_of(a, b);
-    float scale = a->scale;
-    for (size_t from = all.begin; from < all.end; from += KEYS) {
-        size_t keys = smaller(KEYS, all.end - from), width = padded(keys);
-        panels_transposed(a, b, f->k, from, keys, panels);
-        multiply(f->v, rows, d, width, q, d, panels, false, s, KEYS);
-        scale = prepare_scores(f, b, from, keys, s, seen);
-        f->v->softmax_rows(p, s, rows, KEYS, seen, width, scale, m, l, o, d);
-        panels_plain(f->v, key_rows(a, b, f->values, from), ld, keys, d, panels);
-        multiply(f->v, rows, width, d, p, KEYS, panels, true, o, d);
+    for (k.from = all.begin; k.from < all.end; k.from += KEYS) {
+        k.count = smaller(KEYS, all.end - k.from);
+        pack_keys(f, b, &k);
+        for (size_t r = 0; r < rows; r += PART)
+            add_keys(&(struct part_of_block){f, b, r, smaller(PART, rows - r), q + r * d, o + r * d, m + r, l + r}, &k);
     }
     if (f->v->bf16->end) f->v->bf16->end();
     for (size_t r = 0; r < rows; r++) {
@@ -132,7 +173,7 @@ void forward_block_bf16(const struct forward *f, const struct attention_block *b
             f->v->scale_bf16((uint16_t *)f->y.data + at, (float)(1 / l[r]), o + r * d, d);
         else
             f->v->scale_copy((float *)f->y.data + at, (float)(1 / l[r]), o + r * d, d);
-        if (f->lse) f->lse[at / d] = (float)(m[r] * scale + log(l[r]));
+        if (f->lse) f->lse[at / d] = (float)(m[r] * remaining_scale(a) + log(l[r]));
     }
 }
 
@@ -201,16 +242,16 @@ static void with_keys(const struct backward *w, const struct attention_block *b,
     size_t d = a->head_dim, ld = a->n_kv_heads * d, rows = b->heads * b->n, width = padded(keys), k = padded(rows);
     size_t at = key_at(a, b, from);
     panels_transposed(a, b, w->k, from, keys, t->panels);
-    multiply(w->v, rows, d, width, t->q, d, t->panels, false, t->scores, KEYS);
+    multiply(w->v, rows, d, width, t->q, d, t->panels, d, false, t->scores, KEYS);
     panels_transposed(a, b, w->values, from, keys, t->panels);
-    multiply(w->v, rows, d, width, t->dy, d, t->panels, false, t->dp, KEYS);
+    multiply(w->v, rows, d, width, t->dy, d, t->panels, d, false, t->dp, KEYS);
     softmax_backward(w, b, from, keys, width, t);
     transpose(w->v, t->p, rows, width, t);
-    multiply(w->v, keys, k, d, t->transposed, LD, t->dy_panels, true, w->dv + at, ld);
+    multiply(w->v, keys, k, d, t->transposed, LD, t->dy_panels, k, true, w->dv + at, ld);
     transpose(w->v, t->ds, rows, width, t);
-    multiply(w->v, keys, k, d, t->transposed, LD, t->q_panels, true, w->dk + at, ld);
+    multiply(w->v, keys, k, d, t->transposed, LD, t->q_panels, k, true, w->dk + at, ld);
     panels_plain(w->v, key_rows(a, b, w->k, from), ld, keys, d, t->panels);
-    multiply(w->v, rows, width, d, t->ds, KEYS, t->panels, true, t->dq, d);
+    multiply(w->v, rows, width, d, t->ds, KEYS, t->panels, width, true, t->dq, d);
 }
 
 void backward_block_bf16(const struct backward *w, const struct attention_block *b) {

@@ -19,6 +19,7 @@
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"((size_t)(stride)) : "memory")
 #define TILE_STORE(t, p, stride)                                                                                       \
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((size_t)(stride)) : "memory")
+#define TILE_SPACE(n)    __asm__ volatile(".rept " #n "\n nop\n .endr" ::)
 #define TILE_DP(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 
 #include "lib/kernel/gemm_amx_body.h"

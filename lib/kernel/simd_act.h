@@ -27,8 +27,15 @@ static inline SIMD_TARGET vec v_half_erfc(vec x) {
 
 /* ---- SiLU, swish: x sigmoid(x) ---- */
 
+ALL silu_all(vec *x, int count) {
+    vec s[TOGETHER];
+    EACH s[i] = x[i];
+    sigmoid_all(s, count);
+    EACH x[i] = v_mul(x[i], s[i]);
+}
 static inline SIMD_TARGET vec act_silu(vec x) {
-    return v_mul(x, v_sigmoid(x));
+    silu_all(&x, 1);
+    return x;
 }
 /* s (1 + x (1 - s)), s = sigmoid(x) */
 static inline SIMD_TARGET vec slope_silu(vec x) {
@@ -103,6 +110,18 @@ static inline SIMD_TARGET vec slope_tanh(vec x) {
 /* In the order of enum kernel_act. */
 #define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
 
+/* Activations whose vectors are not worth taking together. */
+#define ONE_BY_ONE(name)                                                                                               \
+    ALL name##_all(vec *x, int count) {                                                                                \
+        EACH x[i] = act_##name(x[i]);                                                                                  \
+    }
+ONE_BY_ONE(gelu)
+ONE_BY_ONE(gelu_tanh)
+ONE_BY_ONE(gelu_quick)
+ONE_BY_ONE(relu)
+ONE_BY_ONE(relu_squared)
+ONE_BY_ONE(tanh)
+
 #define ACTIVATION_LOOPS(name)                                                                                         \
     FN void op_##name(float *y, const float *x, size_t n) {                                                            \
         for (size_t i = 0; i < n; i += W) store(y + i, act_##name(load(x + i, n - i)), n - i);                         \
@@ -146,14 +165,27 @@ static inline SIMD_TARGET vec slope_tanh(vec x) {
             store_bf16(dup + i, du, left);                                                                             \
         }                                                                                                              \
     }                                                                                                                  \
+    ALL finish_glu_together_##name(uint16_t *c, const float *sums, const float *bias, const uint16_t *gate) {          \
+        enum { count = TOGETHER };                                                                                     \
+        uint16_t up[TOGETHER * W];                                                                                     \
+        vec g[TOGETHER];                                                                                               \
+        EACH v_store_bf16(up + i * W, finished(sums, bias, NULL, (size_t)i * W, W));                                   \
+        EACH g[i] = v_load_bf16(gate + i * W);                                                                         \
+        name##_all(g, count);                                                                                          \
+        EACH v_store_bf16(c + i * W, v_mul(g[i], v_load_bf16(up + i * W)));                                            \
+    }                                                                                                                  \
     FN void op_finish_glu_##name(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld,         \
                                  const float *bias, const uint16_t *gate) {                                            \
-        for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc)                                           \
-            for (size_t i = 0; i < n; i += W) {                                                                        \
+        for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc) {                                         \
+            size_t i = 0;                                                                                              \
+            for (; i + TOGETHER * W <= n; i += TOGETHER * W)                                                           \
+                finish_glu_together_##name(c + i, sums + i, bias ? bias + i : NULL, gate + i);                         \
+            for (; i < n; i += W) {                                                                                    \
                 uint16_t up[W];                                                                                        \
                 v_store_bf16(up, finished(sums, bias, NULL, i, n - i));                                                \
                 store_bf16(c + i, gated_##name(load_bf16(gate + i, n - i), v_load_bf16(up)), n - i);                   \
             }                                                                                                          \
+        }                                                                                                              \
     }
 
 #define ACTIVATION_TABLE(name)                                                                                         \

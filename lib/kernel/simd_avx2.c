@@ -105,6 +105,13 @@ VF unsigned v_above(vec a, vec b) {
     return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
 
+VF vec v_if_below(vec a, vec b, vec x, vec y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+VF vec v_inverse(vec a) {
+    return _mm256_div_ps(_mm256_set1_ps(1), a);
+}
+
 VF __m256d low(vec a) {
     return _mm256_cvtps_pd(_mm256_castps256_ps128(a));
 }

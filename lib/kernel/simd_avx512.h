@@ -89,6 +89,15 @@ VF unsigned v_above(vec a, vec b) {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
 }
 
+VF vec v_if_below(vec a, vec b, vec x, vec y) {
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
+}
+/* One step of Newton's method from 14 bits: a division takes the unit for products 16 cycles. */
+VF vec v_inverse(vec a) {
+    vec r = _mm512_rcp14_ps(a);
+    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1)), r);
+}
+
 VF __m512d low(vec a) {
     return _mm512_cvtps_pd(_mm512_castps512_ps256(a));
 }

@@ -104,6 +104,13 @@ static inline unsigned v_above(vec a, vec b) {
     return (unsigned)((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
 }
 
+static inline vec v_if_below(vec a, vec b, vec x, vec y) {
+    return v_select(a < b, x, y);
+}
+static inline vec v_inverse(vec a) {
+    return 1 / a;
+}
+
 static inline dvec d_zero(void) {
     return (dvec){{0, 0}, {0, 0}};
 }

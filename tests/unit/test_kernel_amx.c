@@ -110,6 +110,7 @@ static void model_dp(int c, int a, int b) {
 #define TILE_LOAD(t, p, stride)  model_load(t, p, stride)
 #define TILE_STORE(t, p, stride) model_store(t, p, stride)
 #define TILE_DP(c, a, b)         model_dp(c, a, b)
+#define TILE_SPACE(n)
 #include "lib/kernel/gemm_amx_body.h"
 
 static const struct micro_bf16 modelled = {
