@@ -2,8 +2,9 @@
 #include "lib/formats/formats.h"
 #include "lib/session/session.h"
 
-static struct session_options how = {.auto_int8 = true, .kv_interleaves = target_interleaves};
+static struct session_options how;
 static struct session_generate_options what = {.model = &how};
+static struct session_options how = {.auto_int8 = true, .at_once = &what.repeat, .kv_interleaves = target_interleaves};
 static uint64_t max_new, top_k;
 
 static const struct cli_option options[] = {

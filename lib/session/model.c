@@ -7,7 +7,8 @@
 
 static const char *chosen(const struct session_options *o) {
     if (strcmp(o->precision, "auto") != 0) return o->precision;
-    return !kernel_has_bf16() ? "f32" : o->auto_int8 ? "int8" : "bf16";
+    if (!kernel_has_bf16()) return "f32";
+    return o->auto_int8 && (!o->at_once || *o->at_once <= kernel_backend().int8_rows) ? "int8" : "bf16";
 }
 
 const char *session_role(const struct session_options *o) {

@@ -34,6 +34,7 @@ struct session_options {
     bool kv_plain;         /* quantize without rotation */
     bool (*kv_interleaves)(const struct model_config *); /* target_interleaves of lib/formats; NULL: no model does */
     bool auto_int8;                                      /* auto means int8 instead of bf16 if weights are quantized */
+    const uint64_t *at_once; /* ... unless so many sequences at a time are faster in bf16; NULL: one */
 };
 
 /* Row of the option table for -m, --model. `o` is the program's struct session_options. */
@@ -49,7 +50,7 @@ struct session_options {
     SESSION_PRECISION_OF(o, "auto|int8|bf16|f32",                                                                      \
                          SESSION_INT8_HELP                                                                             \
                          "auto: on CPUs with fast bf16 products (AVX-512, AMX), int8 if weights are quantized "        \
-                         "and bf16 if none are; ")
+                         "(bf16 with AMX and a --repeat above 40, where that is faster) and bf16 if none are; ")
 #define SESSION_TRAINING_PRECISION(o) SESSION_PRECISION_OF(o, "auto|bf16|f32", SESSION_AUTO_HELP)
 #define SESSION_AUTO_HELP             "auto: bf16 on CPUs where its products are as fast as those of f32 (AVX-512, AMX), "
 #define SESSION_INT8_HELP                                                                                              \

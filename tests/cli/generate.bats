@@ -151,5 +151,12 @@ setup() {
     if grep -q '"precision":"bf16"' auto.json; then
         rill generate -q -m q.rill --text --max-new 4 --report q.json prompts.rill >q
         assert_json q.json precision '"int8"'
+        # many sequences at once are faster in bf16 on tiles
+        rill generate -q -m q.rill --text --max-new 1 --repeat 41 --report many.json prompts.rill >/dev/null
+        if rill --version -v | grep -q 'bf16 amx'; then
+            assert_json many.json precision '"bf16"'
+        else
+            assert_json many.json precision '"int8"'
+        fi
     fi
 }
