@@ -155,6 +155,7 @@ void forward_block_bf16(const struct forward *f, const struct attention_block *b
     struct key_block k;
     float m[FORWARD_ROWS];
     double l[FORWARD_ROWS];
+    size_t part = f->v->bf16->block < PART ? PART / f->v->bf16->block * f->v->bf16->block : PART; /* whole blocks */
     copy_rows(a, b, q, f->q);
     memset(o, 0, rows * d * sizeof *o);
     for (size_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0;
@@ -163,8 +164,8 @@ void forward_block_bf16(const struct forward *f, const struct attention_block *b
     for (k.from = all.begin; k.from < all.end; k.from += KEYS) {
         k.count = smaller(KEYS, all.end - k.from);
         pack_keys(f, b, &k);
-        for (size_t r = 0; r < rows; r += PART)
-            add_keys(&(struct part_of_block){f, b, r, smaller(PART, rows - r), q + r * d, o + r * d, m + r, l + r}, &k);
+        for (size_t r = 0; r < rows; r += part)
+            add_keys(&(struct part_of_block){f, b, r, smaller(part, rows - r), q + r * d, o + r * d, m + r, l + r}, &k);
     }
     if (f->v->bf16->end) f->v->bf16->end();
     for (size_t r = 0; r < rows; r++) {
