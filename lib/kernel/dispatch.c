@@ -14,7 +14,7 @@
 static _Atomic(const struct simd *) selected;
 
 /* Tiles multiply bf16 so fast that integers gain only where reading weights takes longer. Generation of 24 sequences at once is 1.2
- * times as fast in integers, of 48 as fast, of 96 0.9 times (README.md). */
+ * times as fast in integers, of 48 as fast, of 64 slower (README.md). */
 #define AMX_INT8_ROWS 40
 
 #if defined(__x86_64__) && !defined(KERNEL_PORTABLE)

@@ -17,7 +17,7 @@
  *
  * Why space: while the other hyperthread of its core is busy, a Sapphire or Emerald Rapids takes 15 ns for a TDPBF16PS that follows
  * another one immediately, and 9 ns if eight simple instructions are between them; four behind a load save another tenth. Otherwise
- * they cost nothing (README.md has the measurement). Between the products of whole blocks they are prefetches of b.
+ * they cost nothing (README.md has the measurement). Between the products of two rows of tiles they are prefetches of b.
  */
 
 /* What LDTILECFG reads (Intel SDM volume 2, LDTILECFG, "memory layout of the configuration"). */
@@ -86,7 +86,7 @@ static AMX_TARGET void amx_one_row_of_tiles(size_t k, const uint16_t *a, size_t 
     TILE_STORE(1, c + AMX_ROWS, c_bytes);
 }
 
-/* c[17 to 32][32] = [c +] a b for one panel; `next` is the panel after it. Each step asks for what the next one reads of b. */
+/* c[17 to 32][32] = [c +] a b for one panel; `next` is the panel after it, or it again. Each step asks for what the next one reads of b. */
 static AMX_TARGET void amx_two_rows_of_tiles(size_t k, const uint16_t *a, size_t lda, const uint16_t *b,
                                              const uint16_t *next, bool accumulate, float *c, size_t ldc) {
     size_t c_bytes = ldc * sizeof *c, a_bytes = lda * sizeof *a;

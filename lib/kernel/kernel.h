@@ -22,7 +22,7 @@ struct kernel_backend {
     /* bf16 products: "amx", "vdpbf16ps", "avx512-fma" (in f32), or "widened" (to f32, for the product of f32). */
     const char *bf16;
     const char *int8; /* integer products: "avx512-vnni", "avx2" or "portable", all with the same bits */
-    size_t int8_rows; /* up to so many rows they are faster than bf16 products of the same weights */
+    size_t int8_rows; /* up to about so many rows they are faster than bf16 products of the same weights */
 };
 struct kernel_backend kernel_backend(void);
 /* Are bf16 products at least about as fast as f32 products on the path in use? */

@@ -43,10 +43,12 @@ static const float *get(const struct sampling *c, const unsigned char *x, size_t
     return scratch;
 }
 
-/* Sets a new maximum: rescales earlier sums; those so small that a walk would find only zeros become 0. */
+/* Sets a new maximum: rescales earlier sums; those so small that a walk might find only zeros become 0 (exp2_store's weights
+ * below FLT_MIN are 0). */
 static void raise(const struct sampling *c, struct weights *w, float max, size_t pieces) {
     double shrink = exp2(((double)w->max - max) * c->s);
-    for (size_t i = 0; i < pieces; i++) w->sum[i] = w->sum[i] * shrink < FLT_MIN ? 0 : w->sum[i] * shrink;
+    double least = 2 * (double)c->piece * FLT_MIN;
+    for (size_t i = 0; i < pieces; i++) w->sum[i] = w->sum[i] * shrink < least ? 0 : w->sum[i] * shrink;
     w->max = max;
 }
 

@@ -1,6 +1,6 @@
 /*
  * Activation functions and the loops that use them, over the vector of simd_body.h, which includes this file. A new one
- * needs two functions of a vector, a line in ACTIVATIONS and a member of enum kernel_act.
+ * needs two functions of a vector, ONE_BY_ONE or a function of several, a line in ACTIVATIONS and a member of enum kernel_act.
  */
 
 /* tanh x = (e^2x - 1) / (e^2x + 1), which rounds to 1 in f32 long before e^2x overflows. */
@@ -110,7 +110,7 @@ static inline SIMD_TARGET vec slope_tanh(vec x) {
 /* In the order of enum kernel_act. */
 #define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
 
-/* Activations whose vectors are not worth taking together. */
+/* Activations whose vectors are taken one after the other: those of models are SiLU but for a few. */
 #define ONE_BY_ONE(name)                                                                                               \
     ALL name##_all(vec *x, int count) {                                                                                \
         EACH x[i] = act_##name(x[i]);                                                                                  \

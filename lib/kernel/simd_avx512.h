@@ -92,10 +92,13 @@ VF unsigned v_above(vec a, vec b) {
 VF vec v_if_below(vec a, vec b, vec x, vec y) {
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
 }
-/* One step of Newton's method from 14 bits: a division takes the unit for products 16 cycles. */
+/* Newton's method from 14 bits, because a division takes the unit for products 16 cycles. After two steps the bits no longer depend
+ * on the instruction, whose last ones may differ between CPUs: of all floats in [1, 2] one is not rounded as a division
+ * is, whatever the first 14 bits were. */
 VF vec v_inverse(vec a) {
-    vec r = _mm512_rcp14_ps(a);
-    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1)), r);
+    vec one = _mm512_set1_ps(1), r = _mm512_rcp14_ps(a);
+    r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a, r, one), r);
+    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a, r, one), r);
 }
 
 VF __m512d low(vec a) {

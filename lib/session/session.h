@@ -34,7 +34,7 @@ struct session_options {
     bool kv_plain;         /* quantize without rotation */
     bool (*kv_interleaves)(const struct model_config *); /* target_interleaves of lib/formats; NULL: no model does */
     bool auto_int8;                                      /* auto means int8 instead of bf16 if weights are quantized */
-    const uint64_t *at_once; /* ... unless so many sequences at a time are faster in bf16; NULL: one */
+    const uint64_t *at_once; /* ... unless so many continuations of a prompt are faster in bf16; NULL: one */
 };
 
 /* Row of the option table for -m, --model. `o` is the program's struct session_options. */

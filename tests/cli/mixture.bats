@@ -124,9 +124,10 @@ kill_new_at() { # LINES SIGNAL ARGUMENTS...: from the start, not from what is th
     train --epochs 3 --shuffle --log shuffled.tsv packed.kd.rill 2>err >shuffled
     assert_equal "$(cat err)" ""
     assert_equal "$(tail -1 log.tsv | cut -f 6)" "$(tail -1 shuffled.tsv | cut -f 6)"
-    # what a step is does not depend on how passes are cut, up to the rounding of sums
-    micro=1000 train --epochs 3 --log one.tsv packed.kd.rill >out
-    paste log.tsv one.tsv | awk -F'\t' 'NR > 1 { d = $2 / $9 - 1; if ($6 != $13 || d > 1e-4 || d < -1e-4) exit 1 }'
+    # what a step is does not depend on how passes are cut, up to the rounding of sums; in bf16, 18 steps make that too large to tell
+    train --precision f32 --epochs 3 --log many.tsv packed.kd.rill >out
+    micro=1000 train --precision f32 --epochs 3 --log one.tsv packed.kd.rill >out
+    paste many.tsv one.tsv | awk -F'\t' 'NR > 1 { d = $2 / $9 - 1; if ($6 != $13 || d > 1e-4 || d < -1e-4) exit 1 }'
     train --epochs 3 --checkpoint run.rill --steps 4 --schedule constant packed.kd.rill >out
     train --epochs 3 --resume run.rill --schedule constant --warmup 0 packed.kd.rill >resumed
     train --epochs 3 --schedule constant --warmup 0 packed.kd.rill >whole

@@ -2,8 +2,8 @@
  * Tests of lib/kernel: the AMX micro-kernel on a model of the tiles, as the Intel SDM (volume 2, LDTILECFG, TILELOADD,
  * TDPBF16PS) describes them. The kernel runs twice: its source compiled against the model, and the library's machine
  * code, whose instructions trap on a CPU without AMX and are then emulated by the model. So any CPU can show that the
- * kernel configures, loads and multiplies correctly. That the model is right only hardware can show; there nothing
- * traps, and test_kernel_bf16 runs the path.
+ * kernel configures, loads and multiplies correctly. That the model is right only hardware can show: there nothing
+ * traps, and both must have the same bits.
  */
 #if defined(__x86_64__)
 #include <signal.h>
@@ -181,25 +181,37 @@ static void on_sigill(int signal_number, siginfo_t *info, void *context) {
 
 /* ---- the kernel on the model ---- */
 
+static uint64_t bits; /* of all results since it was last set to 0 */
+
+static void add_bits(const float *c, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t word;
+        memcpy(&word, &c[i], sizeof word);
+        bits = (bits ^ word) * 0x100000001b3u; /* FNV-1a, of words */
+    }
+}
+
 /*
- * a [rows][k] with stride lda, b packed, c [rows][ldc]. Buffers are exactly as large as the kernel may touch, so that a
+ * a [rows][k] with stride lda, b packed to a depth of k or more, c [rows][ldc]. Buffers are exactly as large as the kernel may touch, so that a
  * sanitizer catches any access beyond.
  */
 static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t rows, size_t n, size_t k,
                         bool accumulate) {
-    size_t lda = k + 6, ldc = n + 3, a_size = (rows - 1) * lda + k, c_size = (rows - 1) * ldc + n;
+    size_t lda = k + 6, ldc = n + 3, depth = rows % 2 ? k : k + 32, a_size = (rows - 1) * lda + k,
+           c_size = (rows - 1) * ldc + n;
     struct err e;
     uint16_t *a = mem_alloc(a_size * sizeof *a, &e);
-    float *c = mem_alloc(c_size * sizeof *c, &e), *b = take(n * k, sizeof *b), *one = mem_alloc(n * sizeof *one, &e);
-    uint16_t *panels = mem_alloc(panels_bytes(n, k), &e);
+    float *c = mem_alloc(c_size * sizeof *c, &e), *b = take(n * depth, sizeof *b),
+          *one = mem_alloc(n * sizeof *one, &e);
+    uint16_t *panels = mem_alloc(panels_bytes(n, depth), &e);
     assert_true(a && c && one && panels);
     for (size_t i = 0; i < a_size; i++) a[i] = f32_to_bf16((float)rng_normal(r));
-    for (size_t i = 0; i < n * k; i++) b[i] = bf16_to_f32(f32_to_bf16((float)rng_normal(r)));
+    for (size_t i = 0; i < n * depth; i++) b[i] = bf16_to_f32(f32_to_bf16((float)rng_normal(r)));
     for (size_t i = 0; i < c_size; i++) c[i] = accumulate ? (float)rng_normal(r) : NAN;
-    pack_nt(panels, n, k, DT_F32, b);
+    pack_nt(panels, n, depth, DT_F32, b);
     float *before = copy_f32(c, c_size);
     micro->begin();
-    struct block_bf16 t = {rows, k, n / PANEL, a, lda, panels, PANEL * k, accumulate, c, ldc};
+    struct block_bf16 t = {rows, k, n / PANEL, a, lda, panels, PANEL * depth, accumulate, c, ldc};
     micro->multiply(&t);
     for (size_t i = 0; i < c_size; i++) {
         if (i % ldc >= n) {
@@ -208,16 +220,18 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
         }
         double want = accumulate ? before[i] : 0, terms = fabs(want);
         for (size_t p = 0; p < k; p++) {
-            double product = (double)bf16_to_f32(a[i / ldc * lda + p]) * b[i % ldc * k + p];
+            double product = (double)bf16_to_f32(a[i / ldc * lda + p]) * b[i % ldc * depth + p];
             want += product;
             terms += fabs(product);
         }
         assert_true(fabs(c[i] - want) <= (double)(k + 2) * U * terms);
     }
+    add_bits(c, c_size);
     /* a row on its own has the same bits as among others */
     size_t row = rows - 1;
     memcpy(one, before + row * ldc, n * sizeof *one);
-    micro->multiply(&(struct block_bf16){1, k, n / PANEL, a + row * lda, lda, panels, PANEL * k, accumulate, one, n});
+    micro->multiply(
+        &(struct block_bf16){1, k, n / PANEL, a + row * lda, lda, panels, PANEL * depth, accumulate, one, n});
     assert_memory_equal(one, c + row * ldc, n * sizeof *one);
     micro->end();
     assert_false(tiles.configured);
@@ -230,14 +244,18 @@ static void check_block(const struct micro_bf16 *micro, struct rng *r, size_t ro
 
 static void check_blocks(const struct micro_bf16 *micro) {
     struct rng r = rng_init(1, 1);
+    bits = 0;
     for (size_t rows = 1; rows <= AMX_BLOCK; rows++)
         for (size_t k = 32; k <= 96; k += 32) check_block(micro, &r, rows, rows % 2 ? 32 : 96, k, rows % 3 == 0);
     check_block(micro, &r, AMX_BLOCK, 64, MAX_K_BLOCK, true);
 }
 
+static uint64_t bits_of_model;
+
 static void test_source_on_the_model(void **state) {
     (void)state;
     check_blocks(&modelled);
+    bits_of_model = bits;
 }
 
 static void test_machine_code(void **state) {
@@ -246,6 +264,7 @@ static void test_machine_code(void **state) {
     simd(); /* requests tiles, where the CPU has them */
     assert_int_equal(sigaction(SIGILL, &action, &before), 0);
     check_blocks(&bf16_amx);
+    assert_true(bits == bits_of_model); /* with AMX, the CPU's; without it, the model's again */
     assert_int_equal(sigaction(SIGILL, &before, NULL), 0);
 }
 

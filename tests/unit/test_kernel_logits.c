@@ -222,6 +222,12 @@ static void test_sample_skips_impossible_tokens(void **state) {
         assert_int_equal(ids[1], 5005);
         assert_int_equal(ids[2], 5009);
     }
+    /* Weights just below the smallest normal number add up to more than it, but each counts as 0. */
+    for (size_t i = 0; i < D; i++) row[i] = i == 0 ? -INFINITY : i < 3000 ? -85 : i < 5000 || i > 5009 ? -INFINITY : 3;
+    EACH_PATH(path) {
+        kernel_sample(ids, v, kernel_f32(row), 1, D, 3, 1);
+        assert_int_equal(ids[0], 5000);
+    }
     for (size_t i = 0; i < D; i++) row[i] = NAN; /* NaN must not lead out of bounds */
     kernel_sample(ids, v, kernel_f32(row), 1, D, 3, 1);
     assert_true(ids[0] < D && ids[1] < D && ids[2] < D);
