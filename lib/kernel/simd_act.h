@@ -1,6 +1,6 @@
 /*
  * Activation functions and the loops that use them, over the vector of simd_body.h, which includes this file. A new one
- * needs two functions of a vector, ONE_BY_ONE or a function of several, a line in ACTIVATIONS and a member of enum kernel_act.
+ * needs two functions of a vector, SIGMOID_UNIT or ONE_BY_ONE, a line in ACTIVATIONS and a member of enum kernel_act.
  */
 
 /* tanh x = (e^2x - 1) / (e^2x + 1), which rounds to 1 in f32 long before e^2x overflows. */
@@ -25,18 +25,22 @@ static inline SIMD_TARGET vec v_half_erfc(vec x) {
     return v_mul(v_mul(v_set(0.5f), t), v_exp(v_sub(p, v_mul(x, x))));
 }
 
+/* x sigmoid(z), for several vectors and for one */
+#define SIGMOID_UNIT(name, z)                                                                                          \
+    ALL name##_all(vec *x, int count) {                                                                                \
+        vec s[TOGETHER];                                                                                               \
+        EACH s[i] = z(x[i]);                                                                                           \
+        sigmoid_all(s, count);                                                                                         \
+        EACH x[i] = v_mul(x[i], s[i]);                                                                                 \
+    }                                                                                                                  \
+    static inline SIMD_TARGET vec act_##name(vec x) {                                                                  \
+        name##_all(&x, 1);                                                                                             \
+        return x;                                                                                                      \
+    }
+
 /* ---- SiLU, swish: x sigmoid(x) ---- */
 
-ALL silu_all(vec *x, int count) {
-    vec s[TOGETHER];
-    EACH s[i] = x[i];
-    sigmoid_all(s, count);
-    EACH x[i] = v_mul(x[i], s[i]);
-}
-static inline SIMD_TARGET vec act_silu(vec x) {
-    silu_all(&x, 1);
-    return x;
-}
+SIGMOID_UNIT(silu, )
 /* s (1 + x (1 - s)), s = sigmoid(x) */
 static inline SIMD_TARGET vec slope_silu(vec x) {
     vec s = v_sigmoid(x);
@@ -61,25 +65,24 @@ static inline SIMD_TARGET vec slope_gelu(vec x) {
 }
 
 /* The approximation with tanh, by 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
-static inline SIMD_TARGET vec gelu_sigmoid(vec x) {
+static inline SIMD_TARGET vec gelu_tanh_z(vec x) {
     vec cubic = v_fma(v_mul(x, x), v_set(2 * 0.7978845608028654f * 0.044715f), v_set(2 * 0.7978845608028654f));
-    return v_sigmoid(v_mul(x, cubic));
+    return v_mul(x, cubic);
 }
-static inline SIMD_TARGET vec act_gelu_tanh(vec x) {
-    return v_mul(x, gelu_sigmoid(x));
-}
+SIGMOID_UNIT(gelu_tanh, gelu_tanh_z)
 static inline SIMD_TARGET vec slope_gelu_tanh(vec x) {
-    vec s = gelu_sigmoid(x), rise = v_fma(v_mul(x, x), v_set(6 * 0.7978845608028654f * 0.044715f),
-                                          v_set(2 * 0.7978845608028654f)); /* derivative of 2 u */
+    vec s = v_sigmoid(gelu_tanh_z(x)), rise = v_fma(v_mul(x, x), v_set(6 * 0.7978845608028654f * 0.044715f),
+                                                    v_set(2 * 0.7978845608028654f)); /* derivative of 2 u */
     return v_fma(v_mul(v_mul(x, rise), s), v_sub(v_set(1), s), s);
 }
 
 /* The approximation x sigmoid(1.702 x) */
-static inline SIMD_TARGET vec act_gelu_quick(vec x) {
-    return v_mul(x, v_sigmoid(v_mul(x, v_set(1.702f))));
+static inline SIMD_TARGET vec gelu_quick_z(vec x) {
+    return v_mul(x, v_set(1.702f));
 }
+SIGMOID_UNIT(gelu_quick, gelu_quick_z)
 static inline SIMD_TARGET vec slope_gelu_quick(vec x) {
-    vec z = v_mul(x, v_set(1.702f)), s = v_sigmoid(z);
+    vec z = gelu_quick_z(x), s = v_sigmoid(z);
     return v_mul(s, v_fma(z, v_sub(v_set(1), s), v_set(1)));
 }
 
@@ -110,14 +113,12 @@ static inline SIMD_TARGET vec slope_tanh(vec x) {
 /* In the order of enum kernel_act. */
 #define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
 
-/* Activations whose vectors are taken one after the other: those of models are SiLU but for a few. */
+/* Activations whose vectors are taken one after the other. */
 #define ONE_BY_ONE(name)                                                                                               \
     ALL name##_all(vec *x, int count) {                                                                                \
         EACH x[i] = act_##name(x[i]);                                                                                  \
     }
 ONE_BY_ONE(gelu)
-ONE_BY_ONE(gelu_tanh)
-ONE_BY_ONE(gelu_quick)
 ONE_BY_ONE(relu)
 ONE_BY_ONE(relu_squared)
 ONE_BY_ONE(tanh)
