@@ -3,8 +3,8 @@
 #include "lib/stats/stats.h"
 
 static struct session_options how;
-static uint64_t limit;
-static bool gradients, head_gram;
+static uint64_t limit, rows;
+static bool gradients, moments, head_moments;
 
 static const struct cli_option options[] = {
     SESSION_MODEL(how, "FILE", true, "the model to observe"),
@@ -22,11 +22,26 @@ static const struct cli_option options[] = {
      .help = "also collect, from gradients, how much each channel and head matters to the loss, for prune --score "
              "taylor and --target-params; in f32, with a backward pass per sequence and memory for the gradient of "
              "every weight"},
+    {.name = "moments",
+     .type = CLI_FLAG,
+     .to = &moments,
+     .help = "also collect the second moments of the inputs of all matrices but those of experts (columns x columns "
+             "numbers each, in memory until the end), with which quantize --method gptq needs no data"},
+    {.name = "rows",
+     .type = CLI_U64,
+     .to = &rows,
+     .arg = "N",
+     .fallback = "0",
+     .max = UINT32_MAX,
+     .needs = {"moments|head-moments"},
+     .help = "for inputs of more than N columns keep the rows of N positions, drawn at random, instead of second "
+             "moments, which are then estimated from these; 0: never"},
     {.name = "head-moments",
      .type = CLI_FLAG,
-     .to = &head_gram,
-     .help = "also collect the second moments of the inputs of the head (hidden x hidden), with which quantize "
-             "--method gptq quantizes the head, too"},
+     .to = &head_moments,
+     .needs = {"!moments"},
+     .help = "the same for the inputs of the head alone, with which quantize --method gptq --data quantizes the head, "
+             "too"},
     {0},
 };
 
@@ -93,7 +108,8 @@ static int run(struct cli *c, struct err *e) {
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);
-    if (!rc && head_gram) rc = stats_want_head_gram(s, e);
+    struct stats_moments_wanted wanted = {moments ? STATS_MOMENTS_ALL : STATS_MOMENTS_HEAD, rows, cli_seed(c)};
+    if (!rc && (moments || head_moments)) rc = stats_want_moments(s, &wanted, e);
     if (!rc) rc = collect(c, &in, m, s, e);
     if (!rc && stats_positions(s) == 0) rc = err_set(e, ERR_DATA, "%s: no tokens", stream_reader_name(in.stream));
     if (!rc) rc = stats_write(s, out, e);
@@ -114,6 +130,8 @@ int main(int argc, char **argv) {
         .reads_stdin = true,
         .writes_stream = true,
         .threaded = true,
+        .seeded = true,
+        .seed_needs = {"rows"},
         .description =
             "Runs a model over a token stream and collects statistics of the inputs of its matrices: |x|, x^2 and "
             "per-sequence means of every channel, the block influence of every layer (how much it changes the "
@@ -126,7 +144,9 @@ int main(int argc, char **argv) {
                     "rill calibrate -m model.rill --gradients tokens.rill -o model.stats.rill\n"
                     "    also for prune --score taylor\n"
                     "rill calibrate -m model.rill --head-moments tokens.rill -o head.stats.rill\n"
-                    "    also for the head in quantize --method gptq\n",
+                    "    also for the head in quantize --method gptq\n"
+                    "rill calibrate -m model.rill --moments tokens.rill -o moments.stats.rill\n"
+                    "    also for all matrices, so that GPTQ needs no data\n",
         .options = options,
         .run = run,
     };

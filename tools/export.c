@@ -115,7 +115,7 @@ static int write_imatrix(struct cli *c, struct err *e) {
     struct stream_reader *in;
     struct stats *s = NULL;
     int fd, rc = cli_open_stream(c, cli_input_path(c, 0), "stats", STREAM_STATS, &in, e);
-    if (!rc) rc = stats_load(&s, in, e);
+    if (!rc) rc = stats_load(&s, in, NULL, e);
     if (!rc) rc = cli_binary(c, &fd, e);
     if (!rc) rc = imatrix_write(stats_config(s), sums_of, s, stats_positions(s), stats_sequences(s), fd, e);
     stats_free(s);

@@ -124,7 +124,8 @@ static struct cli_option options[] = {
      .needs = {"!method=hqq"},
      .help =
          "weight errors by input channel, with the statistics of rill calibrate or of llama-imatrix (a GGUF or .dat "
-         "file). With those of calibrate --head-moments, gptq and learned use error feedback for the head, too"},
+         "file). With those of calibrate --moments, gptq needs no --data; with these or those of --head-moments, gptq "
+         "and learned with --data use error feedback for the head, too"},
     {.name = "clip",
      .type = CLI_FLAG,
      .to = &o.clip,
@@ -137,8 +138,9 @@ static struct cli_option options[] = {
      .choices = "rtn|hqq|gptq|learned",
      .fallback = "rtn",
      .help = "rtn: round to nearest, with searched scales; hqq: half-quadratic steps that improve the mins (or the "
-             "scales, in types without), no data needed; gptq: error feedback layer by layer with --data, then "
-             "coordinate descent over codes and scales; learned: gptq, then codes and scales learned from gradients of "
+             "scales, in types without), no data needed; gptq: error feedback layer by layer with --data, or tensor by "
+             "tensor with the second moments of --stats, then coordinate descent over codes and scales; learned: gptq, "
+             "then codes and scales learned from gradients of "
              "the output error of attention and feed-forward parts"},
     {.name = "data",
      .type = CLI_STRING,
@@ -161,7 +163,7 @@ static struct cli_option options[] = {
      .arg = "SHARE",
      .fallback = "0.01",
      .max = 1,
-     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
+     .needs = {"data|stats", "method=gptq|method=learned", "!dry-run"},
      .help = "damping: added to the diagonal of the second moments, as a share of its mean; increased tenfold, up to "
              "four times, if they cannot be factored"},
     {.name = "sweeps",
@@ -170,7 +172,7 @@ static struct cli_option options[] = {
      .arg = "N",
      .fallback = "4",
      .max = 1000,
-     .needs = {"data", "method=gptq|method=learned", "!dry-run"},
+     .needs = {"data|stats", "method=gptq|method=learned", "!dry-run"},
      .help =
          "at most this many passes of coordinate descent over codes and scales after error feedback; 0: plain GPTQ"},
     {.name = "passes",
@@ -236,22 +238,25 @@ int main(int argc, char **argv) {
             "--dry-run prints it and --plan reads it. With --target-bpw or --target-size the types are chosen "
             "automatically: the error of each matrix in each type is measured, and the best plan within that size is "
             "found exactly.",
-        .examples = "rill quantize --type q4_k_m model.rill -o model.q4.rill\n"
-                    "    the usual mixture\n"
-                    "rill quantize --type q8_0 < model.rill > model.q8.rill\n"
-                    "    nearly lossless, half the size of f16\n"
-                    "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n"
-                    "    with more bits for v\n"
-                    "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n"
-                    "    GPTQ, with calibration data\n"
-                    "rill quantize --type q3_k_m --method learned --data tokens.rill model.rill -o model.learned.rill\n"
-                    "    GPTQ followed by learned rounding\n"
-                    "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n"
-                    "    print the plan\n"
-                    "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n"
-                    "    the best types within 6 bits per weight\n"
-                    "rill quantize --target-bpw 6 --search 300 --data tokens.rill model.rill -o q.rill\n"
-                    "    the best types, then a search by the measured divergence\n",
+        .examples =
+            "rill quantize --type q4_k_m model.rill -o model.q4.rill\n"
+            "    the usual mixture\n"
+            "rill quantize --type q8_0 < model.rill > model.q8.rill\n"
+            "    nearly lossless, half the size of f16\n"
+            "rill quantize --type q4_0 --tensor-type attn_v=q8_0 model.rill -o model.qv.rill\n"
+            "    with more bits for v\n"
+            "rill quantize --type q4_k_m --method gptq --data tokens.rill model.rill -o model.gptq.rill\n"
+            "    GPTQ, with calibration data\n"
+            "rill quantize --type q4_k_m --method gptq --stats moments.stats.rill model.rill -o model.gptq.rill\n"
+            "    GPTQ in one pass over the tensors, with statistics of calibrate --moments\n"
+            "rill quantize --type q3_k_m --method learned --data tokens.rill model.rill -o model.learned.rill\n"
+            "    GPTQ followed by learned rounding\n"
+            "rill quantize --type q4_0 --dry-run model.rill -o plan.txt\n"
+            "    print the plan\n"
+            "rill quantize --target-bpw 6 --stats model.stats.rill --fisher tokens.rill model.rill -o q.rill\n"
+            "    the best types within 6 bits per weight\n"
+            "rill quantize --target-bpw 6 --search 300 --data tokens.rill model.rill -o q.rill\n"
+            "    the best types, then a search by the measured divergence\n",
         .options = options,
         .run = run,
     };

@@ -74,8 +74,12 @@ static inline bool u64_align(uint64_t a, uint64_t align, uint64_t *out) {
 
 /* Return NULL and set *e (ERR_IO, "out of memory: ...") on failure. Size 0 gives a unique pointer. Free with
  * mem_free. */
-void *mem_alloc(size_t size, struct err *e) MUST_CHECK;           /* uninitialised, 64-byte aligned */
-void *mem_zalloc(size_t size, struct err *e) MUST_CHECK;          /* zeroed, 64-byte aligned */
+void *mem_alloc(size_t size, struct err *e) MUST_CHECK;  /* uninitialised, 64-byte aligned */
+void *mem_zalloc(size_t size, struct err *e) MUST_CHECK; /* zeroed, 64-byte aligned */
+/* Returns freed memory to the system, also between arrays that are in use: for methods whose large arrays come and go
+ * among small ones that stay. glibc, which keeps them for the next ones, often finds no place in such a gap, since an
+ * aligned array needs a little more than its size. */
+void mem_trim(void);
 void *mem_array(size_t n, size_t size, struct err *e) MUST_CHECK; /* n * size checked, zeroed, 64-byte aligned */
 char *mem_strdup(const char *s, struct err *e) MUST_CHECK;
 void mem_free(void *p);

@@ -59,6 +59,12 @@ void *mem_alloc(size_t size, struct err *e) {
     return p;
 }
 
+void mem_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
 void *mem_zalloc(size_t size, struct err *e) {
     void *p = mem_alloc(size, e);
     if (p) memset(p, 0, size);

@@ -5,8 +5,12 @@
 
 static int read_stats(struct compress_calibration *out, struct cli *c, const char *path, struct err *e) {
     struct stream_reader *in;
+    struct stream_map *map = NULL; /* stays NULL for a pipe and for several segments, whose moments have to be loaded */
+    struct err unmapped;
     int rc = cli_open_stream(c, path, "stats", STREAM_STATS, &in, e);
-    return rc ? rc : stats_load(&out->stats, in, e);
+    if (!rc && cli_is_file(path)) (void)!stream_map_open(&map, path, STREAM_STATS, &unmapped);
+    if (!rc && (rc = stats_load(&out->stats, in, map, e))) stream_map_free(map);
+    return rc;
 }
 
 static int read_imatrix(struct compress_calibration *out, struct cli *c, const char *path, struct err *e) {

@@ -121,11 +121,7 @@ static void show_progress(void *cli, uint64_t done, const char *what) {
 static int with_data(struct compress *k, struct stream_writer *out, struct quant_totals *totals, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     struct compress_data d = {0};
-    struct quant_calibration q = {.damp = o->damp,
-                                  .act_order = true,
-                                  .asymmetric = !o->symmetric,
-                                  .dense_positions = DENSE_POSITIONS,
-                                  .sweeps = (unsigned)o->sweeps};
+    struct quant_calibration q = {.asymmetric = !o->symmetric, .dense_positions = DENSE_POSITIONS};
     if (strcmp(o->method, "learned") == 0) q.passes = (unsigned)o->passes, q.learned_positions = LEARNED_POSITIONS;
     int rc = compress_data_open(&d, k->c, k->in, o->data, o->max_tokens, &o->how, e);
     if (!rc) rc = session_put_precision(k->c, &o->how, model_layerwise_model(d.model), e);

@@ -27,8 +27,6 @@ static int parse_types(struct compress *k, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     if (!o->type && !o->plan && !compress_has_target(o))
         return err_set(e, ERR_USAGE, "--type, --plan, --target-bpw or --target-size is required");
-    if (k->how.calibrated && !o->data && !o->dry_run)
-        return err_set(e, ERR_USAGE, "--method %s needs --data", o->method);
     if (o->search && !o->data) return err_set(e, ERR_USAGE, "--search needs --data");
     int rc = o->type ? quant_type_parse(o->type, &k->how.type, e) : 0;
     if (!rc && o->pure && !k->how.type->mixture)
@@ -63,12 +61,29 @@ static int describe_stats(struct compress *k, struct err *e) {
     return ok ? 0 : err_nomem(e, "description of the statistics");
 }
 
+/* Whether the method works layer by layer with --data, or from the second moments of --stats. */
+static int choose_calibration(struct compress *k, struct err *e) {
+    const struct compress_quantize_options *o = k->o;
+    bool gptq = strcmp(o->method, "gptq") == 0, learned = strcmp(o->method, "learned") == 0;
+    bool known = k->of.stats && stats_moments_in(k->of.stats) == STATS_MOMENTS_ALL;
+    k->how.fed_by_stats = gptq && !o->data && known;
+    k->how.calibrated = (gptq || learned) && !k->how.fed_by_stats;
+    if (!k->how.calibrated || o->data || o->dry_run) return 0;
+    if (!gptq) return err_set(e, ERR_USAGE, "--method %s needs --data", o->method);
+    if (!o->stats) return err_set(e, ERR_USAGE, "--method gptq needs --data, or --stats from calibrate --moments");
+    return err_set(
+        e, ERR_DATA,
+        "%s: no second moments of the inputs of all matrices, which --method gptq needs without --data (rill "
+        "calibrate --moments)",
+        o->stats);
+}
+
 int compress_read_settings(struct compress *k, struct err *e) {
     const struct compress_quantize_options *o = k->o;
     k->how = (struct quant_options){.pure = o->pure,
                                     .strict = o->strict,
                                     .grow = cli_given(k->c, "force"),
-                                    .calibrated = !strcmp(o->method, "gptq") || !strcmp(o->method, "learned"),
+                                    .feedback = {.damp = o->damp, .act_order = true, .sweeps = (unsigned)o->sweeps},
                                     .clip = o->clip,
                                     .cache = o->cache,
                                     .hqq = !strcmp(o->method, "hqq"),
@@ -80,6 +95,7 @@ int compress_read_settings(struct compress *k, struct err *e) {
     if (!rc && o->plan) k->how.plan = (const char *)k->plan.data, k->how.plan_name = o->plan;
     if (!rc && o->stats) rc = compress_read_calibration(&k->of, k->c, o->stats, e);
     if (!rc && o->stats) rc = describe_stats(k, e);
+    if (!rc) rc = choose_calibration(k, e);
     k->how.stats = k->of.stats;
     if (k->of.imatrix) k->how.importance = imatrix_importance, k->how.importance_ctx = k->of.imatrix;
     return rc;

@@ -375,6 +375,7 @@ int quant_budget_plan(struct stream_reader *in, const struct quant_options *o, c
     mem_free(j.tensors);
     mem_free(j.types);
     mem_free(j.slots);
+    feedback_end(&j.pass);
     pass_finish(&j.pass);
     model_head_release(&head);
     return rc;

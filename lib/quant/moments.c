@@ -6,7 +6,6 @@
 #include "lib/quant/moments.h"
 
 #define ROWS KERNEL_ROWS16 /* maximum number of rows added to a sum at once */
-#define MOST 16            /* limit on a row's squared length, as a multiple of the median */
 
 /* ---- original inputs ---- */
 
@@ -56,40 +55,9 @@ struct collector {
     float *by;                    /* [ROWS] factors of rows */
     float *y, *diff;              /* [ROWS][cols] scaled: y, unless sums are made of 16-bit rows; x - y */
     void *rounded, *rounded_diff; /* struct kernel_rows16 memory; NULL: sums in f32 */
-    double median;                /* of |y|^2 in the first pass; 0: not yet known */
+    double longest;               /* row that counts as it is, by the first pass */
     struct phase_clock *clock;
 };
-
-/* ---- row weights ------------------------------------------------------------------------------------------------- */
-
-static int compare_doubles(const void *a, const void *b) {
-    const double *x = a, *y = b;
-    return *x < *y ? -1 : *x > *y;
-}
-
-/* Uses whole sequences: a few hundred rows suffice, and sequence starts are among them. */
-static int find_median(struct collector *k, const struct model_seen *seen, struct err *e) {
-    const float *y;
-    size_t rows = seen->rows;
-    if (model_seen_f32(seen, &y, e)) return e->code;
-    double *lengths = mem_array(rows, sizeof *lengths, e);
-    if (!lengths) return e->code;
-    for (size_t r = 0; r < rows; r++) lengths[r] = kernel_sum_squares(kernel_f32(y + r * k->m->cols), k->m->cols);
-    qsort(lengths, rows, sizeof *lengths, compare_doubles);
-    k->median = lengths[rows / 2];
-    mem_free(lengths);
-    return 0;
-}
-
-/*
- * The limit of a row's squared length: MOST times the median. Models produce a huge state at the first token in the
- * feed-forward part of some layer (Sun et al. 2024, "Massive Activations in Large Language Models", arXiv 2402.17762):
- * that row is hundreds of times longer than others and would dominate the sums, although the next norm removes its
- * length.
- */
-static double longest_row(const struct collector *k) {
-    return k->median > 0 ? MOST * k->median : INFINITY;
-}
 
 /* ---- sums -------------------------------------------------------------------------------------------------------- */
 
@@ -116,7 +84,7 @@ static void add_rows(struct collector *k, struct half_moments *h, struct kernel_
         size_t at = done * k->m->cols;
         n = rows - done < ROWS ? rows - done : ROWS;
         struct kernel_array part = kernel_part(y, at), part_x = at_hand ? kernel_part(x, at) : x;
-        kernel_bound_rows(k->by, k->y, at_hand ? k->diff : NULL, part, part_x, longest_row(k), n, k->m->cols);
+        kernel_bound_rows(k->by, k->y, at_hand ? k->diff : NULL, part, part_x, k->longest, n, k->m->cols);
         add_products(k, part, n, at_hand ? h->of_dense : h->gram, at_hand ? h->shift : NULL);
     }
 }
@@ -148,12 +116,18 @@ static void add_squares(float *sum, const float *x, size_t rows, size_t cols) {
         for (size_t j = 0; j < cols; j++) sum[j] += x[r * cols + j] * x[r * cols + j];
 }
 
+/* By whole sequences: a few hundred rows suffice, and sequence starts are among them. */
+static int find_longest(struct collector *k, const struct model_seen *seen, struct err *e) {
+    const float *y;
+    return model_seen_f32(seen, &y, e) ? e->code : stats_longest_row(y, seen->rows, k->m->cols, &k->longest, e);
+}
+
 static int see(void *ctx, const struct model_seen *seen, struct err *e) {
     struct collector *k = ctx;
     struct moments *m = k->m;
     const float *x;
     if (seen->point != m->point) return 0;
-    if (m->experts ? model_seen_f32(seen, &x, e) : !k->passes && find_median(k, seen, e)) return e->code;
+    if (m->experts ? model_seen_f32(seen, &x, e) : !k->passes && find_longest(k, seen, e)) return e->code;
     enum quant_phase before = phase_enter(k->clock, QUANT_MOMENTS);
     if (m->experts)
         add_squares(m->squares + seen->expert * m->cols, x, seen->rows, m->cols);

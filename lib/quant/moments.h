@@ -55,8 +55,6 @@ void moments_release(struct moments *m);
 
 /* ---- targets (target.c) ------------------------------------------------------------------------------------------ */
 
-#define MOMENTS_TRIES 4 /* further factoring attempts, each with ten times the damping */
-
 /* Shared by the matrices that read from one point. */
 struct relation {
     const struct moments *m;
@@ -67,9 +65,10 @@ struct relation {
      * factor. */
     struct obs_factor *whole, *half;
 };
-/* damp, act_order: as in struct obs_options. ERR_DATA if the moments cannot be factored. Call relation_release even on
+/* ERR_DATA if the moments cannot be factored. Call relation_release even on
  * failure. */
-int relation_init(struct relation *r, const struct moments *m, double damp, bool act_order, struct err *e) MUST_CHECK;
+int relation_init(struct relation *r, const struct moments *m, const struct quant_feedback *how,
+                  struct err *e) MUST_CHECK;
 void relation_release(struct relation *r);
 /*
  * The target values of a matrix w [rows][cols] for its current inputs: t = w + s w C H^-1 with C = sum (x - y) y^T, the

@@ -91,10 +91,9 @@ bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to) {
     return dtype_info(to)->weighed && model_role_is_matrix(s.role) && is_watched(p->o, p->config, s);
 }
 
-bool pass_knows_head(const struct pass *p, struct model_slot s, enum dtype to) {
-    size_t n;
-    return p->o->calibrated && p->o->stats && stats_head_gram(p->o->stats, &n) && is_output(p->config, s) &&
-           quant_form(to);
+bool pass_is_fed(const struct pass *p, struct model_slot s, enum dtype to) {
+    bool may = p->o->fed_by_stats || (p->o->calibrated && is_output(p->config, s));
+    return may && p->o->stats && quant_form(to) && stats_has_gram(p->o->stats, s);
 }
 
 int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) {
@@ -256,7 +255,7 @@ int pass_prepare(struct pass *p, struct err *e) {
         struct model_slot s = model_slot_at(p->config, i);
         uint64_t cols = cols_of(p->config, s);
         if (cols > widest) widest = cols;
-        weighed |= is_weighed_by_stats(p, i) || pass_knows_head(p, s, p->plan.choices[i].to);
+        weighed |= is_weighed_by_stats(p, i) || pass_is_fed(p, s, p->plan.choices[i].to);
     }
     if (!rc && p->o->hqq && !any_half_quadratic(&p->plan))
         rc = err_set(e, ERR_USAGE, "hqq changes nothing in %s: no type in it has scales of its own for it to move",

@@ -56,6 +56,12 @@ struct quant_options {
     bool clip;           /* clip ranges of groups where that lowers the weighted error, as AWQ (quantize_stream) */
     bool hqq;        /* refine mins and scales by half-quadratic steps after rounding, without data (quantize_stream) */
     bool calibrated; /* the method uses data (quantize_layerwise), which counts as importance inside layers */
+    bool fed_by_stats; /* error feedback in quantize_stream, for matrices whose inputs' second moments are in stats */
+    struct quant_feedback {
+        double damp;     /* as a share of the diagonal's mean; default 0.01 */
+        bool act_order;  /* process columns by descending diagonal */
+        unsigned sweeps; /* of descent after the feedback, at most */
+    } feedback;          /* with either of these two */
     /* Properties of the GGUF file (lib/formats), NULL: none apply. Whether q, k and v will be one tensor of one
      * type. */
     bool (*fuses_qkv)(const struct model_config *);
@@ -253,7 +259,11 @@ struct quant_totals {
  *
  * A quantized tensor gets no more bits than it has unless o->grow, since nothing would be gained. If only a mixture's
  * rule would raise it, it stays as it is; otherwise ERR_USAGE when it is reached. Conversion to f32, f16 and bf16 is
- * always allowed: it undoes the storage format on request. */
+ * always allowed: it undoes the storage format on request.
+ *
+ * With o->fed_by_stats each matrix whose second moments o->stats have, in a type with a quant_form, is quantized as by
+ * quantize_layerwise, but for its inputs in the original model: errors of earlier matrices are not made up for. Memory:
+ * the moments of one input three times, and ERR_DATA if they cannot be factored even with 10,000 times the damping. */
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
 
@@ -280,8 +290,6 @@ struct quant_calibration {
     struct grad_tape *scratch;     /* a tape that does not record */
     const struct model_input *in;  /* [n] */
     size_t n;
-    double damp;     /* as a share of the diagonal's mean; default 0.01 */
-    bool act_order;  /* process columns by descending diagonal */
     bool asymmetric; /* fit to the original model's outputs: runs each layer once more over some positions, */
     size_t
         dense_positions; /* about so many, spread evenly; keeps all inputs of the layer's matrices there; learning uses
@@ -290,7 +298,6 @@ struct quant_calibration {
      * called. */
     void (*progress)(void *ctx, uint64_t done, const char *what);
     void *progress_ctx;
-    unsigned sweeps; /* maximum number of descent sweeps */
     unsigned passes; /* of learned rounding, per half of a layer; 0: none. Memory: the states of the data twice more */
     size_t learned_positions; /* in each of these after the first, if the data has at least twice as many; 0: all */
 };

@@ -2,7 +2,7 @@
  * Private to lib/quant: mixtures, rules, plan text, cache and passes.
  *
  * Order of files, each calling only earlier ones: mixtures, rules, plan_text, plan, cache, blocks_cache, pass,
- * (second_order.h: phases, clip, grid, hqq, refine, gptq), quantize, (learn.h: rounding, learn), (moments.h: moments,
+ * (second_order.h: phases, clip, grid, hqq, refine, gptq, shrink), feedback, quantize, (learn.h: rounding, learn), (moments.h: moments,
  * target), sequential, fisher, (budget.h: allocate, sense_cache, sensitivity, search, budget).
  */
 #ifndef RILL_QUANT_INTERNAL_H
@@ -43,7 +43,7 @@ int cache_key(const struct tensor_desc *d, const void *data, const float *import
 int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH],
                struct err *e) MUST_CHECK;
 /* Incremented when a method produces different blocks for the same key. */
-#define BLOCKS_VERSION 5
+#define BLOCKS_VERSION 6
 /* Reads the n bytes of blocks and the errors in t that blocks_store wrote under this key. A missing file is not an
  * error: *found false. ERR_DATA: corrupt file. */
 int blocks_recall(const char *folder, struct digest key, struct quant_tensor_report *t, void *blocks, uint64_t n,
@@ -70,11 +70,13 @@ struct pass {
     quant_report_fn *report;
     void *ctx;
     struct quant_totals *totals;
-    struct buf stored, f32; /* some rows of a tensor: as read, and as f32 */
-    struct buf packed;      /* a tensor, quantized */
-    struct buf back;        /* [threads][widest row]: dequantized, to measure the error */
-    uint64_t widest;        /* longest row in the model */
-    float *importance;      /* [widest], with stats */
+    struct buf stored, f32;    /* some rows of a tensor: as read, and as f32 */
+    struct buf packed;         /* a tensor, quantized */
+    struct buf back;           /* [threads][widest row]: dequantized, to measure the error */
+    uint64_t widest;           /* longest row in the model */
+    float *importance;         /* [widest], with stats */
+    struct feedback *feedback; /* by the moments of o->stats, of the latest matrix that had it */
+    struct phase_clock *clock; /* may be NULL */
 };
 /* Writes everything before the tensors: META, including o->origin. */
 int pass_write_head(const struct pass *p, const void *vocab, size_t n_vocab, const cJSON *meta,
@@ -87,8 +89,8 @@ int pass_choose_type(struct pass *p, struct model_slot s, uint64_t cols, struct 
                      struct err *e) MUST_CHECK;
 bool pass_has_importance(const struct pass *p); /* whether --stats or o->importance is given */
 bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to);
-/* Whether s is the head and the statistics have the second moments of its inputs, for a method with error feedback. */
-bool pass_knows_head(const struct pass *p, struct model_slot s, enum dtype to);
+/* Whether s gets error feedback by the second moments in the statistics: with o->calibrated only the head. */
+bool pass_is_fed(const struct pass *p, struct model_slot s, enum dtype to);
 /* Sets *out to the error weight of each input channel, mean x^2 [cols], owned by p; NULL if unknown or all zero. */
 int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) MUST_CHECK;
 /* ERR_DATA: the importance is of another model. */
@@ -103,6 +105,19 @@ int pass_reserve(struct pass *p, uint64_t widest, struct err *e) MUST_CHECK;
 /* Sets t's bytes and adds it to the totals. */
 int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t,
                struct err *e) MUST_CHECK;
+
+/* ---- error feedback by the moments of o->stats (feedback.c), for a matrix that pass_is_fed ------------------------ */
+
+/* The digest of its second moments. */
+int feedback_digest(struct pass *p, struct model_slot s, struct digest *out, struct err *e) MUST_CHECK;
+/* Reads and factors them, unless the matrix before had the same inputs, and sets t->informed and t->damp. *importance:
+ * the mean square of each input by them, owned by p; NULL: all are 0. ERR_DATA: they do not factor; with o->strict, not
+ * with the damping that was asked for. */
+int feedback_begin(struct pass *p, struct model_slot s, struct quant_tensor_report *t, const float **importance,
+                   struct err *e) MUST_CHECK;
+/* Improves rows that were rounded to nearest, and adds to t's output errors. */
+int feedback_rows(struct pass *p, const struct quant_rows *r, struct quant_tensor_report *t, struct err *e) MUST_CHECK;
+void feedback_end(struct pass *p); /* after the last tensor */
 
 /* ---- rounding one tensor (quantize.c) --------------------------------------------------------------------------- */
 

@@ -4,6 +4,8 @@
  * No row depends on another one, so a tensor is read and rounded a few rows at a time while they are in a cache, and
  * only its blocks are kept as a whole: memory that is touched for the first time is the slowest there is.
  */
+#include <string.h>
+
 #include "lib/quant/quant_internal.h"
 #include "lib/quant/second_order.h"
 
@@ -19,6 +21,7 @@ struct turn {
     const void *data; /* NULL: to be read from p->in */
     const float *importance;
     struct quant_tensor_report *t;
+    bool fed; /* with error feedback */
 };
 
 #define AT_ONCE (1u << 21) /* elements: few enough for a cache, many enough for threads to share the reading */
@@ -38,18 +41,22 @@ static int take_rows(struct pass *p, const struct turn *u, const struct quant_ro
     return quant_values(from, data, n, &p->f32, x, e) ? err_prefix(e, "tensor '%s'", u->t->name) : 0;
 }
 
-/* Rounds rows to nearest, then applies clipping and HQQ. */
+/* Rounds rows to nearest, then applies clipping, HQQ or error feedback. */
 static int round_rows(struct pass *p, const struct turn *u, const struct quant_rows *r, struct quant_sums *sums,
                       struct err *e) {
     bool clips = r->importance && is_clipped(p, u->slot, r->to), moves = p->o->hqq && hqq_takes(r->to);
-    int rc = quant_round_rows(r, clips || moves ? NULL : sums, e);
+    bool changes = clips || moves || u->fed;
+    int rc = quant_round_rows(r, changes ? NULL : sums, e);
     if (!rc && clips) rc = clip_improve(r->to, r->x, r->rows, r->cols, r->importance, r->packed, e);
     if (!rc && moves) hqq_improve(r->to, r->x, r->rows, r->cols, r->packed);
-    if (!rc && (clips || moves)) rc = quant_measure_rows(r, sums, e);
+    if (!rc && u->fed) rc = feedback_rows(p, r, u->t, e);
+    if (!rc && changes) rc = quant_measure_rows(r, sums, e);
     return rc ? err_prefix(e, "tensor '%s'", u->t->name) : 0;
 }
 
-static int round_tensor(struct pass *p, const struct turn *u, struct err *e) {
+static int round_tensor(struct pass *p, struct turn *u, struct err *e) {
+    if (u->fed && feedback_begin(p, u->slot, u->t, &u->importance, e)) return e->code;
+    u->t->unweighed = pass_has_importance(p) && pass_is_weighed(p, u->slot, u->t->to) && !u->importance;
     uint64_t rows = tensor_rows(u->from), cols = tensor_row_elems(u->from);
     uint64_t most = quant_whole_pieces(AT_ONCE / cols);
     struct quant_rows r = {.to = u->t->to, .cols = cols, .importance = u->importance, .scratch = (float *)p->back.data};
@@ -64,10 +71,22 @@ static int round_tensor(struct pass *p, const struct turn *u, struct err *e) {
     return 0;
 }
 
-static int by_cache(struct pass *p, const struct turn *u, uint64_t bytes, struct err *e) {
-    struct digest key;
-    uint64_t settings[] = {BLOCKS_VERSION, u->t->to, u->importance && is_clipped(p, u->slot, u->t->to), p->o->hqq};
-    int rc = cache_key(u->from, u->data, u->importance, settings, COUNT_OF(settings), &key, e);
+static int by_cache(struct pass *p, struct turn *u, uint64_t bytes, struct err *e) {
+    struct digest key, moments = {0};
+    const struct quant_feedback *how = &p->o->feedback;
+    uint64_t damp;
+    memcpy(&damp, &how->damp, sizeof damp);
+    int rc = u->fed ? feedback_digest(p, u->slot, &moments, e) : 0;
+    uint64_t settings[] = {BLOCKS_VERSION,
+                           u->t->to,
+                           u->importance && is_clipped(p, u->slot, u->t->to),
+                           p->o->hqq,
+                           moments.lo,
+                           moments.hi,
+                           u->fed ? damp : 0,
+                           u->fed && how->act_order,
+                           u->fed ? how->sweeps : 0};
+    if (!rc) rc = cache_key(u->from, u->data, u->importance, settings, COUNT_OF(settings), &key, e);
     if (!rc) rc = blocks_recall(p->o->cache, key, u->t, p->packed.data, bytes, &u->t->recalled, e);
     if (rc || u->t->recalled) return rc;
     rc = round_tensor(p, u, e);
@@ -80,13 +99,13 @@ static bool is_cached(const struct pass *p, enum dtype to) {
 
 int quantize_blocks(struct pass *p, struct model_slot s, const struct tensor_desc *from, const void *data,
                     struct quant_tensor_report *t, struct err *e) {
-    struct turn u = {s, from, data, NULL, t};
+    struct turn u = {s, from, data, NULL, t, p->o->fed_by_stats && pass_is_fed(p, s, t->to)};
     struct tensor_desc d = *from;
     d.dtype = t->to;
     p->packed.len = 0;
     if (buf_reserve(&p->packed, tensor_bytes(&d), e)) return err_prefix(e, "tensor '%s'", d.name);
-    int rc = pass_is_weighed(p, s, t->to) ? pass_importance_of(p, s, tensor_row_elems(from), &u.importance, e) : 0;
-    t->unweighed = pass_has_importance(p) && pass_is_weighed(p, s, t->to) && !u.importance;
+    int rc =
+        pass_is_weighed(p, s, t->to) && !u.fed ? pass_importance_of(p, s, tensor_row_elems(from), &u.importance, e) : 0;
     if (rc) return rc;
     return is_cached(p, t->to) ? by_cache(p, &u, tensor_bytes(&d), e) : round_tensor(p, &u, e);
 }
@@ -141,6 +160,7 @@ int quantize_stream(struct stream_reader *in, struct stream_writer *out, const s
     if (!rc) rc = pass_write_head(&p, head.vocab.data, head.vocab.len, head.meta, e);
     while (!rc && !(rc = model_tensors_open(&tensors, &more, e)) && more) rc = quantize_tensor(&p, e);
     model_tensors_release(&tensors);
+    feedback_end(&p);
     pass_finish(&p);
     model_head_release(&head);
     return rc;

@@ -65,7 +65,7 @@ struct search {
 double left_by_method(const struct pass *p, struct model_slot s, enum dtype to) {
     bool in_layer = model_role_in_layer(s.role) && model_role_info(s.role)->input != POINT_EXPERT_IN &&
                     model_role_info(s.role)->input != POINT_EXPERT_DOWN_IN;
-    bool fed_back = p->o->calibrated && second_order_takes(to) && (in_layer || pass_knows_head(p, s, to));
+    bool fed_back = (p->o->calibrated && in_layer && second_order_takes(to)) || pass_is_fed(p, s, to);
     return fed_back ? LEFT_BY_FEEDBACK : 1;
 }
 
@@ -94,14 +94,15 @@ static int blocks_of(struct search *s, size_t slot, size_t k, enum dtype to, con
     return 0;
 }
 
-/* Puts the values of these blocks into the model; if error feedback will follow, scales the error by what it is
- * expected to leave. */
+/* Puts the values of these blocks into the model; if error feedback with data will follow, scales the error by what it
+ * is expected to leave. */
 static int put_values(struct search *s, size_t slot, enum dtype to, const unsigned char *blocks, struct err *e) {
     const struct search_tensor *from = &s->job->tensors[slot];
     struct pass *pass = s->job->pass;
     struct model_param *p = &s->job->o->model->params[slot];
     float *x = model_host_value(p);
-    double left = to == from->d.dtype ? 1 : left_by_method(pass, model_slot_at(pass->config, slot), to);
+    bool as_written = to == from->d.dtype || !pass->o->calibrated;
+    double left = as_written ? 1 : left_by_method(pass, model_slot_at(pass->config, slot), to);
     tensor_to_f32(to, blocks, x, p->n);
     if (left == 1) return 0;
     pass->f32.len = 0;

@@ -2,13 +2,15 @@
  * Private to lib/quant: quantizes one matrix on the grid of its type, given the Gram matrix of its inputs H = sum x
  * x^T. The error of a row is (t - q)^T H (t - q), for target values t and stored values q.
  *
- * Order of files, each calling only earlier ones: phases, clip, grid, hqq, refine, gptq.
+ * Order of files, each calling only earlier ones: phases, clip, grid, hqq, refine, gptq, shrink.
  */
 #ifndef RILL_QUANT_SECOND_ORDER_H
 #define RILL_QUANT_SECOND_ORDER_H
 
 #include "lib/obs/obs.h"
 #include "lib/quant/quant.h"
+
+#define MOMENTS_TRIES 4 /* further factoring attempts, each with ten times the damping */
 
 /* ---- clock of processor time by phase (phases.c) ----------------------------------------------------------------- */
 
@@ -113,5 +115,20 @@ struct second_order_error {
 bool second_order_takes(enum dtype dtype);
 int second_order_quantize(const struct second_order *s, enum dtype dtype, const float *wanted, size_t rows, size_t cols,
                           unsigned char *packed, struct second_order_error *error, struct err *e) MUST_CHECK;
+
+/* ---- shrinkage (shrink.c) ---------------------------------------------------------------------------------------- */
+
+/*
+ * With few positions, correlations between inputs are partly noise. Two halves of the data show how much: for
+ * correlations a and b in the halves, r = sum a b / (sum (a^2 + b^2) / 2) is the reliability of one half, and 2 r / (1
+ * + r) that of their sum, which has half the noise (Spearman-Brown formula). Off-diagonal elements are multiplied by
+ * it: shrinkage towards the diagonal, which is what rounding to nearest uses (the idea of Ledoit and Wolf).
+ */
+double shrink_reliability(const float *first, const float *second, size_t n); /* of one half: sums [n][n] over each */
+double shrink_reliability_of(const struct stats_gram *g); /* the same from some rows of a half; 1 if there are none */
+double shrink_of_sum(double reliability);                 /* 2 r / (1 + r) */
+/* The sum of a and b (or NULL) [n][n], with off-diagonal elements multiplied by keep (1: the plain sum). The caller
+ * frees it. */
+float *shrink_sum(const float *a, const float *b, double keep, size_t n, struct err *e);
 
 #endif

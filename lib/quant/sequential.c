@@ -117,7 +117,7 @@ static int keep_dense(struct stored *s, struct err *e) {
 static int quantize_matrix(struct sequential *q, const struct relation *r, const float *importance, struct stored *s,
                            struct err *e) {
     size_t rows = rows_of(s), cols = r->m->cols;
-    struct second_order how = {r->gram, r->factor, q->c->sweeps, &q->clock};
+    struct second_order how = {r->gram, r->factor, q->p.o->feedback.sweeps, &q->clock};
     struct second_order_error error;
     float *w = model_host_value(s->param), *t = w;
     int rc = reserve_data(s, e);
@@ -136,7 +136,7 @@ static int quantize_matrix(struct sequential *q, const struct relation *r, const
     if (!rc) rc = second_order_quantize(&how, s->t.to, t, rows, cols, s->data, &error, e);
     if (!rc) rc = report_error(q, s, e);
     if (!rc) s->t.output_error_nearest = error.before, s->t.output_error = error.after;
-    if (r->factor->damp > q->c->damp) s->t.damp = r->factor->damp;
+    if (r->factor->damp > q->p.o->feedback.damp) s->t.damp = r->factor->damp;
     if (t != w) mem_free(t);
     return rc;
 }
@@ -206,13 +206,13 @@ static int quantize_point(struct sequential *q, enum model_point point, uint32_t
     const struct dense_inputs *dense = q->c->asymmetric && feeds ? &q->dense : NULL;
     int rc = moments_collect(&m, q->c->model, point, layer, dense, &q->clock, e);
     phase_enter(&q->clock, QUANT_FACTORS);
-    if (!rc && !m.experts && feeds && relation_init(&r, &m, q->c->damp, q->c->act_order, e))
+    if (!rc && !m.experts && feeds && relation_init(&r, &m, &q->p.o->feedback, e))
         rc = err_prefix(e, "layer %u, %s", layer, model_point_name(point));
-    if (!rc && r.factor && q->p.o->strict && r.factor->damp > q->c->damp)
+    if (!rc && r.factor && q->p.o->strict && r.factor->damp > q->p.o->feedback.damp)
         rc = err_set(e, ERR_DATA,
                      "layer %u, %s: the second moments cannot be factored with --damp %g (without --strict, more "
                      "damping is used)",
-                     layer, model_point_name(point), q->c->damp);
+                     layer, model_point_name(point), q->p.o->feedback.damp);
     if (!rc && !(importance = mem_array(m.cols, sizeof *importance, e))) rc = e->code;
     for (size_t i = 0; !rc && i < q->n_part; i++)
         if (reads(&q->part[i], point)) {
@@ -356,51 +356,27 @@ static int part_write(struct sequential *q, struct err *e) {
 
 #define HEAD_ROWS 4096 /* rows at once; there are as many as tokens */
 
-static bool knows_head(const struct sequential *q, const struct stored *s) {
-    return s->t.to != s->t.from && pass_knows_head(&q->p, s->slot, s->t.to);
-}
-
-static int feed_head(struct stored *s, const struct second_order *how, size_t cols, struct err *e) {
-    size_t rows = rows_of(s), row_bytes = dtype_row_bytes(s->t.to, cols);
-    const float *w = model_host_value(s->param);
-    int rc = 0;
-    for (size_t first = 0, n; !rc && first < rows; first += n) {
-        struct second_order_error error;
-        n = rows - first < HEAD_ROWS ? rows - first : HEAD_ROWS;
-        rc = second_order_quantize(how, s->t.to, w + first * cols, n, cols, s->data + first * row_bytes, &error, e);
-        if (rc) break;
-        s->t.output_error_nearest += error.before;
-        s->t.output_error += error.after;
-    }
-    return rc;
+static bool is_fed(const struct sequential *q, const struct stored *s) {
+    return s->t.to != s->t.from && pass_is_fed(&q->p, s->slot, s->t.to);
 }
 
 /* Uses the original's second moments from the statistics, since a tied embedding is written before any layer has
  * run. */
 static int quantize_head(struct sequential *q, struct stored *s, struct err *e) {
-    size_t n = 0;
-    const double *sums = stats_head_gram(q->p.o->stats, &n);
-    struct obs_options o = {.damp = q->c->damp, .tries = MOMENTS_TRIES, .act_order = q->c->act_order};
-    struct obs_factor *factor = NULL;
-    float *gram = mem_array(n, n * sizeof *gram, e);
-    if (!gram) return e->code;
-    for (size_t i = 0; i < n * n; i++) gram[i] = (float)sums[i];
-    s->t.informed = true;
-    int rc = round_to_nearest(q, s, NULL, e);
-    phase_enter(&q->clock, QUANT_FACTORS);
-    if (!rc && obs_factor_new(&factor, gram, n, &o, e)) rc = err_prefix(e, "tensor '%s'", s->t.name);
-    if (!rc && q->p.o->strict && factor->damp > o.damp)
-        rc = err_set(e, ERR_DATA,
-                     "tensor '%s': the second moments cannot be factored with --damp %g (without --strict, more "
-                     "damping is used)",
-                     s->t.name, o.damp);
-    if (!rc && factor->damp > o.damp) s->t.damp = factor->damp;
-    struct second_order how = {gram, factor, q->c->sweeps, &q->clock};
-    if (!rc) rc = feed_head(s, &how, n, e);
+    size_t rows = rows_of(s), cols = tensor_row_elems(&s->desc), row_bytes = dtype_row_bytes(s->t.to, cols);
+    struct quant_rows r = all_rows(q, s, NULL);
+    int rc = reserve_data(s, e);
+    if (!rc) rc = feedback_begin(&q->p, s->slot, &s->t, &r.importance, e);
+    for (; !rc && r.first < rows; r.first += r.rows) {
+        r.rows = rows - r.first < HEAD_ROWS ? rows - r.first : HEAD_ROWS;
+        r.x = model_host_value(s->param) + r.first * cols;
+        r.packed = s->data + r.first * row_bytes;
+        phase_enter(&q->clock, QUANT_NEAREST);
+        if (quant_round_rows(&r, NULL, e)) rc = err_prefix(e, "tensor '%s'", s->t.name);
+        if (!rc) rc = feedback_rows(&q->p, &r, &s->t, e);
+    }
     if (!rc) rc = report_error(q, s, e);
     phase_enter(&q->clock, QUANT_NEAREST);
-    obs_factor_free(factor);
-    mem_free(gram);
     return rc;
 }
 
@@ -413,7 +389,7 @@ static int round_the_rest(struct sequential *q, const enum model_point *points, 
         bool waits = false;
         for (size_t k = 0; k < n; k++) waits |= reads(s, points[k]);
         if (waits) continue;
-        rc = knows_head(q, s) ? quantize_head(q, s, e) : round_to_nearest(q, s, NULL, e);
+        rc = is_fed(q, s) ? quantize_head(q, s, e) : round_to_nearest(q, s, NULL, e);
         if (!rc) rc = put_back(q, s, e);
         if (!rc) tell_tensor(q, s);
     }
@@ -443,21 +419,22 @@ static int quantize_part(struct sequential *q, int64_t layer, struct err *e) {
 /* Digests everything before the first part. */
 static int begin_key(struct sequential *q, struct err *e) {
     const struct quant_calibration *c = q->c;
+    const struct quant_feedback *how = &q->p.o->feedback;
     struct digest_state *s = digest_new(e);
     if (!s) return e->code;
     int rc = model_config_digest(&q->m->config, s, e);
     uint64_t head[] = {BLOCKS_VERSION,
-                       c->act_order,
+                       how->act_order,
                        c->asymmetric,
                        c->asymmetric ? c->dense_positions : 0,
-                       c->sweeps,
+                       how->sweeps,
                        c->passes,
                        c->passes ? c->learned_positions : 0,
                        (uint64_t)grad_precision(c->scratch),
                        q->p.vocab.lo,
                        q->p.vocab.hi};
     digest_update(s, RILL_VERSION, sizeof RILL_VERSION);
-    digest_update(s, &c->damp, sizeof c->damp);
+    digest_update(s, &how->damp, sizeof how->damp);
     digest_update(s, head, sizeof head);
     for (size_t i = 0; i < c->n; i++) {
         const struct model_input *in = &c->in[i];
@@ -486,11 +463,9 @@ static int extend_key(struct sequential *q, struct err *e) {
         if (pass_has_importance(&q->p) && pass_is_weighed(&q->p, t->slot, t->t.to))
             rc = pass_importance_of(&q->p, t->slot, head[3], &importance, e);
         if (importance) digest_update(s, importance, head[3] * sizeof *importance);
-        if (knows_head(q, t)) {
-            size_t n;
-            const double *gram = stats_head_gram(q->p.o->stats, &n);
-            digest_update(s, gram, n * n * sizeof *gram);
-        }
+        struct digest moments = {0};
+        if (!rc && is_fed(q, t)) rc = feedback_digest(&q->p, t->slot, &moments, e);
+        digest_update(s, &moments, sizeof moments);
     }
     if (s) q->key = digest_get(s);
     digest_free(s);
@@ -581,7 +556,7 @@ int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *
     struct model *m = model_layerwise_held(c->model);
     struct sequential q = {.c = c, .m = m};
     q.p = (struct pass){.out = out, .o = o, .report = report, .ctx = ctx, .totals = totals, .config = &m->config};
-    q.p.vocab = m->vocab_digest;
+    q.p.vocab = m->vocab_digest, q.p.clock = &q.clock;
     struct model_changes how = {.dense = c->asymmetric, .visit = visit, .ctx = &q};
     how.in_order = !c->passes; /* learning changes matrices before the last observed point */
     *totals = (struct quant_totals){0};
@@ -597,6 +572,7 @@ int quantize_layerwise(const struct quant_calibration *c, struct stream_writer *
     if (!rc && o->cache) rc = begin_key(&q, e);
     if (!rc) rc = pass_write_head(&q.p, m->vocab_bytes.data, m->vocab_bytes.len, m->meta, e);
     if (!rc) rc = model_layerwise_change(c->model, c->scratch, c->in, c->n, &how, e);
+    feedback_end(&q.p);
     pass_finish(&q.p);
     dense_inputs_release(&q.dense);
     grad_tape_free(q.record);

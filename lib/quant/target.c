@@ -1,4 +1,4 @@
-/* Removes noise from the moments, and computes the target values of matrices. */
+/* Factors the moments without their noise, and computes the target values of matrices. */
 #include <math.h>
 #include <string.h>
 
@@ -6,75 +6,11 @@
 
 #define ASKED 64 /* maximum number of rows used to estimate the share */
 
-/* ---- shrinkage --------------------------------------------------------------------------------------------------- */
-
-/*
- * With few positions, correlations between inputs are partly noise. The two halves of the data show how much: for
- * correlations a and b in the halves, r = sum a b / (sum (a^2 + b^2) / 2) is the reliability of one half, and 2 r / (1
- * + r) that of their sum, which has half the noise (Spearman-Brown formula). Off-diagonal elements are multiplied by
- * it: shrinkage towards the diagonal, which is what rounding to nearest uses (the idea of Ledoit and Wolf).
- */
-#define SHARES 64 /* interleaved sets of rows, summed separately whatever the number of threads */
-
-struct reliability_job {
-    const float *first, *second;
-    size_t n;
-    double both[SHARES], each[SHARES];
-};
-
-static void reliability_share(void *ctx, size_t share, int thread) {
-    struct reliability_job *k = ctx;
-    size_t n = k->n;
-    double both = 0, each = 0;
-    (void)thread;
-    for (size_t i = share; i < n; i += SHARES)
-        for (size_t j = i + 1; j < n; j++) {
-            double a = k->first[i * n + j], b = k->second[i * n + j];
-            double da = (double)k->first[i * (n + 1)] * k->first[j * (n + 1)];
-            double db = (double)k->second[i * (n + 1)] * k->second[j * (n + 1)];
-            if (!(da > 0 && db > 0)) continue;
-            both += a * b / sqrt(da * db);
-            each += (a * a / da + b * b / db) / 2;
-        }
-    k->both[share] = both, k->each[share] = each;
-}
-
-static double reliability(const float *first, const float *second, size_t n) {
-    struct reliability_job k = {.first = first, .second = second, .n = n};
-    double both = 0, each = 0;
-    parallel_for(SHARES, reliability_share, &k);
-    for (size_t i = 0; i < SHARES; i++) both += k.both[i], each += k.each[i];
-    return each > 0 && both > 0 ? both / each : 0;
-}
-
-struct shrinking {
-    float *to;
-    const float *a, *b;
-    double keep;
-    size_t n;
-};
-
-static void shrink_row(void *ctx, size_t i, int thread) {
-    const struct shrinking *s = ctx;
-    const float *a = s->a + i * s->n, *b = s->b ? s->b + i * s->n : NULL;
-    float *to = s->to + i * s->n;
-    (void)thread;
-    for (size_t j = 0; j < s->n; j++) to[j] = (float)(s->keep * (b ? a[j] + b[j] : a[j]));
-    to[i] = b ? a[i] + b[i] : a[i];
-}
-
-/* The sum of a and b (or NULL) [n][n], with off-diagonal elements multiplied by keep (1: the plain sum). */
-static float *shrunk(const float *a, const float *b, double keep, size_t n, struct err *e) {
-    float *to = mem_alloc(n * n * sizeof *to, e);
-    if (to) parallel_for(n, shrink_row, &(struct shrinking){to, a, b, keep, n});
-    return to;
-}
-
 /* ---- factors ----------------------------------------------------------------------------------------------------- */
 
 static int factor_shrunk(struct obs_factor **out, const float *a, const float *b, double keep, size_t n,
                          const struct obs_options *o, struct err *e) {
-    float *gram = shrunk(a, b, keep, n, e);
+    float *gram = shrink_sum(a, b, keep, n, e);
     int rc = gram ? obs_factor_new(out, gram, n, o, e) : e->code;
     mem_free(gram);
     return rc;
@@ -85,26 +21,26 @@ static int factor_dense(struct relation *r, double damp, struct err *e) {
     const struct half_moments *h = r->m->half;
     size_t n = r->m->cols;
     struct obs_options o = {.damp = damp, .tries = MOMENTS_TRIES};
-    double share = reliability(h[0].of_dense, h[1].of_dense, n);
+    double share = shrink_reliability(h[0].of_dense, h[1].of_dense, n);
     int rc = factor_shrunk(&r->half, h[0].of_dense, NULL, share, n, &o, e);
     if (rc) return rc;
     if (h[0].of_dense == h[0].gram)
         r->whole = r->factor;
     else
-        rc = factor_shrunk(&r->whole, h[0].of_dense, h[1].of_dense, 2 * share / (1 + share), n, &o, e);
+        rc = factor_shrunk(&r->whole, h[0].of_dense, h[1].of_dense, shrink_of_sum(share), n, &o, e);
     return rc;
 }
 
-int relation_init(struct relation *r, const struct moments *m, double damp, bool act_order, struct err *e) {
+int relation_init(struct relation *r, const struct moments *m, const struct quant_feedback *how, struct err *e) {
     const struct half_moments *h = m->half;
     size_t n = m->cols;
-    struct obs_options o = {.damp = damp, .tries = MOMENTS_TRIES, .act_order = act_order};
-    double share = reliability(h[0].gram, h[1].gram, n);
-    *r = (struct relation){.m = m, .gram = shrunk(h[0].gram, h[1].gram, 2 * share / (1 + share), n, e)};
+    struct obs_options o = {.damp = how->damp, .tries = MOMENTS_TRIES, .act_order = how->act_order};
+    double share = shrink_reliability(h[0].gram, h[1].gram, n);
+    *r = (struct relation){.m = m, .gram = shrink_sum(h[0].gram, h[1].gram, shrink_of_sum(share), n, e)};
     int rc = r->gram ? obs_factor_new(&r->factor, r->gram, n, &o, e) : e->code;
     if (rc || !h[0].shift) return rc;
-    r->shift = shrunk(h[0].shift, h[1].shift, 1, n, e);
-    return r->shift ? factor_dense(r, damp, e) : e->code;
+    r->shift = shrink_sum(h[0].shift, h[1].shift, 1, n, e);
+    return r->shift ? factor_dense(r, how->damp, e) : e->code;
 }
 
 void relation_release(struct relation *r) {

@@ -1,7 +1,29 @@
 /* Sums second moments of the input at one point of a layer, for methods that change a model layer by layer. */
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/stats/stats.h"
+
+/* ---- the longest row that counts as it is ------------------------------------------------------------------------ */
+
+#define MOST 16 /* times the median of squared lengths */
+
+static int compare_doubles(const void *a, const void *b) {
+    const double *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+int stats_longest_row(const float *x, size_t rows, size_t cols, double *most, struct err *e) {
+    double *lengths = mem_array(rows, sizeof *lengths, e);
+    if (!lengths) return e->code;
+    for (size_t r = 0; r < rows; r++) lengths[r] = kernel_sum_squares(kernel_f32(x + r * cols), cols);
+    qsort(lengths, rows, sizeof *lengths, compare_doubles);
+    double median = lengths[rows / 2];
+    *most = median > 0 ? MOST * median : INFINITY;
+    mem_free(lengths);
+    return 0;
+}
 
 /* ---- tensors in memory during a visit ---------------------------------------------------------------------------- */
 

@@ -36,12 +36,25 @@
  *     layers.N.taylor.query [heads * head_dim], .key [kv heads * head_dim], .ffn [ffn]
  *     layers.N.experts.E.taylor [expert_ffn]
  *
- * If requested, second moments of the head's input:
+ * If requested, second moments of the inputs of all matrices but those of experts, or of the head's alone, in f32, for
+ * methods with error feedback. A row x that is longer than 4 times the median length of its batch counts as if it were
+ * no longer (stats_longest_row):
  *
- *     head_in.gram [hidden][hidden]  sum over positions of x x^T
+ *     P.gram      [cols][cols]     sum over positions of x x^T
+ *     P.gram_half [about 32][cols] rows 0, k, 2k, ... of the same sum over about half of the positions, k the largest
+ *                                  number that leaves 32 rows: how much of it is noise
+ *
+ * Or, at points with more columns than a number of rows that was asked for, so many rows, or all if there were fewer, in
+ * place of both. They are drawn from all positions with equal chances (Vitter 1985, "Random Sampling with a Reservoir",
+ * algorithm R), the same ones at all points, and scaled so that the sum of x x^T over them estimates that over all
+ * positions; so rows of several segments are added by keeping them all:
+ *
+ *     P.rows [rows][cols]
  *
  * META: {"kind":"stats","model":<configuration>,"vocab":"xxh3:..","positions":N,"sequences":N,"signed":true,
- * "gradients":true,"head_gram":true}. Streams of older versions lack "signed"; they have no P.sum and no angular.
+ * "gradients":true,"moments":"head" or "all","moments_rows":N}. Streams of older versions lack "signed"; they have no
+ * P.sum and no angular. They may have "head_gram":true: moments of the head's inputs in f64, of rows of any length,
+ * without a half.
  */
 #ifndef RILL_STATS_H
 #define RILL_STATS_H
@@ -55,8 +68,14 @@ struct stats;
 int stats_new(struct stats **out, const struct model_config *c, const struct digest *vocab, struct err *e) MUST_CHECK;
 void stats_free(struct stats *s); /* no-op if NULL */
 
-/* Also sums second moments of the head's input. Call before the first batch. */
-int stats_want_head_gram(struct stats *s, struct err *e) MUST_CHECK;
+/* Also collects second moments. Call before the first batch. */
+enum stats_moments_of { STATS_MOMENTS_NONE, STATS_MOMENTS_HEAD, STATS_MOMENTS_ALL };
+struct stats_moments_wanted {
+    enum stats_moments_of of;
+    uint64_t rows; /* at points with more columns: keeps so many rows, drawn by `seed`, instead of sums; 0: nowhere */
+    uint64_t seed;
+};
+int stats_want_moments(struct stats *s, const struct stats_moments_wanted *wanted, struct err *e) MUST_CHECK;
 
 /* Runs a batch through the model and adds its statistics. ERR_DATA: the statistics are of another model. */
 int stats_collect(struct stats *s, struct model *m, struct grad_tape *scratch, const struct model_input *in,
@@ -91,9 +110,10 @@ const double *stats_input_abs(const struct stats *s, struct model_slot slot, uin
 
 /* Writes META and the tensors of one segment; the caller ends the stream. */
 int stats_write(const struct stats *s, struct stream_writer *w, struct err *e) MUST_CHECK;
-/* Reads all segments and adds them up. The caller frees *out. ERR_DATA: the stream is malformed, or its
- * segments do not match. */
-int stats_load(struct stats **out, struct stream_reader *r, struct err *e) MUST_CHECK;
+/* Reads all segments and adds them up. The caller frees *out. ERR_DATA: the stream is malformed, or its segments do not
+ * match. `moments`, a map of the same file, which has one segment: second moments are not kept in memory, but read from
+ * it when they are asked for; owned by *out, on failure by the caller. NULL: they are loaded. */
+int stats_load(struct stats **out, struct stream_reader *r, struct stream_map *moments, struct err *e) MUST_CHECK;
 /* ERR_DATA, naming the difference, unless the statistics were taken on a model of this shape with the tokenizer of this
  * digest; with another tokenizer, positions have another meaning. A zero digest, or statistics without one, match
  * any. */
@@ -109,8 +129,22 @@ const double *stats_seq_sq(const struct stats *s, enum model_point p, uint32_t l
 const double *stats_input_seq_sq(const struct stats *s, enum model_point p, struct model_slot slot);
 /* The signed sums of the slot's input at p; NULL: the stream is of an older version without them. */
 const double *stats_input_sum(const struct stats *s, enum model_point p, struct model_slot slot);
-/* [*cols][*cols] sum of x x^T of the head's input; NULL: not requested */
-const double *stats_head_gram(const struct stats *s, size_t *cols);
+/* Which second moments there are. */
+enum stats_moments_of stats_moments_in(const struct stats *s);
+/* Those of the input of a slot's matrix. stats_input_gram, on statistics that were loaded, if stats_has_gram: arrays are
+ * owned by s or lie in scratch, which the caller releases. ERR_DATA: the file has changed, or a sum is not finite. */
+struct stats_gram {
+    enum model_point point; /* matrices with the same point and layer have the same moments */
+    uint32_t layer;         /* 0 outside layers */
+    size_t cols;
+    const float *sum;  /* [cols][cols] */
+    const float *half; /* [half_rows][cols] over about half of the positions; row i is of input i * stride */
+    size_t half_rows;  /* 0: unknown */
+    size_t stride;
+};
+bool stats_has_gram(const struct stats *s, struct model_slot slot);
+int stats_input_gram(const struct stats *s, struct model_slot slot, struct buf scratch[2], struct stats_gram *out,
+                     struct err *e) MUST_CHECK;
 bool stats_has_gradients(const struct stats *s);
 /* Along AXIS_QUERY, AXIS_KEY or AXIS_FFN of the slot's layer, or AXIS_EXPERT_FFN of its expert; NULL: no gradients. */
 const double *stats_taylor(const struct stats *s, enum model_axis axis, struct model_slot slot);
@@ -129,7 +163,15 @@ size_t stats_cols(const struct stats *s, enum model_point p, uint32_t layer);
  * the head, so it has the point of the head. */
 bool stats_input_point(const struct model_config *c, enum model_role role, enum model_point *out);
 
-/* ---- second moments (moments.c) ----
+/*
+ * The limit of a row's squared length: 16 times the median of the rows x [rows][cols]; INFINITY if that is 0. Models
+ * produce a huge state at the first token in the feed-forward part of some layer (Sun et al. 2024, "Massive Activations
+ * in Large Language Models", arXiv 2402.17762): that row is hundreds of times longer than others and would dominate sums
+ * of squares, although the next norm removes its length.
+ */
+int stats_longest_row(const float *x, size_t rows, size_t cols, double *most, struct err *e) MUST_CHECK;
+
+/* ---- second moments during a change (moments.c) ----
  *
  * Sums over the positions of a block at one point of a layer, during a visit of model_layerwise_change, for methods
  * that need the correlation of inputs (GPTQ, SparseGPT, least squares). y is the input at the point with the layers and

@@ -354,6 +354,12 @@ int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const v
     return decode_all(m, &t, i, data_at, scratch->data, e);
 }
 
+void stream_map_forget(struct stream_map *m, size_t i) {
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), first = m->tensors[i].at / page * page;
+    uint64_t end = i + 1 < m->n ? m->tensors[i + 1].at : m->size;
+    (void)madvise((void *)(uintptr_t)(m->data + first), (size_t)(end - first), MADV_DONTNEED); /* only advice */
+}
+
 /* ---- by name ----------------------------------------------------------------------------------------------------- */
 
 static int compare_keys(const void *a, const void *b) {

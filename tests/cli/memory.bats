@@ -38,7 +38,16 @@ setup() { enter_temp; }
 
 @test "quantize" {
     same_memory quantize "$INPUTS/short.model.rill" "$INPUTS/long.model.rill" --type q4_k_m
+}
 
+@test "quantize by error feedback from statistics, which stay in the file" {
+    for n in 4 40; do
+        rill init -q --layers $n --hidden 256 --heads 4 --ffn 1024 "$INPUTS/vocab.rill" -o $n.rill
+        rill tokenize -q -m "$INPUTS/vocab.rill" --max-tokens 64 "$INPUTS/short.txt" |
+            rill calibrate -q -m $n.rill --precision f32 --moments -o $n.stats.rill
+        rill quantize -q --type q4_0 --method gptq --stats $n.stats.rill --report $n.json $n.rill -o q.rill --force
+    done
+    [ $(($(peak 40.json) - $(peak 4.json))) -le $((($(file_size 40.stats.rill) - $(file_size 4.stats.rill)) / 8)) ]
 }
 
 @test "prune" {

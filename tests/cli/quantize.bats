@@ -285,6 +285,87 @@ setup() {
     assert_no_file no.rill
 }
 
+@test "gptq needs no data where statistics have second moments" {
+    rill calibrate -q -m model.rill --precision f32 --moments tokens.rill -o m.stats.rill
+    rill calibrate -q -m model.rill --precision f32 --head-moments tokens.rill -o head.stats.rill
+    how="--type q4_k_m --method gptq --no-provenance"
+    # shellcheck disable=SC2086
+    check_exit 0 rill quantize -q $how --stats m.stats.rill -j 1 --report r.json model.rill -o a.rill
+    # shellcheck disable=SC2086
+    cat model.rill | rill quantize -q $how --stats m.stats.rill -j 4 >b.rill
+    assert_same a.rill b.rill
+    # moments are left in the file until they are needed, where it is one
+    # shellcheck disable=SC2086
+    rill quantize -q $how --stats <(cat m.stats.rill) model.rill -o b.rill --force
+    check_exit 0 rill diff --max-abs 0 a.rill b.rill
+    # every matrix has been improved, and none is worse than to nearest
+    [ "$(grep -o '"output_error_nearest"' r.json | wc -l)" -eq 22 ] # embedding and seven matrices in each of three layers
+    awk -F '[:,]' 'BEGIN { RS = "}" } /output_error/ { n = g = -1
+        for (i = 1; i < NF; i++) { if ($i ~ /"output_error_nearest"/) n = $(i + 1); if ($i ~ /"output_error"/) g = $(i + 1) }
+        if (!(g > 0 && g < n)) bad = 1 } END { exit bad }' r.json
+    # statistics are sums: those of two halves, and of the same text twice, which is what one says twice
+    rill calibrate -q -m model.rill --precision f32 --moments b.tok.rill -o m2.stats.rill
+    cat m.stats.rill m2.stats.rill >both.rill
+    # shellcheck disable=SC2086
+    check_exit 0 rill quantize -q $how --stats both.rill model.rill -o both.q.rill
+    check_exit 4 rill diff -q --max-abs 0 a.rill both.q.rill
+    # shellcheck disable=SC2086
+    check_exit 3 rill quantize $how --stats <(cat m.stats.rill head.stats.rill) model.rill -o no.rill
+    assert_stderr "*statistics with the same second moments and without cannot be added"
+    # without them
+    # shellcheck disable=SC2086
+    check_exit 3 rill quantize $how --stats head.stats.rill model.rill -o no.rill
+    assert_stderr "*head.stats.rill: no second moments of the inputs of all matrices, which --method gptq needs without --data*"
+    check_exit 2 rill quantize --type q4_0 --method learned --stats m.stats.rill model.rill -o no.rill
+    assert_stderr_line "--method learned needs --data"
+    # shellcheck disable=SC2086
+    check_exit 3 rill quantize $how --stats m.stats.rill student.rill -o no.rill
+    assert_stderr "*statistics and model disagree: 3 layers against 1*"
+    # shellcheck disable=SC2086
+    check_exit 3 rill quantize $how --stats <(head -c 100000 m.stats.rill) model.rill -o no.rill
+    assert_no_file no.rill
+}
+
+@test "gptq from statistics: any type and model, cached, and from some rows of wide inputs" {
+    rill init -q --layers 1 --hidden 256 --heads 4 --ffn 512 model.rill -o wide.rill
+    rill calibrate -q -m wide.rill --precision f32 --moments tokens.rill -o wide.stats.rill
+    for type in q2_k q3_k q6_k iq4_xs iq2_xs iq3_xxs tq2_0 mxfp4; do
+        check_exit 0 rill quantize -q --strict --pure --type $type --method gptq --stats wide.stats.rill wide.rill -o q.rill --force
+    done
+    for m in experts classes bert; do
+        input=tokens.rill
+        [ $m = experts ] || input=labelled.rill
+        rill calibrate -q -m $m.rill --precision f32 --moments $input -o $m.m.rill
+        check_exit 0 rill quantize -q --type q4_0 --method gptq --stats $m.m.rill $m.rill -o q.rill --force
+    done
+    how="--type q3_k_m --method gptq --cache blocks --no-provenance"
+    for setting in "" "--damp 0.2" "--sweeps 0"; do
+        # shellcheck disable=SC2086
+        check_exit 0 rill quantize -q $how --stats wide.stats.rill $setting --report r.json wide.rill -o first.rill --force
+        assert_json r.json from_cache 0
+        # shellcheck disable=SC2086
+        check_exit 0 rill quantize -q $how --stats wide.stats.rill $setting --report r.json wide.rill -o again.rill --force
+        assert_json r.json from_cache 8
+        assert_same first.rill again.rill
+    done
+    # 64 rows of inputs with more columns: every draw is another sample, and the same seed the same one
+    for seed in 1 1 2; do
+        check_exit 0 rill calibrate -q -m wide.rill --precision f32 --moments --rows 64 --seed $seed tokens.rill -o rows.$seed.rill --force
+        rill ls rows.$seed.rill | grep -q '^f32 *\[64, 512\] .*layers.0.down_in.rows$'
+        # shellcheck disable=SC2086
+        rill quantize -q $how --stats rows.$seed.rill --report r.json wide.rill -o rows.$seed.q.rill --force
+    done
+    assert_json r.json from_cache 0
+    rill quantize -q --type q3_k_m --method gptq --no-provenance --stats <(cat rows.1.rill) wide.rill -o piped.rill
+    check_exit 0 rill diff --max-abs 0 rows.1.q.rill piped.rill
+    # as many rows as there are positions hold all of the moments
+    rill calibrate -q -m wide.rill --precision f32 --moments --rows 255 --max-tokens 128 tokens.rill -o all.rill
+    rill calibrate -q -m wide.rill --precision f32 --moments --max-tokens 128 tokens.rill -o sums.rill
+    for s in all sums; do rill quantize -q --type q3_k_m --method gptq --stats $s.rill wide.rill -o $s.q.rill; done
+    check_exit 0 rill diff --min-cosine 0.99 all.q.rill sums.q.rill
+    check_exit 2 rill calibrate -m wide.rill --rows 64 tokens.rill -o no.rill
+}
+
 @test "learned rounding: by file and by pipe, with any number of threads, never worse than gptq on what is held out" {
     rill init -q --arch gpt_neox --layers 1 --hidden 32 --heads 2 --ffn 64 model.rill -o parallel.rill
     for m in student parallel experts; do # halves of a layer; a whole layer, for both halves read the same; experts, of which nothing is learned
@@ -329,7 +410,7 @@ setup() {
 
 @test "gptq: bad input" {
     check_exit 2 rill quantize --type q4_0 --method gptq model.rill -o no.rill
-    assert_stderr_line "--method gptq needs --data"
+    assert_stderr_line "--method gptq needs --data, or --stats from calibrate --moments"
     check_exit 2 rill quantize --type q4_0 --data tokens.rill model.rill -o no.rill
     check_exit 1 rill quantize --type q4_0 --method gptq --data missing.rill model.rill -o no.rill
     check_exit 3 rill quantize --type q4_0 --method gptq --data model.stats.rill model.rill -o no.rill

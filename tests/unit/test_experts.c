@@ -326,7 +326,7 @@ static void statistics_survive_a_stream(void **state) {
     struct stream_reader *r;
     int fd = file_of(all.data, all.len);
     OK(stream_reader_open(&r, fd, "stats", STREAM_STATS, &e));
-    if (stats_load(&back, r, &e)) fail_msg("%s", e.msg);
+    if (stats_load(&back, r, NULL, &e)) fail_msg("%s", e.msg);
     for (uint32_t i = 0; i < EXPERTS; i++) {
         struct model_slot slot = {ROLE_EXPERT_DOWN, 2, i};
         double n;

@@ -17,11 +17,28 @@ static int load(const struct buf *b, struct stats **out, struct err *e) {
     int fd = file_of(b->data, b->len);
     int rc = stream_reader_open(&r, fd, "stats.rill", STREAM_STATS, e);
     if (!rc) {
-        rc = stats_load(out, r, e);
+        rc = stats_load(out, r, NULL, e);
         stream_reader_free(r);
     }
     close(fd);
     return rc;
+}
+
+/* The same with second moments left in the file. */
+static struct stats *load_mapped(const struct buf *b) {
+    struct err e;
+    struct stream_reader *r;
+    struct stream_map *map;
+    struct stats *s;
+    char path[32];
+    int fd = file_of(b->data, b->len);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    OK(stream_map_open(&map, path, STREAM_STATS, &e));
+    OK(stream_reader_open(&r, fd, "stats.rill", STREAM_STATS, &e));
+    OK(stats_load(&s, r, map, &e));
+    stream_reader_free(r);
+    close(fd);
+    return s;
 }
 
 /* What one point of the graph received, recorded by the test's own tap. */
@@ -144,8 +161,51 @@ static void statistics_add_up(void **state) {
     arena_release(&a);
 }
 
-/* Both texts at once, and merged from two streams; if one stream lacks head moments, merging fails. */
-static void head_moments_are_the_plain_sums(void **state) {
+/* The plain sums of squares at a point, over the rows of `half` (batch 0: the first rows, batch 1: the last) or all. */
+static double *plain_moments(struct model *m, struct grad_tape *t, const struct model_input *parts, size_t n,
+                             enum model_point point, uint32_t layer, bool half) {
+    struct err e;
+    double *sums = NULL;
+    for (size_t i = 0; i < n; i++) {
+        struct seen seen = {.point = point, .layer = layer};
+        OK(model_infer(m, t, &parts[i], keep, &seen, NULL, NULL, &e));
+        size_t middle = seen.rows / 2, first = half && i % 2 ? middle : 0,
+               end = half && i % 2 == 0 ? middle : seen.rows;
+        if (!sums) sums = mem_array(seen.cols, seen.cols * sizeof *sums, &e);
+        for (size_t r = first; r < end; r++)
+            for (size_t j = 0; j < seen.cols * seen.cols; j++)
+                sums[j] += (double)seen.x[r * seen.cols + j / seen.cols] * seen.x[r * seen.cols + j % seen.cols];
+        mem_free(seen.x);
+        mem_free(seen.in);
+    }
+    return sums;
+}
+
+static void check_moments_of(const struct stats *s, struct model *m, struct grad_tape *t,
+                             const struct model_input *parts, struct model_slot slot) {
+    struct err e;
+    struct stats_gram g;
+    struct buf scratch[2] = {{0}};
+    assert_true(stats_has_gram(s, slot));
+    OK(stats_input_gram(s, slot, scratch, &g, &e));
+    double *all = plain_moments(m, t, parts, 2, g.point, g.layer, false),
+           *half = plain_moments(m, t, parts, 2, g.point, g.layer, true);
+    assert_int_equal(g.cols, stats_cols(s, g.point, g.layer));
+    assert_true(g.half_rows >= (g.cols < 32 ? g.cols : 32) && (g.half_rows - 1) * g.stride < g.cols);
+    for (size_t i = 0; i < g.cols; i++)
+        for (size_t j = 0; j < g.cols; j++) {
+            double room = 1e-6 * sqrt(all[i * (g.cols + 1)] * all[j * (g.cols + 1)]); /* sums in f32 */
+            assert_true(fabs(g.sum[i * g.cols + j] - all[i * g.cols + j]) <= room);
+            if (i % g.stride == 0) assert_true(fabs(g.half[i / g.stride * g.cols + j] - half[i * g.cols + j]) <= room);
+        }
+    buf_release(&scratch[0]);
+    buf_release(&scratch[1]);
+    mem_free(all);
+    mem_free(half);
+}
+
+/* Of all inputs and of the head's, loaded and in the file; if one stream lacks them, merging fails. */
+static void moments_are_the_plain_sums(void **state) {
     (void)state;
     struct err e;
     struct arena a = {0};
@@ -155,42 +215,36 @@ static void head_moments_are_the_plain_sums(void **state) {
     uint32_t tokens[30];
     sample_tokens(tokens, 30, c.vocab_size, 3);
     struct model_input parts[] = {{20, 1, tokens, lengths}, {10, 1, tokens + 20, lengths + 1}};
-    struct stats *s, *back, *without = stats_of(m, &parts[0]);
+    const struct model_slot inner = {.role = ROLE_DOWN, .layer = 1}, head = {.role = ROLE_HEAD};
+    struct stats *s, *back, *mapped, *no = NULL, *without = stats_of(m, &parts[0]);
+    struct buf other = saved(without);
     struct grad_tape *t;
-    size_t n;
+    assert_false(stats_has_gram(without, head));
     OK(grad_tape_new(&t, kernel_cpu(), false, DT_F32, &e));
-    OK(stats_new(&s, &c, NULL, &e));
-    assert_null(stats_head_gram(s, &n));
-    OK(stats_want_head_gram(s, &e));
-    double *sums = mem_zalloc(c.hidden * c.hidden * sizeof *sums, &e);
-    for (int i = 0; i < 2; i++) {
-        struct seen seen = {.point = POINT_HEAD_IN, .layer = 0};
-        OK(stats_collect(s, m, t, &parts[i], &e));
-        OK(model_infer(m, t, &parts[i], keep, &seen, NULL, NULL, &e));
-        assert_int_equal(seen.cols, c.hidden);
-        for (size_t r = 0; r < seen.rows; r++)
-            for (size_t j = 0; j < c.hidden * c.hidden; j++)
-                sums[j] += (double)seen.x[r * c.hidden + j / c.hidden] * seen.x[r * c.hidden + j % c.hidden];
-        mem_free(seen.x);
-        mem_free(seen.in);
+    for (enum stats_moments_of which = STATS_MOMENTS_HEAD; which <= STATS_MOMENTS_ALL; which++) {
+        OK(stats_new(&s, &c, NULL, &e));
+        OK(stats_want_moments(s, &(struct stats_moments_wanted){.of = which}, &e));
+        for (int i = 0; i < 2; i++) OK(stats_collect(s, m, t, &parts[i], &e));
+        struct buf b = saved(s);
+        OK(load(&b, &back, &e));
+        mapped = load_mapped(&b);
+        for (int i = 0; i < 2; i++) {
+            struct stats *of = i ? mapped : back;
+            assert_int_equal(stats_moments_in(of), which);
+            check_moments_of(of, m, t, parts, head);
+            if (which == STATS_MOMENTS_ALL)
+                check_moments_of(of, m, t, parts, inner);
+            else
+                assert_false(stats_has_gram(of, inner));
+            stats_free(of);
+        }
+        OK(buf_append(&b, other.data, other.len, &e));
+        assert_int_equal(load(&b, &no, &e), ERR_DATA);
+        assert_non_null(strstr(e.msg, "second moments"));
+        stats_free(s);
+        buf_release(&b);
     }
-    struct buf b = saved(s), other = saved(without);
-    OK(load(&b, &back, &e));
-    const double *gram = stats_head_gram(back, &n);
-    assert_int_equal(n, c.hidden);
-    for (size_t j = 0; j < n * n; j++) {
-        double room = 1e-6 * sqrt(sums[j / n * (n + 1)] * sums[j % n * (n + 1)]); /* f32 within a batch */
-        assert_true(fabs(gram[j] - sums[j]) <= room);
-    }
-    struct stats *no = NULL;
-    OK(buf_append(&b, other.data, other.len, &e));
-    assert_int_equal(load(&b, &no, &e), ERR_DATA);
-    assert_non_null(strstr(e.msg, "second moments"));
-    mem_free(sums);
-    stats_free(s);
-    stats_free(back);
     stats_free(without);
-    buf_release(&b);
     buf_release(&other);
     grad_tape_free(t);
     model_free(m);
@@ -278,8 +332,8 @@ static void hostile_statistics_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sums_are_the_plain_sums),         cmocka_unit_test(statistics_add_up),
-        cmocka_unit_test(head_moments_are_the_plain_sums), cmocka_unit_test(statistics_of_another_model_are_refused),
+        cmocka_unit_test(sums_are_the_plain_sums),        cmocka_unit_test(statistics_add_up),
+        cmocka_unit_test(moments_are_the_plain_sums),     cmocka_unit_test(statistics_of_another_model_are_refused),
         cmocka_unit_test(hostile_statistics_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,103 @@
+/* Error feedback by second moments of inputs that were summed earlier, in the original model. */
+#include "lib/quant/quant_internal.h"
+#include "lib/quant/second_order.h"
+
+/* Of the inputs of one matrix, or of several that read the same ones. */
+struct feedback {
+    enum model_point point;
+    uint32_t layer;
+    float *gram;               /* [cols][cols] without noise */
+    struct obs_factor *factor; /* of gram; NULL: none yet */
+    float *importance;         /* [cols] */
+    bool any;                  /* element of it above 0 */
+    struct buf stored[2];      /* as read */
+};
+
+static void forget(struct feedback *f) {
+    mem_free(f->gram);
+    obs_factor_free(f->factor);
+    mem_free(f->importance);
+    f->gram = f->importance = NULL;
+    f->factor = NULL;
+    mem_trim();
+}
+
+void feedback_end(struct pass *p) {
+    if (!p->feedback) return;
+    forget(p->feedback);
+    buf_release(&p->feedback->stored[0]);
+    buf_release(&p->feedback->stored[1]);
+    mem_free(p->feedback);
+    p->feedback = NULL;
+}
+
+static int read_moments(struct pass *p, struct model_slot s, struct stats_gram *g, struct err *e) {
+    if (!p->feedback && !(p->feedback = mem_zalloc(sizeof *p->feedback, e))) return e->code;
+    int rc = stats_input_gram(p->o->stats, s, p->feedback->stored, g, e);
+    return rc ? err_prefix(e, "the statistics") : 0;
+}
+
+int feedback_digest(struct pass *p, struct model_slot s, struct digest *out, struct err *e) {
+    struct stats_gram g;
+    if (read_moments(p, s, &g, e)) return e->code;
+    struct digest of[2] = {digest_bytes(g.sum, g.cols * g.cols * sizeof *g.sum),
+                           digest_bytes(g.half, g.half_rows * g.cols * sizeof *g.half)};
+    *out = digest_bytes(of, sizeof of);
+    return 0;
+}
+
+static int factor(struct pass *p, const struct stats_gram *g, struct err *e) {
+    struct feedback *f = p->feedback;
+    const struct quant_feedback *how = &p->o->feedback;
+    struct obs_options o = {.damp = how->damp, .tries = MOMENTS_TRIES, .act_order = how->act_order};
+    double positions = (double)stats_positions(p->o->stats);
+    size_t n = g->cols;
+    forget(f);
+    f->point = g->point, f->layer = g->layer, f->any = false;
+    f->gram = shrink_sum(g->sum, NULL, shrink_of_sum(shrink_reliability_of(g)), n, e);
+    f->importance = f->gram ? mem_array(n, sizeof *f->importance, e) : NULL;
+    if (!f->importance) return e->code;
+    for (size_t j = 0; j < n; j++) {
+        f->importance[j] = (float)(f->gram[j * (n + 1)] / (positions > 0 ? positions : 1));
+        f->any |= f->importance[j] > 0;
+    }
+    return obs_factor_new(&f->factor, f->gram, n, &o, e);
+}
+
+static bool has_factor(const struct pass *p, struct model_slot s) {
+    enum model_point point;
+    const struct feedback *f = p->feedback;
+    return f && f->factor && stats_input_point(p->config, s.role, &point) && f->point == point && f->layer == s.layer;
+}
+
+int feedback_begin(struct pass *p, struct model_slot s, struct quant_tensor_report *t, const float **importance,
+                   struct err *e) {
+    struct stats_gram g;
+    double damp = p->o->feedback.damp;
+    int rc = 0;
+    if (p->clock) phase_enter(p->clock, QUANT_FACTORS);
+    if (!has_factor(p, s)) {
+        rc = read_moments(p, s, &g, e);
+        if (!rc) rc = factor(p, &g, e);
+    }
+    const struct feedback *f = p->feedback;
+    if (!rc && p->o->strict && f->factor->damp > damp)
+        rc = err_set(e, ERR_DATA,
+                     "the second moments cannot be factored with --damp %g (without --strict, more damping is used)",
+                     damp);
+    if (rc) return err_prefix(e, "tensor '%s'", t->name);
+    t->informed = true;
+    if (f->factor->damp > damp) t->damp = f->factor->damp;
+    *importance = f->any ? f->importance : NULL;
+    return 0;
+}
+
+int feedback_rows(struct pass *p, const struct quant_rows *r, struct quant_tensor_report *t, struct err *e) {
+    const struct feedback *f = p->feedback;
+    struct second_order how = {f->gram, f->factor, p->o->feedback.sweeps, p->clock};
+    struct second_order_error error;
+    if (second_order_quantize(&how, r->to, r->x, r->rows, r->cols, r->packed, &error, e)) return e->code;
+    t->output_error_nearest += error.before;
+    t->output_error += error.after;
+    return 0;
+}
