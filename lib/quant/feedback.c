@@ -6,11 +6,13 @@
 struct feedback {
     enum model_point point;
     uint32_t layer;
+    struct buf stored[2];      /* as read */
+    struct stats_gram known;   /* cols 0: not read yet */
+    struct digest digest;      /* of these */
     float *gram;               /* [cols][cols] without noise */
     struct obs_factor *factor; /* of gram; NULL: none yet */
     float *importance;         /* [cols] */
     bool any;                  /* element of it above 0 */
-    struct buf stored[2];      /* as read */
 };
 
 static void forget(struct feedback *f) {
@@ -19,6 +21,7 @@ static void forget(struct feedback *f) {
     mem_free(f->importance);
     f->gram = f->importance = NULL;
     f->factor = NULL;
+    f->known.cols = 0;
     mem_trim();
 }
 
@@ -31,30 +34,39 @@ void feedback_end(struct pass *p) {
     p->feedback = NULL;
 }
 
-static int read_moments(struct pass *p, struct model_slot s, struct stats_gram *g, struct err *e) {
+/* Reads the moments, unless the matrix before had the same. */
+static int turn_to(struct pass *p, struct model_slot s, struct err *e) {
+    enum model_point point = POINT_COUNT;
     if (!p->feedback && !(p->feedback = mem_zalloc(sizeof *p->feedback, e))) return e->code;
-    int rc = stats_input_gram(p->o->stats, s, p->feedback->stored, g, e);
-    return rc ? err_prefix(e, "the statistics") : 0;
-}
-
-int feedback_digest(struct pass *p, struct model_slot s, struct digest *out, struct err *e) {
-    struct stats_gram g;
-    if (read_moments(p, s, &g, e)) return e->code;
-    struct digest of[2] = {digest_bytes(g.sum, g.cols * g.cols * sizeof *g.sum),
-                           digest_bytes(g.half, g.half_rows * g.cols * sizeof *g.half)};
-    *out = digest_bytes(of, sizeof of);
+    struct feedback *f = p->feedback;
+    (void)stats_input_point(p->config, s.role, &point);
+    if (f->known.cols && f->point == point && f->layer == s.layer) return 0;
+    forget(f);
+    f->point = point, f->layer = s.layer;
+    if (stats_input_gram(p->o->stats, s, f->stored, &f->known, e)) {
+        f->known.cols = 0;
+        return err_prefix(e, "the statistics");
+    }
+    const struct stats_gram *g = &f->known;
+    struct digest of[2] = {digest_bytes(g->sum, g->cols * g->cols * sizeof *g->sum),
+                           digest_bytes(g->half, g->half_rows * g->cols * sizeof *g->half)};
+    f->digest = digest_bytes(of, sizeof of);
     return 0;
 }
 
-static int factor(struct pass *p, const struct stats_gram *g, struct err *e) {
-    struct feedback *f = p->feedback;
+int feedback_digest(struct pass *p, struct model_slot s, struct digest *out, struct err *e) {
+    if (turn_to(p, s, e)) return e->code;
+    *out = p->feedback->digest;
+    return 0;
+}
+
+static int factor(struct pass *p, struct feedback *f, struct err *e) {
     const struct quant_feedback *how = &p->o->feedback;
     struct obs_options o = {.damp = how->damp, .tries = MOMENTS_TRIES, .act_order = how->act_order};
     double positions = (double)stats_positions(p->o->stats);
-    size_t n = g->cols;
-    forget(f);
-    f->point = g->point, f->layer = g->layer, f->any = false;
-    f->gram = shrink_sum(g->sum, NULL, shrink_of_sum(shrink_reliability_of(g)), n, e);
+    size_t n = f->known.cols;
+    f->any = false;
+    f->gram = shrink_sum(f->known.sum, NULL, shrink_of_sum(shrink_reliability_of(&f->known)), n, e);
     f->importance = f->gram ? mem_array(n, sizeof *f->importance, e) : NULL;
     if (!f->importance) return e->code;
     for (size_t j = 0; j < n; j++) {
@@ -64,32 +76,26 @@ static int factor(struct pass *p, const struct stats_gram *g, struct err *e) {
     return obs_factor_new(&f->factor, f->gram, n, &o, e);
 }
 
-static bool has_factor(const struct pass *p, struct model_slot s) {
-    enum model_point point;
-    const struct feedback *f = p->feedback;
-    return f && f->factor && stats_input_point(p->config, s.role, &point) && f->point == point && f->layer == s.layer;
+int feedback_check_damp(const struct pass *p, const struct quant_tensor_report *t, struct err *e) {
+    if (!p->o->strict || !(t->damp > p->o->feedback.damp)) return 0;
+    return err_set(
+        e, ERR_DATA,
+        "tensor '%s': the second moments cannot be factored with --damp %g (without --strict, more damping is "
+        "used)",
+        t->name, p->o->feedback.damp);
 }
 
 int feedback_begin(struct pass *p, struct model_slot s, struct quant_tensor_report *t, const float **importance,
                    struct err *e) {
-    struct stats_gram g;
-    double damp = p->o->feedback.damp;
-    int rc = 0;
     if (p->clock) phase_enter(p->clock, QUANT_FACTORS);
-    if (!has_factor(p, s)) {
-        rc = read_moments(p, s, &g, e);
-        if (!rc) rc = factor(p, &g, e);
-    }
-    const struct feedback *f = p->feedback;
-    if (!rc && p->o->strict && f->factor->damp > damp)
-        rc = err_set(e, ERR_DATA,
-                     "the second moments cannot be factored with --damp %g (without --strict, more damping is used)",
-                     damp);
+    int rc = turn_to(p, s, e);
+    struct feedback *f = p->feedback;
+    if (!rc && !f->factor) rc = factor(p, f, e);
     if (rc) return err_prefix(e, "tensor '%s'", t->name);
     t->informed = true;
-    if (f->factor->damp > damp) t->damp = f->factor->damp;
+    if (f->factor->damp > p->o->feedback.damp) t->damp = f->factor->damp;
     *importance = f->any ? f->importance : NULL;
-    return 0;
+    return feedback_check_damp(p, t, e);
 }
 
 int feedback_rows(struct pass *p, const struct quant_rows *r, struct quant_tensor_report *t, struct err *e) {

@@ -92,8 +92,10 @@ bool pass_is_weighed(const struct pass *p, struct model_slot s, enum dtype to) {
 }
 
 bool pass_is_fed(const struct pass *p, struct model_slot s, enum dtype to) {
+    enum model_point point; /* statistics of a tied head know nothing of an untied embedding */
     bool may = p->o->fed_by_stats || (p->o->calibrated && is_output(p->config, s));
-    return may && p->o->stats && quant_form(to) && stats_has_gram(p->o->stats, s);
+    return may && p->o->stats && quant_form(to) && stats_input_point(p->config, s.role, &point) &&
+           stats_has_gram(p->o->stats, s);
 }
 
 int pass_importance_of(struct pass *p, struct model_slot s, uint64_t cols, const float **out, struct err *e) {
@@ -225,6 +227,12 @@ static int check_all_known(struct pass *p, struct err *e) {
     return 0;
 }
 
+static bool any_fed(const struct pass *p) {
+    for (size_t i = 0; i < p->plan.n; i++)
+        if (pass_is_fed(p, model_slot_at(p->config, i), p->plan.choices[i].to)) return true;
+    return false;
+}
+
 static bool any_half_quadratic(const struct quant_plan *plan) {
     for (size_t i = 0; i < plan->n; i++)
         if (quant_form(plan->choices[i].to)) return true;
@@ -259,6 +267,10 @@ int pass_prepare(struct pass *p, struct err *e) {
     }
     if (!rc && p->o->hqq && !any_half_quadratic(&p->plan))
         rc = err_set(e, ERR_USAGE, "hqq changes nothing in %s: no type in it has scales of its own for it to move",
+                     p->o->plan ? p->o->plan_name : p->o->type->name);
+    if (!rc && p->o->fed_by_stats && !p->o->planned_by_stats && !any_fed(p))
+        rc = err_set(e, ERR_USAGE,
+                     "error feedback by statistics changes nothing in %s: no type in it has a code for each weight",
                      p->o->plan ? p->o->plan_name : p->o->type->name);
     if (!rc && informed && !weighed && !p->o->planned_by_stats)
         rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: %s",

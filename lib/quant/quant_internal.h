@@ -115,6 +115,8 @@ int feedback_digest(struct pass *p, struct model_slot s, struct digest *out, str
  * with the damping that was asked for. */
 int feedback_begin(struct pass *p, struct model_slot s, struct quant_tensor_report *t, const float **importance,
                    struct err *e) MUST_CHECK;
+/* With o->strict, ERR_DATA if a tensor, also one from the cache, took more damping than was asked for. */
+int feedback_check_damp(const struct pass *p, const struct quant_tensor_report *t, struct err *e) MUST_CHECK;
 /* Improves rows that were rounded to nearest, and adds to t's output errors. */
 int feedback_rows(struct pass *p, const struct quant_rows *r, struct quant_tensor_report *t, struct err *e) MUST_CHECK;
 void feedback_end(struct pass *p); /* after the last tensor */

@@ -79,7 +79,7 @@ static int by_cache(struct pass *p, struct turn *u, uint64_t bytes, struct err *
     int rc = u->fed ? feedback_digest(p, u->slot, &moments, e) : 0;
     uint64_t settings[] = {BLOCKS_VERSION,
                            u->t->to,
-                           u->importance && is_clipped(p, u->slot, u->t->to),
+                           (u->fed || u->importance) && is_clipped(p, u->slot, u->t->to),
                            p->o->hqq,
                            moments.lo,
                            moments.hi,
@@ -88,7 +88,8 @@ static int by_cache(struct pass *p, struct turn *u, uint64_t bytes, struct err *
                            u->fed ? how->sweeps : 0};
     if (!rc) rc = cache_key(u->from, u->data, u->importance, settings, COUNT_OF(settings), &key, e);
     if (!rc) rc = blocks_recall(p->o->cache, key, u->t, p->packed.data, bytes, &u->t->recalled, e);
-    if (rc || u->t->recalled) return rc;
+    if (!rc && u->t->recalled) return feedback_check_damp(p, u->t, e);
+    if (rc) return rc;
     rc = round_tensor(p, u, e);
     return rc ? rc : blocks_store(p->o->cache, key, u->t, p->packed.data, bytes, e);
 }

@@ -489,6 +489,7 @@ static int recall_part(struct sequential *q, bool *found, struct err *e) {
         if (!gets_blocks(s)) continue;
         int rc = reserve_data(s, e);
         if (!rc) rc = blocks_recall(q->p.o->cache, key_of(q, s), &s->t, s->data, tensor_bytes(&s->desc), found, e);
+        if (!rc && *found) rc = feedback_check_damp(&q->p, &s->t, e);
         if (rc) return rc;
         s->t.recalled = true;
     }
@@ -542,6 +543,7 @@ static int visit(void *ctx, struct model_layerwise *l, int64_t layer, struct err
     if (!rc) rc = quantize_or_recall(q, layer, e);
     if (layer + 1 == c->n_layers) model_layerwise_skip(l); /* nobody reads the last layer's output */
     part_release(q);
+    feedback_end(&q->p); /* of the head, which is in one part */
     dense_inputs_forget(&q->dense);
     return rc;
 }

@@ -15,12 +15,14 @@ static int compare_doubles(const void *a, const void *b) {
 }
 
 int stats_longest_row(const float *x, size_t rows, size_t cols, double *most, struct err *e) {
+    *most = INFINITY;
+    if (!rows) return 0;
     double *lengths = mem_array(rows, sizeof *lengths, e);
     if (!lengths) return e->code;
     for (size_t r = 0; r < rows; r++) lengths[r] = kernel_sum_squares(kernel_f32(x + r * cols), cols);
     qsort(lengths, rows, sizeof *lengths, compare_doubles);
     double median = lengths[rows / 2];
-    *most = median > 0 ? MOST * median : INFINITY;
+    if (median > 0) *most = MOST * median;
     mem_free(lengths);
     return 0;
 }

@@ -60,7 +60,7 @@ int stats_new(struct stats **out, const struct model_config *c, const struct dig
 
 /* ---- second moments ---------------------------------------------------------------------------------------------- */
 
-#define HALF_ROWS 32 /* at most twice as many rows of the Gram matrix are summed over half of the positions, too */
+#define HALF_ROWS 32 /* about so many rows of the Gram matrix are summed over half of the positions, too */
 
 static bool is_wanted(const struct stats_moments_wanted *w, enum model_point p) {
     return w->of == STATS_MOMENTS_ALL ? !is_of_expert(p) : p == POINT_HEAD_IN;
@@ -75,7 +75,7 @@ void mark_moments(struct stats *s, const struct stats_moments_wanted *wanted) {
             continue;
         struct point_sums *sums = point_of(s, p, point_in_layer(p) ? slot.layer : 0, 0);
         if (!sums->cols) continue;
-        sums->stride = sums->cols > HALF_ROWS ? sums->cols / HALF_ROWS : 1;
+        sums->stride = (sums->cols / HALF_ROWS) | 1; /* odd: not the same element of every head */
         sums->half_rows = (sums->cols + sums->stride - 1) / sums->stride;
         sums->sampled = wanted->rows && sums->cols > wanted->rows;
     }
@@ -113,19 +113,19 @@ int check_moments(const char *name, const float *x, uint64_t n, struct err *e) {
     return 0;
 }
 
-/* Copies the *n numbers of a tensor of the file to scratch, so that the file itself need not stay in memory; *n is how
+/* Copies the *n numbers of a tensor [][cols] of the file to scratch, so that the file itself need not stay in memory; *n is how
  * many there must be, 0: any number. */
-static int from_file(const struct stats *s, const char *name, struct buf *scratch, const float **x, uint64_t *n,
-                     struct err *e) {
+static int from_file(const struct stats *s, const char *name, size_t cols, struct buf *scratch, const float **x,
+                     uint64_t *n, struct err *e) {
     long at = stream_map_find(s->file, name);
     struct stream_map_entry entry;
     const void *data;
     if (at < 0) return err_set(e, ERR_DATA, "tensor '%s' is no longer there", name);
-    int rc = stream_map_entry(s->file, (size_t)at, &entry, e);
+    if (stream_map_entry(s->file, (size_t)at, &entry, e)) return e->code;
     uint64_t elems = tensor_elems(&entry.desc);
-    if (!rc && (entry.desc.dtype != DT_F32 || (*n && elems != *n)))
-        rc = err_set(e, ERR_DATA, "tensor '%s' is another one now", name);
-    if (!rc) rc = stream_map_data(s->file, (size_t)at, scratch, &data, e);
+    if (entry.desc.dtype != DT_F32 || entry.desc.rank != 2 || entry.desc.dims[1] != cols || (*n && elems != *n))
+        return err_set(e, ERR_DATA, "tensor '%s' is another one now", name);
+    int rc = stream_map_data(s->file, (size_t)at, scratch, &data, e);
     if (!rc && data != scratch->data) {
         scratch->len = 0;
         rc = buf_append(scratch, data, (size_t)elems * sizeof **x, e);
@@ -143,9 +143,9 @@ static int summed(const struct stats *s, const struct point_sums *sums, struct b
     out->sum = sums->gram, out->half = sums->half;
     if (!s->file) return 0;
     moments_name(out->point, out->layer, "gram", name);
-    int rc = from_file(s, name, &scratch[0], &out->sum, &all, e);
+    int rc = from_file(s, name, sums->cols, &scratch[0], &out->sum, &all, e);
     moments_name(out->point, out->layer, "gram_half", name);
-    return rc ? rc : from_file(s, name, &scratch[1], &out->half, &half, e);
+    return rc ? rc : from_file(s, name, sums->cols, &scratch[1], &out->half, &half, e);
 }
 
 /* The moments of x [rows][cols]; the half is the first half of these. */
@@ -175,7 +175,7 @@ static int from_rows(const struct stats *s, const struct point_sums *sums, struc
     int rc = 0;
     moments_name(out->point, out->layer, "rows", name);
     if (s->file)
-        rc = from_file(s, name, &stored, &x, &n, e);
+        rc = from_file(s, name, sums->cols, &stored, &x, &n, e);
     else
         n = sums->rows.len / sizeof *x;
     if (!rc) rc = sum_rows(x, (size_t)n / sums->cols, scratch, out, e);

@@ -41,8 +41,8 @@
  * no longer (stats_longest_row):
  *
  *     P.gram      [cols][cols]     sum over positions of x x^T
- *     P.gram_half [about 32][cols] rows 0, k, 2k, ... of the same sum over about half of the positions, k the largest
- *                                  number that leaves 32 rows: how much of it is noise
+ *     P.gram_half [about 32][cols] rows 0, k, 2k, ... of the same sum over about half of the positions, k = cols / 32
+ *                                  or one more, so that it is odd: they show how much is noise
  *
  * Or, at points with more columns than a number of rows that was asked for, so many rows, or all if there were fewer, in
  * place of both. They are drawn from all positions with equal chances (Vitter 1985, "Random Sampling with a Reservoir",

@@ -207,9 +207,9 @@ static bool has_suffix(const char *text, const char *end) {
     return n >= m && strcmp(text + n - m, end) == 0;
 }
 
-static bool has_form(const struct tensor_desc *d, const struct item *t) {
+static bool has_form(const struct stats *s, const struct tensor_desc *d, const struct item *t) {
     if (t->rows) return d->dtype == DT_F32 && d->rank == 2 && d->dims[0] && d->dims[1] == t->cols;
-    bool typed = d->dtype == DT_F64 || (t->moments && d->dtype == DT_F32);
+    bool typed = d->dtype == (t->moments && s->halves ? DT_F32 : DT_F64);
     return typed && d->rank == t->rank && tensor_elems(d) == elems_of(t) && (t->rank < 2 || d->dims[0] == t->n);
 }
 
@@ -224,7 +224,10 @@ static int add_moments(struct stats *s, const struct tensor_desc *d, const struc
         x[i] = (float)v;
     }
     if (check_moments(d->name, x, n, e)) return e->code;
-    if (t->rows) return buf_append(&t->rows->rows, x, n * sizeof *x, e);
+    if (t->rows) {
+        t->rows->seen += d->dims[0]; /* they are scaled already */
+        return buf_append(&t->rows->rows, x, n * sizeof *x, e);
+    }
     if (!*t->moments && !(*t->moments = arena_array(&s->memory, n, sizeof *x, e))) return e->code;
     for (uint64_t i = 0; i < n; i++) (*t->moments)[i] += x[i];
     return 0;
@@ -247,7 +250,7 @@ static int add_tensor(struct stats *s, struct stream_reader *r, const struct ten
     struct item t = find_item(s, d->name);
     if (!t.n)
         return err_set(e, ERR_DATA, "%s: tensor '%s' is not a statistic of this model", stream_reader_name(r), d->name);
-    if (!has_form(d, &t))
+    if (!has_form(s, d, &t))
         return err_set(e, ERR_DATA, "%s: tensor '%s' has the wrong type or shape", stream_reader_name(r), d->name);
     bool is_f32 = t.moments || t.rows;
     if (is_f32 && s->file) return stream_skip_tensor(r, e);
@@ -315,12 +318,13 @@ static int begin(struct stats **s, const struct model_config *c, const struct se
 static int check_alike(const struct stats *s, const struct segment *g, struct err *e) {
     if (strcmp(s->vocab, g->vocab) != 0)
         return err_set(e, ERR_DATA, "statistics of two vocabularies: %s and %.64s", s->vocab, g->vocab);
+    if (s->moments.of != g->moments.of || s->moments.rows != g->moments.rows || s->halves != g->halves)
+        return err_set(e, ERR_DATA,
+                       "statistics with different second moments cannot be added (make all of them with the same "
+                       "--moments, --head-moments and --rows)");
     const char *lacks = s->gradients != g->gradients   ? "gradients"
                         : s->is_signed != g->is_signed ? "signed sums"
-                        : s->moments.of != g->moments.of || s->moments.rows != g->moments.rows
-                            ? "the same second moments"
-                        : s->halves != g->halves ? "second moments of a half"
-                                                 : NULL;
+                                                       : NULL;
     return lacks ? err_set(e, ERR_DATA, "statistics with %s and without cannot be added", lacks) : 0;
 }
 

@@ -357,6 +357,7 @@ int stream_map_data(struct stream_map *m, size_t i, struct buf *scratch, const v
 void stream_map_forget(struct stream_map *m, size_t i) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), first = m->tensors[i].at / page * page;
     uint64_t end = i + 1 < m->n ? m->tensors[i + 1].at : m->size;
+    m->tensors[i].verified = false;
     (void)madvise((void *)(uintptr_t)(m->data + first), (size_t)(end - first), MADV_DONTNEED); /* only advice */
 }
 

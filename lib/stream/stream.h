@@ -256,7 +256,7 @@ typedef int stream_map_piece_fn(void *ctx, const void *data, size_t n, struct er
 int stream_map_pieces(struct stream_map *m, size_t i, struct buf *scratch, stream_map_piece_fn *fn, void *ctx,
                       struct err *e) MUST_CHECK;
 /* Lets pages of the mapping with this tensor's data leave memory, which what was read of it so far then no longer
- * occupies; they are read again when they are needed. */
+ * occupies; they are read and verified again when they are needed. */
 void stream_map_forget(struct stream_map *m, size_t i);
 const cJSON *stream_map_prov(struct stream_map *m); /* array, owned by m */
 /* Totals from the end record; the first call computes the digest from the headers of all records. */
