@@ -90,12 +90,14 @@ static const struct cli_option options[] = {
      .arg = "BY",
      .choices = "magnitude|wanda|sparsegpt|alps|svd",
      .fallback = "magnitude",
-     .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data", "!method=alps|data",
-               "!method=svd|!allocate=search"},
+     .needs = {"sparsity|pattern|rate|plan", "!method=wanda|stats|data", "!method=sparsegpt|data|stats",
+               "!method=alps|data|stats", "!method=svd|!allocate=search"},
      .help =
          "which weights become zero. magnitude: the smallest of each matrix; wanda: in each row, those with the "
          "smallest product of weight and input norm; sparsegpt: those that cost least when the others are updated "
-         "to compensate, column by column; alps: search for the mask with the least error (the best and slowest). svd "
+         "to compensate, column by column; alps: search for the mask with the least error (the best and slowest); "
+         "these two "
+         "layer by layer with --data, or tensor by tensor with --stats of calibrate --moments. svd "
          "leaves no zeros: "
          "each matrix becomes two low-rank factors with that share of its weights less, by its own singular values, "
          "or with --data by those of its outputs"},
@@ -132,8 +134,9 @@ static const struct cli_option options[] = {
      .arg = "SHARE",
      .fallback = "0.01",
      .max = 1,
-     .needs = {"method=sparsegpt|method=alps|method=svd|reconstruct", "data"},
-     .help = "damping: added to the diagonal of the second moments of --data, as a share of its mean"},
+     .needs = {"method=sparsegpt|method=alps|method=svd|reconstruct", "data|method=sparsegpt|method=alps",
+               "data|!dry-run"},
+     .help = "damping: added to the diagonal of the second moments of --data or --stats, as a share of its mean"},
     SESSION_DATA_PRECISION(o.how, "data"),
     {.name = "merge",
      .type = CLI_FLAG,
@@ -338,13 +341,15 @@ static const struct cli_option options[] = {
      .type = CLI_STRING,
      .to = &o.stats,
      .arg = "FILE",
-     .needs = {"layers|experts|ffn|heads|kv-heads|hidden|plan|method=wanda|target-params|target-speedup|target-size|"
-               "allocate=owl|allocate=search",
-               "layers|experts|hidden|method=wanda|compensate|target-params|target-speedup|target-size|allocate=owl|"
-               "allocate=search|!score=weights"},
+     .needs = {"layers|experts|ffn|heads|kv-heads|hidden|plan|method=wanda|method=sparsegpt|method=alps|target-params|"
+               "target-speedup|target-size|allocate=owl|allocate=search",
+               "layers|experts|hidden|method=wanda|method=sparsegpt|method=alps|compensate|target-params|"
+               "target-speedup|target-size|allocate=owl|allocate=search|!score=weights",
+               "!method=sparsegpt|!data|layers|experts|plan|allocate=owl",
+               "!method=alps|!data|layers|experts|plan|allocate=owl"},
      .completes_files = true,
      .help = "activation statistics of this model, from rill calibrate; for wanda and --allocate also an importance "
-             "matrix of llama.cpp"},
+             "matrix of llama.cpp; sparsegpt and alps without --data need those of calibrate --moments"},
     {0},
 };
 
@@ -390,6 +395,8 @@ int main(int argc, char **argv) {
             "    two of every four weights, by weights and activations\n"
             "rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill model.rill -o sparse.rill\n"
             "    half of the weights, layer by layer, with the others updated to compensate\n"
+            "rill prune --sparsity 0.5 --method sparsegpt --stats moments.stats.rill model.rill -o sparse.rill\n"
+            "    the same tensor by tensor, with statistics of calibrate --moments\n"
             "rill prune --sparsity 0.5 --method svd --data tokens.rill model.rill -o factored.small.rill\n"
             "    each matrix as two low-rank factors with half of its weights\n"
             "rill prune --merge factored.rill -o whole.rill\n"

@@ -1,5 +1,5 @@
 /* Prunes in one pass over a model stream, writing layer by layer. */
-#include "lib/prune/prune_internal.h"
+#include "lib/prune/second_order.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,6 +13,7 @@ struct pass {
     struct prune_layer expert;
     struct prune_layer one; /* the current tensor outside layers */
     struct buf packed, scratch;
+    struct prune_moments moments;
 };
 
 /* Writes the tensor in its type, or as f32 if it was quantized and its blocks are no longer intact. */
@@ -28,40 +29,42 @@ static int write_values(struct pass *p, struct prune_tensor *t, struct err *e) {
     return rc ? err_prefix(e, "tensor '%s'", d->name) : stream_write_tensor(p->out, d, NULL, p->packed.data, e);
 }
 
-static int report_matrix(struct pass *p, const struct prune_tensor *t, struct err *e) {
-    uint64_t n = tensor_elems(&t->desc);
-    struct prune_tensor_report r = {.name = t->desc.name, .elems = n};
-    prune_count(p->report, &r, (const float *)t->data.data);
-    return p->plan.o->sparse ? p->plan.o->sparse(p->plan.o->sparse_ctx, &r, e) : 0;
+static int report_matrix(struct pass *p, const struct prune_tensor *t, struct prune_tensor_report *r, struct err *e) {
+    r->name = t->desc.name, r->elems = tensor_elems(&t->desc);
+    prune_count(p->report, r, (const float *)t->data.data);
+    return p->plan.o->sparse ? p->plan.o->sparse(p->plan.o->sparse_ctx, r, e) : 0;
 }
 
-static int sparsify(struct pass *p, struct prune_tensor *t, struct err *e) {
+/* old: slot in the old model. */
+static int sparsify(struct pass *p, struct prune_tensor *t, struct model_slot old, struct err *e) {
+    struct prune_tensor_report r = {.has_error = prune_uses_moments(p->plan.o)};
     const struct prune_matrix w = {.x = (float *)t->data.data,
                                    .rows = t->desc.dims[0],
                                    .cols = t->desc.dims[1],
                                    .norms = t->norms.len ? (const float *)t->norms.data : NULL};
     if (!prune_is_sparse(t->sparse)) return 0;
     t->blocks.len = 0;
-    int rc = prune_mask(&w, t->sparse, p->plan.o->method, &p->scratch, e);
-    return rc ? err_prefix(e, "tensor '%s'", t->desc.name) : report_matrix(p, t, e);
+    int rc = r.has_error ? prune_by_moments(&p->moments, p->plan.o, old, &w, t->sparse, &r.output_error, e)
+                         : prune_mask(&w, t->sparse, p->plan.o->method, &p->scratch, e);
+    return rc ? err_prefix(e, "tensor '%s'", t->desc.name) : report_matrix(p, t, &r, e);
 }
 
-/* s: slot in the pruned model. */
-static int narrow(struct pass *p, struct prune_layer *l, struct model_slot s, struct err *e) {
-    const struct prune_tensor *t = &l->tensor[s.role];
-    struct model_slot old = s;
+static int narrow(struct pass *p, struct prune_layer *l, struct model_slot old, struct err *e) {
+    const struct prune_tensor *t = &l->tensor[old.role];
     if (!p->plan.kept_hidden) return 0;
-    if (model_role_in_layer(s.role)) old.layer = p->plan.old_layer[s.layer];
-    bool gain = model_role_info(s.role)->kind == KIND_GAIN && t->desc.dims[0] == p->plan.from->hidden;
-    double kept = gain ? prune_kept_energy(&p->plan, s.role, old.layer, (const float *)t->data.data) : 1;
+    bool gain = model_role_info(old.role)->kind == KIND_GAIN && t->desc.dims[0] == p->plan.from->hidden;
+    double kept = gain ? prune_kept_energy(&p->plan, old.role, old.layer, (const float *)t->data.data) : 1;
     return prune_narrow(l, &p->plan, old, sqrt(kept), e);
 }
 
+/* s: slot in the pruned model. */
 static int write_tensor(struct pass *p, struct prune_layer *l, struct model_slot s, struct err *e) {
     struct tensor_desc *d = &l->tensor[s.role].desc;
+    struct model_slot old = s;
+    if (model_role_in_layer(s.role)) old.layer = p->plan.old_layer[s.layer];
     model_slot_name(s, d->name);
-    int rc = narrow(p, l, s, e);
-    if (!rc) rc = sparsify(p, &l->tensor[s.role], e);
+    int rc = narrow(p, l, old, e);
+    if (!rc) rc = sparsify(p, &l->tensor[s.role], old, e);
     if (!rc) rc = model_slot_check(&p->plan.to, s, d, e);
     return rc ? rc : write_values(p, &l->tensor[s.role], e);
 }
@@ -210,6 +213,7 @@ int prune_dry_run(struct stream_reader *in, const struct prune_options *o, struc
     struct prune_plan p = {0};
     int rc = model_head_read(in, &head, &item, e);
     if (!rc) rc = prune_plan_make(&p, &head, o, e);
+    if (!rc) rc = prune_check_moments(&p, e);
     if (!rc) prune_plan_warn(&p);
     if (!rc) rc = prune_fill_report(report, &p, e);
     if (!rc) rc = prune_plan_write(&p, plan, e);
@@ -226,6 +230,7 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     struct pass p = {.out = out, .report = report};
     int rc = model_head_read(in, &head, &item, e);
     if (!rc) rc = prune_plan_make(&p.plan, &head, o, e);
+    if (!rc) rc = prune_check_moments(&p.plan, e);
     const struct buf *vocab = p.plan.vocab.len ? &p.plan.vocab : &head.vocab;
     if (!rc) prune_plan_warn(&p.plan);
     if (!rc) rc = prune_fill_report(report, &p.plan, e);
@@ -237,6 +242,7 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     prune_layer_release(&p.one);
     buf_release(&p.packed);
     buf_release(&p.scratch);
+    prune_moments_release(&p.moments);
     prune_plan_release(&p.plan);
     model_head_release(&head);
     return rc;

@@ -3,8 +3,8 @@
  * possible.
  *
  * Order of files, each calling only earlier ones: choose, map, name, sparsity, norms, mask, layer, narrow, vocabulary,
- * layers, plan_text, those of target.h, plan, candidates, report, lowrank, factors, prune; the others of
- * second_order.h; divergence; allocate; search.
+ * layers, plan_text, those of target.h, plan, candidates, report, lowrank, factors, those of second_order.h up to
+ * moments, prune; the others of second_order.h; divergence; allocate; search.
  */
 #ifndef RILL_PRUNE_INTERNAL_H
 #define RILL_PRUNE_INTERNAL_H
@@ -95,6 +95,9 @@ void prune_shift_to(double *share, const double *weights, size_t n, double total
 #define PRUNE_SPARSITY_TEXT 32
 /* "0.5" or "2:4" as prune_sparsity_parse reads it, round-trip exact. Returns out. */
 const char *prune_sparsity_text(struct prune_sparsity s, char out[PRUNE_SPARSITY_TEXT]);
+
+/* Whether single weights are pruned by second moments of the statistics, without data. */
+bool prune_uses_moments(const struct prune_options *o);
 
 /* A matrix on the host. */
 struct prune_matrix {

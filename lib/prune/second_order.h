@@ -2,8 +2,8 @@
  * Private to lib/prune: fits of one matrix given the Gram matrix of its inputs, G = sum y y^T over positions. For
  * target outputs t and b = sum t y^T, the squared error of weights w is tr(w G w^T) - 2 tr(w b^T) up to a constant.
  *
- * Order of files, each calling only earlier ones: sparsegpt, refit, alps, lowrank, held, greedy, consume; sequential,
- * structure, hidden, layerwise.
+ * Order of files, each calling only earlier ones: sparsegpt, refit, alps, lowrank, held, moments, greedy,
+ * consume; sequential, structure, hidden, layerwise. The pass over a stream (prune.c) calls moments.
  */
 #ifndef RILL_PRUNE_SECOND_ORDER_H
 #define RILL_PRUNE_SECOND_ORDER_H
@@ -40,6 +40,23 @@ int prune_refit(const struct prune_matrix *w, const struct prune_fit *fit, struc
  */
 int prune_alps(const struct prune_matrix *w, const struct prune_fit *fit, struct prune_sparsity s,
                struct err *e) MUST_CHECK;
+
+/* ---- one matrix, by the second moments of its inputs in o->stats (moments.c) ---- */
+
+/* Of the matrix pruned last. Start with {0}. */
+struct prune_moments {
+    struct buf stored[2];
+    struct stats_gram known;   /* cols 0: none */
+    struct obs_factor *factor; /* for SparseGPT */
+};
+/* ERR_DATA, ERR_USAGE: with prune_uses_moments, not all matrices to be pruned can be. */
+int prune_check_moments(const struct prune_plan *p, struct err *e) MUST_CHECK;
+/* o->method is SparseGPT or ALPS; s: slot in the old model. *output_error: as prune_output_error. ERR_DATA: the moments
+ * do not factor. */
+int prune_by_moments(struct prune_moments *k, const struct prune_options *o, struct model_slot s,
+                     const struct prune_matrix *w, struct prune_sparsity sparsity, double *output_error,
+                     struct err *e) MUST_CHECK;
+void prune_moments_release(struct prune_moments *k);
 
 /*
  * Low-rank factors: replaces w by second * first, first [rank][cols] and second [rows][rank], with the least output

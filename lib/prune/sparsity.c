@@ -164,6 +164,14 @@ int prune_plan_sparse(struct prune_plan *p, struct err *e) {
     return apply_rules(p, e);
 }
 
+static bool is_second_order(const struct prune_options *o) {
+    return o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS;
+}
+
+bool prune_uses_moments(const struct prune_options *o) {
+    return is_second_order(o) && !o->calibrated && o->stats && stats_moments_in(o->stats) == STATS_MOMENTS_ALL;
+}
+
 int prune_check_sparse(const struct prune_plan *p, struct err *e) {
     const struct prune_options *o = p->o;
     bool any = false;
@@ -173,8 +181,12 @@ int prune_check_sparse(const struct prune_plan *p, struct err *e) {
         any = true;
         if (check_matrix(p, s, now, p->sparse[i], e)) return e->code;
     }
-    if (any && !o->calibrated && (o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS || o->reconstruct))
+    if (any && !o->calibrated && o->reconstruct)
         return err_set(e, ERR_USAGE, "this method needs --data (calibration tokens)");
+    if (any && !o->calibrated && is_second_order(o) && !prune_uses_moments(o))
+        return err_set(e, ERR_USAGE,
+                       "this method needs --data (calibration tokens), or --stats with second moments (rill calibrate "
+                       "--moments)");
     if (any && o->method == PRUNE_WANDA && !o->stats && !o->squares.mean && !o->calibrated)
         return err_set(e, ERR_USAGE, "wanda needs --stats (from rill calibrate) or --data");
     return 0;

@@ -109,7 +109,7 @@ setup() {
     check_exit 0 rill ls q.rill
     [[ $out != *q8_0* ]]
     check_exit 2 rill prune --sparsity 0.5 --method sparsegpt model.rill -o no.rill
-    assert_stderr_line "--method sparsegpt needs --data"
+    assert_stderr_line "--method sparsegpt needs --data or --stats"
     check_exit 2 rill prune --sparsity 0.5 --ffn 64 --method alps --data tokens.rill model.rill -o no.rill
     check_exit 2 rill prune --sparsity 0.5 --method magnitude --data tokens.rill model.rill -o no.rill
     check_exit 2 rill prune --rate '^head|^embed=0.5' --method sparsegpt --data tokens.rill model.rill -o no.rill
@@ -125,6 +125,47 @@ setup() {
     head -c 40000 model.rill >cut.rill
     check_exit 3 rill prune --sparsity 0.5 --method sparsegpt --data tokens.rill cut.rill -o no.rill
     assert_no_file no.rill
+}
+
+@test "sparsegpt and alps by second moments of the statistics, without data" {
+    rill calibrate -q -m model.rill --precision f32 --moments tokens.rill -o m.stats.rill
+    for method in sparsegpt alps; do
+        how="--sparsity 0.5 --method $method --no-provenance"
+        # shellcheck disable=SC2086
+        check_exit 0 rill prune -q $how --stats m.stats.rill -j 1 --report r.json model.rill -o a.rill --force
+        # shellcheck disable=SC2086
+        cat model.rill | rill prune -q $how --stats <(cat m.stats.rill) -j 4 | cat >b.rill
+        assert_same a.rill b.rill
+        [ "$(grep -o '"sparsity":0.5,"output_error":0\.' r.json | wc -l)" -eq 21 ] # seven matrices in each of three layers
+        # in the first layer, the inputs are the same as with data, and so are the errors
+        # shellcheck disable=SC2086
+        rill prune -q $how --data tokens.rill --precision f32 --report d.json model.rill -o d.rill --force
+        for json in r d; do grep -o '"name":"layers.0.attn.q.weight"[^}]*' $json.json | grep -o '"output_error":[^,}]*' | cut -d: -f2; done >errors.txt
+        awk 'NR == 1 { a = $1 } NR == 2 { exit !(a < 1.02 * $1 && a > 0.98 * $1) }' errors.txt
+        # shellcheck disable=SC2086
+        check_exit 0 rill prune -q $how --stats rows.stats.rill model.rill -o rows.rill --force
+        # shellcheck disable=SC2086
+        check_exit 0 rill prune -q $how --stats m.stats.rill --layers 2 model.rill -o fewer.rill --force
+        # shellcheck disable=SC2086
+        check_exit 0 rill prune -q $how --stats m.stats.rill --sparsify-head model.rill -o head.rill --force
+        # shellcheck disable=SC2086
+        check_exit 0 rill prune -q --pattern 2:4 --method $method --stats m.stats.rill model.rill -o pattern.rill --force
+        # what the statistics do not have, and what would need others
+        # shellcheck disable=SC2086
+        check_exit 2 rill prune $how --stats model.stats.rill model.rill -o no.rill
+        assert_stderr_line "this method needs --data (calibration tokens), or --stats with second moments (rill calibrate --moments)"
+        # shellcheck disable=SC2086
+        check_exit 2 rill prune $how --stats m.stats.rill --ffn 64 model.rill -o no.rill
+        assert_stderr "*change widths in a run before*"
+        rill calibrate -q -m experts.rill --moments tokens.rill -o e.stats.rill --force
+        # shellcheck disable=SC2086
+        check_exit 3 rill prune $how --stats e.stats.rill experts.rill -o no.rill
+        assert_stderr "*tensor 'layers.0.experts.0.gate.weight': the statistics have no second moments of its inputs*"
+        check_exit 0 rill prune -q --rate attn=0.5 --method $method --stats e.stats.rill experts.rill -o e.rill --force
+        # shellcheck disable=SC2086
+        check_exit 3 rill prune $how --stats m.stats.rill student.rill -o no.rill
+        assert_no_file no.rill
+    done
 }
 
 @test "layers, heads and channels with data: what reads them is fitted" {
