@@ -345,8 +345,10 @@ static const struct cli_option options[] = {
                "target-speedup|target-size|allocate=owl|allocate=search",
                "layers|experts|hidden|method=wanda|method=sparsegpt|method=alps|compensate|target-params|"
                "target-speedup|target-size|allocate=owl|allocate=search|!score=weights",
-               "!method=sparsegpt|!data|layers|experts|plan|allocate=owl",
-               "!method=alps|!data|layers|experts|plan|allocate=owl"},
+               "!method=sparsegpt|!data|layers|plan|hidden|target-params|target-speedup|target-size|allocate=owl|"
+               "allocate=search",
+               "!method=alps|!data|layers|plan|hidden|target-params|target-speedup|target-size|allocate=owl|allocate="
+               "search"},
      .completes_files = true,
      .help = "activation statistics of this model, from rill calibrate; for wanda and --allocate also an importance "
              "matrix of llama.cpp; sparsegpt and alps without --data need those of calibrate --moments"},

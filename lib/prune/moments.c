@@ -8,6 +8,7 @@
 
 int prune_check_moments(const struct prune_plan *p, struct err *e) {
     char name[TENSOR_MAX_NAME + 1];
+    uint64_t was[2], is[2];
     if (!prune_uses_moments(p->o)) return 0;
     for (size_t i = 0; i < p->n_slots; i++) {
         struct model_slot s = model_slot_at(p->from, i), now;
@@ -17,10 +18,20 @@ int prune_check_moments(const struct prune_plan *p, struct err *e) {
                            "tensor '%s': the statistics have no second moments of its inputs, which this method needs "
                            "without --data",
                            model_slot_name(s, name));
-        if (prune_changes_widths(p) || p->kept_hidden)
-            return err_set(e, ERR_USAGE,
-                           "by statistics, this method prunes the matrices as they are: change widths in a run before, "
-                           "and make statistics of its result");
+        if (p->sparse[i].rank)
+            return err_set(
+                e, ERR_USAGE,
+                "tensor '%s': low-rank factors by what a matrix does to its inputs need --data (--method svd: "
+                "by its own singular values)",
+                model_slot_name(s, name));
+        model_slot_shape(p->from, s, was);
+        model_slot_shape(&p->to, now, is);
+        if (was[1] != is[1])
+            return err_set(
+                e, ERR_USAGE,
+                "tensor '%s' loses inputs: by statistics, this method prunes matrices for all of their inputs "
+                "(change widths in a run before, and make statistics of its result)",
+                model_slot_name(s, name));
     }
     return 0;
 }
@@ -36,6 +47,7 @@ void prune_moments_release(struct prune_moments *k) {
     forget(k);
     buf_release(&k->stored[0]);
     buf_release(&k->stored[1]);
+    buf_release(&k->rounded);
 }
 
 /* Reads the moments, and factors them for SparseGPT, unless the matrix before had the same inputs. */
@@ -67,13 +79,15 @@ static int alps(const struct prune_moments *k, double damp, const struct prune_m
 }
 
 int prune_by_moments(struct prune_moments *k, const struct prune_options *o, struct model_slot s,
-                     const struct prune_matrix *w, struct prune_sparsity sparsity, double *output_error,
-                     struct err *e) {
+                     const struct tensor_desc *stored, const struct prune_matrix *w, struct prune_sparsity sparsity,
+                     double *output_error, struct err *e) {
+    struct model_param as = {.desc = *stored, .n = w->rows * w->cols, .value = kernel_f32(w->x)};
     int rc = turn_to(k, o, s, e);
     float *was = rc ? NULL : mem_array(w->rows, w->cols * sizeof *was, e);
     if (!was) return e->code;
     memcpy(was, w->x, w->rows * w->cols * sizeof *was);
     rc = o->method == PRUNE_ALPS ? alps(k, o->damp, w, sparsity, e) : prune_sparsegpt(w, k->factor, sparsity, e);
+    if (!rc) rc = prune_round(&as, &k->rounded, e);
     if (!rc) rc = prune_output_error(w, k->known.sum, was, output_error, e);
     mem_free(was);
     return rc;

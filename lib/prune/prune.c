@@ -44,7 +44,7 @@ static int sparsify(struct pass *p, struct prune_tensor *t, struct model_slot ol
                                    .norms = t->norms.len ? (const float *)t->norms.data : NULL};
     if (!prune_is_sparse(t->sparse)) return 0;
     t->blocks.len = 0;
-    int rc = r.has_error ? prune_by_moments(&p->moments, p->plan.o, old, &w, t->sparse, &r.output_error, e)
+    int rc = r.has_error ? prune_by_moments(&p->moments, p->plan.o, old, &t->desc, &w, t->sparse, &r.output_error, e)
                          : prune_mask(&w, t->sparse, p->plan.o->method, &p->scratch, e);
     return rc ? err_prefix(e, "tensor '%s'", t->desc.name) : report_matrix(p, t, &r, e);
 }

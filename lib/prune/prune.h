@@ -219,8 +219,8 @@ struct prune_tensor_report {
     const char *name; /* in the pruned model */
     uint64_t elems, zeros;
     uint32_t rank; /* of its low-rank factors; 0: not factored */
-    /* with data and Gram matrices: squared error of its outputs on its present inputs, relative to their sum of
-     * squares */
+    /* with Gram matrices: squared error of its outputs, relative to their sum of squares, on its present inputs or, by
+     * statistics, on those of the original */
     bool has_error;
     double output_error;
 };

@@ -48,14 +48,15 @@ struct prune_moments {
     struct buf stored[2];
     struct stats_gram known;   /* cols 0: none */
     struct obs_factor *factor; /* for SparseGPT */
+    struct buf rounded;        /* scratch */
 };
 /* ERR_DATA, ERR_USAGE: with prune_uses_moments, not all matrices to be pruned can be. */
 int prune_check_moments(const struct prune_plan *p, struct err *e) MUST_CHECK;
-/* o->method is SparseGPT or ALPS; s: slot in the old model. *output_error: as prune_output_error. ERR_DATA: the moments
- * do not factor. */
+/* o->method is SparseGPT or ALPS; s: slot in the old model. Rounds w to the type of `stored`. *output_error: as
+ * prune_output_error. ERR_DATA: the moments do not factor, or the type cannot represent a weight. */
 int prune_by_moments(struct prune_moments *k, const struct prune_options *o, struct model_slot s,
-                     const struct prune_matrix *w, struct prune_sparsity sparsity, double *output_error,
-                     struct err *e) MUST_CHECK;
+                     const struct tensor_desc *stored, const struct prune_matrix *w, struct prune_sparsity sparsity,
+                     double *output_error, struct err *e) MUST_CHECK;
 void prune_moments_release(struct prune_moments *k);
 
 /*

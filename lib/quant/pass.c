@@ -269,9 +269,10 @@ int pass_prepare(struct pass *p, struct err *e) {
         rc = err_set(e, ERR_USAGE, "hqq changes nothing in %s: no type in it has scales of its own for it to move",
                      p->o->plan ? p->o->plan_name : p->o->type->name);
     if (!rc && p->o->fed_by_stats && !p->o->planned_by_stats && !any_fed(p))
-        rc = err_set(e, ERR_USAGE,
-                     "error feedback by statistics changes nothing in %s: no type in it has a code for each weight",
-                     p->o->plan ? p->o->plan_name : p->o->type->name);
+        rc = err_set(e, ERR_USAGE, "error feedback by statistics changes nothing in %s: %s",
+                     p->o->plan ? p->o->plan_name : p->o->type->name,
+                     any_half_quadratic(&p->plan) ? "they know no matrix with a type that has a code for each weight"
+                                                  : "no type in it has a code for each weight");
     if (!rc && informed && !weighed && !p->o->planned_by_stats)
         rc = err_set(e, ERR_USAGE, "statistics change nothing in %s: %s",
                      p->o->plan ? p->o->plan_name : p->o->type->name,

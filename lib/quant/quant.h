@@ -263,7 +263,8 @@ struct quant_totals {
  *
  * With o->fed_by_stats each matrix whose second moments o->stats have, in a type with a quant_form, is quantized as by
  * quantize_layerwise, but for its inputs in the original model: errors of earlier matrices are not made up for. Memory:
- * the moments of one input four times, and its rows if they are kept instead. ERR_DATA if they cannot be factored even with 10,000 times the damping. */
+ * the moments of one input four times, and its rows if they are kept instead. ERR_DATA if they cannot be factored even
+ * with 10,000 times the damping. */
 int quantize_stream(struct stream_reader *in, struct stream_writer *out, const struct quant_options *o,
                     quant_report_fn *report, void *ctx, struct quant_totals *totals, struct err *e) MUST_CHECK;
 

@@ -2,8 +2,8 @@
  * Private to lib/quant: mixtures, rules, plan text, cache and passes.
  *
  * Order of files, each calling only earlier ones: mixtures, rules, plan_text, plan, cache, blocks_cache, pass,
- * (second_order.h: phases, clip, grid, hqq, refine, gptq, shrink), feedback, quantize, (learn.h: rounding, learn), (moments.h: moments,
- * target), sequential, fisher, (budget.h: allocate, sense_cache, sensitivity, search, budget).
+ * (second_order.h: phases, clip, grid, hqq, refine, gptq, shrink), feedback, quantize, (learn.h: rounding, learn),
+ * (moments.h: moments, target), sequential, fisher, (budget.h: allocate, sense_cache, sensitivity, search, budget).
  */
 #ifndef RILL_QUANT_INTERNAL_H
 #define RILL_QUANT_INTERNAL_H
@@ -43,7 +43,7 @@ int cache_key(const struct tensor_desc *d, const void *data, const float *import
 int cache_path(const char *folder, struct digest key, const char *suffix, char out[CACHE_PATH],
                struct err *e) MUST_CHECK;
 /* Incremented when a method produces different blocks for the same key. */
-#define BLOCKS_VERSION 6
+#define BLOCKS_VERSION 7
 /* Reads the n bytes of blocks and the errors in t that blocks_store wrote under this key. A missing file is not an
  * error: *found false. ERR_DATA: corrupt file. */
 int blocks_recall(const char *folder, struct digest key, struct quant_tensor_report *t, void *blocks, uint64_t n,
@@ -106,7 +106,7 @@ int pass_reserve(struct pass *p, uint64_t widest, struct err *e) MUST_CHECK;
 int pass_count(struct pass *p, struct model_slot s, const struct tensor_desc *from, struct quant_tensor_report *t,
                struct err *e) MUST_CHECK;
 
-/* ---- error feedback by the moments of o->stats (feedback.c), for a matrix that pass_is_fed ------------------------ */
+/* ---- error feedback by the moments of o->stats (feedback.c), for a matrix that pass_is_fed ----------------------- */
 
 /* The digest of its second moments. */
 int feedback_digest(struct pass *p, struct model_slot s, struct digest *out, struct err *e) MUST_CHECK;

@@ -113,8 +113,8 @@ int check_moments(const char *name, const float *x, uint64_t n, struct err *e) {
     return 0;
 }
 
-/* Copies the *n numbers of a tensor [][cols] of the file to scratch, so that the file itself need not stay in memory; *n is how
- * many there must be, 0: any number. */
+/* Copies the *n numbers of a tensor [][cols] of the file to scratch, so that the file need not stay in memory; *n is
+ * how many there must be, 0: any number. */
 static int from_file(const struct stats *s, const char *name, size_t cols, struct buf *scratch, const float **x,
                      uint64_t *n, struct err *e) {
     long at = stream_map_find(s->file, name);

@@ -44,9 +44,9 @@
  *     P.gram_half [about 32][cols] rows 0, k, 2k, ... of the same sum over about half of the positions, k = cols / 32
  *                                  or one more, so that it is odd: they show how much is noise
  *
- * Or, at points with more columns than a number of rows that was asked for, so many rows, or all if there were fewer, in
- * place of both. They are drawn from all positions with equal chances (Vitter 1985, "Random Sampling with a Reservoir",
- * algorithm R), the same ones at all points, and scaled so that the sum of x x^T over them estimates that over all
+ * Or, at points with more columns than a number of rows that was asked for, so many rows, or all if there were fewer,
+ * in place of both. They are drawn from all positions with equal chances (Vitter 1985, "Random Sampling with a
+ * Reservoir", algorithm R), the same ones at all points, and scaled so that the sum of x x^T over them estimates that over all
  * positions; so rows of several segments are added by keeping them all:
  *
  *     P.rows [rows][cols]
@@ -131,8 +131,9 @@ const double *stats_input_seq_sq(const struct stats *s, enum model_point p, stru
 const double *stats_input_sum(const struct stats *s, enum model_point p, struct model_slot slot);
 /* Which second moments there are. */
 enum stats_moments_of stats_moments_in(const struct stats *s);
-/* Those of the input of a slot's matrix. stats_input_gram, on statistics that were loaded, if stats_has_gram: arrays are
- * owned by s or lie in scratch, which the caller releases. ERR_DATA: the file has changed, or a sum is not finite. */
+/* Those of the input of a slot's matrix. stats_input_gram, on statistics that were loaded, if stats_has_gram: arrays
+ * are owned by s or lie in scratch, which the caller releases. ERR_DATA: the file has changed, or a sum is not
+ * finite. */
 struct stats_gram {
     enum model_point point; /* matrices with the same point and layer have the same moments */
     uint32_t layer;         /* 0 outside layers */
@@ -166,8 +167,8 @@ bool stats_input_point(const struct model_config *c, enum model_role role, enum 
 /*
  * The limit of a row's squared length: 16 times the median of the rows x [rows][cols]; INFINITY if that is 0. Models
  * produce a huge state at the first token in the feed-forward part of some layer (Sun et al. 2024, "Massive Activations
- * in Large Language Models", arXiv 2402.17762): that row is hundreds of times longer than others and would dominate sums
- * of squares, although the next norm removes its length.
+ * in Large Language Models", arXiv 2402.17762): that row is hundreds of times longer than others and would dominate
+ * sums of squares, although the next norm removes its length.
  */
 int stats_longest_row(const float *x, size_t rows, size_t cols, double *most, struct err *e) MUST_CHECK;
 

@@ -129,6 +129,7 @@ setup() {
 
 @test "sparsegpt and alps by second moments of the statistics, without data" {
     rill calibrate -q -m model.rill --precision f32 --moments tokens.rill -o m.stats.rill
+    rill calibrate -q -m experts.rill --moments tokens.rill -o e.stats.rill
     for method in sparsegpt alps; do
         how="--sparsity 0.5 --method $method --no-provenance"
         # shellcheck disable=SC2086
@@ -156,8 +157,10 @@ setup() {
         assert_stderr_line "this method needs --data (calibration tokens), or --stats with second moments (rill calibrate --moments)"
         # shellcheck disable=SC2086
         check_exit 2 rill prune $how --stats m.stats.rill --ffn 64 model.rill -o no.rill
-        assert_stderr "*change widths in a run before*"
-        rill calibrate -q -m experts.rill --moments tokens.rill -o e.stats.rill --force
+        assert_stderr "*tensor 'layers.0.ffn.down.weight' loses inputs*"
+        check_exit 2 rill prune --rate attn=rank:8 --method $method --stats m.stats.rill model.rill -o no.rill
+        assert_stderr "*low-rank factors by what a matrix does to its inputs need --data*"
+        check_exit 0 rill prune -q --experts 2 --rate attn=0.5 --method $method --stats e.stats.rill experts.rill -o e.rill --force
         # shellcheck disable=SC2086
         check_exit 3 rill prune $how --stats e.stats.rill experts.rill -o no.rill
         assert_stderr "*tensor 'layers.0.experts.0.gate.weight': the statistics have no second moments of its inputs*"
@@ -423,6 +426,8 @@ setup() {
     assert_stderr_line "--allocate search needs --data"
     check_exit 2 rill prune --sparsity 0.6 --allocate search --method sparsegpt --data tokens.rill model.rill -o no.rill
     assert_stderr_line "--allocate search needs --stats or --method magnitude"
+    check_exit 0 rill prune -q --sparsity 0.6 --allocate search --generations 2 --offspring 2 --method sparsegpt --stats model.stats.rill \
+        --data tokens.rill model.rill -o searched.rill
     check_exit 2 rill prune --pattern 2:4 --allocate owl --stats model.stats.rill model.rill -o no.rill
     check_exit 2 rill prune --sparsity 0.6 --ffn 64 --allocate owl --stats model.stats.rill model.rill -o no.rill
     for how in "owl --stats model.stats.rill" "search --data tokens.rill --generations 2 --offspring 2"; do
