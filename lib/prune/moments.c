@@ -13,6 +13,11 @@ int prune_check_moments(const struct prune_plan *p, struct err *e) {
     for (size_t i = 0; i < p->n_slots; i++) {
         struct model_slot s = model_slot_at(p->from, i), now;
         if (!prune_is_sparse(p->sparse[i]) || !prune_new_slot(p, s, &now)) continue;
+        if (s.role == ROLE_EMBED)
+            return err_set(e, ERR_USAGE,
+                           "tensor '%s' is the table of embeddings, too: this method would fit it as the head alone "
+                           "(--method wanda, or a --rate of 0 for it)",
+                           model_slot_name(s, name));
         if (!stats_has_gram(p->o->stats, s))
             return err_set(e, ERR_DATA,
                            "tensor '%s': the statistics have no second moments of its inputs, which this method needs "

@@ -148,7 +148,8 @@ setup() {
         # shellcheck disable=SC2086
         check_exit 0 rill prune -q $how --stats m.stats.rill --layers 2 model.rill -o fewer.rill --force
         # shellcheck disable=SC2086
-        check_exit 0 rill prune -q $how --stats m.stats.rill --sparsify-head model.rill -o head.rill --force
+        check_exit 2 rill prune $how --stats m.stats.rill --sparsify-head model.rill -o no.rill
+        assert_stderr "*tensor 'embed.weight' is the table of embeddings, too*"
         # shellcheck disable=SC2086
         check_exit 0 rill prune -q --pattern 2:4 --method $method --stats m.stats.rill model.rill -o pattern.rill --force
         # what the statistics do not have, and what would need others
