@@ -103,13 +103,14 @@ static int run(struct cli *c, struct err *e) {
     struct session_data in = {0};
     struct model *m = NULL;
     struct stats *s = NULL;
+    struct stats_moments_wanted wanted = {.rows = rows, .seed = cli_seed(c)};
+    wanted.of = moments ? STATS_MOMENTS_ALL : head_moments ? STATS_MOMENTS_HEAD : STATS_MOMENTS_NONE;
     if (gradients) how.precision = "f32"; /* so that auto means f32: the recording tape works on f32 weights */
     int rc = session_load_model(c, &how, session_weight_format(&how), &m, NULL, e);
     if (!rc) rc = session_open_data(c, cli_input_path(c, 0), "tokens", STREAM_ANY, m, &in, e);
     if (!rc) rc = cli_open_output(c, &out, e);
     if (!rc) rc = stats_new(&s, &m->config, m->vocab ? &m->vocab_digest : NULL, e);
-    struct stats_moments_wanted wanted = {moments ? STATS_MOMENTS_ALL : STATS_MOMENTS_HEAD, rows, cli_seed(c)};
-    if (!rc && (moments || head_moments)) rc = stats_want_moments(s, &wanted, e);
+    if (!rc) rc = stats_want_moments(s, &wanted, e);
     if (!rc) rc = collect(c, &in, m, s, e);
     if (!rc && stats_positions(s) == 0) rc = err_set(e, ERR_DATA, "%s: no tokens", stream_reader_name(in.stream));
     if (!rc) rc = stats_write(s, out, e);

@@ -3,8 +3,6 @@
 
 #include "lib/prune/second_order.h"
 
-#define TRIES 4 /* further attempts, each with ten times the damping */
-
 /* Gathers the kept rows and columns of the Gram matrix (both), or the kept columns of b or w. */
 static float *gather(const float *x, size_t rows, size_t cols, const struct prune_kept *kept, bool both,
                      struct err *e) {
@@ -20,7 +18,7 @@ static float *gather(const float *x, size_t rows, size_t cols, const struct prun
 /* w = (b + a w0)(G + a)^-1 for the kept inputs, with a the damping term. */
 static int solve(const struct prune_consumer *c, const struct prune_kept *kept, float *gram, float *b, float *w,
                  struct err *e) {
-    struct obs_options how = {.damp = c->damp, .tries = TRIES};
+    struct obs_options how = {.damp = c->damp, .tries = PRUNE_TRIES};
     struct obs_factor *f;
     size_t n = kept->at ? kept->n : c->w.cols;
     int rc = obs_factor_new(&f, gram, n, &how, e);
@@ -57,7 +55,7 @@ int prune_refit_columns(const struct prune_consumer *c, const struct prune_kept 
 
 int prune_consumer_units(const struct prune_consumer *c, size_t width, uint32_t keep, uint32_t *kept, double *cost,
                          struct err *e) {
-    struct obs_options how = {.damp = c->damp, .tries = TRIES};
+    struct obs_options how = {.damp = c->damp, .tries = PRUNE_TRIES};
     struct obs_factor *f = NULL;
     size_t n = c->w.cols, size = c->w.rows * n;
     float *w = mem_array(size, sizeof *w, e), *inverse = w ? mem_array(n, n * sizeof *inverse, e) : NULL;

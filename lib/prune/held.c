@@ -51,6 +51,16 @@ int prune_round(struct model_param *p, struct buf *scratch, struct err *e) {
     return 0;
 }
 
+float *prune_wanted(const struct prune_matrix *w, const float *gram, const float *shift, double ridge, struct err *e) {
+    size_t n = w->cols;
+    float *b = mem_array(w->rows, n * sizeof *b, e);
+    if (!b) return NULL;
+    kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(gram), 0, kernel_f32(b));
+    if (shift) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(shift), 1, kernel_f32(b));
+    for (size_t i = 0; i < w->rows * n; i++) b[i] += (float)(ridge * w->x[i]);
+    return b;
+}
+
 int prune_output_error(const struct prune_matrix *w, const float *gram, const float *was, double *out, struct err *e) {
     size_t n = w->rows * w->cols;
     float *d = mem_array(n, sizeof *d, e), *y = d ? mem_array(n, sizeof *y, e) : NULL;

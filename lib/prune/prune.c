@@ -213,7 +213,6 @@ int prune_dry_run(struct stream_reader *in, const struct prune_options *o, struc
     struct prune_plan p = {0};
     int rc = model_head_read(in, &head, &item, e);
     if (!rc) rc = prune_plan_make(&p, &head, o, e);
-    if (!rc) rc = prune_check_moments(&p, e);
     if (!rc) prune_plan_warn(&p);
     if (!rc) rc = prune_fill_report(report, &p, e);
     if (!rc) rc = prune_plan_write(&p, plan, e);
@@ -230,7 +229,6 @@ int prune_stream(struct stream_reader *in, struct stream_writer *out, const stru
     struct pass p = {.out = out, .report = report};
     int rc = model_head_read(in, &head, &item, e);
     if (!rc) rc = prune_plan_make(&p.plan, &head, o, e);
-    if (!rc) rc = prune_check_moments(&p.plan, e);
     const struct buf *vocab = p.plan.vocab.len ? &p.plan.vocab : &head.vocab;
     if (!rc) prune_plan_warn(&p.plan);
     if (!rc) rc = prune_fill_report(report, &p.plan, e);

@@ -235,8 +235,8 @@ struct prune_options {
     /* The text of a plan (from prune_dry_run), which replaces sparsity, rules, layers, ffn, experts and kv_heads, and
      * its name for messages. NULL: none. */
     const char *plan, *plan_name;
-    enum prune_method
-        method; /* PRUNE_WANDA needs stats, unless calibrated; SparseGPT and ALPS those with moments of all inputs */
+    /* PRUNE_WANDA needs stats, unless calibrated; SparseGPT and ALPS those with moments of all inputs */
+    enum prune_method method;
     bool calibrated; /* with data: prune_layerwise */
     /* Multiplies low-rank factors out into full matrices first. ERR_USAGE: there are none. Not with a plan or data. */
     bool merge;

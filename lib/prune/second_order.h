@@ -11,6 +11,9 @@
 #include "lib/obs/obs.h"
 #include "lib/prune/prune_internal.h"
 
+#define PRUNE_TRIES       4  /* further attempts to factor, each with ten times the damping */
+#define PRUNE_REFIT_STEPS 20 /* of conjugate gradients, for single weights */
+
 /*
  * SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1): column by column, the remaining columns
  * compensate for removed weights. For a share, the weights with the smallest w^2 / u_jj^2 in each block of columns are
@@ -45,13 +48,10 @@ int prune_alps(const struct prune_matrix *w, const struct prune_fit *fit, struct
 
 /* Of the matrix pruned last. Start with {0}. */
 struct prune_moments {
-    struct buf stored[2];
-    struct stats_gram known;   /* cols 0: none */
+    struct stats_known known;
     struct obs_factor *factor; /* for SparseGPT */
     struct buf rounded;        /* scratch */
 };
-/* ERR_DATA, ERR_USAGE: with prune_uses_moments, not all matrices to be pruned can be. */
-int prune_check_moments(const struct prune_plan *p, struct err *e) MUST_CHECK;
 /* o->method is SparseGPT or ALPS; s: slot in the old model. Rounds w to the type of `stored`. *output_error: as
  * prune_output_error. ERR_DATA: the moments do not factor, or the type cannot represent a weight. */
 int prune_by_moments(struct prune_moments *k, const struct prune_options *o, struct model_slot s,
@@ -99,6 +99,9 @@ int prune_hidden(const struct prune_walk *k, const struct prune_plan *plan, stru
 int prune_check_finite(const struct model *m, size_t first, size_t end, struct err *e) MUST_CHECK;
 /* Rounds the values to the type in the stream; quantized ones become f32 and are not rounded. */
 int prune_round(struct model_param *p, struct buf *scratch, struct err *e) MUST_CHECK;
+/* w (gram + shift + ridge) [rows][cols]: outputs on the original inputs, correlated with the current ones; shift NULL:
+ * these are the same. The caller frees it. */
+float *prune_wanted(const struct prune_matrix *w, const float *gram, const float *shift, double ridge, struct err *e);
 /* Relative output error: tr(d G d^T) of the change d from the old weights `was`, divided by tr(was G was^T). */
 int prune_output_error(const struct prune_matrix *w, const float *gram, const float *was, double *out,
                        struct err *e) MUST_CHECK;

@@ -4,8 +4,6 @@
 
 #include "lib/prune/second_order.h"
 
-#define TRIES        4              /* further attempts, each with ten times the damping */
-#define REFIT_STEPS  20             /* of conjugate gradients */
 #define EXPERT_BYTES (256ull << 20) /* limit for the Gram matrices of experts collected at once */
 
 struct sequential {
@@ -73,17 +71,6 @@ static const float *gram_of(const struct shared *h) {
     return h->m->gram ? h->m->gram + h->part * h->m->cols * h->m->cols : NULL;
 }
 
-/* b = w (gram + shift + ridge): the outputs on the original inputs, correlated with the current inputs. */
-static float *wanted(const struct shared *h, const struct prune_matrix *w, struct err *e) {
-    size_t n = w->cols;
-    float *b = mem_array(w->rows, n * sizeof *b, e);
-    if (!b) return NULL;
-    kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(gram_of(h)), 0, kernel_f32(b));
-    if (h->m->shift) kernel_matmul_nn(w->rows, n, n, kernel_f32(w->x), kernel_f32(h->m->shift), 1, kernel_f32(b));
-    for (size_t i = 0; i < w->rows * n; i++) b[i] += (float)(h->ridge * w->x[i]);
-    return b;
-}
-
 /* Factors a matrix and replaces it by the product of the rounded factors, so that later layers see what a reader
  * will. */
 static int factor(const struct shared *h, const struct model_param *p, const struct prune_matrix *w,
@@ -106,9 +93,9 @@ static int factor(const struct shared *h, const struct model_param *p, const str
 static int carry_out(const struct shared *h, const struct model_param *p, const struct prune_matrix *w,
                      struct prune_sparsity s, struct err *e) {
     const struct prune_options *o = h->q->o;
-    struct prune_fit fit = {.gram = gram_of(h), .ridge = h->ridge, .iterations = REFIT_STEPS};
+    struct prune_fit fit = {.gram = gram_of(h), .ridge = h->ridge, .iterations = PRUNE_REFIT_STEPS};
     bool fits = o->reconstruct || o->method == PRUNE_ALPS;
-    float *b = fits ? wanted(h, w, e) : NULL;
+    float *b = fits ? prune_wanted(w, gram_of(h), h->m->shift, h->ridge, e) : NULL;
     if (fits && !b) return e->code;
     fit.b = b;
     int rc = 0;
@@ -173,7 +160,7 @@ static int prepare(struct shared *h, struct err *e) {
     }
     h->ridge = o->damp * mean;
     if (!needs_factor(h->q)) return 0;
-    struct obs_options how = {.damp = o->damp, .tries = TRIES};
+    struct obs_options how = {.damp = o->damp, .tries = PRUNE_TRIES};
     return obs_factor_new(&h->factor, gram_of(h), n, &how, e);
 }
 

@@ -131,6 +131,45 @@ static int apply_rules(struct prune_plan *p, struct err *e) {
     return rc;
 }
 
+static bool is_second_order(const struct prune_options *o) {
+    return o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS;
+}
+
+bool prune_uses_moments(const struct prune_options *o) {
+    return is_second_order(o) && !o->calibrated && o->stats && stats_moments_in(o->stats) == STATS_MOMENTS_ALL;
+}
+
+/* Whether the statistics suffice for this matrix, with prune_uses_moments; dims: its new shape. */
+static int check_moments(const struct prune_plan *p, struct model_slot old, const uint64_t dims[2],
+                         struct prune_sparsity s, struct err *e) {
+    uint64_t was[2] = {0};
+    char name[TENSOR_MAX_NAME + 1];
+    model_slot_name(old, name);
+    if (old.role == ROLE_EMBED)
+        return err_set(e, ERR_USAGE,
+                       "tensor '%s' is the table of embeddings, too: this method would fit it as the head alone "
+                       "(--method wanda, or a --rate of 0 for it)",
+                       name);
+    if (!stats_has_gram(p->o->stats, old))
+        return err_set(e, ERR_DATA,
+                       "tensor '%s': the statistics have no second moments of its inputs, which this method needs "
+                       "without --data",
+                       name);
+    if (s.rank)
+        return err_set(
+            e, ERR_USAGE,
+            "tensor '%s': low-rank factors by what a matrix does to its inputs need --data (--method svd: by "
+            "its own singular values)",
+            name);
+    model_slot_shape(p->from, old, was);
+    if (was[1] == dims[1]) return 0;
+    return err_set(
+        e, ERR_USAGE,
+        "tensor '%s' loses inputs: by statistics, this method prunes matrices for all of their inputs (change "
+        "widths in a run before, and make statistics of its result)",
+        name);
+}
+
 /* ERR_USAGE if the method cannot make this matrix so sparse. */
 static int check_matrix(const struct prune_plan *p, struct model_slot old, struct model_slot now,
                         struct prune_sparsity s, struct err *e) {
@@ -145,7 +184,7 @@ static int check_matrix(const struct prune_plan *p, struct model_slot old, struc
     if ((!by_weights || p->o->calibrated) && !stats_input_point(p->from, old.role, &point))
         return err_set(e, ERR_USAGE, "tensor '%s': nothing is known of its input, which this method needs",
                        model_slot_name(old, name));
-    return 0;
+    return prune_uses_moments(p->o) ? check_moments(p, old, dims, s, e) : 0;
 }
 
 int prune_plan_sparse(struct prune_plan *p, struct err *e) {
@@ -162,14 +201,6 @@ int prune_plan_sparse(struct prune_plan *p, struct err *e) {
             p->sparse[i] = (struct prune_sparsity){.share = o->allocation->share[i]};
     }
     return apply_rules(p, e);
-}
-
-static bool is_second_order(const struct prune_options *o) {
-    return o->method == PRUNE_SPARSEGPT || o->method == PRUNE_ALPS;
-}
-
-bool prune_uses_moments(const struct prune_options *o) {
-    return is_second_order(o) && !o->calibrated && o->stats && stats_moments_in(o->stats) == STATS_MOMENTS_ALL;
 }
 
 int prune_check_sparse(const struct prune_plan *p, struct err *e) {

@@ -4,10 +4,7 @@
 
 /* Of the inputs of one matrix, or of several that read the same ones. */
 struct feedback {
-    enum model_point point;
-    uint32_t layer;
-    struct buf stored[2];      /* as read */
-    struct stats_gram known;   /* cols 0: not read yet */
+    struct stats_known known;
     struct digest digest;      /* of these */
     float *gram;               /* [cols][cols] without noise */
     struct obs_factor *factor; /* of gram; NULL: none yet */
@@ -21,33 +18,25 @@ static void forget(struct feedback *f) {
     mem_free(f->importance);
     f->gram = f->importance = NULL;
     f->factor = NULL;
-    f->known.cols = 0;
     mem_trim();
 }
 
 void feedback_end(struct pass *p) {
     if (!p->feedback) return;
     forget(p->feedback);
-    buf_release(&p->feedback->stored[0]);
-    buf_release(&p->feedback->stored[1]);
+    stats_known_release(&p->feedback->known);
     mem_free(p->feedback);
     p->feedback = NULL;
 }
 
 /* Reads the moments, unless the matrix before had the same. */
 static int turn_to(struct pass *p, struct model_slot s, struct err *e) {
-    enum model_point point = POINT_COUNT;
     if (!p->feedback && !(p->feedback = mem_zalloc(sizeof *p->feedback, e))) return e->code;
     struct feedback *f = p->feedback;
-    (void)stats_input_point(p->config, s.role, &point);
-    if (f->known.cols && f->point == point && f->layer == s.layer) return 0;
+    if (stats_known_is(&f->known, p->o->stats, s)) return 0;
     forget(f);
-    f->point = point, f->layer = s.layer;
-    if (stats_input_gram(p->o->stats, s, f->stored, &f->known, e)) {
-        f->known.cols = 0;
-        return err_prefix(e, "the statistics");
-    }
-    const struct stats_gram *g = &f->known;
+    if (stats_known_read(&f->known, p->o->stats, s, e)) return e->code;
+    const struct stats_gram *g = &f->known.gram;
     struct digest of[2] = {digest_bytes(g->sum, g->cols * g->cols * sizeof *g->sum),
                            digest_bytes(g->half, g->half_rows * g->cols * sizeof *g->half)};
     f->digest = digest_bytes(of, sizeof of);
@@ -64,9 +53,10 @@ static int factor(struct pass *p, struct feedback *f, struct err *e) {
     const struct quant_feedback *how = &p->o->feedback;
     struct obs_options o = {.damp = how->damp, .tries = MOMENTS_TRIES, .act_order = how->act_order};
     double positions = (double)stats_positions(p->o->stats);
-    size_t n = f->known.cols;
+    const struct stats_gram *g = &f->known.gram;
+    size_t n = g->cols;
     f->any = false;
-    f->gram = shrink_sum(f->known.sum, NULL, shrink_of_sum(shrink_reliability_of(&f->known)), n, e);
+    f->gram = shrink_sum(g->sum, NULL, shrink_of_sum(shrink_reliability_of(g)), n, e);
     f->importance = f->gram ? mem_array(n, sizeof *f->importance, e) : NULL;
     if (!f->importance) return e->code;
     for (size_t j = 0; j < n; j++) {

@@ -72,12 +72,7 @@ static void add_signed(double *sum, const float *x, size_t rows, size_t cols) {
 /* The rows are half of the batch's, now the first and now the second: the start of a sequence is unlike the rest. */
 static void collect_half(struct stats *s, struct point_sums *p, const float *x, size_t rows, float *inputs) {
     size_t middle = rows / 2, first = s->batches % 2 ? middle : 0, n = s->batches % 2 ? rows - middle : middle;
-    if (!n) return;
-    for (size_t r = 0; r < n; r++)
-        for (size_t i = 0; i < p->half_rows; i++)
-            inputs[r * p->half_rows + i] = x[(first + r) * p->cols + i * p->stride];
-    kernel_matmul_tn(p->half_rows, p->cols, n, kernel_f32(inputs), kernel_f32(x + first * p->cols), 1,
-                     kernel_f32(p->half));
+    add_half(p->half, p, x + first * p->cols, n, inputs);
 }
 
 /* Keeps each of the positions so far with the same chance. */

@@ -62,6 +62,12 @@ int stats_new(struct stats **out, const struct model_config *c, const struct dig
 
 #define HALF_ROWS 32 /* about so many rows of the Gram matrix are summed over half of the positions, too */
 
+/* The sums at the input of the slot's matrix, which is at *p; NULL: it is not observed. */
+static struct point_sums *input_of(const struct stats *s, struct model_slot slot, enum model_point *p) {
+    if (!stats_input_point(&s->config, slot.role, p)) return NULL;
+    return point_of(s, *p, point_in_layer(*p) ? slot.layer : 0, slot.expert);
+}
+
 static bool is_wanted(const struct stats_moments_wanted *w, enum model_point p) {
     return w->of == STATS_MOMENTS_ALL ? !is_of_expert(p) : p == POINT_HEAD_IN;
 }
@@ -71,10 +77,8 @@ void mark_moments(struct stats *s, const struct stats_moments_wanted *wanted) {
     for (size_t i = 0; wanted->of && i < model_slot_count(&s->config); i++) {
         struct model_slot slot = model_slot_at(&s->config, i);
         enum model_point p;
-        if (!model_role_is_matrix(slot.role) || !stats_input_point(&s->config, slot.role, &p) || !is_wanted(wanted, p))
-            continue;
-        struct point_sums *sums = point_of(s, p, point_in_layer(p) ? slot.layer : 0, 0);
-        if (!sums->cols) continue;
+        struct point_sums *sums = model_role_is_matrix(slot.role) ? input_of(s, slot, &p) : NULL;
+        if (!sums || !sums->cols || !is_wanted(wanted, p)) continue;
         sums->stride = (sums->cols / HALF_ROWS) | 1; /* odd: not the same element of every head */
         sums->half_rows = (sums->cols + sums->stride - 1) / sums->stride;
         sums->sampled = wanted->rows && sums->cols > wanted->rows;
@@ -148,20 +152,27 @@ static int summed(const struct stats *s, const struct point_sums *sums, struct b
     return rc ? rc : from_file(s, name, sums->cols, &scratch[1], &out->half, &half, e);
 }
 
+void add_half(float *half, const struct point_sums *p, const float *x, size_t rows, float *inputs) {
+    size_t m = p->half_rows;
+    if (!rows) return;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < m; i++) inputs[r * m + i] = x[r * p->cols + i * p->stride];
+    kernel_matmul_tn(m, p->cols, rows, kernel_f32(inputs), kernel_f32(x), 1, kernel_f32(half));
+}
+
 /* The moments of x [rows][cols]; the half is the first half of these. */
-static int sum_rows(const float *x, size_t rows, struct buf scratch[2], struct stats_gram *out, struct err *e) {
-    size_t n = out->cols, m = out->half_rows, middle = rows / 2;
+static int sum_rows(const struct point_sums *p, const float *x, size_t rows, struct buf scratch[2],
+                    struct stats_gram *out, struct err *e) {
+    size_t n = p->cols, m = p->half_rows, middle = rows / 2;
     scratch[0].len = scratch[1].len = 0;
     if (buf_reserve(&scratch[0], n * n * sizeof *x, e)) return e->code;
     if (buf_reserve(&scratch[1], m * (n + middle) * sizeof *x, e)) return e->code;
-    float *sum = (float *)(void *)scratch[0].data, *half = (float *)(void *)scratch[1].data, *inputs = half + m * n;
+    float *sum = (float *)(void *)scratch[0].data, *half = (float *)(void *)scratch[1].data;
     memset(sum, 0, n * n * sizeof *sum);
     memset(half, 0, m * n * sizeof *half);
     kernel_gram(n, rows, x, 0, sum);
     kernel_mirror(n, sum);
-    for (size_t r = 0; r < middle; r++)
-        for (size_t i = 0; i < m; i++) inputs[r * m + i] = x[r * n + i * out->stride];
-    if (middle) kernel_matmul_tn(m, n, middle, kernel_f32(inputs), kernel_f32(x), 0, kernel_f32(half));
+    add_half(half, p, x, middle, half + m * n);
     out->sum = sum, out->half = half;
     return 0;
 }
@@ -178,30 +189,40 @@ static int from_rows(const struct stats *s, const struct point_sums *sums, struc
         rc = from_file(s, name, sums->cols, &stored, &x, &n, e);
     else
         n = sums->rows.len / sizeof *x;
-    if (!rc) rc = sum_rows(x, (size_t)n / sums->cols, scratch, out, e);
+    if (!rc) rc = sum_rows(sums, x, (size_t)n / sums->cols, scratch, out, e);
     buf_release(&stored);
     return rc;
 }
 
 bool stats_has_gram(const struct stats *s, struct model_slot slot) {
     enum model_point p;
-    if (!model_role_is_matrix(slot.role) || !stats_input_point(&s->config, slot.role, &p) || is_of_expert(p))
-        return false;
-    return point_of(s, p, point_in_layer(p) ? slot.layer : 0, 0)->stride > 0;
+    const struct point_sums *sums = model_role_is_matrix(slot.role) ? input_of(s, slot, &p) : NULL;
+    return sums && sums->stride > 0;
 }
 
-int stats_input_gram(const struct stats *s, struct model_slot slot, struct buf scratch[2], struct stats_gram *out,
-                     struct err *e) {
+bool stats_known_is(const struct stats_known *k, const struct stats *s, struct model_slot slot) {
+    enum model_point p;
+    return k->gram.cols && stats_input_point(&s->config, slot.role, &p) && k->gram.point == p &&
+           k->gram.layer == (point_in_layer(p) ? slot.layer : 0);
+}
+
+int stats_known_read(struct stats_known *k, const struct stats *s, struct model_slot slot, struct err *e) {
     enum model_point p = POINT_COUNT;
-    (void)stats_input_point(&s->config, slot.role, &p);
-    uint32_t layer = point_in_layer(p) ? slot.layer : 0;
-    const struct point_sums *sums = point_of(s, p, layer, 0);
-    *out = (struct stats_gram){.point = p,
-                               .layer = layer,
-                               .cols = sums->cols,
-                               .half_rows = s->halves ? sums->half_rows : 0,
-                               .stride = sums->stride};
-    return sums->sampled ? from_rows(s, sums, scratch, out, e) : summed(s, sums, scratch, out, e);
+    const struct point_sums *sums = input_of(s, slot, &p);
+    k->gram = (struct stats_gram){.point = p,
+                                  .layer = point_in_layer(p) ? slot.layer : 0,
+                                  .cols = sums->cols,
+                                  .half_rows = s->halves ? sums->half_rows : 0,
+                                  .stride = sums->stride};
+    int rc = sums->sampled ? from_rows(s, sums, k->stored, &k->gram, e) : summed(s, sums, k->stored, &k->gram, e);
+    if (rc) k->gram.cols = 0;
+    return rc ? err_prefix(e, "the statistics") : 0;
+}
+
+void stats_known_release(struct stats_known *k) {
+    buf_release(&k->stored[0]);
+    buf_release(&k->stored[1]);
+    k->gram.cols = 0;
 }
 
 void stats_free(struct stats *s) {
@@ -292,8 +313,8 @@ const struct model_config *stats_config(const struct stats *s) {
 static const double *input_sum(const struct stats *s, struct model_slot slot, enum sum_kind kind, uint64_t *cols,
                                double *positions) {
     enum model_point point;
-    if (!stats_input_point(&s->config, slot.role, &point)) return NULL;
-    const struct point_sums *sums = point_of(s, point, model_role_in_layer(slot.role) ? slot.layer : 0, slot.expert);
+    const struct point_sums *sums = input_of(s, slot, &point);
+    if (!sums) return NULL;
     *cols = sums->cols;
     *positions = is_of_expert(point) ? stats_expert_count(s, slot.layer, slot.expert) : (double)s->positions;
     return sums->sum[kind];

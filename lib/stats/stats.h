@@ -131,9 +131,7 @@ const double *stats_input_seq_sq(const struct stats *s, enum model_point p, stru
 const double *stats_input_sum(const struct stats *s, enum model_point p, struct model_slot slot);
 /* Which second moments there are. */
 enum stats_moments_of stats_moments_in(const struct stats *s);
-/* Those of the input of a slot's matrix. stats_input_gram, on statistics that were loaded, if stats_has_gram: arrays
- * are owned by s or lie in scratch, which the caller releases. ERR_DATA: the file has changed, or a sum is not
- * finite. */
+/* Those of the input of a slot's matrix. */
 struct stats_gram {
     enum model_point point; /* matrices with the same point and layer have the same moments */
     uint32_t layer;         /* 0 outside layers */
@@ -144,8 +142,18 @@ struct stats_gram {
     size_t stride;
 };
 bool stats_has_gram(const struct stats *s, struct model_slot slot);
-int stats_input_gram(const struct stats *s, struct model_slot slot, struct buf scratch[2], struct stats_gram *out,
-                     struct err *e) MUST_CHECK;
+/* The moments read last, for matrices in the order of the model, of which several read the same input. Start with {0};
+ * release with stats_known_release. */
+struct stats_known {
+    struct stats_gram gram; /* cols 0: none */
+    struct buf stored[2];
+};
+/* Are they those of the slot's matrix? */
+bool stats_known_is(const struct stats_known *k, const struct stats *s, struct model_slot slot);
+/* Reads these, on statistics that were loaded and live longer, if stats_has_gram. ERR_DATA: the file has changed, or a
+ * sum is not finite. */
+int stats_known_read(struct stats_known *k, const struct stats *s, struct model_slot slot, struct err *e) MUST_CHECK;
+void stats_known_release(struct stats_known *k);
 bool stats_has_gradients(const struct stats *s);
 /* Along AXIS_QUERY, AXIS_KEY or AXIS_FFN of the slot's layer, or AXIS_EXPERT_FFN of its expert; NULL: no gradients. */
 const double *stats_taylor(const struct stats *s, enum model_axis axis, struct model_slot slot);

@@ -78,6 +78,9 @@ double *taylor_of(const struct stats *s, enum model_axis axis, struct model_slot
 /* The name of a tensor of second moments: "layers.N.attn_in.gram", with what "gram", "gram_half" or "rows". */
 #define STATS_NAME 128
 void moments_name(enum model_point p, uint32_t layer, const char *what, char out[STATS_NAME]);
+/* Adds to half the sums over x [rows][cols] that it has of x x^T, with its rows as in p; inputs [rows][half_rows] is
+ * scratch. */
+void add_half(float *half, const struct point_sums *p, const float *x, size_t rows, float *inputs);
 /* Sets which moments are wanted and the shapes of their arrays, without allocating these. */
 void mark_moments(struct stats *s, const struct stats_moments_wanted *wanted);
 /* ERR_DATA: one of the n sums at x is not finite. */

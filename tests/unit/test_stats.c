@@ -184,10 +184,13 @@ static double *plain_moments(struct model *m, struct grad_tape *t, const struct 
 static void check_moments_of(const struct stats *s, struct model *m, struct grad_tape *t,
                              const struct model_input *parts, struct model_slot slot) {
     struct err e;
+    struct stats_known known = {0};
     struct stats_gram g;
-    struct buf scratch[2] = {{0}};
     assert_true(stats_has_gram(s, slot));
-    OK(stats_input_gram(s, slot, scratch, &g, &e));
+    assert_false(stats_known_is(&known, s, slot));
+    OK(stats_known_read(&known, s, slot, &e));
+    assert_true(stats_known_is(&known, s, slot));
+    g = known.gram;
     double *all = plain_moments(m, t, parts, 2, g.point, g.layer, false),
            *half = plain_moments(m, t, parts, 2, g.point, g.layer, true);
     assert_int_equal(g.cols, stats_cols(s, g.point, g.layer));
@@ -198,8 +201,7 @@ static void check_moments_of(const struct stats *s, struct model *m, struct grad
             assert_true(fabs(g.sum[i * g.cols + j] - all[i * g.cols + j]) <= room);
             if (i % g.stride == 0) assert_true(fabs(g.half[i / g.stride * g.cols + j] - half[i * g.cols + j]) <= room);
         }
-    buf_release(&scratch[0]);
-    buf_release(&scratch[1]);
+    stats_known_release(&known);
     mem_free(all);
     mem_free(half);
 }
