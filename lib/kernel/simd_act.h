@@ -1,7 +1,25 @@
 /*
  * Activation functions and the loops that use them, over the vector of simd_body.h, which includes this file. A new one
- * needs two functions of a vector, SIGMOID_UNIT or ONE_BY_ONE, a line in ACTIVATIONS and a member of enum kernel_act.
+ * needs its functions of a vector, SIGMOID_UNIT or ONE_BY_ONE, a line in ACTIVATIONS and a member of enum kernel_act.
  */
+
+/* `piece` for all i < n: a constant `count` of vectors at a time, with `left` elements from i on. */
+#define STEPS(n, piece)                                                                                                \
+    do {                                                                                                               \
+        size_t i = 0;                                                                                                  \
+        for (; i + TOGETHER * W <= (n); i += TOGETHER * W) {                                                           \
+            enum { count = TOGETHER, left = TOGETHER * W };                                                            \
+            piece;                                                                                                     \
+        }                                                                                                              \
+        for (; i < (n); i += W) {                                                                                      \
+            enum { count = 1 };                                                                                        \
+            size_t left = (n)-i;                                                                                       \
+            piece;                                                                                                     \
+        }                                                                                                              \
+    } while (0)
+/* Element i of the vectors of a piece */
+#define AT(p) ((p) + (size_t)i * W)
+#define LEFT  (left - (size_t)i * W)
 
 /* tanh x = (e^2x - 1) / (e^2x + 1), which rounds to 1 in f32 long before e^2x overflows. */
 static inline SIMD_TARGET vec v_tanh(vec x) {
@@ -25,168 +43,198 @@ static inline SIMD_TARGET vec v_half_erfc(vec x) {
     return v_mul(v_mul(v_set(0.5f), t), v_exp(v_sub(p, v_mul(x, x))));
 }
 
-/* x sigmoid(z), for several vectors and for one */
-#define SIGMOID_UNIT(name, z)                                                                                          \
+/*
+ * An activation consists of the part that its value and its slope (derivative) share, and of both as functions of x and this part.
+ * name_parts computes it for several vectors; UNIT makes the functions that the loops call.
+ */
+#define UNIT(name)                                                                                                     \
     ALL name##_all(vec *x, int count) {                                                                                \
         vec s[TOGETHER];                                                                                               \
+        name##_parts(s, x, count);                                                                                     \
+        EACH x[i] = name##_value(x[i], s[i]);                                                                          \
+    }                                                                                                                  \
+    ALL name##_with_slope(vec *x, vec *slope, int count) {                                                             \
+        vec s[TOGETHER];                                                                                               \
+        name##_parts(s, x, count);                                                                                     \
+        EACH slope[i] = name##_slope(x[i], s[i]);                                                                      \
+        EACH x[i] = name##_value(x[i], s[i]);                                                                          \
+    }
+
+/* x sigmoid(z), where z is a function of x */
+#define SIGMOID_UNIT(name, z)                                                                                          \
+    ALL name##_parts(vec *s, const vec *x, int count) {                                                                \
         EACH s[i] = z(x[i]);                                                                                           \
         sigmoid_all(s, count);                                                                                         \
-        EACH x[i] = v_mul(x[i], s[i]);                                                                                 \
     }                                                                                                                  \
-    static inline SIMD_TARGET vec act_##name(vec x) {                                                                  \
-        name##_all(&x, 1);                                                                                             \
-        return x;                                                                                                      \
-    }
+    static inline SIMD_TARGET vec name##_value(vec x, vec s) {                                                         \
+        return v_mul(x, s);                                                                                            \
+    }                                                                                                                  \
+    UNIT(name)
+
+/* The part is computed for one vector after the other. */
+#define ONE_BY_ONE(name)                                                                                               \
+    ALL name##_parts(vec *s, const vec *x, int count) {                                                                \
+        EACH s[i] = name##_part(x[i]);                                                                                 \
+    }                                                                                                                  \
+    UNIT(name)
 
 /* ---- SiLU, swish: x sigmoid(x) ---- */
 
-SIGMOID_UNIT(silu, )
-/* s (1 + x (1 - s)), s = sigmoid(x) */
-static inline SIMD_TARGET vec slope_silu(vec x) {
-    vec s = v_sigmoid(x);
+/* s (1 + x (1 - s)) */
+static inline SIMD_TARGET vec silu_slope(vec x, vec s) {
     return v_mul(s, v_fma(x, v_sub(v_set(1), s), v_set(1)));
 }
+SIGMOID_UNIT(silu, )
 
 /* ---- GELU (Hendrycks and Gimpel 2016): x F(x), F the normal distribution function -------------------------------- */
 
 #define SQRT_HALF 0.70710678118654752f
 
-/* Uses F(-|x|), so that nothing cancels on either side. */
-static inline SIMD_TARGET vec act_gelu(vec x) {
-    vec size = v_abs(x), below = v_half_erfc(v_mul(size, v_set(SQRT_HALF)));
-    return v_sub(v_max(v_set(0), x), v_mul(size, below));
+/* F(-|x|), so that nothing cancels on either side */
+static inline SIMD_TARGET vec gelu_part(vec x) {
+    return v_half_erfc(v_mul(v_abs(x), v_set(SQRT_HALF)));
+}
+static inline SIMD_TARGET vec gelu_value(vec x, vec below) {
+    return v_sub(v_max(v_set(0), x), v_mul(v_abs(x), below));
 }
 /* F(x) + x f(x), with f the density */
-static inline SIMD_TARGET vec slope_gelu(vec x) {
-    vec below = v_half_erfc(v_mul(v_abs(x), v_set(SQRT_HALF))), side = v_step(x);
+static inline SIMD_TARGET vec gelu_slope(vec x, vec below) {
+    vec side = v_step(x);
     vec f = v_mul(v_set(0.39894228040143268f), v_exp(v_mul(v_mul(x, x), v_set(-0.5f))));
     vec distribution = v_add(side, v_mul(below, v_sub(v_set(1), v_add(side, side))));
     return v_fma(x, f, distribution);
 }
+ONE_BY_ONE(gelu)
 
 /* The approximation with tanh, by 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
 static inline SIMD_TARGET vec gelu_tanh_z(vec x) {
     vec cubic = v_fma(v_mul(x, x), v_set(2 * 0.7978845608028654f * 0.044715f), v_set(2 * 0.7978845608028654f));
     return v_mul(x, cubic);
 }
-SIGMOID_UNIT(gelu_tanh, gelu_tanh_z)
-static inline SIMD_TARGET vec slope_gelu_tanh(vec x) {
-    vec s = v_sigmoid(gelu_tanh_z(x)), rise = v_fma(v_mul(x, x), v_set(6 * 0.7978845608028654f * 0.044715f),
-                                                    v_set(2 * 0.7978845608028654f)); /* derivative of 2 u */
+static inline SIMD_TARGET vec gelu_tanh_slope(vec x, vec s) {
+    vec rise = v_fma(v_mul(x, x), v_set(6 * 0.7978845608028654f * 0.044715f),
+                     v_set(2 * 0.7978845608028654f)); /* derivative of 2 u */
     return v_fma(v_mul(v_mul(x, rise), s), v_sub(v_set(1), s), s);
 }
+SIGMOID_UNIT(gelu_tanh, gelu_tanh_z)
 
 /* The approximation x sigmoid(1.702 x) */
 static inline SIMD_TARGET vec gelu_quick_z(vec x) {
     return v_mul(x, v_set(1.702f));
 }
-SIGMOID_UNIT(gelu_quick, gelu_quick_z)
-static inline SIMD_TARGET vec slope_gelu_quick(vec x) {
-    vec z = gelu_quick_z(x), s = v_sigmoid(z);
-    return v_mul(s, v_fma(z, v_sub(v_set(1), s), v_set(1)));
+static inline SIMD_TARGET vec gelu_quick_slope(vec x, vec s) {
+    return v_mul(s, v_fma(gelu_quick_z(x), v_sub(v_set(1), s), v_set(1)));
 }
+SIGMOID_UNIT(gelu_quick, gelu_quick_z)
 
 /* ---- ReLU, its square (So et al. 2021, "Primer"), tanh ---- */
 
-static inline SIMD_TARGET vec act_relu(vec x) {
+static inline SIMD_TARGET vec relu_part(vec x) {
     return v_max(v_set(0), x);
 }
-static inline SIMD_TARGET vec slope_relu(vec x) {
+static inline SIMD_TARGET vec relu_value(vec x, vec r) {
+    (void)x;
+    return r;
+}
+static inline SIMD_TARGET vec relu_slope(vec x, vec r) {
+    (void)r;
     return v_step(x);
 }
-static inline SIMD_TARGET vec act_relu_squared(vec x) {
-    vec r = act_relu(x);
+ONE_BY_ONE(relu)
+
+#define relu_squared_part relu_part
+static inline SIMD_TARGET vec relu_squared_value(vec x, vec r) {
+    (void)x;
     return v_mul(r, r);
 }
-static inline SIMD_TARGET vec slope_relu_squared(vec x) {
-    vec r = act_relu(x);
+static inline SIMD_TARGET vec relu_squared_slope(vec x, vec r) {
+    (void)x;
     return v_add(r, r);
 }
-static inline SIMD_TARGET vec act_tanh(vec x) {
-    return v_tanh(x);
+ONE_BY_ONE(relu_squared)
+
+#define tanh_part v_tanh
+static inline SIMD_TARGET vec tanh_value(vec x, vec t) {
+    (void)x;
+    return t;
 }
-static inline SIMD_TARGET vec slope_tanh(vec x) {
-    vec t = v_tanh(x);
+static inline SIMD_TARGET vec tanh_slope(vec x, vec t) {
+    (void)x;
     return v_sub(v_set(1), v_mul(t, t));
 }
+ONE_BY_ONE(tanh)
 
 /* In the order of enum kernel_act. */
 #define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
 
-/* Activations whose vectors are taken one after the other. */
-#define ONE_BY_ONE(name)                                                                                               \
-    ALL name##_all(vec *x, int count) {                                                                                \
-        EACH x[i] = act_##name(x[i]);                                                                                  \
-    }
-ONE_BY_ONE(gelu)
-ONE_BY_ONE(relu)
-ONE_BY_ONE(relu_squared)
-ONE_BY_ONE(tanh)
-
+/* Pieces of the loops, then the loops. The second factor of a gated unit is rounded before the product in finish_glu. */
 #define ACTIVATION_LOOPS(name)                                                                                         \
+    ALL activate_##name(float *y, const float *x, size_t left, int count) {                                            \
+        vec a[TOGETHER];                                                                                               \
+        EACH a[i] = load(AT(x), LEFT);                                                                                 \
+        name##_all(a, count);                                                                                          \
+        EACH store(AT(y), a[i], LEFT);                                                                                 \
+    }                                                                                                                  \
+    ALL backward_##name(float *dx, const float *dy, const float *x, size_t left, int count) {                          \
+        vec a[TOGETHER], slope[TOGETHER];                                                                              \
+        EACH a[i] = load(AT(x), LEFT);                                                                                 \
+        name##_with_slope(a, slope, count);                                                                            \
+        EACH store(AT(dx), v_mul(load(AT(dy), LEFT), slope[i]), LEFT);                                                 \
+    }                                                                                                                  \
+    GATED_PIECES(name, , float, load, store)                                                                           \
+    GATED_PIECES(name, bf16_, uint16_t, load_bf16, store_bf16)                                                         \
+    ALL finish_piece_##name(uint16_t *c, const float *sums, const float *bias, const uint16_t *gate, size_t left,      \
+                            int count) {                                                                               \
+        uint16_t up[TOGETHER * W];                                                                                     \
+        vec g[TOGETHER];                                                                                               \
+        EACH v_store_bf16(AT(up), finished(sums, bias, NULL, (size_t)i *W, LEFT));                                     \
+        EACH g[i] = load_bf16(AT(gate), LEFT);                                                                         \
+        name##_all(g, count);                                                                                          \
+        EACH store_bf16(AT(c), v_mul(g[i], v_load_bf16(AT(up))), LEFT);                                                \
+    }                                                                                                                  \
     FN void op_##name(float *y, const float *x, size_t n) {                                                            \
-        for (size_t i = 0; i < n; i += W) store(y + i, act_##name(load(x + i, n - i)), n - i);                         \
+        STEPS(n, activate_##name(y + i, x + i, left, count));                                                          \
     }                                                                                                                  \
     FN void op_##name##_backward(float *dx, const float *dy, const float *x, size_t n) {                               \
-        for (size_t i = 0; i < n; i += W)                                                                              \
-            store(dx + i, v_mul(load(dy + i, n - i), slope_##name(load(x + i, n - i))), n - i);                        \
-    }                                                                                                                  \
-    static inline SIMD_TARGET vec gated_##name(vec gate, vec up) {                                                     \
-        return v_mul(act_##name(gate), up);                                                                            \
-    }                                                                                                                  \
-    static inline SIMD_TARGET void gated_back_##name(vec *dg, vec *du, vec d, vec g, vec u) {                          \
-        *du = v_mul(d, act_##name(g));                                                                                 \
-        *dg = v_mul(v_mul(d, u), slope_##name(g));                                                                     \
+        STEPS(n, backward_##name(dx + i, dy + i, x + i, left, count));                                                 \
     }                                                                                                                  \
     FN void op_glu_##name(float *y, const float *gate, const float *up, size_t n) {                                    \
-        for (size_t i = 0; i < n; i += W)                                                                              \
-            store(y + i, gated_##name(load(gate + i, n - i), load(up + i, n - i)), n - i);                             \
+        STEPS(n, glu_##name(y + i, gate + i, up + i, left, count));                                                    \
     }                                                                                                                  \
     FN void op_glu_bf16_##name(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n) {                      \
-        for (size_t i = 0; i < n; i += W)                                                                              \
-            store_bf16(y + i, gated_##name(load_bf16(gate + i, n - i), load_bf16(up + i, n - i)), n - i);              \
+        STEPS(n, glu_bf16_##name(y + i, gate + i, up + i, left, count));                                               \
     }                                                                                                                  \
     FN void op_glu_backward_##name(float *dgate, float *dup, const float *dy, const float *gate, const float *up,      \
                                    size_t n) {                                                                         \
-        for (size_t i = 0; i < n; i += W) {                                                                            \
-            size_t left = n - i;                                                                                       \
-            vec dg, du;                                                                                                \
-            gated_back_##name(&dg, &du, load(dy + i, left), load(gate + i, left), load(up + i, left));                 \
-            store(dgate + i, dg, left);                                                                                \
-            store(dup + i, du, left);                                                                                  \
-        }                                                                                                              \
+        STEPS(n, glu_backward_##name(dgate + i, dup + i, dy + i, gate + i, up + i, left, count));                      \
     }                                                                                                                  \
     FN void op_glu_backward_bf16_##name(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,      \
                                         const uint16_t *up, size_t n) {                                                \
-        for (size_t i = 0; i < n; i += W) {                                                                            \
-            size_t left = n - i;                                                                                       \
-            vec dg, du;                                                                                                \
-            gated_back_##name(&dg, &du, load_bf16(dy + i, left), load_bf16(gate + i, left), load_bf16(up + i, left));  \
-            store_bf16(dgate + i, dg, left);                                                                           \
-            store_bf16(dup + i, du, left);                                                                             \
-        }                                                                                                              \
-    }                                                                                                                  \
-    ALL finish_glu_together_##name(uint16_t *c, const float *sums, const float *bias, const uint16_t *gate) {          \
-        enum { count = TOGETHER };                                                                                     \
-        uint16_t up[TOGETHER * W];                                                                                     \
-        vec g[TOGETHER];                                                                                               \
-        EACH v_store_bf16(up + i * W, finished(sums, bias, NULL, (size_t)i * W, W));                                   \
-        EACH g[i] = v_load_bf16(gate + i * W);                                                                         \
-        name##_all(g, count);                                                                                          \
-        EACH v_store_bf16(c + i * W, v_mul(g[i], v_load_bf16(up + i * W)));                                            \
+        STEPS(n, glu_backward_bf16_##name(dgate + i, dup + i, dy + i, gate + i, up + i, left, count));                 \
     }                                                                                                                  \
     FN void op_finish_glu_##name(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld,         \
                                  const float *bias, const uint16_t *gate) {                                            \
-        for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc) {                                         \
-            size_t i = 0;                                                                                              \
-            for (; i + TOGETHER * W <= n; i += TOGETHER * W)                                                           \
-                finish_glu_together_##name(c + i, sums + i, bias ? bias + i : NULL, gate + i);                         \
-            for (; i < n; i += W) {                                                                                    \
-                uint16_t up[W];                                                                                        \
-                v_store_bf16(up, finished(sums, bias, NULL, i, n - i));                                                \
-                store_bf16(c + i, gated_##name(load_bf16(gate + i, n - i), v_load_bf16(up)), n - i);                   \
-            }                                                                                                          \
-        }                                                                                                              \
+        for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc)                                           \
+            STEPS(n, finish_piece_##name(c + i, sums + i, bias ? bias + i : NULL, gate + i, left, count));             \
+    }
+
+/* y = act(gate) up, and its gradients, for one element type */
+#define GATED_PIECES(name, kind, type, get, put)                                                                       \
+    ALL glu_##kind##name(type *y, const type *gate, const type *up, size_t left, int count) {                          \
+        vec g[TOGETHER];                                                                                               \
+        EACH g[i] = get(AT(gate), LEFT);                                                                               \
+        name##_all(g, count);                                                                                          \
+        EACH put(AT(y), v_mul(g[i], get(AT(up), LEFT)), LEFT);                                                         \
+    }                                                                                                                  \
+    ALL glu_backward_##kind##name(type *dgate, type *dup, const type *dy, const type *gate, const type *up,            \
+                                  size_t left, int count) {                                                            \
+        vec g[TOGETHER], slope[TOGETHER], d[TOGETHER], u[TOGETHER];                                                    \
+        EACH g[i] = get(AT(gate), LEFT);                                                                               \
+        name##_with_slope(g, slope, count);                                                                            \
+        EACH d[i] = get(AT(dy), LEFT);                                                                                 \
+        EACH u[i] = get(AT(up), LEFT);                                                                                 \
+        EACH put(AT(dgate), v_mul(v_mul(d[i], u[i]), slope[i]), LEFT);                                                 \
+        EACH put(AT(dup), v_mul(d[i], g[i]), LEFT);                                                                    \
     }
 
 #define ACTIVATION_TABLE(name)                                                                                         \
