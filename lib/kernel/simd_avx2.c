@@ -125,6 +125,10 @@ VF dvec d_add(dvec d, vec a) {
     return (dvec){_mm256_add_pd(d.lo, low(a)), _mm256_add_pd(d.hi, high(a))};
 }
 
+VF dvec d_widen(const float *p) {
+    return (dvec){_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4))};
+}
+
 VF dvec d_fma(dvec d, vec a, vec b) {
     return (dvec){_mm256_fmadd_pd(low(a), low(b), d.lo), _mm256_fmadd_pd(high(a), high(b), d.hi)};
 }

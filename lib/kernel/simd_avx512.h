@@ -114,6 +114,10 @@ VF dvec d_add(dvec d, vec a) {
     return (dvec){_mm512_add_pd(d.lo, low(a)), _mm512_add_pd(d.hi, high(a))};
 }
 
+VF dvec d_widen(const float *p) {
+    return (dvec){_mm512_cvtps_pd(_mm256_loadu_ps(p)), _mm512_cvtps_pd(_mm256_loadu_ps(p + 8))};
+}
+
 VF dvec d_fma(dvec d, vec a, vec b) {
     return (dvec){_mm512_fmadd_pd(low(a), low(b), d.lo), _mm512_fmadd_pd(high(a), high(b), d.hi)};
 }

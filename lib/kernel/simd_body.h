@@ -17,6 +17,7 @@
  *   dvec                  W numbers in f64: d_zero d_set d_load_part(p, n; padded with 0) d_muladd(a, b, c) = a b + c
  *   d_round d_sum         as above
  *   d_add(d, v) d_fma(d, a, b)   d + v, d + a b for vectors of f32, exact products
+ *   d_widen(p)            W floats from memory, where AVX-512 widens without exchanging halves
  *   d_narrow(d)           to f32
  *   v_load_bf16(p) v_store_bf16(p, v)   W bf16: widened; rounded to nearest even, NaN stays NaN
  *   v_load_f16(p) v_store_f16(p, v)     W f16, likewise
@@ -172,10 +173,21 @@ FN void op_mul_acc(float *y, float a, const float *x, const float *z, size_t n) 
     }
 }
 
+/* Two sums, because each addition waits for the one before. */
 FN double op_dot(const float *x, const float *y, size_t n) {
-    dvec sum = d_zero();
-    for (size_t i = 0; i < n; i += W) sum = d_fma(sum, load(x + i, n - i), load(y + i, n - i));
-    return d_sum(sum);
+    dvec a = d_zero(), b = a;
+    size_t i = 0;
+    for (; x == y && i + 2 * W <= n; i += 2 * W) { /* a sum of squares widens half as much */
+        dvec p = d_widen(x + i), q = d_widen(x + i + W);
+        a = d_muladd(p, p, a);
+        b = d_muladd(q, q, b);
+    }
+    for (; i + 2 * W <= n; i += 2 * W) {
+        a = d_muladd(d_widen(x + i), d_widen(y + i), a);
+        b = d_muladd(d_widen(x + i + W), d_widen(y + i + W), b);
+    }
+    for (; i < n; i += W) a = d_fma(a, load(x + i, n - i), load(y + i, n - i));
+    return d_sum(d_muladd(a, d_set(1), b));
 }
 
 FN double op_distance(const float *x, const float *y, size_t n) {

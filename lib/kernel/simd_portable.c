@@ -118,6 +118,10 @@ static inline dvec d_add(dvec d, vec a) {
     return (dvec){d.lo + (double2){a[0], a[1]}, d.hi + (double2){a[2], a[3]}};
 }
 
+static inline dvec d_widen(const float *p) {
+    return (dvec){{p[0], p[1]}, {p[2], p[3]}};
+}
+
 static inline dvec d_fma(dvec d, vec a, vec b) {
     double2 lo = (double2){a[0], a[1]} * (double2){b[0], b[1]};
     double2 hi = (double2){a[2], a[3]} * (double2){b[2], b[3]};
