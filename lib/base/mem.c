@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "lib/base/base_internal.h"
 
@@ -17,8 +18,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-#define ALIGN     64 /* a cache line, and the width of the widest vector register */
-#define HUGE_PAGE ((size_t)2 << 20)
+#define ALIGN 64 /* a cache line, and the width of the widest vector register */
 
 /* ---- the allocator ---- */
 
@@ -35,14 +35,44 @@ static bool must_fail(void) {
     return false;
 }
 
-/* Faulting in a weight's 4 KiB pages takes longer than reading it from a file, so ask for huge pages. Blocks of less
- * than two huge pages would gain little and are soon reused. */
-static void ask_for_huge_pages(void *p, size_t size) {
-    if (size < 2 * HUGE_PAGE) return;
-    uintptr_t begin = ((uintptr_t)p + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
-    uintptr_t end = ((uintptr_t)p + size) & ~(HUGE_PAGE - 1);
+/*
+ * Huge pages: faulting in a weight's 4 KiB pages takes longer than reading it from a file, and in a virtual machine each lookup of a
+ * page is slow. A matrix of a small model is smaller than one huge page, so the whole heap must consist of them. It grows by several
+ * at a time and is asked for them before it is touched. Blocks of up to 32 MiB are in the heap, as they are with glibc's own limit once
+ * some have been freed.
+ */
+#define HUGE_PAGE ((uintptr_t)2 << 20)
+#define IN_HEAP   (32 << 20)
+
+static void ask(uintptr_t begin, uintptr_t end) {
+    begin = (begin + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    end &= ~(HUGE_PAGE - 1);
     if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* only advice: failure is harmless */
 }
+
+#ifdef __GLIBC__
+static uintptr_t heap;               /* where it begins */
+static atomic_uintptr_t asked_until; /* its end when huge pages were last asked for */
+
+__attribute__((constructor)) static void prepare_heap(void) {
+    heap = (uintptr_t)sbrk(0);
+    mallopt(M_MMAP_THRESHOLD, IN_HEAP);
+    mallopt(M_TRIM_THRESHOLD, 2 * IN_HEAP);
+    mallopt(M_TOP_PAD, IN_HEAP / 2);
+}
+
+static void ask_for_huge_pages(void *p, size_t size) {
+    uintptr_t end = (uintptr_t)sbrk(0);
+    if ((uintptr_t)p < heap || (uintptr_t)p >= end)
+        ask((uintptr_t)p, (uintptr_t)p + size);
+    else if (atomic_exchange_explicit(&asked_until, end, memory_order_relaxed) != end)
+        ask(heap, end);
+}
+#else
+static void ask_for_huge_pages(void *p, size_t size) {
+    ask((uintptr_t)p, (uintptr_t)p + size);
+}
+#endif
 
 void *mem_alloc(size_t size, struct err *e) {
     void *p = NULL;
@@ -55,7 +85,7 @@ void *mem_alloc(size_t size, struct err *e) {
         return NULL;
     }
     budget_take(malloc_usable_size(p));
-    ask_for_huge_pages(p, size);
+    if (size >= HUGE_PAGE / 16) ask_for_huge_pages(p, size);
     return p;
 }
 
