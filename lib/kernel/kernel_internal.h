@@ -270,6 +270,9 @@ void result_finish(const struct result *c, const struct part *x);
 /* c = a b, with b packed for integer products. */
 void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct panels *b, const struct result *c);
 
+/* The activation functions, in the order of enum kernel_act */
+#define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
+
 /* The loops of one activation function; backward of y = act(x) and of y = act(gate) up. */
 struct simd_act {
     void (*apply)(float *y, const float *x, size_t n);

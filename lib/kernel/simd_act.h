@@ -1,25 +1,8 @@
 /*
- * Activation functions and the loops that use them, over the vector of simd_body.h, which includes this file. A new one
- * needs its functions of a vector, SIGMOID_UNIT or ONE_BY_ONE, a line in ACTIVATIONS and a member of enum kernel_act.
+ * Activation functions, over the functions of simd_math.h. A new one needs its functions of a vector, SIGMOID_UNIT or ONE_BY_ONE,
+ * a line in ACTIVATIONS (kernel_internal.h) and a member of enum kernel_act.
  */
-
-/* `piece` for all i < n: a constant `count` of vectors at a time, with `left` elements from i on. */
-#define STEPS(n, piece)                                                                                                \
-    do {                                                                                                               \
-        size_t i = 0;                                                                                                  \
-        for (; i + TOGETHER * W <= (n); i += TOGETHER * W) {                                                           \
-            enum { count = TOGETHER, left = TOGETHER * W };                                                            \
-            piece;                                                                                                     \
-        }                                                                                                              \
-        for (; i < (n); i += W) {                                                                                      \
-            enum { count = 1 };                                                                                        \
-            size_t left = (n)-i;                                                                                       \
-            piece;                                                                                                     \
-        }                                                                                                              \
-    } while (0)
-/* Element i of the vectors of a piece */
-#define AT(p) ((p) + (size_t)i * W)
-#define LEFT  (left - (size_t)i * W)
+#include "lib/kernel/simd_math.h"
 
 /* tanh x = (e^2x - 1) / (e^2x + 1), which rounds to 1 in f32 long before e^2x overflows. */
 static inline SIMD_TARGET vec v_tanh(vec x) {
@@ -163,99 +146,3 @@ static inline SIMD_TARGET vec tanh_slope(vec x, vec t) {
     return v_sub(v_set(1), v_mul(t, t));
 }
 ONE_BY_ONE(tanh)
-
-/* In the order of enum kernel_act. */
-#define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
-
-/* Pieces of the loops, then the loops. The second factor of a gated unit is rounded before the product in finish_glu. */
-#define ACTIVATION_LOOPS(name)                                                                                         \
-    ALL activate_##name(float *y, const float *x, size_t left, int count) {                                            \
-        vec a[TOGETHER];                                                                                               \
-        EACH a[i] = load(AT(x), LEFT);                                                                                 \
-        name##_all(a, count);                                                                                          \
-        EACH store(AT(y), a[i], LEFT);                                                                                 \
-    }                                                                                                                  \
-    ALL backward_##name(float *dx, const float *dy, const float *x, size_t left, int count) {                          \
-        vec a[TOGETHER], slope[TOGETHER];                                                                              \
-        EACH a[i] = load(AT(x), LEFT);                                                                                 \
-        name##_with_slope(a, slope, count);                                                                            \
-        EACH store(AT(dx), v_mul(load(AT(dy), LEFT), slope[i]), LEFT);                                                 \
-    }                                                                                                                  \
-    GATED_PIECES(name, , float, load, store)                                                                           \
-    GATED_PIECES(name, bf16_, uint16_t, load_bf16, store_bf16)                                                         \
-    ALL finish_piece_##name(uint16_t *c, const float *sums, const float *bias, const uint16_t *gate, size_t left,      \
-                            int count) {                                                                               \
-        uint16_t up[TOGETHER * W];                                                                                     \
-        vec g[TOGETHER];                                                                                               \
-        EACH v_store_bf16(AT(up), finished(sums, bias, NULL, (size_t)i *W, LEFT));                                     \
-        EACH g[i] = load_bf16(AT(gate), LEFT);                                                                         \
-        name##_all(g, count);                                                                                          \
-        EACH store_bf16(AT(c), v_mul(g[i], v_load_bf16(AT(up))), LEFT);                                                \
-    }                                                                                                                  \
-    FN void op_##name(float *y, const float *x, size_t n) {                                                            \
-        STEPS(n, activate_##name(y + i, x + i, left, count));                                                          \
-    }                                                                                                                  \
-    FN void op_##name##_backward(float *dx, const float *dy, const float *x, size_t n) {                               \
-        STEPS(n, backward_##name(dx + i, dy + i, x + i, left, count));                                                 \
-    }                                                                                                                  \
-    FN void op_glu_##name(float *y, const float *gate, const float *up, size_t n) {                                    \
-        STEPS(n, glu_##name(y + i, gate + i, up + i, left, count));                                                    \
-    }                                                                                                                  \
-    FN void op_glu_bf16_##name(uint16_t *y, const uint16_t *gate, const uint16_t *up, size_t n) {                      \
-        STEPS(n, glu_bf16_##name(y + i, gate + i, up + i, left, count));                                               \
-    }                                                                                                                  \
-    FN void op_glu_backward_##name(float *dgate, float *dup, const float *dy, const float *gate, const float *up,      \
-                                   size_t n) {                                                                         \
-        STEPS(n, glu_backward_##name(dgate + i, dup + i, dy + i, gate + i, up + i, left, count));                      \
-    }                                                                                                                  \
-    FN void op_glu_backward_bf16_##name(uint16_t *dgate, uint16_t *dup, const uint16_t *dy, const uint16_t *gate,      \
-                                        const uint16_t *up, size_t n) {                                                \
-        STEPS(n, glu_backward_bf16_##name(dgate + i, dup + i, dy + i, gate + i, up + i, left, count));                 \
-    }                                                                                                                  \
-    FN void op_finish_glu_##name(uint16_t *c, size_t ldc, size_t rows, size_t n, const float *sums, size_t ld,         \
-                                 const float *bias, const uint16_t *gate) {                                            \
-        for (size_t r = 0; r < rows; r++, c += ldc, sums += ld, gate += ldc)                                           \
-            STEPS(n, finish_piece_##name(c + i, sums + i, bias ? bias + i : NULL, gate + i, left, count));             \
-    }
-
-/* y = act(gate) up, and its gradients, for one element type */
-#define GATED_PIECES(name, kind, type, get, put)                                                                       \
-    ALL glu_##kind##name(type *y, const type *gate, const type *up, size_t left, int count) {                          \
-        vec g[TOGETHER];                                                                                               \
-        EACH g[i] = get(AT(gate), LEFT);                                                                               \
-        name##_all(g, count);                                                                                          \
-        EACH put(AT(y), v_mul(g[i], get(AT(up), LEFT)), LEFT);                                                         \
-    }                                                                                                                  \
-    ALL glu_backward_##kind##name(type *dgate, type *dup, const type *dy, const type *gate, const type *up,            \
-                                  size_t left, int count) {                                                            \
-        vec g[TOGETHER], slope[TOGETHER], d[TOGETHER], u[TOGETHER];                                                    \
-        EACH g[i] = get(AT(gate), LEFT);                                                                               \
-        name##_with_slope(g, slope, count);                                                                            \
-        EACH d[i] = get(AT(dy), LEFT);                                                                                 \
-        EACH u[i] = get(AT(up), LEFT);                                                                                 \
-        EACH put(AT(dgate), v_mul(v_mul(d[i], u[i]), slope[i]), LEFT);                                                 \
-        EACH put(AT(dup), v_mul(d[i], g[i]), LEFT);                                                                    \
-    }
-
-#define ACTIVATION_TABLE(name)                                                                                         \
-    {op_##name,           op_##name##_backward,   op_glu_##name,                                                       \
-     op_glu_bf16_##name,  op_glu_backward_##name, op_glu_backward_bf16_##name,                                         \
-     op_finish_glu_##name},
-
-ACTIVATIONS(ACTIVATION_LOOPS)
-
-/* ---- soft caps: y = cap tanh(x / cap) (Bello et al. 2016; Gemma 2) ---- */
-
-/* y = cap tanh(factor x): factor is 1 / cap, possibly times a scale of x. */
-FN void op_softcap(float *y, const float *x, size_t n, float cap, float factor) {
-    for (size_t i = 0; i < n; i += W)
-        store(y + i, v_mul(v_set(cap), v_tanh(v_mul(v_set(factor), load(x + i, n - i)))), n - i);
-}
-
-/* dx *= 1 - (y / cap)^2 */
-FN void op_softcap_backward(float *dx, const float *y, size_t n, float inv_cap) {
-    for (size_t i = 0; i < n; i += W) {
-        vec t = v_mul(load(y + i, n - i), v_set(inv_cap));
-        store(dx + i, v_mul(load(dx + i, n - i), v_sub(v_set(1), v_mul(t, t))), n - i);
-    }
-}
