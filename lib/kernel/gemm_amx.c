@@ -5,7 +5,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "lib/kernel/kernel_internal.h"
+#define SIMD_TARGET   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
+#define SIMD_HAS_BF16 1
+#include "lib/kernel/simd_avx512.h"
+
+#include "lib/kernel/simd_finish.h"
 
 /*
  * Assembler instead of intrinsics: GCC 12's intrinsics tell the compiler neither that a tile is loaded from memory nor
@@ -21,6 +25,14 @@
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((size_t)(stride)) : "memory")
 #define TILE_SPACE(n)    __asm__ volatile(".rept " #n "\n nop\n .endr" ::)
 #define TILE_DP(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
+
+/* Lines are finished by the functions of the path, so they have the same bits. */
+#define AMX_FINISH_TARGET                                                                                              \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,amx-tile,amx-bf16")))
+#define AMX_FINISH_F32(l)  finish_f32((float *)(void *)(l).c, (l).sums, (l).bias, (l).residual, PANEL, PANEL / W)
+#define AMX_FINISH_BF16(l) finish_bf16((uint16_t *)(void *)(l).c, (l).sums, (l).bias, (l).residual, PANEL, PANEL / W)
+#define AMX_FINISH_GATED(name, l)                                                                                      \
+    finish_##name((uint16_t *)(void *)(l).c, (l).sums, (l).bias, (l).gate, PANEL, PANEL / W)
 
 #include "lib/kernel/gemm_amx_body.h"
 
@@ -44,11 +56,13 @@ bool amx_available(void) {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-/* k_block 384: 24 KiB of a stay in an L1 of 48 KiB while b streams through it from L2. */
+/* k_block 384: 24 KiB of a stay in an L1 of 48 KiB while b streams through it from L2, for all panels of a tile. */
 const struct micro_bf16 bf16_amx = {.name = "amx",
                                     .block = AMX_BLOCK,
                                     .unit = AMX_ROWS,
                                     .k_block = 384,
+                                    .group = MAX_GROUP,
+                                    .finishes = true,
                                     .begin = amx_begin,
                                     .end = amx_end,
                                     .multiply = amx_multiply};

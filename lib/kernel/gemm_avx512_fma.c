@@ -79,7 +79,7 @@ static void multiply(const struct block_bf16 *t) {
 }
 
 const struct micro_bf16 bf16_avx512_fma = {
-    .name = "avx512-fma", .block = MR, .unit = 1, .k_block = K_BLOCK, .multiply = multiply};
+    .name = "avx512-fma", .block = MR, .unit = 1, .k_block = K_BLOCK, .group = 4, .multiply = multiply};
 #else
 typedef int gemm_avx512_fma_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

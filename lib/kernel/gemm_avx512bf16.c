@@ -74,7 +74,7 @@ static void multiply(const struct block_bf16 *t) {
 }
 
 const struct micro_bf16 bf16_avx512 = {
-    .name = "vdpbf16ps", .block = MR, .unit = 1, .k_block = 576, .multiply = multiply};
+    .name = "vdpbf16ps", .block = MR, .unit = 1, .k_block = 576, .group = 4, .multiply = multiply};
 #else
 typedef int gemm_avx512bf16_needs_x86_64; /* ISO C wants a declaration in every file */
 #endif

@@ -12,9 +12,9 @@
 #define N_MOST        448           /* maximum number of columns ... */
 #define N_TRANSPOSED  576           /* ... or if rows are transposed for them and sums are made in c */
 #define SUMS          (64 * 1024)   /* elements of a tile's sums that are not in c */
-#define GROUP         4             /* panels whose sums are finished while they are in L1 */
 #define ROUNDED       (32 * 1024)   /* elements of a that are rounded on the stack */
 #define TRANSPOSED_LD (K_LONG + 32) /* row stride: not a power of two, which would map rows to the same cache sets */
+#define FETCHED       8 /* rows whose operands of the epilogue are fetched before, if the micro-kernel fetches others */
 #define FEW_ROWS      64
 #define FEW_COLS      64
 
@@ -43,7 +43,13 @@ struct tile {
     uint16_t *a_scratch;
     const uint16_t *transposed; /* the tile's rows in this strip, if a is transposed */
     float *sums;
+    struct earlier earlier; /* what the next block finishes, if the micro-kernel can; part.rows 0: nothing */
+    bool second;            /* sums are in the second half of their memory, while the first is being finished */
 };
+
+/* Row stride of the sums of a group: an odd number of cache lines, which spreads rows over all sets of a cache. */
+#define GROUP_STRIDE(group) ((group)*PANEL + 16)
+_Static_assert(2 * MAX_BLOCK_FINISHING * GROUP_STRIDE(MAX_GROUP) <= SUMS, "two groups of sums");
 
 static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
@@ -74,9 +80,11 @@ static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, 
     return t->a_scratch;
 }
 
-/* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. */
-static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels, bool accumulate,
+/* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. What is to be finished meanwhile is spread
+ * over k. */
+static void multiply_rows(struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels, bool accumulate,
                           float *sums, size_t ld) {
+    struct earlier *w = t->earlier.part.rows ? &t->earlier : NULL;
     for (size_t k = 0; k < t->count; k += t->k_block) {
         size_t count = smaller(t->k_block, t->count - k);
         struct block_bf16 block = {.path = t->p->v,
@@ -87,10 +95,13 @@ static void multiply_rows(const struct tile *t, size_t row, size_t rows, size_t 
                                    .stride = t->stride,
                                    .accumulate = accumulate || k > 0,
                                    .c = sums,
-                                   .ldc = ld};
+                                   .ldc = ld,
+                                   .earlier = w};
         block.a = rows_of_a(t, row, rows, t->first + k, count, &block.lda);
+        if (w) w->row = k * w->part.rows / t->count, w->end = (k + count) * w->part.rows / t->count;
         t->micro->multiply(&block);
     }
+    t->earlier.part.rows = 0;
 }
 
 /* Always inlined: GCC assumes that a function that only prefetches has no effect, and drops calls of it. */
@@ -101,16 +112,22 @@ static inline __attribute__((always_inline)) void fetch_rows(const void *from, s
         for (size_t j = 0; j < bytes; j += 64) __builtin_prefetch(p + j, 1);
 }
 
-/* Prefetches what the epilogue reads, before the product, which takes much longer. */
-static inline __attribute__((always_inline)) void fetch_part(const struct product_bf16 *p, const struct part *x) {
+/* Prefetches what the epilogue reads of some rows, before the product, which takes much longer. */
+static inline __attribute__((always_inline)) void fetch_part(const struct product_bf16 *p, const struct part *x,
+                                                             size_t rows) {
     size_t n = p->b->n, at = x->row * n + x->col;
-    if (p->c.how.residual) fetch_rows(p->c.how.residual + at, n * sizeof(float), x->rows, x->cols * sizeof(float));
-    if (p->c.how.gate) fetch_rows(p->c.how.gate + at, n * sizeof(uint16_t), x->rows, x->cols * sizeof(uint16_t));
+    if (p->c.how.residual) fetch_rows(p->c.how.residual + at, n * sizeof(float), rows, x->cols * sizeof(float));
+    if (p->c.how.gate) fetch_rows(p->c.how.gate + at, n * sizeof(uint16_t), rows, x->cols * sizeof(uint16_t));
+}
+
+static void finish_earlier(struct tile *t) {
+    if (t->earlier.part.rows) result_finish(&t->p->c, &t->earlier.part);
+    t->earlier.part.rows = 0;
 }
 
 /* One block of rows times one group of panels. Whole panels are summed in c if possible; others in a buffer for this
- * strip alone or, if there are several strips, in the tile's buffer. */
-static void run_group(const struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels) {
+ * strip alone or, if there are several strips, in the tile's buffer. A micro-kernel that can finishes them during the next block. */
+static void run_group(struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels) {
     const struct product_bf16 *p = t->p;
     bool is_first = t->first == 0, is_last = t->first + t->count == p->b->k, one = is_first && is_last;
     bool accumulate = p->c.how.accumulate || !is_first;
@@ -121,19 +138,26 @@ static void run_group(const struct tile *t, size_t row, size_t rows, size_t pane
                       p->b->n);
         return;
     }
-    x.ld = one ? GROUP * PANEL : p->tile_n;
-    x.sums = t->sums + (one ? 0 : row * p->tile_n + col);
+    bool later = t->micro->finishes && is_last && cols == n_panels * PANEL;
+    x.ld = one ? GROUP_STRIDE(t->micro->group) : p->tile_n;
+    x.sums = t->sums + (one ? t->second * MAX_BLOCK_FINISHING * x.ld : row * p->tile_n + col);
+    if (t->earlier.part.cols > cols || rows <= FINISHING_ROWS) finish_earlier(t);
     if (is_first && p->c.how.accumulate) result_begin(&p->c, &x);
-    if (is_last) fetch_part(p, &x);
+    if (is_last) fetch_part(p, &x, later ? smaller(FETCHED, rows) : rows);
     multiply_rows(t, x.row, rows, panel, n_panels, accumulate, x.sums, x.ld);
-    if (is_last) result_finish(&p->c, &x);
+    if (later) {
+        t->earlier = (struct earlier){.of = &p->c, .part = x};
+        t->second = !t->second;
+    } else if (is_last)
+        result_finish(&p->c, &x);
 }
 
-static void run_strip(const struct tile *t) {
+static void run_strip(struct tile *t) {
     size_t panels = (t->cols + PANEL - 1) / PANEL, blocks = row_blocks(t->micro, t->rows);
     for (size_t i = 0; i < blocks; i++) {
         size_t row = row_block(t->micro, t->rows, blocks, i), rows = row_block(t->micro, t->rows, blocks, i + 1) - row;
-        for (size_t j = 0; j < panels; j += GROUP) run_group(t, row, rows, j, smaller(GROUP, panels - j));
+        for (size_t j = 0; j < panels; j += t->micro->group)
+            run_group(t, row, rows, j, smaller(t->micro->group, panels - j));
     }
 }
 
@@ -173,6 +197,7 @@ static void run_tile(void *ctx, size_t i, int thread) {
         if (p->transposed) transpose_rows(&t, strip);
         run_strip(&t);
     }
+    finish_earlier(&t);
     if (t.micro->end) t.micro->end();
 }
 

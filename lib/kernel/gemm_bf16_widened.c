@@ -26,4 +26,4 @@ static void multiply_widened(const struct block_bf16 *t) {
 }
 
 const struct micro_bf16 bf16_widened = {
-    .name = "widened", .block = MAX_BLOCK, .unit = 1, .k_block = WIDE_K, .multiply = multiply_widened};
+    .name = "widened", .block = MAX_BLOCK, .unit = 1, .k_block = WIDE_K, .group = 4, .multiply = multiply_widened};

@@ -54,11 +54,50 @@ typedef void gemm_fn(enum gemm_form form, size_t m, size_t n, size_t k, const fl
 gemm_fn gemm_avx512;
 #endif
 
+/* ---- the result of a product (gemm_result.c) --------------------------------------------------------------------- */
+
+/* kernel_epilogue in host memory. */
+struct epilogue {
+    bool accumulate;
+    const float *bias, *residual;
+    const uint16_t *gate;
+    enum kernel_act act;
+};
+struct result {
+    struct epilogue how;
+    enum dtype type;
+    void *data;
+    size_t n; /* columns */
+};
+/* Some columns of a block of rows, and their sums if they are not in the result itself. */
+struct part {
+    size_t row, rows, col, cols;
+    float *sums;
+    size_t ld;
+};
+/* For sums in a buffer of their own: begin adds what the result held, finish applies the rest of the epilogue. */
+void result_begin(const struct result *c, const struct part *x);
+void result_finish(const struct result *c, const struct part *x);
+
+/* Rows [row, end) of a part of whole panels with complete sums, to be finished while a micro-kernel multiplies another block. */
+struct earlier {
+    const struct result *of;
+    struct part part;
+    size_t row, end;
+};
+
+/* The activation functions, in the order of enum kernel_act */
+#define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
+
 /* ---- bf16 products on one thread --------------------------------------------------------------------------------- */
 
 #define PANEL       KERNEL_PANEL /* k is padded to multiples of it, too */
 #define MAX_BLOCK   128
 #define MAX_K_BLOCK 768
+#define MAX_GROUP   14
+/* A micro-kernel that finishes earlier parts has blocks of at most 32 rows, and does so in those of more than 16. */
+#define MAX_BLOCK_FINISHING 32
+#define FINISHING_ROWS      16
 /* Row stride of copied blocks: not a power of two, which would map all rows to the same cache sets. */
 #define MAX_ROW_STRIDE (MAX_K_BLOCK + 32)
 
@@ -72,7 +111,8 @@ struct block_bf16 {
     bool accumulate;
     float *c;
     size_t ldc;
-    const struct simd *path; /* used only by bf16_widened, for its loops */
+    const struct simd *path;       /* used only by bf16_widened, for its loops */
+    const struct earlier *earlier; /* to be finished meanwhile, or NULL; in blocks of more than FINISHING_ROWS rows */
 };
 
 /* The micro-kernel of a path: rows <= block, k <= k_block. */
@@ -81,6 +121,8 @@ struct micro_bf16 {
     size_t block;        /* maximum and best number of rows, at most MAX_BLOCK */
     size_t unit;         /* row granularity */
     size_t k_block;      /* maximum k, a multiple of 32 and at most MAX_K_BLOCK */
+    size_t group;        /* best number of panels for a call, at most MAX_GROUP */
+    bool finishes;       /* takes block_bf16.earlier */
     void (*begin)(void); /* called before and after a task's calls, on its thread; or NULL */
     void (*end)(void);
     void (*multiply)(const struct block_bf16 *t);
@@ -242,36 +284,8 @@ struct unpacked_int8 {
 };
 void unpack_int8(const struct block_int8 *t, struct unpacked_int8 *to);
 
-/* ---- the result of a product (gemm_result.c) --------------------------------------------------------------------- */
-
-/* kernel_epilogue in host memory. */
-struct epilogue {
-    bool accumulate;
-    const float *bias, *residual;
-    const uint16_t *gate;
-    enum kernel_act act;
-};
-struct result {
-    struct epilogue how;
-    enum dtype type;
-    void *data;
-    size_t n; /* columns */
-};
-/* Some columns of a block of rows, and their sums if they are not in the result itself. */
-struct part {
-    size_t row, rows, col, cols;
-    float *sums;
-    size_t ld;
-};
-/* For sums in a buffer of their own: begin adds what the result held, finish applies the rest of the epilogue. */
-void result_begin(const struct result *c, const struct part *x);
-void result_finish(const struct result *c, const struct part *x);
-
 /* c = a b, with b packed for integer products. */
 void multiply_int8(size_t m, enum dtype a_type, const void *a, const struct panels *b, const struct result *c);
-
-/* The activation functions, in the order of enum kernel_act */
-#define ACTIVATIONS(X) X(silu) X(gelu) X(gelu_tanh) X(gelu_quick) X(relu) X(relu_squared) X(tanh)
 
 /* The loops of one activation function; backward of y = act(x) and of y = act(gate) up. */
 struct simd_act {

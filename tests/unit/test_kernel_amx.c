@@ -111,6 +111,18 @@ static void model_dp(int c, int a, int b) {
 #define TILE_STORE(t, p, stride) model_store(t, p, stride)
 #define TILE_DP(c, a, b)         model_dp(c, a, b)
 #define TILE_SPACE(n)
+
+/* Lines are finished by the loops that a result is finished with otherwise. */
+#define AMX_FINISH_TARGET
+#define AMX_FINISH_F32(l)                                                                                              \
+    simd()->finish_f32((float *)(void *)(l).c, (l).n, 1, PANEL, (l).sums, (l).ld, (l).bias, (l).residual)
+#define AMX_FINISH_BF16(l)                                                                                             \
+    simd()->finish_bf16((uint16_t *)(void *)(l).c, (l).n, 1, PANEL, (l).sums, (l).ld, (l).bias, (l).residual)
+#define AMX_FINISH_GATED(name, l)                                                                                      \
+    simd()->act[number_of_##name].finish_glu((uint16_t *)(void *)(l).c, (l).n, 1, PANEL, (l).sums, (l).ld, (l).bias,   \
+                                             (l).gate)
+#define NUMBER(name) number_of_##name,
+enum { ACTIVATIONS(NUMBER) };
 #include "lib/kernel/gemm_amx_body.h"
 
 static const struct micro_bf16 modelled = {
@@ -177,6 +189,18 @@ static void on_sigill(int signal_number, siginfo_t *info, void *context) {
     else
         require(false, "an AMX instruction that this test does not know");
     u->uc_mcontext.gregs[REG_RIP] = (greg_t)o.end;
+}
+
+static struct sigaction before_traps;
+
+static void trap(void) {
+    struct sigaction action = {.sa_sigaction = on_sigill, .sa_flags = SA_SIGINFO};
+    amx_available(); /* requests tiles, where the CPU has them */
+    assert_int_equal(sigaction(SIGILL, &action, &before_traps), 0);
+}
+
+static void untrap(void) {
+    assert_int_equal(sigaction(SIGILL, &before_traps, NULL), 0);
 }
 
 /* ---- the kernel on the model ---- */
@@ -250,6 +274,93 @@ static void check_blocks(const struct micro_bf16 *micro) {
     check_block(micro, &r, AMX_BLOCK, 64, MAX_K_BLOCK, true);
 }
 
+/* ---- an earlier part that is finished meanwhile ---- */
+
+enum { PART_ROW = 1, PART_COL = PANEL, MOST_PANELS = 3, RESULT_COLS = (MOST_PANELS + 2) * PANEL };
+
+static float *random_f32(struct rng *r, size_t n) {
+    float *x = take(n, sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = 3 * (float)rng_normal(r);
+    return x;
+}
+
+/*
+ * A block of `rows` rows and n panels, during which lines [from, to) of a part of as many rows and `panels` panels are finished. The
+ * result has to be that of result_finish, lines before and after it as before, and the block's own sums those without.
+ */
+static void check_finishing(const struct micro_bf16 *micro, struct rng *r, const struct result *how, size_t rows,
+                            size_t n, size_t panels, size_t from, size_t to, size_t k) {
+    size_t size = (PART_ROW + AMX_BLOCK) * RESULT_COLS, ld = panels * PANEL + 16;
+    float *sums = random_f32(r, AMX_BLOCK * ld), *data = random_f32(r, size), *want = random_f32(r, size);
+    uint16_t *a = take(rows * k, sizeof *a), *b = take(n * PANEL * k, sizeof *b);
+    float *c = take(rows * n * PANEL, sizeof *c), *alone = take(rows * n * PANEL, sizeof *alone);
+    struct result result = *how, expected = *how;
+    struct part part = {PART_ROW, to, PART_COL, panels * PANEL, sums, ld};
+    struct earlier w = {.of = &result, .part = part, .row = from, .end = to};
+    struct block_bf16 t = {rows, k, n, a, k, b, PANEL * k, false, alone, n * PANEL};
+    for (size_t i = 0; i < rows * k; i++) a[i] = f32_to_bf16((float)rng_normal(r));
+    for (size_t i = 0; i < n * PANEL * k; i++) b[i] = f32_to_bf16((float)rng_normal(r));
+    memcpy(want, data, size * sizeof *data);
+    result.data = data;
+    expected.data = want;
+    part.row += from;
+    part.rows = to - from;
+    part.sums += from * ld;
+    result_finish(&expected, &part);
+    micro->begin();
+    micro->multiply(&t);
+    t.c = c;
+    t.earlier = &w;
+    micro->multiply(&t);
+    micro->end();
+    assert_memory_equal(data, want, size * sizeof *data);
+    assert_memory_equal(c, alone, rows * n * PANEL * sizeof *c);
+    arena_reset(&memory);
+}
+
+static void check_every_kind(const struct micro_bf16 *micro) {
+    struct rng r = rng_init(2, 2);
+    float bias[RESULT_COLS], *residual = malloc(sizeof(float) * (PART_ROW + AMX_BLOCK) * RESULT_COLS);
+    uint16_t *gate = malloc(sizeof(uint16_t) * (PART_ROW + AMX_BLOCK) * RESULT_COLS);
+    assert_true(residual && gate);
+    for (size_t i = 0; i < RESULT_COLS; i++) bias[i] = (float)rng_normal(&r);
+    for (size_t i = 0; i < (PART_ROW + AMX_BLOCK) * RESULT_COLS; i++)
+        residual[i] = (float)rng_normal(&r), gate[i] = f32_to_bf16(5 * (float)rng_normal(&r));
+    const struct epilogue f32[] = {{0}, {.bias = bias}, {.residual = residual}, {.bias = bias, .residual = residual}};
+    for (size_t i = 0; i < COUNT_OF(f32); i++)
+        for (int type = 0; type < 2; type++) {
+            struct result how = {f32[i], type ? DT_BF16 : DT_F32, NULL, RESULT_COLS};
+            check_finishing(micro, &r, &how, 32, 3, 3, 0, 32, 576);
+            check_finishing(micro, &r, &how, 17, 2, 1, 3, 20,
+                            32); /* more lines than steps have room for, fewer panels */
+        }
+    for (int act = 0; act < KERNEL_ACTS; act++)
+        for (int with = 0; with < 2; with++) {
+            struct epilogue gated = {.bias = with ? bias : NULL, .gate = gate, .act = (enum kernel_act)act};
+            struct result how = {gated, DT_BF16, NULL, RESULT_COLS};
+            check_finishing(micro, &r, &how, 32, 3, 2, 0, 32, 544);
+            check_finishing(micro, &r, &how, 20, 1, 1, 0, 1, 96);
+        }
+    free(residual);
+    free(gate);
+}
+
+static void test_finishing_on_the_model(void **state) {
+    (void)state;
+    check_every_kind(&modelled);
+}
+
+/* In machine code a line is finished by AVX-512: with the bits of its path. */
+static void test_finishing_in_machine_code(void **state) {
+    (void)state;
+    const char *before = simd()->name;
+    if (!simd_select("avx512bf16")) skip();
+    trap();
+    check_every_kind(&bf16_amx);
+    untrap();
+    assert_true(simd_select(before));
+}
+
 static uint64_t bits_of_model;
 
 static void test_source_on_the_model(void **state) {
@@ -260,18 +371,18 @@ static void test_source_on_the_model(void **state) {
 
 static void test_machine_code(void **state) {
     (void)state;
-    struct sigaction action = {.sa_sigaction = on_sigill, .sa_flags = SA_SIGINFO}, before;
-    simd(); /* requests tiles, where the CPU has them */
-    assert_int_equal(sigaction(SIGILL, &action, &before), 0);
+    trap();
     check_blocks(&bf16_amx);
     assert_true(bits == bits_of_model); /* with AMX, the CPU's; without it, the model's again */
-    assert_int_equal(sigaction(SIGILL, &before, NULL), 0);
+    untrap();
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_source_on_the_model, release_memory),
         cmocka_unit_test_teardown(test_machine_code, release_memory),
+        cmocka_unit_test_teardown(test_finishing_on_the_model, release_memory),
+        cmocka_unit_test_teardown(test_finishing_in_machine_code, release_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
