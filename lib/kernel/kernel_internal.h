@@ -94,7 +94,7 @@ struct earlier {
 #define PANEL       KERNEL_PANEL /* k is padded to multiples of it, too */
 #define MAX_BLOCK   128
 #define MAX_K_BLOCK 768
-#define MAX_GROUP   14
+#define MAX_GROUP   18
 /* A micro-kernel that finishes earlier parts has blocks of at most 32 rows, and does so in those of more than 16. */
 #define MAX_BLOCK_FINISHING 32
 #define FINISHING_ROWS      16
