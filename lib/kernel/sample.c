@@ -20,7 +20,8 @@ struct sampling {
     const unsigned char *x;
     size_t d, n;
     float s;           /* 1 / T, for powers of two */
-    size_t piece;      /* elements of a row that are skipped together if no draw falls into them */
+    size_t piece;      /* elements of a row that are skipped together if no draw falls into them: ... */
+    unsigned shift;    /* ... 2^shift, a multiple of WEIGHED */
     atomic_size_t bad; /* the first row with a value that is not finite */
 };
 
@@ -52,7 +53,13 @@ static void raise(const struct sampling *c, struct weights *w, float max, size_t
     w->max = max;
 }
 
-/* Returns false if a value is not finite. */
+/* Asks for WEIGHED elements. Always inlined: GCC drops calls of functions that only prefetch. */
+static inline __attribute__((always_inline)) void fetch(const struct sampling *c, const unsigned char *x, size_t at) {
+    const unsigned char *from = x + dtype_row_bytes(c->type, at);
+    for (size_t i = 0; i < dtype_row_bytes(c->type, WEIGHED); i += 64) __builtin_prefetch(from + i);
+}
+
+/* Returns false if a value is not finite. While a chunk is summed, the next one, of this row or the one behind it, comes from memory. */
 static bool weigh(const struct sampling *c, struct weights *w) {
     float scratch[ROW_CHUNK];
     bool finite = true;
@@ -64,9 +71,11 @@ static bool weigh(const struct sampling *c, struct weights *w) {
         size_t n = smaller(ROW_CHUNK, c->d - i);
         const float *x = get(c, w->x, i, n, scratch);
         float top = c->v->max_finite(x, n, &finite);
-        if (top > w->max) raise(c, w, top, i / c->piece + 1);
-        for (size_t j = 0; j < n && w->max > -INFINITY; j += WEIGHED)
-            w->sum[(i + j) / c->piece] += c->v->exp2_sum(x + j, smaller(WEIGHED, n - j), w->max, c->s);
+        if (top > w->max) raise(c, w, top, (i >> c->shift) + 1);
+        for (size_t j = 0; j < n && w->max > -INFINITY; j += WEIGHED) {
+            fetch(c, w->x, i + n + j);
+            w->sum[(i + j) >> c->shift] += c->v->exp2_sum(x + j, smaller(WEIGHED, n - j), w->max, c->s);
+        }
     }
     for (size_t i = 0; i < pieces; i++) w->total += w->sum[i];
     return finite;
@@ -157,8 +166,9 @@ static void sample_rows(void *ctx, size_t begin, size_t end) {
 size_t kernel_sample(uint32_t *ids, const double *u, struct kernel_array x, size_t rows, size_t d, size_t n,
                      float inv_temperature) {
     PROFILE(HEAD);
-    struct sampling c = {simd(), ids, u, x.dtype, host_of(x), d, n, inv_temperature * LOG2_E, WEIGHED, rows};
-    while ((d - 1) / c.piece >= PIECES) c.piece *= 2;
+    struct sampling c = {simd(), ids, u, x.dtype, host_of(x), d, n, inv_temperature * LOG2_E, .bad = rows};
+    for (c.shift = __builtin_ctz(WEIGHED); (d - 1) >> c.shift >= PIECES;) c.shift++;
+    c.piece = (size_t)1 << c.shift;
     kernel_split(rows, piece_rows(d), sample_rows, &c);
     return atomic_load(&c.bad);
 }
