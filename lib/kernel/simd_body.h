@@ -173,23 +173,27 @@ FN size_t op_find_above(const float *x, size_t n, float bound) {
     return n;
 }
 
+/* e = exp((x - m) s), where elements that are missing count as minus infinity; added to sum in order. */
+ALL add_exps(dvec *sum, vec *e, const float *x, vec m, vec s, size_t left, int count) {
+    EACH e[i] = v_mul(v_sub(load_or(AT(x), LEFT, -INFINITY), m), s);
+    exp_all(e, count);
+    EACH *sum = d_add(*sum, e[i]);
+}
+ALL store_all(float *y, const vec *x, size_t left, int count) {
+    EACH store(AT(y), x[i], LEFT);
+}
+
 FN double op_exp_sum(const float *x, size_t n, float m, float s) {
     dvec sum = d_zero();
-    for (size_t i = 0; i < n; i += W) {
-        vec z = v_mul(v_sub(load_or(x + i, n - i, -INFINITY), v_set(m)), v_set(s));
-        sum = d_add(sum, v_exp(z));
-    }
+    vec e[TOGETHER], top = v_set(m), scale = v_set(s);
+    STEPS(n, add_exps(&sum, e, x + i, top, scale, left, count));
     return d_sum(sum);
 }
 
 FN double op_exp_store(float *y, const float *x, size_t n, float m, float s) {
     dvec sum = d_zero();
-    for (size_t i = 0; i < n; i += W) {
-        vec z = v_mul(v_sub(load_or(x + i, n - i, -INFINITY), v_set(m)), v_set(s));
-        vec e = v_exp(z);
-        store(y + i, e, n - i);
-        sum = d_add(sum, e);
-    }
+    vec e[TOGETHER], top = v_set(m), scale = v_set(s);
+    STEPS(n, add_exps(&sum, e, x + i, top, scale, left, count); store_all(y + i, e, left, count));
     return d_sum(sum);
 }
 
@@ -363,15 +367,28 @@ FN double op_kl_dense(const float *logt, const float *x, size_t n, float m, floa
 }
 
 /* The flags are constants in each call, so each combination is a loop without branches. */
+ALL loss_gradient_piece(float *dx, const float *x, const float *logt, vec m, vec s, vec a, vec b, vec c, bool two,
+                        bool dense, size_t left, int count) {
+    vec z[TOGETHER], g[TOGETHER], t[TOGETHER];
+    EACH z[i] = v_sub(load(AT(x), LEFT), m);
+    EACH g[i] = v_mul(z[i], s);
+    exp_all(g, count);
+    EACH g[i] = v_mul(a, g[i]);
+    if (two) {
+        exp_all(z, count);
+        EACH g[i] = v_fma(b, z[i], g[i]);
+    }
+    if (dense) {
+        EACH t[i] = load(AT(logt), LEFT);
+        exp_all(t, count);
+        EACH g[i] = v_sub(g[i], v_mul(c, t[i]));
+    }
+    store_all(dx, g, left, count);
+}
 static inline SIMD_TARGET void loss_gradient(float *dx, const float *x, const float *logt, size_t n, float m, float s,
                                              float a, float b, float c, bool two, bool dense) {
-    for (size_t i = 0; i < n; i += W) {
-        vec z = v_sub(load(x + i, n - i), v_set(m));
-        vec g = v_mul(v_set(a), v_exp(v_mul(z, v_set(s))));
-        if (two) g = v_fma(v_set(b), v_exp(z), g);
-        if (dense) g = v_sub(g, v_mul(v_set(c), v_exp(load(logt + i, n - i))));
-        store(dx + i, g, n - i);
-    }
+    STEPS(n, loss_gradient_piece(dx + i, x + i, logt + (dense ? i : 0), v_set(m), v_set(s), v_set(a), v_set(b),
+                                 v_set(c), two, dense, left, count));
 }
 
 FN void op_loss_gradient(float *dx, const float *x, const float *logt, size_t n, float m, float s, float a, float b,
@@ -514,16 +531,21 @@ FN void op_softmax_rows(uint16_t *p, const float *x, size_t rows, size_t ld, con
     }
 }
 
+/* Whole vectors: p and ds are padded. */
+ALL softmax_backward_piece(uint16_t *p, uint16_t *ds, const float *x, const float *dp, vec m, vec base2, vec s,
+                           vec mean, size_t left, int count) {
+    vec e[TOGETHER];
+    EACH e[i] = v_mul(v_sub(load_or(AT(x), LEFT, -INFINITY), m), base2);
+    exp2_all(e, count);
+    EACH v_store_bf16(AT(p), e[i]);
+    EACH v_store_bf16(AT(ds), v_mul(v_mul(e[i], v_sub(load(AT(dp), LEFT), mean)), s));
+}
+
 FN void op_softmax_backward_bf16(uint16_t *p, uint16_t *ds, const float *x, const float *dp, size_t n, size_t width,
                                  float m, float s, float a) {
     vec top = v_set(m), scale = v_set(s), base2 = v_set(s * 1.44269504088896341f), mean = v_set(a);
-    size_t i = 0;
-    for (; i < n; i += W) {
-        vec e = v_exp2(v_mul(v_sub(load_or(x + i, n - i, -INFINITY), top), base2));
-        v_store_bf16(p + i, e);
-        v_store_bf16(ds + i, v_mul(v_mul(e, v_sub(load(dp + i, n - i), mean)), scale));
-    }
-    for (; i < width; i += W) {
+    STEPS(n, softmax_backward_piece(p + i, ds + i, x + i, dp + i, top, base2, scale, mean, left, count));
+    for (size_t i = (n + W - 1) / W * W; i < width; i += W) {
         v_store_bf16(p + i, v_set(0));
         v_store_bf16(ds + i, v_set(0));
     }
