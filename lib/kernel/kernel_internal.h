@@ -351,6 +351,7 @@ struct simd {
     void (*mul_scaled_bf16)(uint16_t *y, const float *x, const float *w, float a, size_t n); /* y = a x w */
     void (*rotate_bf16)(uint16_t *x1, uint16_t *x2, const float *cosine, const float *sine, size_t n);
     void (*pair)(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n); /* y = x | z << 16 */
+    void (*pair_f32)(uint32_t *y, const float *x, const float *z, size_t n);   /* the same of x and z rounded */
     /* y[i][PANEL] = the pairs of rows 2i and 2i + 1, with row stride ld */
     void (*pair_rows)(uint32_t *y, const uint16_t *x, size_t ld, size_t pairs);
     /* rows of n: c = sums + bias + residual, where the last two may be NULL; residual has the layout of c */

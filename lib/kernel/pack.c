@@ -145,18 +145,21 @@ void pack_nt(uint16_t *to, size_t n, size_t k, enum dtype type, const void *b) {
 #define NN_ROWS 256
 #define AHEAD   16 /* rows */
 
-/* `count` elements of row r from column c on, as bf16: in place or in `scratch`; zeros for a row past the end. */
-static const uint16_t *row_part(const struct simd *v, uint16_t *scratch, enum dtype type, const void *x, size_t rows,
-                                size_t cols, size_t r, size_t c, size_t count) {
-    if (r >= rows) {
-        memset(scratch, 0, count * sizeof *scratch);
-        return scratch;
-    }
-    if (type == DT_BF16) return (const uint16_t *)x + r * cols + c;
-    const float *from = (const float *)x + r * cols + c;
-    prefetch((const unsigned char *)(from + AHEAD * cols), count * sizeof *from);
-    v->to_bf16(scratch, from, count);
+/* `count` elements of row r from column c on of a matrix in bf16: in place, or zeros for a row past the end. */
+static const uint16_t *row_part(uint16_t *scratch, const struct panels *b, size_t r, size_t c, size_t count) {
+    if (r < b->k) return (const uint16_t *)b->data + r * b->n + c;
+    memset(scratch, 0, count * sizeof *scratch);
     return scratch;
+}
+
+/* Pairs of rows r and r + 1 of a matrix in f32, columns [c, c + count): words of a panel each, `stride` apart. */
+static void pair_rows_f32(const struct packing_bf16 *p, uint32_t *to, size_t stride, size_t r, size_t c, size_t count) {
+    static const float zeros[NN_COLS];
+    size_t rows = p->b.k, cols = p->b.n;
+    const float *x = r < rows ? (const float *)p->b.data + r * cols + c : zeros, *z = r + 1 < rows ? x + cols : zeros;
+    if (r + AHEAD < rows) prefetch((const unsigned char *)(x + AHEAD * cols), count * sizeof *x);
+    if (r + 1 + AHEAD < rows) prefetch((const unsigned char *)(z + AHEAD * cols), count * sizeof *z);
+    for (size_t j = 0; j < count; j += PANEL, to += stride) p->v->pair_f32(to, x + j, z + j, smaller(PANEL, count - j));
 }
 
 static void pack_nn_task(void *ctx, size_t i, int thread) {
@@ -166,12 +169,17 @@ static void pack_nn_task(void *ctx, size_t i, int thread) {
     size_t col = i % strips * NN_COLS, first = i / strips * NN_ROWS, cols = smaller(NN_COLS, n - col);
     uint16_t even[NN_COLS], odd[NN_COLS];
     for (size_t r = first; r < smaller(first + NN_ROWS, padded); r += 2) {
-        const uint16_t *x = row_part(p->v, even, p->b.dtype, p->b.data, k, n, r, col, cols);
-        const uint16_t *z = row_part(p->v, odd, p->b.dtype, p->b.data, k, n, r + 1, col, cols);
-        for (size_t j = 0; j < cols; j += PANEL) {
-            uint16_t *to = p->to + (col + j) * padded + r * PANEL;
+        uint16_t *to = p->to + col * padded + r * PANEL;
+        const uint16_t *x = NULL, *z = NULL;
+        if (p->b.dtype == DT_F32) {
+            pair_rows_f32(p, (uint32_t *)(void *)to, PANEL * padded / 2, r, col, cols);
+        } else {
+            x = row_part(even, &p->b, r, col, cols);
+            z = row_part(odd, &p->b, r + 1, col, cols);
+        }
+        for (size_t j = 0; j < cols; j += PANEL, to += PANEL * padded) {
             size_t width = smaller(PANEL, cols - j);
-            p->v->pair((uint32_t *)(void *)to, x + j, z + j, width);
+            if (x) p->v->pair((uint32_t *)(void *)to, x + j, z + j, width);
             memset(to + 2 * width, 0, (PANEL - width) * 2 * sizeof *to);
         }
     }

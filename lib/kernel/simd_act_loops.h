@@ -14,8 +14,8 @@
         name##_with_slope(a, slope, count);                                                                            \
         EACH store(AT(dx), v_mul(load(AT(dy), LEFT), slope[i]), LEFT);                                                 \
     }                                                                                                                  \
-    GATED_PIECES(name, , float, load, store)                                                                           \
-    GATED_PIECES(name, bf16_, uint16_t, load_bf16, store_bf16)                                                         \
+    GATED_PIECES(name, , float, load, store_all)                                                                       \
+    GATED_PIECES(name, bf16_, uint16_t, load_bf16, store_bf16_all)                                                     \
     FN void op_##name(float *y, const float *x, size_t n) {                                                            \
         STEPS(n, activate_##name(y + i, x + i, left, count));                                                          \
     }                                                                                                                  \
@@ -48,7 +48,8 @@
         vec g[TOGETHER];                                                                                               \
         EACH g[i] = get(AT(gate), LEFT);                                                                               \
         name##_all(g, count);                                                                                          \
-        EACH put(AT(y), v_mul(g[i], get(AT(up), LEFT)), LEFT);                                                         \
+        EACH g[i] = v_mul(g[i], get(AT(up), LEFT));                                                                    \
+        put(y, g, left, count);                                                                                        \
     }                                                                                                                  \
     ALL glu_backward_##kind##name(type *dgate, type *dup, const type *dy, const type *gate, const type *up,            \
                                   size_t left, int count) {                                                            \
@@ -57,8 +58,10 @@
         name##_with_slope(g, slope, count);                                                                            \
         EACH d[i] = get(AT(dy), LEFT);                                                                                 \
         EACH u[i] = get(AT(up), LEFT);                                                                                 \
-        EACH put(AT(dgate), v_mul(v_mul(d[i], u[i]), slope[i]), LEFT);                                                 \
-        EACH put(AT(dup), v_mul(d[i], g[i]), LEFT);                                                                    \
+        EACH u[i] = v_mul(v_mul(d[i], u[i]), slope[i]);                                                                \
+        put(dgate, u, left, count);                                                                                    \
+        EACH d[i] = v_mul(d[i], g[i]);                                                                                 \
+        put(dup, d, left, count);                                                                                      \
     }
 
 #define ACTIVATION_TABLE(name)                                                                                         \

@@ -188,8 +188,19 @@ VF void v_store_bf16(uint16_t *p, vec v) {
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(h));
 }
 
+VF void v_store_bf16_two(uint16_t *p, vec a, vec b) {
+    v_store_bf16(p, a);
+    v_store_bf16(p + W, b);
+}
+
 VF vec v_pair(const uint16_t *p, const uint16_t *q) {
     return _mm256_castsi256_ps(_mm256_or_si256(words(p), _mm256_slli_epi32(words(q), 16)));
+}
+VF vec v_pair_f32(vec a, vec b) {
+    uint16_t p[W], q[W];
+    v_store_bf16(p, a);
+    v_store_bf16(q, b);
+    return v_pair(p, q);
 }
 
 #include "lib/kernel/gemm_body.h"

@@ -182,6 +182,29 @@ VF void v_store_bf16(uint16_t *p, vec v) {
     _mm256_storeu_si256((__m256i *)(void *)p, h);
 }
 
+#ifdef SIMD_HAS_BF16
+/* Both vectors in one, a in the lower half */
+VF __m512i rounded_two(vec a, vec b) {
+    if (__builtin_expect(_mm512_fpclass_ps_mask(a, SUBNORMAL) | _mm512_fpclass_ps_mask(b, SUBNORMAL), 0))
+        return _mm512_inserti64x4(_mm512_castsi256_si512(rounded(a)), rounded(b), 1);
+    return (__m512i)_mm512_cvtne2ps_pbh(b, a);
+}
+#else
+VF __m512i rounded_two(vec a, vec b) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(rounded(a)), rounded(b), 1);
+}
+#endif
+
+VF void v_store_bf16_two(uint16_t *p, vec a, vec b) {
+    _mm512_storeu_si512(p, rounded_two(a, b));
+}
+
+VF vec v_pair_f32(vec a, vec b) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, rounded_two(a, b)));
+}
+
 VF vec v_pair(const uint16_t *p, const uint16_t *q) {
     return _mm512_castsi512_ps(_mm512_or_si512(words(p), _mm512_slli_epi32(words(q), 16)));
 }

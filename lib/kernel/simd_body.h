@@ -21,7 +21,9 @@
  *   d_narrow(d)           to f32
  *   v_load_bf16(p) v_store_bf16(p, v)   W bf16: widened; rounded to nearest even, NaN stays NaN
  *   v_load_f16(p) v_store_f16(p, v)     W f16, likewise
+ *   v_store_bf16_two(p, a, b)   the same of two vectors
  *   v_pair(p, q)          the bits of p[i] | q[i] << 16 in lane i
+ *   v_pair_f32(a, b)      the same of a and b rounded
  */
 
 #define FN static SIMD_TARGET
@@ -178,9 +180,6 @@ ALL add_exps(dvec *sum, vec *e, const float *x, vec m, vec s, size_t left, int c
     EACH e[i] = v_mul(v_sub(load_or(AT(x), LEFT, -INFINITY), m), s);
     exp_all(e, count);
     EACH *sum = d_add(*sum, e[i]);
-}
-ALL store_all(float *y, const vec *x, size_t left, int count) {
-    EACH store(AT(y), x[i], LEFT);
 }
 
 FN double op_exp_sum(const float *x, size_t n, float m, float s) {
@@ -407,8 +406,13 @@ FN void op_loss_gradient(float *dx, const float *x, const float *logt, size_t n,
 
 /* ---- bf16 ---- */
 
+ALL to_bf16_piece(uint16_t *y, const float *x, size_t left, int count) {
+    vec v[TOGETHER];
+    EACH v[i] = load(AT(x), LEFT);
+    store_bf16_all(y, v, left, count);
+}
 FN void op_to_bf16(uint16_t *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i += W) store_bf16(y + i, load(x + i, n - i), n - i);
+    STEPS(n, to_bf16_piece(y + i, x + i, left, count));
 }
 
 FN void op_from_bf16(float *y, const uint16_t *x, size_t n) {
@@ -438,6 +442,15 @@ FN void op_pair(uint32_t *y, const uint16_t *x, const uint16_t *z, size_t n) {
     size_t i = 0;
     for (; n - i >= W; i += W) v_store((float *)(void *)(y + i), v_pair(x + i, z + i));
     for (; i < n; i++) y[i] = x[i] | (uint32_t)z[i] << 16;
+}
+
+FN void op_pair_f32(uint32_t *y, const float *x, const float *z, size_t n) {
+    size_t i = 0;
+    for (; n - i >= W; i += W) v_store((float *)(void *)(y + i), v_pair_f32(v_load(x + i), v_load(z + i)));
+    if (i == n) return;
+    uint32_t last[W];
+    v_store((float *)(void *)last, v_pair_f32(load(x + i, n - i), load(z + i, n - i)));
+    memcpy(y + i, last, (n - i) * sizeof *y);
 }
 
 FN void op_pair_rows(uint32_t *y, const uint16_t *x, size_t ld, size_t pairs) {
@@ -515,7 +528,7 @@ FN void op_softmax_rows(uint16_t *p, const float *x, size_t rows, size_t ld, con
             for (; i + TOGETHER * W <= seen[r]; i += TOGETHER * W) {
                 vec e[TOGETHER];
                 weights(e, x + r * ld + i, top, scale, TOGETHER);
-                for (size_t k = 0; k < TOGETHER; k++) v_store_bf16(p + r * ld + i + k * W, e[k]);
+                store_bf16_all(p + r * ld + i, e, TOGETHER * W, TOGETHER);
                 sum = v_add(sum, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
             }
             for (; i < seen[r]; i += W) {
@@ -537,8 +550,9 @@ ALL softmax_backward_piece(uint16_t *p, uint16_t *ds, const float *x, const floa
     vec e[TOGETHER];
     EACH e[i] = v_mul(v_sub(load_or(AT(x), LEFT, -INFINITY), m), base2);
     exp2_all(e, count);
-    EACH v_store_bf16(AT(p), e[i]);
-    EACH v_store_bf16(AT(ds), v_mul(v_mul(e[i], v_sub(load(AT(dp), LEFT), mean)), s));
+    store_bf16_all(p, e, (size_t)count * W, count);
+    EACH e[i] = v_mul(v_mul(e[i], v_sub(load(AT(dp), LEFT), mean)), s);
+    store_bf16_all(ds, e, (size_t)count * W, count);
 }
 
 FN void op_softmax_backward_bf16(uint16_t *p, uint16_t *ds, const float *x, const float *dp, size_t n, size_t width,
@@ -644,6 +658,7 @@ const struct simd SIMD_TABLE = {
     .mul_scaled_bf16 = op_mul_scaled_bf16,
     .rotate_bf16 = op_rotate_bf16,
     .pair = op_pair,
+    .pair_f32 = op_pair_f32,
     .pair_rows = op_pair_rows,
     .finish_f32 = op_finish_f32,
     .finish_bf16 = op_finish_bf16,

@@ -117,6 +117,20 @@ static inline SIMD_TARGET void store_bf16(uint16_t *p, vec v, size_t left) {
     memcpy(p, last, left * sizeof *p);
 }
 
+/* Vector i of a piece: where it is, and how many elements are left */
+#define FROM  ((size_t)i * W)
+#define AT(p) ((p) + FROM)
+#define LEFT  (left - FROM)
+
+ALL store_all(float *p, const vec *x, size_t left, int count) {
+    EACH store(AT(p), x[i], LEFT);
+}
+/* `count` vectors; one, or an even number of whole ones. */
+ALL store_bf16_all(uint16_t *p, const vec *x, size_t left, int count) {
+    if (count == 1) store_bf16(p, x[0], left);
+    _Pragma("GCC unroll 4") for (int i = 0; i + 1 < count; i += 2) v_store_bf16_two(AT(p), x[i], x[i + 1]);
+}
+
 /* `piece` for all i < n: a constant `count` of vectors at a time, with `left` elements from i on. */
 #define STEPS(n, piece)                                                                                                \
     do {                                                                                                               \
@@ -131,7 +145,3 @@ static inline SIMD_TARGET void store_bf16(uint16_t *p, vec v, size_t left) {
             piece;                                                                                                     \
         }                                                                                                              \
     } while (0)
-/* Vector i of a piece: where it is, and how many elements are left */
-#define FROM  ((size_t)i * W)
-#define AT(p) ((p) + FROM)
-#define LEFT  (left - FROM)

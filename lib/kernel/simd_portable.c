@@ -173,10 +173,21 @@ static inline void v_store_bf16(uint16_t *p, vec v) {
     for (int i = 0; i < W; i++) p[i] = f32_to_bf16(v[i]);
 }
 
+static inline void v_store_bf16_two(uint16_t *p, vec a, vec b) {
+    v_store_bf16(p, a);
+    v_store_bf16(p + W, b);
+}
+
 static inline vec v_pair(const uint16_t *p, const uint16_t *q) {
     ivec bits;
     for (int i = 0; i < W; i++) bits[i] = (int32_t)(p[i] | (uint32_t)q[i] << 16);
     return (vec)bits;
+}
+static inline vec v_pair_f32(vec a, vec b) {
+    uint16_t p[W], q[W];
+    v_store_bf16(p, a);
+    v_store_bf16(q, b);
+    return v_pair(p, q);
 }
 
 #include "lib/kernel/gemm_body.h"
