@@ -37,12 +37,11 @@ static bool must_fail(void) {
 
 /*
  * Huge pages: faulting in a weight's 4 KiB pages takes longer than reading it from a file, and in a virtual machine each lookup of a
- * page is slow. A matrix of a small model is smaller than one huge page, so the whole heap must consist of them. It grows by several
- * at a time and is asked for them before it is touched. Blocks of up to 32 MiB are in the heap, as they are with glibc's own limit once
- * some have been freed.
+ * page is slow. A matrix of a small model is smaller than one huge page, so the heap of the main thread's allocations (brk) is asked
+ * for as a whole, after it has grown. lib/cli makes it grow by several huge pages at a time, of which all but the first are untouched
+ * then.
  */
 #define HUGE_PAGE ((uintptr_t)2 << 20)
-#define IN_HEAP   (32 << 20)
 
 static void ask(uintptr_t begin, uintptr_t end) {
     begin = (begin + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
@@ -54,11 +53,8 @@ static void ask(uintptr_t begin, uintptr_t end) {
 static uintptr_t heap;               /* where it begins */
 static atomic_uintptr_t asked_until; /* its end when huge pages were last asked for */
 
-__attribute__((constructor)) static void prepare_heap(void) {
+__attribute__((constructor)) static void find_heap(void) {
     heap = (uintptr_t)sbrk(0);
-    mallopt(M_MMAP_THRESHOLD, IN_HEAP);
-    mallopt(M_TRIM_THRESHOLD, 2 * IN_HEAP);
-    mallopt(M_TOP_PAD, IN_HEAP / 2);
 }
 
 static void ask_for_huge_pages(void *p, size_t size) {
@@ -92,6 +88,8 @@ void *mem_alloc(size_t size, struct err *e) {
 void mem_trim(void) {
 #ifdef __GLIBC__
     malloc_trim(0);
+    atomic_store_explicit(&asked_until, 0,
+                          memory_order_relaxed); /* the heap may shrink and grow again to the same end */
 #endif
 }
 

@@ -107,7 +107,7 @@ struct amx_line {
 /* An operand or result this many rows ahead is fetched; beyond the part are the rows of the next one. */
 #define AMX_AHEAD 8
 
-/* Inline, because it changes the variable of its caller. The prefetches are for reading; c is the memory of residual or gate, mostly. */
+/* A macro, because it changes the variable of its caller. Gate and residual are fetched for writing, because mostly they are c itself. */
 #define AMX_NEXT_LINE(finish, l)                                                                                       \
     if ((l).left) {                                                                                                    \
         finish;                                                                                                        \

@@ -80,11 +80,12 @@ static const uint16_t *rows_of_a(const struct tile *t, size_t row, size_t rows, 
     return t->a_scratch;
 }
 
-/* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. What is to be finished meanwhile is spread
- * over k. */
+/* The sums of `rows` rows from `row` on over the strip's k, for n_panels panels of the tile. Meanwhile an earlier part is finished, spread
+ * over k, if the block has all of its panels and enough rows. */
 static void multiply_rows(struct tile *t, size_t row, size_t rows, size_t panel, size_t n_panels, bool accumulate,
                           float *sums, size_t ld) {
-    struct earlier *w = t->earlier.part.rows ? &t->earlier : NULL;
+    bool finishes = t->earlier.part.cols <= n_panels * PANEL && rows > FINISHING_ROWS;
+    struct earlier *w = t->earlier.part.rows && finishes ? &t->earlier : NULL;
     for (size_t k = 0; k < t->count; k += t->k_block) {
         size_t count = smaller(t->k_block, t->count - k);
         struct block_bf16 block = {.path = t->p->v,
@@ -101,7 +102,7 @@ static void multiply_rows(struct tile *t, size_t row, size_t rows, size_t panel,
         if (w) w->row = k * w->part.rows / t->count, w->end = (k + count) * w->part.rows / t->count;
         t->micro->multiply(&block);
     }
-    t->earlier.part.rows = 0;
+    if (w) w->part.rows = 0;
 }
 
 /* Always inlined: GCC assumes that a function that only prefetches has no effect, and drops calls of it. */
@@ -141,23 +142,24 @@ static void run_group(struct tile *t, size_t row, size_t rows, size_t panel, siz
     bool later = t->micro->finishes && is_last && cols == n_panels * PANEL;
     x.ld = one ? GROUP_STRIDE(t->micro->group) : p->tile_n;
     x.sums = t->sums + (one ? t->second * MAX_BLOCK_FINISHING * x.ld : row * p->tile_n + col);
-    if (t->earlier.part.cols > cols || rows <= FINISHING_ROWS) finish_earlier(t);
     if (is_first && p->c.how.accumulate) result_begin(&p->c, &x);
     if (is_last) fetch_part(p, &x, later ? smaller(FETCHED, rows) : rows);
     multiply_rows(t, x.row, rows, panel, n_panels, accumulate, x.sums, x.ld);
     if (later) {
+        finish_earlier(t); /* if the block could not */
         t->earlier = (struct earlier){.of = &p->c, .part = x};
         t->second = !t->second;
     } else if (is_last)
         result_finish(&p->c, &x);
 }
 
+/* A last panel that is not whole is a group of its own. */
 static void run_strip(struct tile *t) {
-    size_t panels = (t->cols + PANEL - 1) / PANEL, blocks = row_blocks(t->micro, t->rows);
+    size_t whole = t->cols / PANEL, blocks = row_blocks(t->micro, t->rows), group = t->micro->group;
     for (size_t i = 0; i < blocks; i++) {
         size_t row = row_block(t->micro, t->rows, blocks, i), rows = row_block(t->micro, t->rows, blocks, i + 1) - row;
-        for (size_t j = 0; j < panels; j += t->micro->group)
-            run_group(t, row, rows, j, smaller(t->micro->group, panels - j));
+        for (size_t j = 0; j < whole; j += group) run_group(t, row, rows, j, smaller(group, whole - j));
+        if (whole * PANEL < t->cols) run_group(t, row, rows, whole, 1);
     }
 }
 

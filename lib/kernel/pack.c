@@ -180,7 +180,7 @@ static void pack_nn_task(void *ctx, size_t i, int thread) {
         for (size_t j = 0; j < cols; j += PANEL, to += PANEL * padded) {
             size_t width = smaller(PANEL, cols - j);
             if (x) p->v->pair((uint32_t *)(void *)to, x + j, z + j, width);
-            memset(to + 2 * width, 0, (PANEL - width) * 2 * sizeof *to);
+            if (width < PANEL) memset(to + 2 * width, 0, (PANEL - width) * 2 * sizeof *to);
         }
     }
 }

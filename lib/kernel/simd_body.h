@@ -386,7 +386,7 @@ ALL loss_gradient_piece(float *dx, const float *x, const float *logt, vec m, vec
 }
 static inline SIMD_TARGET void loss_gradient(float *dx, const float *x, const float *logt, size_t n, float m, float s,
                                              float a, float b, float c, bool two, bool dense) {
-    STEPS(n, loss_gradient_piece(dx + i, x + i, logt + (dense ? i : 0), v_set(m), v_set(s), v_set(a), v_set(b),
+    STEPS(n, loss_gradient_piece(dx + i, x + i, dense ? logt + i : NULL, v_set(m), v_set(s), v_set(a), v_set(b),
                                  v_set(c), two, dense, left, count));
 }
 

@@ -4,7 +4,7 @@
  */
 #include "lib/kernel/simd_act.h"
 
-/* Sums plus bias and residual; which of these are NULL is constant in a call, so loops have no branches. */
+/* Sums plus bias and residual, which may be NULL */
 static inline SIMD_TARGET vec finished(const float *x, const float *bias, const float *residual, size_t i,
                                        size_t left) {
     vec v = load(x + i, left);

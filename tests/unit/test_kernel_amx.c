@@ -285,33 +285,45 @@ static float *random_f32(struct rng *r, size_t n) {
 }
 
 /*
- * A block of `rows` rows and n panels, during which lines [from, to) of a part of as many rows and `panels` panels are finished. The
- * result has to be that of result_finish, lines before and after it as before, and the block's own sums those without.
+ * A block of `rows` rows and n panels in two calls, during which lines [from, to) of a part of as many rows and `panels` panels are
+ * finished. The result has to be that of result_finish, lines before and after it as before, and the block's own sums those without.
+ * in_place: residual or gate are the result itself, so that a line must not be finished twice.
  */
-static void check_finishing(const struct micro_bf16 *micro, struct rng *r, const struct result *how, size_t rows,
-                            size_t n, size_t panels, size_t from, size_t to, size_t k) {
-    size_t size = (PART_ROW + AMX_BLOCK) * RESULT_COLS, ld = panels * PANEL + 16;
-    float *sums = random_f32(r, AMX_BLOCK * ld), *data = random_f32(r, size), *want = random_f32(r, size);
+static void check_finishing(const struct micro_bf16 *micro, struct rng *r, const struct result *how, bool in_place,
+                            size_t rows, size_t n, size_t panels, size_t from, size_t to, size_t k) {
+    size_t size = (PART_ROW + AMX_BLOCK) * RESULT_COLS, ld = panels * PANEL + 16, middle = (from + to) / 2;
+    float *sums = random_f32(r, AMX_BLOCK * ld), *data = random_f32(r, size), *want = take(size, sizeof *want);
     uint16_t *a = take(rows * k, sizeof *a), *b = take(n * PANEL * k, sizeof *b);
     float *c = take(rows * n * PANEL, sizeof *c), *alone = take(rows * n * PANEL, sizeof *alone);
     struct result result = *how, expected = *how;
     struct part part = {PART_ROW, to, PART_COL, panels * PANEL, sums, ld};
-    struct earlier w = {.of = &result, .part = part, .row = from, .end = to};
+    struct earlier w = {.of = &result, .part = part, .row = from, .end = middle};
     struct block_bf16 t = {rows, k, n, a, k, b, PANEL * k, false, alone, n * PANEL};
     for (size_t i = 0; i < rows * k; i++) a[i] = f32_to_bf16((float)rng_normal(r));
     for (size_t i = 0; i < n * PANEL * k; i++) b[i] = f32_to_bf16((float)rng_normal(r));
+    if (how->type == DT_BF16)
+        for (size_t i = 0; i < size; i++) ((uint16_t *)(void *)data)[i] = f32_to_bf16(5 * (float)rng_normal(r));
     memcpy(want, data, size * sizeof *data);
     result.data = data;
     expected.data = want;
+    if (in_place && how->how.residual) result.how.residual = data, expected.how.residual = want;
+    if (in_place && how->how.gate)
+        result.how.gate = (uint16_t *)(void *)data, expected.how.gate = (uint16_t *)(void *)want;
     part.row += from;
     part.rows = to - from;
     part.sums += from * ld;
     result_finish(&expected, &part);
     micro->begin();
-    micro->multiply(&t);
-    t.c = c;
-    t.earlier = &w;
-    micro->multiply(&t);
+    for (int with = 0; with < 2; with++) {
+        t.c = with ? c : alone;
+        t.earlier = with ? &w : NULL;
+        t.accumulate = false;
+        micro->multiply(&t);
+        w.row = with ? middle : w.row;
+        w.end = with ? to : w.end;
+        t.accumulate = true;
+        micro->multiply(&t);
+    }
     micro->end();
     assert_memory_equal(data, want, size * sizeof *data);
     assert_memory_equal(c, alone, rows * n * PANEL * sizeof *c);
@@ -330,16 +342,16 @@ static void check_every_kind(const struct micro_bf16 *micro) {
     for (size_t i = 0; i < COUNT_OF(f32); i++)
         for (int type = 0; type < 2; type++) {
             struct result how = {f32[i], type ? DT_BF16 : DT_F32, NULL, RESULT_COLS};
-            check_finishing(micro, &r, &how, 32, 3, 3, 0, 32, 576);
-            check_finishing(micro, &r, &how, 17, 2, 1, 3, 20,
+            check_finishing(micro, &r, &how, f32[i].residual && !type, 32, 3, 3, 0, 32, 576);
+            check_finishing(micro, &r, &how, false, 17, 2, 1, 3, 20,
                             32); /* more lines than steps have room for, fewer panels */
         }
     for (int act = 0; act < KERNEL_ACTS; act++)
         for (int with = 0; with < 2; with++) {
             struct epilogue gated = {.bias = with ? bias : NULL, .gate = gate, .act = (enum kernel_act)act};
             struct result how = {gated, DT_BF16, NULL, RESULT_COLS};
-            check_finishing(micro, &r, &how, 32, 3, 2, 0, 32, 544);
-            check_finishing(micro, &r, &how, 20, 1, 1, 0, 1, 96);
+            check_finishing(micro, &r, &how, true, 32, 3, 2, 0, 32, 544);
+            check_finishing(micro, &r, &how, false, 20, 1, 1, 0, 1, 96);
         }
     free(residual);
     free(gate);

@@ -163,7 +163,8 @@ static void test_products(void **state) {
 /* SwiGLU in the epilogue must give the bits of SwiGLU after the product, also when it overwrites the gate. */
 static void test_gated_products(void **state) {
     (void)state;
-    static const size_t shapes[][3] = {{1, 1, 1}, {3, 65, 7}, {29, 200, 64}, {130, 33, 96}, {33, 40, 4200}, {2, 5, 0}};
+    static const size_t shapes[][3] = {{1, 1, 1},      {3, 65, 7}, {29, 200, 64},  {130, 33, 96},
+                                       {33, 40, 4200}, {2, 5, 0},  {130, 96, 800}, {100, 470, 1000}};
     struct rng r = rng_init(8, 1);
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
         size_t m = shapes[i][0], n = shapes[i][1], k = shapes[i][2];
@@ -184,6 +185,32 @@ static void test_gated_products(void **state) {
                 kernel_multiply(m, kernel_bf16(x), &panels, &how, kernel_bf16(got));
                 assert_memory_equal(got, want, m * n * sizeof *got);
                 assert_int_equal(got[m * n], 0x5a5a);
+            }
+        }
+        arena_reset(&memory);
+    }
+}
+
+/* A residual, also the result itself, is added to sums that are complete in f32. */
+static void test_residual_in_place(void **state) {
+    (void)state;
+    static const size_t shapes[][3] = {{1, 1, 1}, {29, 200, 64}, {130, 96, 800}, {100, 470, 1000}, {70, 64, 4200}};
+    struct rng r = rng_init(10, 1);
+    for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+        size_t m = shapes[i][0], n = shapes[i][1], k = shapes[i][2];
+        struct pair a = bf16_normals(&r, m * k), b = bf16_normals(&r, n * k), residual = normals(&r, m * n, 1);
+        uint16_t *x = rounded(a.f, m * k);
+        float *want = take(m * n, sizeof *want), *got = take(m * n, sizeof *got);
+        struct product p = {.m = m, .n = n, .k = k, .b = b.f, .source = NT_F32};
+        EACH_PATH(path) {
+            struct kernel_matrix panels = matrix_of(&p);
+            kernel_multiply(m, kernel_bf16(x), &panels, NULL, kernel_f32(want));
+            kernel_add(kernel_f32(want), kernel_f32(residual.f), m * n);
+            for (int in_place = 0; in_place < 2; in_place++) {
+                memcpy(got, residual.f, m * n * sizeof *got);
+                struct kernel_epilogue how = {.residual = kernel_f32(in_place ? got : residual.f)};
+                kernel_multiply(m, kernel_bf16(x), &panels, &how, kernel_f32(got));
+                assert_memory_equal(got, want, m * n * sizeof *got);
             }
         }
         arena_reset(&memory);
@@ -318,6 +345,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_conversions, release_memory),
         cmocka_unit_test_teardown(test_products, release_memory),
         cmocka_unit_test_teardown(test_gated_products, release_memory),
+        cmocka_unit_test_teardown(test_residual_in_place, release_memory),
         cmocka_unit_test_teardown(test_rounding_without_memory, release_memory),
         cmocka_unit_test(test_empty_products),
         cmocka_unit_test_teardown(test_rows_do_not_depend_on_each_other, release_memory),
