@@ -20,7 +20,8 @@ run_distill() {
 }
 entries_a_position() { # distinct draws, rounded
     local n=$((4 * CONTEXT * 7))
-    rill ls "$(knowledge $n)" | awk -v n=$n '/ teacher.ids( |$)/ { gsub(/[^0-9]/, "", $2); e += $2 } END { printf "%d", e / n + 0.5 }'
+    rill logit-dump --tsv --top 1000 --positions 0:$n "$(knowledge $n)" |
+        awk -F '\t' 'NR > 1 { e += split($NF, all, " ") } END { if (NR > 1) printf "%d", e / (NR - 1) + 0.5 }'
 }
 distill_ours() { # STEPS OPTIONS
     local first all
