@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "lib/base/base_internal.h"
 
@@ -18,7 +17,8 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-#define ALIGN 64 /* a cache line, and the width of the widest vector register */
+#define ALIGN     64 /* a cache line, and the width of the widest vector register */
+#define HUGE_PAGE ((size_t)2 << 20)
 
 /* ---- the allocator ---- */
 
@@ -35,40 +35,14 @@ static bool must_fail(void) {
     return false;
 }
 
-/*
- * Huge pages: faulting in a weight's 4 KiB pages takes longer than reading it from a file, and in a virtual machine each lookup of a
- * page is slow. A matrix of a small model is smaller than one huge page, so the heap of the main thread's allocations (brk) is asked
- * for as a whole, after it has grown. lib/cli makes it grow by several huge pages at a time, of which all but the first are untouched
- * then.
- */
-#define HUGE_PAGE ((uintptr_t)2 << 20)
-
-static void ask(uintptr_t begin, uintptr_t end) {
-    begin = (begin + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
-    end &= ~(HUGE_PAGE - 1);
+/* Faulting in a weight's 4 KiB pages takes longer than reading it from a file, so ask for huge pages. Blocks of less
+ * than two huge pages would gain little and are soon reused. */
+static void ask_for_huge_pages(void *p, size_t size) {
+    if (size < 2 * HUGE_PAGE) return;
+    uintptr_t begin = ((uintptr_t)p + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    uintptr_t end = ((uintptr_t)p + size) & ~(HUGE_PAGE - 1);
     if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE); /* only advice: failure is harmless */
 }
-
-#ifdef __GLIBC__
-static uintptr_t heap;               /* where it begins */
-static atomic_uintptr_t asked_until; /* its end when huge pages were last asked for */
-
-__attribute__((constructor)) static void find_heap(void) {
-    heap = (uintptr_t)sbrk(0);
-}
-
-static void ask_for_huge_pages(void *p, size_t size) {
-    uintptr_t end = (uintptr_t)sbrk(0);
-    if ((uintptr_t)p < heap || (uintptr_t)p >= end)
-        ask((uintptr_t)p, (uintptr_t)p + size);
-    else if (atomic_exchange_explicit(&asked_until, end, memory_order_relaxed) != end)
-        ask(heap, end);
-}
-#else
-static void ask_for_huge_pages(void *p, size_t size) {
-    ask((uintptr_t)p, (uintptr_t)p + size);
-}
-#endif
 
 void *mem_alloc(size_t size, struct err *e) {
     void *p = NULL;
@@ -81,15 +55,13 @@ void *mem_alloc(size_t size, struct err *e) {
         return NULL;
     }
     budget_take(malloc_usable_size(p));
-    if (size >= HUGE_PAGE / 16) ask_for_huge_pages(p, size);
+    ask_for_huge_pages(p, size);
     return p;
 }
 
 void mem_trim(void) {
 #ifdef __GLIBC__
     malloc_trim(0);
-    atomic_store_explicit(&asked_until, 0,
-                          memory_order_relaxed); /* the heap may shrink and grow again to the same end */
 #endif
 }
 

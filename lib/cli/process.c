@@ -24,8 +24,6 @@ static void keep_freed_memory(void) {
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 32 << 20); /* larger arrays, such as weights, are returned */
     mallopt(M_TRIM_THRESHOLD, 256 << 20);
-    /* Room for huge pages (lib/base/mem.c), unless the address space is so small that it would run out. */
-    if (mem_address_space() > (uint64_t)1 << 30) mallopt(M_TOP_PAD, 16 << 20);
 #endif
 }
 
