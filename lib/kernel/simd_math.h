@@ -125,10 +125,8 @@ static inline SIMD_TARGET void store_bf16(uint16_t *p, vec v, size_t left) {
 ALL store_all(float *p, const vec *x, size_t left, int count) {
     EACH store(AT(p), x[i], LEFT);
 }
-/* `count` vectors; one, or an even number of whole ones. */
 ALL store_bf16_all(uint16_t *p, const vec *x, size_t left, int count) {
-    if (count == 1) store_bf16(p, x[0], left);
-    _Pragma("GCC unroll 4") for (int i = 0; i + 1 < count; i += 2) v_store_bf16_two(AT(p), x[i], x[i + 1]);
+    EACH store_bf16(AT(p), x[i], LEFT);
 }
 
 /* `piece` for all i < n: a constant `count` of vectors at a time, with `left` elements from i on. */
