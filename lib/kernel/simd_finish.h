@@ -17,9 +17,7 @@ ALL finish_f32(float *c, const float *sums, const float *bias, const float *resi
     EACH store(AT(c), finished(sums, bias, residual, FROM, LEFT), LEFT);
 }
 ALL finish_bf16(uint16_t *c, const float *sums, const float *bias, const float *residual, size_t left, int count) {
-    vec v[TOGETHER];
-    EACH v[i] = finished(sums, bias, residual, FROM, LEFT);
-    store_bf16_all(c, v, left, count);
+    EACH store_bf16(AT(c), finished(sums, bias, residual, FROM, LEFT), LEFT);
 }
 
 /* A gated unit; its second factor is rounded before the product. */
@@ -27,12 +25,10 @@ ALL finish_bf16(uint16_t *c, const float *sums, const float *bias, const float *
     ALL finish_##name(uint16_t *c, const float *sums, const float *bias, const uint16_t *gate, size_t left,            \
                       int count) {                                                                                     \
         uint16_t up[TOGETHER * W];                                                                                     \
-        vec g[TOGETHER], u[TOGETHER];                                                                                  \
-        EACH u[i] = finished(sums, bias, NULL, FROM, LEFT);                                                            \
-        store_bf16_all(up, u, (size_t)count *W, count);                                                                \
+        vec g[TOGETHER];                                                                                               \
+        EACH v_store_bf16(AT(up), finished(sums, bias, NULL, FROM, LEFT));                                             \
         EACH g[i] = load_bf16(AT(gate), LEFT);                                                                         \
         name##_all(g, count);                                                                                          \
-        EACH g[i] = v_mul(g[i], v_load_bf16(AT(up)));                                                                  \
-        store_bf16_all(c, g, left, count);                                                                             \
+        EACH store_bf16(AT(c), v_mul(g[i], v_load_bf16(AT(up))), LEFT);                                                \
     }
 ACTIVATIONS(FINISH_GATED)
