@@ -153,7 +153,7 @@ fx() { rill fixture -q "$@"; }
         # a background job of this shell ignores INT and QUIT: env gives them back
         env --default-signal=INT,QUIT rill-fixture -q --steps 1000 --delay 20 -o a.rill &
         local pid=$!
-        while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+        wait_until has_temporary a.rill
         kill -$sig $pid
         code=0
         wait $pid || code=$?
@@ -166,9 +166,9 @@ fx() { rill fixture -q "$@"; }
     for sig in INT TERM; do
         env --default-signal=INT rill-fixture --catch-signals --steps 1000 --delay 20 -o a.rill 2>err &
         local pid=$!
-        while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+        wait_until has_temporary a.rill
         kill -USR1 $pid
-        while ! grep -q 'SIGUSR1 has come' err; do sleep 0.02; done
+        wait_until grep -q 'SIGUSR1 has come' err
         kill -$sig $pid
         code=0
         wait $pid || code=$?
@@ -179,7 +179,7 @@ fx() { rill fixture -q "$@"; }
     # the second one does not wait
     env --default-signal=INT rill-fixture -q --catch-signals --steps 2 --delay 20000 -o a.rill &
     pid=$!
-    while ! compgen -G 'a.rill.tmp.*' >/dev/null; do sleep 0.02; done
+    wait_until has_temporary a.rill
     for _ in 1 2 3; do kill -INT $pid 2>/dev/null || true; sleep 0.1; done
     code=0
     wait $pid || code=$?

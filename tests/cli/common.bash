@@ -35,6 +35,8 @@
 #   enter_inputs              for setup: enter_temp with copies of the streams of $INPUTS
 #   kill_at LINES SIGNAL ARGUMENTS...   rill distill ARGUMENTS with --log log.tsv among them gets a signal when its log has some
 #                         lines; it may have got further then, or even to its end. Keeps $code
+#   wait_until CMD...     runs CMD again and again until it succeeds; fails if it does not within two minutes: a test that waits for ever
+#                         would say nothing, and stop all others
 #   need PROGRAM...           skips the test when one of them is not installed or not built
 
 bats_require_minimum_version 1.5.0
@@ -126,12 +128,21 @@ flip_byte() {
     # shellcheck disable=SC2059
     printf "\\x$(printf %02x $((old ^ 0x55)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
 }
+wait_until() {
+    local since=$SECONDS
+    until "$@"; do
+        [ $((SECONDS - since)) -lt 120 ] || fail "waited in vain for: $*" || return
+        sleep 0.01
+    done
+}
+has_temporary() { compgen -G "$1.tmp.*" >/dev/null; }
 kill_at() {
     local lines=$1 signal=$2
     shift 2
     # env, because a shell's background jobs ignore INT
     env --default-signal=INT "$RILL_BIN/rill-distill" "$@" >killed 2>err &
-    until [ -s log.tsv ] && [ "$(wc -l <log.tsv)" -ge "$lines" ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+    reached() { [ -s log.tsv ] && [ "$(wc -l <log.tsv)" -ge "$1" ] || ! kill -0 $! 2>/dev/null; }
+    wait_until reached "$lines"
     kill -"$signal" $! 2>/dev/null || true
     code=0
     wait $! || code=$?

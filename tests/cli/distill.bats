@@ -113,7 +113,7 @@ kill_long_at() { kill_at "$1" "$2" $LONG "${@:3}" corpus.kd.rill; }
         --checkpoint-every 1 --log log.tsv data >killed 2>err &
     {
         cut_file twice $(($(file_size corpus.kd.rill) + 100))
-        until [ -s run.rill ]; do sleep 0.01; done
+        wait_until test -s run.rill
         kill -TERM $!
     } >data
     code=0
@@ -125,7 +125,8 @@ kill_long_at() { kill_at "$1" "$2" $LONG "${@:3}" corpus.kd.rill; }
         --checkpoint-every 1 --resume run.rill --log log.tsv --report report.json data >resumed &
     {
         cut_file twice $(($(file_size corpus.kd.rill) + 100))
-        until ls -l /proc/$!/fd | grep -q 'log.tsv$'; do sleep 0.01; done
+        holds_log() { ls -l "/proc/$1/fd" | grep -q 'log.tsv$'; }
+        wait_until holds_log $!
         # shellcheck disable=SC2010
         if ls -l /proc/$!/fd | grep -Eq 'run.rill( \(deleted\))?$'; then touch held; fi
         tail -c +$(($(file_size corpus.kd.rill) + 101)) twice
@@ -204,7 +205,7 @@ steps_of() { tail -1 "$1" | cut -f1; }
     mv out.rill whole.rill
     "$RILL_BIN/rill-distill" -q -m student.rill --batch-tokens 32 --micro-tokens 16 --lr 0.01 --epochs 1000 --steps 400 \
         --checkpoint run.rill --checkpoint-every 5 corpus.kd.rill -o killed.rill &
-    until [ -s run.rill ]; do sleep 0.01; done
+    wait_until test -s run.rill
     kill -KILL $!
     wait $! || true
     d --resume run.rill -o out.rill

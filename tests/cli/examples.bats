@@ -198,7 +198,7 @@ EOF
     grid OUT="$T/cut" -j 2 >/dev/null 2>&1 &
     make_pid=$!
     set +m
-    for _ in $(seq 600); do compgen -G "$T/cut/*.ck" >/dev/null && break; sleep 0.05; done
+    wait_until compgen -G "$T/cut/*.ck" >/dev/null
     kill -INT -- "-$make_pid"
     wait "$make_pid" || true
     [ ! -e cut/table.txt ]

@@ -123,7 +123,7 @@ content() { rill ls "$1" | sed -n '$s/.* //p'; }
         for sig in TERM INT HUP QUIT USR1 ALRM PIPE XCPU; do
             env --default-signal=INT,QUIT rill-export -q --to $to large.rill -o out &
             local pid=$!
-            while ! compgen -G 'out*' >/dev/null; do :; done
+            wait_until compgen -G 'out*' >/dev/null
             kill -$sig $pid 2>/dev/null || true
             code=0
             wait $pid || code=$?

@@ -88,7 +88,7 @@ rebuild() {
 
 @test "a pipe that two steps read is kept in a file" {
     fx --seed 1 | tee >(fx --join --tag left | cat >l.rill) | fx --join --tag right | cat >r.rill
-    while [ ! -s l.rill ]; do sleep 0.05; done
+    wait_until test -s l.rill
     sleep 0.1
     fx --join l.rill r.rill >c.rill
     rebuild c.rill
