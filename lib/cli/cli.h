@@ -184,7 +184,7 @@ int cli_commit(struct cli *c, struct cli_out_file *f, struct err *e) MUST_CHECK;
 
 /* Makes the first SIGINT or SIGTERM a request that run() polls: it finishes what it must and returns. If it returns an
  * error, the program prints its message and dies of the signal. A second signal kills it. A signal that was ignored on
- * start stays ignored. */
+ * start stays ignored, one that was blocked is unblocked. */
 void cli_catch_stop(void);
 int cli_stop_requested(void); /* the signal, or 0 */
 /* Records SIGUSR1 instead of dying of it. */

@@ -56,7 +56,11 @@ static bool is_harmless(int sig) {
     }
 }
 
+/* A signal that the parent deliberately ignores stays ignored, but one that it happened to block is unblocked. */
 void cli_signals_install(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
     for (int sig = 1; sig <= SIGRTMAX; sig++)
         if (!is_harmless(sig) && (sig <= SIGSYS || sig >= SIGRTMIN)) catch_signal(sig, die_of, SIG_DFL);
 }
@@ -83,7 +87,7 @@ void cli_catch_usr1(void) {
 }
 
 bool cli_take_usr1(void) {
-    bool wish = usr1_requested;
+    if (!usr1_requested) return false; /* so that none is lost between a look and the reset */
     usr1_requested = 0;
-    return wish;
+    return true;
 }

@@ -187,6 +187,21 @@ fx() { rill fixture -q "$@"; }
     assert_no_file a.rill
 }
 
+@test "a signal that the parent has blocked is heeded, one that it ignores is not" {
+    env --block-signal=TERM rill-fixture -q --steps 1000 --delay 20 -o a.rill &
+    wait_until has_temporary a.rill
+    kill -TERM $!
+    code=0
+    wait $! || code=$?
+    assert_equal "$code" 143
+    assert_no_file a.rill
+    env --ignore-signal=TERM rill-fixture -q --steps 20 --delay 20 -o a.rill &
+    wait_until has_temporary a.rill
+    kill -TERM $!
+    wait $!
+    rill check -q a.rill
+}
+
 @test "a program that fails tells the next one why" {
     check_exit 3 bash -c 'rill fixture -q --fail io | rill fixture -q --join >b.rill'
     assert_stderr "rill fixture: standard input: *it was to fail*"
