@@ -125,6 +125,7 @@ kill_long_at() { kill_at "$1" "$2" $LONG "${@:3}" corpus.kd.rill; }
         --checkpoint-every 1 --resume run.rill --log log.tsv --report report.json data >resumed &
     {
         cut_file twice $(($(file_size corpus.kd.rill) + 100))
+        # shellcheck disable=SC2010
         holds_log() { ls -l "/proc/$1/fd" | grep -q 'log.tsv$'; }
         wait_until holds_log $!
         # shellcheck disable=SC2010
